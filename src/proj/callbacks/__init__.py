@@ -1,0 +1,1 @@
+"""Callbacks: when to save, stop, write and watch. What they write belongs to the run's folder."""

@@ -1,0 +1,105 @@
+"""When to keep the weights, and when to stop."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import callbacks as lightning
+from torch import Tensor
+
+from proj.models.weights import load_fitting
+
+
+class Checkpoint(lightning.ModelCheckpoint):
+    """``best.ckpt`` by a metric, ``last.ckpt`` at the end of each epoch.
+
+    Each holds the experiment's config and the data's schema as plain values, so that it can be used with nothing else.
+
+    Args:
+        monitor: metric to choose the best epoch by; null means the model's own (``val/f1``, ``val/rmse``).
+        mode: which way is better; null means the metric's own way.
+        dirpath: folder of the two files.
+        config: the experiment, for the checkpoints to carry.
+    """
+
+    def __init__(
+        self,
+        monitor: str | None = None,
+        mode: Literal["min", "max"] | None = None,
+        dirpath: Path | None = None,
+        config: dict[str, Any] | None = None,
+    ) -> None:
+        self.config = config or {}
+        self.best_metrics: dict[str, float] = {}  # all metrics, as they were when best.ckpt was written
+        super().__init__(
+            dirpath=dirpath,
+            filename="best",
+            monitor=monitor,
+            mode=mode or "min",
+            save_top_k=1,
+            enable_version_counter=False,
+            save_on_train_epoch_end=_after_training_epoch(monitor),
+        )
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        before = self.best_model_score
+        super().on_validation_end(trainer, pl_module)
+        self._keep_metrics(trainer, before)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        before = self.best_model_score
+        super().on_train_epoch_end(trainer, pl_module)
+        self._keep_metrics(trainer, before)
+        trainer.save_checkpoint(Path(str(self.dirpath)) / "last.ckpt")
+
+    def _keep_metrics(self, trainer: Trainer, before: Tensor | None) -> None:
+        if self.best_model_score is not before or self.monitor is None:
+            self.best_metrics = {name: value.item() for name, value in trainer.callback_metrics.items()}
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        schema = getattr(pl_module, "schema", None) or getattr(trainer.datamodule, "schema", None)
+        checkpoint["config"] = self.config
+        checkpoint["schema"] = schema.to_dict() if hasattr(schema, "to_dict") else None
+
+
+class EarlyStopping(lightning.EarlyStopping):
+    """Stop when a metric has not improved for a number of validations.
+
+    Args:
+        monitor: the metric; null means the one the best checkpoint is chosen by.
+        mode: which way is better; null means the metric's own way.
+        patience: validations without improvement to wait for; null switches early stopping off.
+        min_delta: the least change that counts as an improvement, in the metric's unit.
+    """
+
+    def __init__(
+        self,
+        monitor: str | None = None,
+        mode: Literal["min", "max"] | None = None,
+        patience: int | None = None,
+        min_delta: float = 0.0,
+    ) -> None:
+        super().__init__(
+            monitor=monitor or "",
+            mode=mode or "min",
+            patience=patience or 0,
+            min_delta=min_delta,
+            check_on_train_epoch_end=_after_training_epoch(monitor),
+        )
+
+
+class InitFrom(lightning.Callback):
+    """Start from the weights of a checkpoint, as far as they fit; what fits is told in ``report``."""
+
+    def __init__(self, state: dict[str, Any], source: str) -> None:
+        self.state, self.source, self.report = state, source, ""
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.report = load_fitting(pl_module, self.state, self.source)
+
+
+def _after_training_epoch(monitor: str | None) -> bool | None:
+    """Look at a validation metric right after validation; at a training metric after the epoch; else as Lightning does."""
+    if monitor is None:
+        return None
+    return True if monitor.startswith("train") else False if monitor.startswith("val") else None

@@ -1,0 +1,81 @@
+"""Outputs of the test and predict steps, gathered into one file."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+import torch.distributed
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from proj.errors import UserError
+from proj.models.base import Model
+from proj.predictions import frame, writer
+from proj.run import write
+
+
+class PredictionWriter(Callback):
+    """Write what the steps return for each row into ``path`` (``.parquet`` or ``.csv``), in row order.
+
+    Our models return ``row``, ``output`` and, in test, ``target``. A user's own model may return a tensor [rows] or
+    [rows, columns], or a dict of such tensors; from a test step that returns anything else nothing is written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.chunks: list[dict[str, np.ndarray[Any, Any]]] = []
+        self.written = False
+        writer(path)  # a wrong ending should be known before the work
+
+    def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:
+        if isinstance(outputs, dict) and all(isinstance(v, Tensor) and v.ndim for v in outputs.values()):
+            self._keep(outputs)
+
+    def on_predict_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:
+        outputs = {"prediction": outputs} if isinstance(outputs, Tensor) else outputs
+        if not isinstance(outputs, dict) or not all(isinstance(v, Tensor) and v.ndim for v in outputs.values()):
+            raise UserError(f"predict_step of {type(pl_module).__name__}: expected a tensor with a row for each input, or "
+                            f"a dict of such tensors, got {type(outputs).__name__}.")  # fmt: skip
+        self._keep(outputs)
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._write(pl_module)
+
+    on_predict_epoch_end = on_test_epoch_end
+
+    def _keep(self, outputs: dict[str, Tensor]) -> None:
+        self.chunks.append({name: value.detach().cpu().numpy() for name, value in outputs.items()})
+
+    def _write(self, pl_module: LightningModule) -> None:
+        if not (chunks := _gathered(self.chunks)):
+            return
+        columns = {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
+        if isinstance(pl_module, Model):
+            assert pl_module.schema is not None
+            assert len(np.unique(columns["row"])) == len(columns["row"]), "a row was predicted twice"
+            table = frame(pl_module.schema, **columns)
+        else:
+            table = _plain(columns)
+        write(self.path, lambda file: writer(self.path)(table, file))
+        self.written = True
+
+
+def _gathered(chunks: list[Any]) -> list[Any]:
+    """Every process' chunks, on process 0; nothing on the others."""
+    if not torch.distributed.is_initialized():
+        return chunks
+    rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    gathered: list[Any] | None = [None] * world if rank == 0 else None
+    torch.distributed.gather_object(chunks, gathered)
+    return [chunk for part in gathered for chunk in part] if gathered is not None else []
+
+
+def _plain(columns: dict[str, np.ndarray[Any, Any]]) -> pl.DataFrame:
+    """A stranger's outputs: a column for each, numbered where one has several; ``row`` is the place in the order."""
+    table: dict[str, np.ndarray[Any, Any]] = {"row": np.arange(len(next(iter(columns.values()))))}
+    for name, values in columns.items():
+        wide = values.reshape(len(values), -1)
+        table |= {name if wide.shape[1] == 1 else f"{name}_{i}": wide[:, i] for i in range(wide.shape[1])}
+    return pl.DataFrame(table)

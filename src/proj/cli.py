@@ -1,0 +1,67 @@
+"""The command line: ``main(args)`` calls a verb and turns errors into messages and exit codes."""
+
+import os
+import sys
+from importlib import import_module
+
+from proj.errors import TrainingError, UserError, nearest
+
+# verb: module and function that do it (imported when called), and what it does
+VERBS = {
+    "fit": ("verbs:fit", "train into a new run folder"),
+    "validate": ("verbs:validate", "compute a run's metrics on the validation part"),
+    "test": ("verbs:test", "compute a run's metrics on the test part, and keep the predictions"),
+    "predict": ("verbs:predict", "write a run's predictions for new rows"),
+    "check": ("verbs:check", "find what can be known before the first epoch"),
+}
+
+
+def main(args: list[str] | None = None) -> int:
+    """Run one command line and return its exit code.
+
+    0 done, 2 the input is wrong, 3 training failed, 130 and 143 stopped by SIGINT and SIGTERM. ``sys.argv`` is set
+    meanwhile: under DDP, Lightning starts the other processes with it.
+    """
+    args = sys.argv[1:] if args is None else args
+    debug = "--debug" in args
+    outer, sys.argv = sys.argv, [sys.argv[0], *args]
+    try:
+        return _main([arg for arg in args if arg != "--debug"])
+    except (UserError, TrainingError) as error:
+        if debug:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 2 if isinstance(error, UserError) else 3
+    except KeyboardInterrupt:
+        return 130
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
+    finally:
+        sys.argv = outer
+
+
+def _main(args: list[str]) -> int:
+    if not args or args[0] in ("-h", "--help"):
+        print(_help())
+        return 0
+    if args[0] == "--version":
+        from proj import __version__
+
+        print(f"{__package__} {__version__}")
+        return 0
+    verb, rest = args[0], args[1:]
+    if verb not in VERBS:
+        raise UserError(f"no verb {verb!r}; expected one of {', '.join(VERBS)}.{nearest(verb, VERBS)}")
+    if os.getcwd() not in sys.path:  # as `python -m` does, so that the console script finds a user's modules too
+        sys.path.insert(0, os.getcwd())
+    module, function = VERBS[verb][0].split(":")
+    getattr(import_module(f"{__package__}.{module}"), function)(rest)
+    return 0
+
+
+def _help() -> str:
+    verbs = "\n".join(f"  {verb:10}{text}" for verb, (_, text) in VERBS.items())
+    return (
+        f"usage: python -m {__package__} VERB [--config FILE] [--KEY VALUE]\n\n{verbs}\n\n"
+        f"`python -m {__package__} VERB --help` tells the options of a verb; --debug shows the traceback of an error."
+    )

@@ -1,0 +1,204 @@
+"""Arrays in memory: the sets that scikit-learn ships, and ``.npz`` files."""
+
+import hashlib
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from proj.data.base import SplitData
+from proj.data.splits import split
+from proj.data.targets import Targets
+from proj.errors import UserError, nearest
+from proj.schema import Batch, Schema, Task
+
+Array: TypeAlias = np.ndarray[Any, Any]
+
+BUNDLED = ("breast_cancer", "diabetes", "digits", "iris", "linnerud", "wine")
+
+
+class Source(NamedTuple):
+    arrays: dict[str, Array]  # x_train, y_train, and what else there is of x_val, y_val, x_test, y_test
+    input_names: tuple[str, ...] = ()
+    target_names: tuple[str, ...] = ()
+
+
+class Arrays(SplitData):
+    """Arrays of numbers and their targets.
+
+    Args:
+        path: one of scikit-learn's sets (breast_cancer, diabetes, digits, iris, linnerud, wine) or an ``.npz`` file with
+            ``x_train`` and ``y_train`` (or ``x`` and ``y``) and optional ``x_val``, ``y_val``, ``x_test``, ``y_test``.
+            uint8 arrays of 3 or 4 dimensions are images: [rows, height, width] or [rows, height, width, channels]
+            (channels may also come first). Other arrays: [rows, features] or [rows, channels, ...].
+        predict_path: an ``.npz`` file whose ``x`` is what ``predict`` works on; null means the test part.
+        task: what the targets are; null means: numbers with a decimal point are a regression, two columns and more of
+            0 and 1 are labels, everything else is classes.
+        batch_size: rows a batch and device; null means all rows of a part at once.
+        val_fraction: share of the rows to choose the best epoch on, where the file has no ``x_val``.
+        test_fraction: share of the rows kept for ``test``, where the file has no ``x_test``.
+        split_seed: seed of the split alone, so that runs with different seeds see the same test rows.
+        shuffle: draw a new order of the training rows each epoch.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        predict_path: str | None = None,
+        task: Task | None = None,
+        batch_size: int | None = 64,
+        val_fraction: float = 0.15,
+        test_fraction: float = 0.15,
+        split_seed: int = 0,
+        shuffle: bool = True,
+    ) -> None:
+        super().__init__(batch_size, shuffle)
+        self.path, self.predict_path, self.task = path, predict_path, task
+        self.val_fraction, self.test_fraction, self.split_seed = val_fraction, test_fraction, split_seed
+
+    @classmethod
+    def encode(cls, rows: Any, schema: Schema) -> Tensor:
+        """``rows`` [rows, ...] of numbers as ``x``: uint8 for images, float32 otherwise."""
+        x = to_inputs(np.asarray(rows), "rows")
+        if x.shape[1:] != schema.input_shape:
+            raise UserError(
+                f"expected rows of shape {schema.input_shape}, as in training, got {tuple(x.shape[1:])}; "
+                "rows of another shape need a model trained on them."
+            )
+        return torch.from_numpy(x)
+
+    def setup(self, stage: str) -> None:
+        if not self.parts:
+            self._read()
+        if stage == "predict" and "predict" not in self.parts:
+            self._read_predict()
+
+    def _read(self) -> None:
+        source = _bundled(self.path) if self.path in BUNDLED else _npz(self.path)
+        arrays = source.arrays
+        self.fingerprint = _hash(arrays)
+        x = {s: to_inputs(arrays[f"x_{s}"], f"{self.path}: x_{s}") for s in _stages(arrays)}
+        for s in x:
+            if len(arrays[f"y_{s}"]) != len(x[s]):
+                raise UserError(f"{self.path}: expected a target for each of the {len(x[s])} rows of x_{s}, "
+                                f"got {len(arrays[f'y_{s}'])} in y_{s}.")  # fmt: skip
+            if x[s].shape[1:] != x["train"].shape[1:]:
+                raise UserError(f"{self.path}: expected rows of one shape, got {x['train'].shape[1:]} in x_train "
+                                f"and {x[s].shape[1:]} in x_{s}.")  # fmt: skip
+        targets = Targets(arrays["y_train"], self.task, source.target_names, self.path)
+        parts = split(
+            np.arange(len(x["train"])),
+            0.0 if "val" in x else self.val_fraction,
+            0.0 if "test" in x else self.test_fraction,
+            self.split_seed,
+            targets.strata,
+        )
+        if self.schema is None:
+            self.schema = _fit(x["train"][parts["train"]], targets, parts["train"], source.input_names)
+        for s in ("train", "val", "test"):
+            own = s if s in x and s != "train" else "train"  # the array the rows are numbered in
+            rows = np.arange(len(x[own])) if own != "train" else parts[s]
+            y = targets.encode(arrays[f"y_{own}"][rows], self.schema, s, rows)
+            self.parts[s] = Batch(torch.from_numpy(x[own][rows]), torch.from_numpy(y), torch.from_numpy(rows))
+
+    def _read_predict(self) -> None:
+        assert self.schema is not None
+        if self.predict_path is None:
+            self.parts["predict"] = self.parts["test"]._replace(y=None)
+            return
+        arrays = _load(self.predict_path)
+        if "x" not in arrays:
+            raise UserError(f"{self.predict_path}: expected an array named x, got {', '.join(arrays) or 'none'}.")
+        x = self.encode(arrays["x"], self.schema)
+        self.parts["predict"] = Batch(x, None, torch.arange(len(x)))
+
+
+def to_inputs(x: Array, what: str) -> Array:
+    """Numbers as float32 [rows, ...]; uint8 pictures as uint8 [rows, channels, height, width]."""
+    if x.ndim < 2 or x.dtype.kind not in "biuf":
+        raise UserError(f"{what}: expected numbers with a first axis of rows and at least one more, "
+                        f"got {x.dtype} of shape {x.shape}.")  # fmt: skip
+    if x.dtype == np.uint8 and x.ndim in (3, 4):
+        if x.ndim == 3:
+            return np.ascontiguousarray(x[:, None])
+        if x.shape[3] in (1, 3, 4):
+            return np.ascontiguousarray(x.transpose(0, 3, 1, 2))
+        if x.shape[1] in (1, 3, 4):
+            return np.ascontiguousarray(x)
+        raise UserError(f"{what}: expected pictures with 1, 3 or 4 channels first or last, got shape {x.shape}.")
+    x = np.ascontiguousarray(x, dtype=np.float32)
+    if not (finite := np.isfinite(x).reshape(len(x), -1).all(1)).all():
+        row = int(np.argmin(finite))
+        raise UserError(f"{what}: expected finite numbers, got a missing or infinite one in row {row} "
+                        f"({int((~finite).sum())} rows in all); fill or drop them.")  # fmt: skip
+    return x
+
+
+def _fit(x: Array, targets: Targets, rows: Array, names: tuple[str, ...]) -> Schema:
+    axes = (0, *range(2, x.ndim))
+    scale = 255.0 if x.dtype == np.uint8 else 1.0
+    mean = x.mean(axis=axes, dtype=np.float64)
+    std = x.std(axis=axes, dtype=np.float64)
+    std[std == 0] = scale  # a constant column or channel: leave it as it is
+    return Schema(
+        input_shape=tuple(x.shape[1:]),
+        input_names=names if len(names) == x.shape[1] else tuple(str(i) for i in range(x.shape[1])),
+        input_mean=tuple((mean / scale).tolist()),
+        input_std=tuple((std / scale).tolist()),
+        rows=len(x),
+        **targets.fit(rows),
+    )
+
+
+def _stages(arrays: dict[str, Array]) -> list[str]:
+    return [s for s in ("train", "val", "test") if f"x_{s}" in arrays]
+
+
+def _hash(arrays: dict[str, Array]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        digest.update(f"{name} {arrays[name].dtype} {arrays[name].shape}".encode())
+        digest.update(np.ascontiguousarray(arrays[name]).view(np.uint8).data)
+    return digest.hexdigest()
+
+
+def _bundled(name: str) -> Source:
+    from sklearn import datasets
+
+    bunch = getattr(datasets, f"load_{name}")()
+    x, y = bunch.data, bunch.target
+    if name == "digits":
+        x = bunch.images.astype(np.uint8)
+    if name in ("diabetes", "linnerud"):
+        columns = tuple(bunch.target_names) if name == "linnerud" else ("progression",)
+        return Source({"x_train": x, "y_train": y.astype(np.float64)}, tuple(bunch.feature_names), columns)
+    names = () if name == "digits" else tuple(bunch.feature_names)
+    return Source({"x_train": x, "y_train": np.asarray(bunch.target_names)[y]}, names, ("class",))
+
+
+def _npz(path: str) -> Source:
+    arrays = _load(path)
+    found = {f"{a}_train" if a in ("x", "y") else a: v for a, v in arrays.items()}
+    known = [f"{axis}_{stage}" for stage in ("train", "val", "test") for axis in "xy"]
+    for required in ("x_train", "y_train", *(f"y_{s}" for s in _stages(found))):
+        if required not in found:
+            raise UserError(f"{path}: expected an array named {required}, got {', '.join(arrays) or 'none'}.")
+    if unknown := [name for name in found if name not in known]:
+        raise UserError(f"{path}: no use for an array named {unknown[0]}.{nearest(unknown[0], known)}")
+    return Source(found)
+
+
+def _load(path: str) -> dict[str, Array]:
+    if not path.endswith(".npz"):
+        raise UserError(f"data.path: expected an .npz file or a set that scikit-learn ships, got {path}."
+                        f"{nearest(path, BUNDLED)}")  # fmt: skip
+    if not Path(path).is_file():
+        siblings = [str(p) for p in Path(path).parent.glob("*.npz")] if Path(path).parent.is_dir() else []
+        raise UserError(f"data.path: no file {path}.{nearest(path, siblings)}")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except Exception as error:  # np.load raises many kinds for a damaged file; all of them mean the same to the user
+        raise UserError(f"{path}: cannot be read as .npz: {error}") from error

@@ -1,0 +1,73 @@
+"""What the data modules have in common: three parts of rows, a schema, and loaders over them."""
+
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningDataModule
+
+from proj.data.loader import ArrayLoader
+from proj.errors import UserError
+from proj.schema import Batch, Schema, Tensors
+
+
+class SplitData(LightningDataModule):
+    """A data module whose ``setup`` fills ``parts`` (train, val, test, predict) and, unless it was given one, ``schema``.
+
+    Args:
+        batch_size: rows a batch and device; null means all rows of a part at once.
+        shuffle: draw a new order of the training rows each epoch, from the seed and the epoch alone.
+    """
+
+    def __init__(self, batch_size: int | None, shuffle: bool) -> None:
+        super().__init__()
+        if batch_size is not None and batch_size < 1:
+            raise UserError(f"data.batch_size: expected a number of rows from 1 up, or null for all, got {batch_size}.")
+        self.batch_size, self.shuffle = batch_size, shuffle
+        self.seed = torch.initial_seed() % 2**32
+        self.parts: dict[str, Batch] = {}
+        self.schema: Schema | None = None  # set from a checkpoint before `setup`, nothing is fitted again
+        self.fingerprint = ""  # a hash of the source's content, for the run's manifest
+
+    @classmethod
+    def encode(cls, rows: Any, schema: Schema) -> Tensors:
+        """Raw rows as the net's input; raises UserError where they do not fit the schema."""
+        raise NotImplementedError(f"{cls.__name__} defines no `encode`")
+
+    def train_dataloader(self) -> ArrayLoader:
+        loader = self._loader("train", shuffle=self.shuffle, exact=False)
+        rows, world = len(self.parts["train"].row), loader.world
+        if loader.batch_size > rows // world:
+            share = f"{rows} training rows" + (f" on {world} processes" if world > 1 else "")
+            raise UserError(
+                f"data.batch_size: expected at most {rows // world} ({share}), got {loader.batch_size}; "
+                "lower it, or write null for all rows at once."
+            )
+        return loader
+
+    def val_dataloader(self) -> ArrayLoader | list[ArrayLoader]:
+        return self._loader("val") if self.rows("val") else []
+
+    def test_dataloader(self) -> ArrayLoader:
+        return self._loader("test")
+
+    def predict_dataloader(self) -> ArrayLoader:
+        return self._loader("predict")
+
+    def rows(self, stage: str) -> int:
+        return len(self.parts[stage].row)
+
+    def _loader(self, stage: str, shuffle: bool = False, exact: bool = True) -> ArrayLoader:
+        rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        if not self.rows(stage):
+            option = "data.predict_path" if stage == "predict" else f"data.{stage}_fraction"
+            raise UserError(f"the {stage} part has no rows; expected at least one, set {option}.")
+        return ArrayLoader(
+            self.parts[stage],
+            self.batch_size or -(-self.rows(stage) // world),
+            seed=self.seed,
+            shuffle=shuffle,
+            exact=exact,
+            rank=rank,
+            world=world,
+            pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
+        )

@@ -1,0 +1,86 @@
+"""Whole batches sliced out of tensors: no per-row Python, no collation, no worker processes."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from proj.schema import Batch, Tensors
+
+
+class ArrayLoader:
+    """Batches of ``part``, in an order that is a function of ``seed`` and the epoch alone.
+
+    With ``shuffle`` each epoch has its own permutation, drawn from a generator of the loader's own. In training, ``world``
+    processes get equally many rows, and at most ``world - 1`` rows are left out of an epoch, other ones each time. In
+    evaluation (``exact``) each row is seen by exactly one process, and all of them make equally many batches, of which
+    the last may be empty. ``state_dict`` holds the epoch and the batches handed out, so a resumed epoch goes on there.
+    """
+
+    def __init__(
+        self,
+        part: Batch,
+        batch_size: int,
+        *,
+        seed: int = 0,
+        shuffle: bool = False,
+        exact: bool = True,
+        rank: int = 0,
+        world: int = 1,
+        pin_memory: bool = False,
+    ) -> None:
+        self.part, self.batch_size, self.seed = part, batch_size, seed
+        self.shuffle, self.exact, self.rank, self.world, self.pin_memory = shuffle, exact, rank, world, pin_memory
+        self.sampler, self.batch_sampler = self, None  # Lightning calls `sampler.set_epoch` at the start of each epoch
+        self.epoch = self.position = 0
+        self._resume: tuple[int, int] | None = None
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        rows = len(self.part.row)
+        share = -(-rows // self.world) if self.exact else rows // self.world
+        return -(-share // self.batch_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        start, self._resume = self._resume, None
+        self.position = start[1] if start is not None and start[0] == self.epoch else 0
+        order = self._order()
+        for i in range(self.position, len(self)):
+            self.position = i + 1  # before the batch is used: a checkpoint taken during its step counts it as done
+            batch = take(self.part, order[i * self.batch_size : (i + 1) * self.batch_size])
+            yield pin(batch) if self.pin_memory else batch
+
+    def _order(self) -> Tensor:
+        """This process' row positions for this epoch, in order: [share]."""
+        rows = len(self.part.row)
+        if self.shuffle:
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+            order = torch.randperm(rows, generator=generator)
+        else:
+            order = torch.arange(rows)
+            if not self.exact and self.world > 1:
+                order = order.roll(-self.epoch)  # so that other rows are left out each time
+        return order[self.rank : None if self.exact else rows - rows % self.world : self.world]
+
+    def state_dict(self) -> dict[str, int]:
+        return {"epoch": self.epoch, "position": self.position}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self._resume = state["epoch"], state["position"]
+
+
+def take(part: Batch, positions: Tensor) -> Batch:
+    """The rows of ``part`` at ``positions``."""
+
+    def of(values: Tensors) -> Tensors:
+        return {k: v[positions] for k, v in values.items()} if isinstance(values, dict) else values[positions]
+
+    return Batch(of(part.x), None if part.y is None else part.y[positions], part.row[positions])
+
+
+def pin(batch: Batch) -> Batch:
+    """The batch in page-locked memory, from which copies to an accelerator need not wait."""
+    x = {k: v.pin_memory() for k, v in batch.x.items()} if isinstance(batch.x, dict) else batch.x.pin_memory()
+    return Batch(x, None if batch.y is None else batch.y.pin_memory(), batch.row.pin_memory())

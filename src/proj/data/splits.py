@@ -1,0 +1,43 @@
+"""Seeded, disjoint row numbers for train, val and test."""
+
+from typing import Any, TypeAlias
+
+import numpy as np
+from sklearn.model_selection import train_test_split
+
+from proj.errors import UserError
+
+Rows: TypeAlias = np.ndarray[Any, np.dtype[np.int64]]
+
+
+def split(
+    rows: Rows, val_fraction: float, test_fraction: float, seed: int, stratify: np.ndarray[Any, Any] | None
+) -> dict[str, Rows]:
+    """Deal ``rows`` into three disjoint parts; with ``stratify`` (a class for each row) each part gets its share of each.
+
+    The same arguments give the same parts. Row numbers come back in ascending order.
+    """
+    for name, fraction in (("val_fraction", val_fraction), ("test_fraction", test_fraction)):
+        if not 0 <= fraction < 1:
+            raise UserError(f"data.{name}: expected a number from 0 up to 1, got {fraction}.")
+    if val_fraction + test_fraction >= 1:
+        raise UserError(
+            f"data.val_fraction and data.test_fraction: expected a sum below 1, got {val_fraction} + {test_fraction}; "
+            "lower one of them, so that rows to train on are left."
+        )
+    rest, test = _cut(rows, test_fraction, seed, stratify, "test_fraction")
+    left = None if stratify is None else stratify[np.searchsorted(rows, rest)]
+    train, val = _cut(rest, val_fraction / (1 - test_fraction), seed, left, "val_fraction")
+    return {"train": train, "val": val, "test": test}
+
+
+def _cut(
+    rows: Rows, fraction: float, seed: int, stratify: np.ndarray[Any, Any] | None, name: str
+) -> tuple[Rows, Rows]:
+    if fraction == 0:
+        return rows, rows[:0]
+    try:
+        kept, cut = train_test_split(rows, test_size=fraction, random_state=seed, stratify=stratify)
+    except ValueError as error:  # a class too rare for every part, or no row left for one
+        raise UserError(f"data.{name}: cannot split {len(rows)} rows: {error}") from error
+    return np.sort(kept), np.sort(cut)

@@ -1,0 +1,215 @@
+"""An experiment on the command line: config files and flags, parsed by LightningCLI into a model, data and a Trainer."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import yaml
+from jsonargparse import ArgumentError
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import Callback, LearningRateMonitor
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+
+from proj import metrics
+from proj.callbacks.checkpoint import Checkpoint, EarlyStopping
+from proj.callbacks.watch import GradientNorm, RunLogger, Summary
+from proj.errors import UserError, nearest
+from proj.messages import explain
+from proj.names import resolve, resolve_flag
+
+# What a verb takes beside the experiment itself; a run's config.yaml has none of it but `init_from`.
+OPTIONS = {
+    "fit": {
+        "name": "Name of the run; null means the next version_N.",
+        "init_from": "Run, or checkpoint file, whose weights to start from, as far as they fit.",
+        "ckpt_path": "Checkpoint file to go on training from, in a new run.",
+    },
+    "check": {"init_from": "Run, or checkpoint file, whose weights are to fit."},
+    "validate": {},
+    "test": {},
+    "predict": {"output": "File for the predictions, .parquet or .csv; null means predict/ in the run's folder."},
+}
+for _verb in ("validate", "test", "predict"):
+    OPTIONS[_verb] |= {
+        "run": "Run to use, by name or folder; null means the newest finished one, or the newest like --config.",
+        "ckpt_path": "Checkpoint to use: best (if null), last, or a file.",
+    }
+
+
+class Arguments(NamedTuple):
+    """A command line, taken apart before anything is imported for it."""
+
+    files: list[str]
+    configs: list[dict[str, Any]]  # their content, in the same order, with full class paths
+    flags: list[str]
+    run: str | None
+
+    @property
+    def root(self) -> Path:
+        """The folder of the runs: ``lightning_logs`` in the Trainer's ``default_root_dir``."""
+        parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+        parser.add_argument("--trainer.default_root_dir", dest="root")
+        folder = parser.parse_known_args(self.flags)[0].root
+        for config in self.configs:
+            folder = folder or (config.get("trainer") or {}).get("default_root_dir")
+        return Path(folder or ".") / "lightning_logs"
+
+
+def read_arguments(args: list[str]) -> Arguments:
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("-c", "--config", action="append", default=[])
+    parser.add_argument("--run")
+    try:
+        known, flags = parser.parse_known_args(args)
+    except argparse.ArgumentError as error:
+        raise UserError(f"{error}.") from error
+    for i, flag in enumerate(flags):
+        name, equals, value = flag.partition("=")
+        if name.startswith("--") and equals:
+            flags[i] = f"{name}={resolve_flag(name, value)}"
+        elif name.startswith("--") and i + 1 < len(flags):
+            flags[i + 1] = resolve_flag(name, flags[i + 1])
+    return Arguments(known.config, [read_config(Path(file)) for file in known.config], flags, known.run)
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        folder = path.parent if path.parent.is_dir() else Path("configs")
+        raise UserError(f"--config: no file {path}.{nearest(str(path), map(str, folder.glob('*.yaml')))}")
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(config, dict):
+        raise UserError(f"{path}: expected the keys of an experiment (trainer, model, data, …), got {type(config).__name__}.")
+    resolved: dict[str, Any] = resolve(config)
+    return resolved
+
+
+class ExperimentCLI(LightningCLI):
+    """Parses an experiment for one verb. The Trainer is built later, when the run's folder is known.
+
+    Each verb has one parser with all flags, where LightningCLI would build four subparsers. Nothing read from a checkpoint
+    can then override a flag (Lightning issue 20801).
+
+    Attributes:
+        experiment: the resolved experiment as plain values, fit for ``config.yaml``.
+    """
+
+    def __init__(self, verb: str, configs: list[dict[str, Any]], flags: list[str], instantiate: bool = True) -> None:
+        self.verb, self.instantiate = verb, instantiate
+        # inline and ahead of the flags, so that flags win whatever their place on the command line
+        self.arguments = [a for config in configs for a in ("--config", json.dumps(config))] + flags
+        super().__init__(
+            save_config_callback=None,
+            trainer_defaults={"num_sanity_val_steps": 0},  # the preflight has done that
+            parser_kwargs={"prog": f"python -m {__package__} {verb}", "exit_on_error": False, "allow_abbrev": False},
+            run=False,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+        )
+
+    def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument("--seed_everything", type=int, default=0, help="Seed of every random generator.")
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_class_arguments(Checkpoint, "checkpoint", instantiate=False, skip={"dirpath", "config"})
+        parser.add_class_arguments(EarlyStopping, "early_stopping", instantiate=False)
+        for option, text in OPTIONS[self.verb].items():
+            parser.add_argument(f"--{option}", type=str | None, default=None, help=text)
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        try:
+            self.config = parser.parse_args(self.arguments)
+        except ArgumentError as error:
+            raise UserError(explain(str(error), parser)) from error
+        plain = yaml.safe_load(parser.dump(self.config, skip_none=False, skip_validation=True))
+        if plain.get("init_from") is not None:
+            gone = OPTIONS[self.verb].keys() - {"init_from"}
+        else:
+            gone = OPTIONS[self.verb].keys()
+        self.experiment: dict[str, Any] = {key: value for key, value in plain.items() if key not in gone}
+
+    def as_yaml(self) -> str:
+        return yaml.safe_dump(self.experiment, sort_keys=False, allow_unicode=True)
+
+    def instantiate_classes(self) -> None:
+        if not self.instantiate:
+            return
+        try:
+            self.config_init = self.parser.instantiate_classes(self.config)
+        except UserError:
+            raise
+        except (TypeError, ValueError, RuntimeError) as error:  # out of a user's constructor
+            raise UserError(f"the experiment's classes cannot be built from their arguments: {error}") from error
+        self.model, self.datamodule = self.config_init.model, self.config_init.get("data")
+        if self.verb == "fit" and torch.cuda.is_available() and self.config.trainer.accelerator != "cpu":
+            torch.set_float32_matmul_precision("high")  # TensorFloat-32 where there is some, for twice the speed
+
+    def option(self, name: str) -> str | None:
+        value: str | None = self.config.get(name)
+        return value
+
+    def build_trainer(self, folder: Path | None, callbacks: list[Callback]) -> Trainer:
+        """The Trainer of the experiment, with its files in ``folder`` (None: it keeps none)."""
+        given = dict(self.config_init.trainer)
+        own = given.pop("callbacks") or []
+        own = own if isinstance(own, list) else [own]
+        if folder is not None:
+            given["default_root_dir"] = folder
+            if given["logger"] in (None, True) and not given["barebones"]:
+                given["logger"] = RunLogger(folder.parent, name="", version=folder.name, default_hp_metric=False)
+        return Trainer(**given, callbacks=own + callbacks)
+
+    def fit_callbacks(self, folder: Path) -> list[Callback]:
+        """Our callbacks for ``fit``, as far as the Trainer's flags leave room for them."""
+        trainer = self.config_init.trainer
+        if trainer.fast_dev_run or trainer.barebones:
+            return []
+        callbacks: list[Callback] = [Summary(self.experiment), GradientNorm()]
+        if trainer.logger is not False:
+            callbacks.append(LearningRateMonitor())
+        stopping, saving = self.monitors()
+        if stopping is not None:
+            callbacks.append(EarlyStopping(**stopping))
+        if trainer.enable_checkpointing is not False:
+            callbacks.append(Checkpoint(**saving, dirpath=folder / "checkpoints", config=self.experiment))
+        return callbacks
+
+    def monitors(self) -> tuple[dict[str, Any] | None, dict[str, Any]]:
+        """Options of early stopping (None: it is off) and of the checkpoint, with monitor and mode settled."""
+        saving, stopping = self.config.checkpoint.as_dict(), self.config.early_stopping.as_dict()
+        saving["monitor"] = saving["monitor"] or getattr(self.model, "monitor", None)
+        stopping["monitor"] = stopping["monitor"] or saving["monitor"]
+        for key, options in (("checkpoint", saving), ("early_stopping", stopping)):
+            if options["monitor"] is not None:
+                options["mode"] = options["mode"] or self._mode(key, options["monitor"])
+        if stopping["patience"] is None:
+            return None, saving
+        if stopping["monitor"] is None:
+            raise UserError("early_stopping.monitor: expected a metric that the model logs, got none; name one, or set "
+                            "early_stopping.patience to null.")  # fmt: skip
+        return stopping, saving
+
+    def _mode(self, key: str, monitor: str) -> str:
+        if monitor == getattr(self.model, "monitor", None) and hasattr(self.model, "mode"):
+            return str(self.model.mode)
+        if (known := metrics.about(monitor)) is None:
+            raise UserError(f"{key}.mode: expected min or max for the metric {monitor}, got none.")
+        return known.mode
+
+
+def differences(old: dict[str, Any], new: dict[str, Any], key: str = "") -> list[str]:
+    """The leaves in which two configs differ, as ``key: old -> new``."""
+    lines = []
+    for name in old | new:
+        a, b, path = old.get(name), new.get(name), f"{key}.{name}".strip(".")
+        if isinstance(a, dict) and isinstance(b, dict):
+            lines += differences(a, b, path)
+        elif a != b:
+            lines.append(f"{path}: {a} -> {b}")
+    return lines
+
+

@@ -1,0 +1,1 @@
+"""Models: one ``LightningModule`` a task, on one base."""

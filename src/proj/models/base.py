@@ -1,0 +1,239 @@
+"""What all tasks share: the steps, the metrics, the optimizer, and the net's way from schema to checkpoint."""
+
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal, TypeAlias
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor, nn
+
+from proj import metrics
+from proj.errors import TrainingError, UserError
+from proj.models.parameters import freeze_matching, parameter_groups
+from proj.models.schedule import schedule
+from proj.schema import Batch, Schema, Task, Tensors
+
+STAGES = ("train", "val", "test")
+
+# A plain module is taken as it is; a class whose first argument is the schema is built from it. The order matters: the
+# command line tries a module first.
+Net: TypeAlias = nn.Module | Callable[[Schema], nn.Module]
+
+
+class Model(LightningModule):
+    """A net with a loss, metrics and an optimizer. A task's class says what a raw output means.
+
+    Args:
+        net: inputs to raw outputs, by class path. A net whose first argument is the schema is built from it.
+        optimizer: by class path, with its options.
+        scheduler: by class path, with its options; a ``total_steps`` left open is filled in.
+        scheduler_interval: whether the scheduler steps after each optimizer step or after each epoch.
+        freeze: name patterns (``layers.0.*``) of the net's parameters that are not trained.
+        learning_rates: learning rate by name pattern, for parameters that want their own.
+        compile: ``net`` runs the net through ``torch.compile``.
+    """
+
+    task: ClassVar[Task]
+    mode: Literal["min", "max"]
+
+    def __init__(
+        self,
+        net: Net,
+        optimizer: OptimizerCallable = torch.optim.Adam,
+        scheduler: LRSchedulerCallable | None = None,
+        scheduler_interval: Literal["step", "epoch"] = "epoch",
+        freeze: list[str] | None = None,
+        learning_rates: dict[str, float] | None = None,
+        compile: Literal["none", "net"] = "none",
+    ) -> None:
+        super().__init__()
+        self.net = net
+        self.optimizer, self.scheduler, self.scheduler_interval = optimizer, scheduler, scheduler_interval
+        self.frozen, self.learning_rates, self.compile_what = freeze or [], learning_rates or {}, compile
+        self.schema: Schema | None = None  # from the data module, or from a checkpoint before the Trainer runs
+        self.monitor = metrics.MONITOR[self.task]
+        self.mode = metrics.ABOUT[self.monitor.split("/")[1]].mode
+        self._seen = 0  # rows of this stage so far, to number the rows of a user's own (x, y) batches
+
+    # What a task's class says
+
+    def losses(self, outputs: Tensor, y: Tensor) -> tuple[Tensor, Tensor | float]:
+        """Mean loss of the rows of a batch, and its weight among other batches' means (the number of rows, mostly)."""
+        raise NotImplementedError
+
+    def predictions(self, outputs: Tensor) -> Tensor:
+        """Raw outputs as probabilities, or as numbers in the target's own units: what the metrics see."""
+        raise NotImplementedError
+
+    def prepare(self, schema: Schema) -> None:
+        """Take from the schema what the loss needs. Called once, before the net is trained or loaded."""
+
+    # From schema to net
+
+    def configure_model(self) -> None:
+        """Build the net from the schema, once; Lightning calls it when the data are set up."""
+        if hasattr(self, "meters"):
+            return
+        if self.schema is None:
+            self.schema = getattr(self.trainer.datamodule, "schema", None) or self._schema_of_a_batch()
+        if self.schema.task != self.task:
+            raise UserError(
+                f"model {type(self).__name__}: expected targets for the task {self.task}, got {self.schema.task} "
+                f"({describe(self.schema)}); use the model for {self.schema.task}, or set data.task."
+            )
+        if not isinstance(self.net, nn.Module):
+            self.net = _build(self.net, self.schema)
+        freeze_matching(self.net, self.frozen)
+        self.prepare(self.schema)
+        self.meters = nn.ModuleList(metrics.Meter(self.schema, stage) for stage in STAGES)
+        if self.compile_what == "net":
+            self.net.compile()  # in place, so that the checkpoint's keys stay as they are
+
+    def _schema_of_a_batch(self) -> Schema:
+        """For a user's data module without a schema: shapes from one batch, numbers of outputs from the net itself."""
+        if not isinstance(self.net, nn.Module):
+            raise UserError(
+                "the net is built from a schema, and the data module has none: give the data module an attribute "
+                "`schema`, or use a net with sizes of its own."
+            )
+        source = self.trainer.datamodule or self
+        with torch.random.fork_rng(), torch.no_grad():  # a DataLoader draws a seed when it starts
+            x, *_ = next(iter(source.train_dataloader()))
+            columns = self.net.eval()(x[:1]).shape[-1]
+            self.net.train()
+        return Schema.without_statistics(self.task, tuple(x.shape[1:]), columns)
+
+    # Steps
+
+    def forward(self, x: Tensors) -> Tensor:
+        """Inputs to raw outputs [rows, outputs]; uint8 images become numbers from 0 to 1."""
+        if isinstance(x, Tensor) and x.dtype == torch.uint8:
+            x = x.to(torch.get_default_dtype()) / 255
+        outputs: Tensor = self.net(x)
+        return outputs
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        loss, _ = self._step(batch, "train")
+        self.log("train/loss_step", loss, prog_bar=True, on_step=True, on_epoch=False)
+        return loss
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self._step(batch, "val")
+
+    def test_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
+        _, predicted = self._step(batch, "test")
+        return predicted
+
+    def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
+        batch = self._batch(batch)
+        return {"row": batch.row, "output": self.predictions(self(batch.x).to(metrics.EXACT))}
+
+    def _step(self, batch: Any, stage: str) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss of a batch, with its rows counted in the stage's metrics, and what is predicted for it."""
+        batch = self._batch(batch)
+        outputs = self(batch.x)
+        assert self.schema is not None
+        check_outputs(outputs, len(batch.row), self.schema, type(self.net).__name__)
+        outputs = outputs.float() if stage == "train" else outputs.to(metrics.EXACT)
+        loss, weight = self.losses(outputs, batch.y)
+        with torch.no_grad():
+            predicted = self.predictions(outputs)
+            self._meter(stage).update(predicted, batch.y, loss.detach(), weight)
+        return loss, {"row": batch.row, "output": predicted, "target": batch.y}
+
+    def _batch(self, batch: Any) -> Batch:
+        """A batch as it is, or a user's ``(x, y)`` or ``x`` with each row's place in the data set."""
+        if isinstance(batch, Batch):
+            return batch
+        x, y = (batch[0], batch[1]) if isinstance(batch, tuple | list) else (batch, None)
+        rows = torch.arange(self._seen, self._seen + len(x), device=x.device)
+        self._seen += len(x)
+        if y is not None and self.task in ("regression", "multilabel"):
+            y = y.view(len(y), -1).to(x.dtype)
+        return Batch(x, y, rows * self.trainer.world_size + self.trainer.global_rank)
+
+    # Ends of a stage
+
+    def on_train_epoch_start(self) -> None:
+        self._seen = 0
+
+    on_validation_epoch_start = on_test_epoch_start = on_predict_epoch_start = on_train_epoch_start
+
+    def on_train_epoch_end(self) -> None:
+        values = self._finish("train")
+        if not torch.isfinite(values["train/loss"]):
+            raise TrainingError(
+                f"the training loss of epoch {self.current_epoch} is {values['train/loss'].item()}: expected a finite "
+                "number; lower the learning rate, clip gradients, or look for extreme inputs. The checkpoints of earlier "
+                "epochs are kept."
+            )
+
+    def on_validation_epoch_end(self) -> None:
+        self._finish("val")
+
+    def on_test_epoch_end(self) -> None:
+        self._finish("test")
+
+    def _finish(self, stage: str) -> dict[str, Tensor]:
+        """Compute, log and clear the stage's metrics. Within fit, results for single classes are left out."""
+        values = self._meter(stage).finish()
+        within_fit = self.trainer.state.fn == "fit"
+        named = {f"{stage}/{name}": value for name, value in values.items() if not (within_fit and "/" in name)}
+        headline = [f"{stage}/loss", self.monitor.replace("val/", f"{stage}/")]
+        for name, value in named.items():  # equal on every process already, so the largest is the value itself
+            self.log(name, value, prog_bar=name in headline, sync_dist=True, reduce_fx="max")
+        return named
+
+    def _meter(self, stage: str) -> metrics.Meter:
+        meter = self.meters[STAGES.index(stage)]
+        assert isinstance(meter, metrics.Meter)
+        return meter
+
+    # Optimizer
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self.optimizer(parameter_groups(self.net, self.learning_rates))
+        if self.scheduler is None:
+            return optimizer
+        scheduler = schedule(self.scheduler, optimizer, self.scheduler_interval, self.trainer)
+        config: dict[str, Any] = {"scheduler": scheduler, "interval": self.scheduler_interval}
+        if monitor := getattr(scheduler, "monitor", None):  # ReduceLROnPlateau
+            config["monitor"] = monitor
+        return {"optimizer": optimizer, "lr_scheduler": config}
+
+
+def check_outputs(outputs: Tensor, rows: int, schema: Schema, net: str) -> None:
+    """Raise UserError unless the net gave one raw output a class, label or target for each row."""
+    if tuple(outputs.shape) != (rows, schema.outputs):
+        raise UserError(
+            f"net {net}: expected outputs of shape [{rows}, {schema.outputs}] ({describe(schema)}), "
+            f"got {list(outputs.shape)}; change the size of its last layer."
+        )
+
+
+def describe(schema: Schema) -> str:
+    """The targets in a few words."""
+    if schema.task == "binary":
+        return f"one output, for the class {schema.classes[1]!r}"
+    if schema.task == "multiclass":
+        return f"{len(schema.classes)} classes"
+    return f"{len(schema.target_names)} {'labels' if schema.task == 'multilabel' else 'targets'}"
+
+
+def class_counts(schema: Schema, option: str) -> tuple[int, ...]:
+    """Training rows of each class, for weights that are to be worked out from them."""
+    if not schema.class_counts or min(schema.class_counts) == 0:
+        raise UserError(f"{option}: auto needs training rows of every class, got {schema.class_counts or 'no counts'}; "
+                        "give the weights as numbers.")  # fmt: skip
+    return schema.class_counts
+
+
+def _build(net: Callable[[Schema], nn.Module], schema: Schema) -> nn.Module:
+    try:
+        return net(schema)
+    except TypeError as error:
+        raise UserError(
+            f"the net cannot be built from the schema alone: {error}; give a value to each of its arguments, "
+            "or name the first one `schema`."
+        ) from error

@@ -1,0 +1,36 @@
+"""Parameters by name pattern: frozen, or with a learning rate of their own."""
+
+from fnmatch import fnmatchcase
+from typing import Any
+
+from torch import nn
+
+from proj.errors import UserError, nearest
+
+
+def freeze_matching(net: nn.Module, patterns: list[str]) -> None:
+    """Switch off the gradient of every parameter whose name matches one of ``patterns`` (shell wildcards)."""
+    for pattern in patterns:
+        for name in _matching(net, pattern, "freeze"):
+            net.get_parameter(name).requires_grad_(False)
+    if patterns and not any(p.requires_grad for p in net.parameters()):
+        raise UserError(f"model.freeze: {patterns} leaves no parameter to train; expected patterns that spare some.")
+
+
+def parameter_groups(net: nn.Module, learning_rates: dict[str, float]) -> list[dict[str, Any]]:
+    """Groups for an optimizer: one a pattern, with its rate, then the rest. A name goes to the first pattern it matches."""
+    names = [name for name, parameter in net.named_parameters() if parameter.requires_grad]
+    groups = []
+    for pattern, rate in learning_rates.items():
+        own = [name for name in _matching(net, pattern, "learning_rates") if name in names]
+        names = [name for name in names if name not in own]
+        groups.append({"params": [net.get_parameter(name) for name in own], "lr": rate})
+    groups.append({"params": [net.get_parameter(name) for name in names]})
+    return [group for group in groups if group["params"]]
+
+
+def _matching(net: nn.Module, pattern: str, option: str) -> list[str]:
+    names = [name for name, _ in net.named_parameters()]
+    if found := [name for name in names if fnmatchcase(name, pattern)]:
+        return found
+    raise UserError(f"model.{option}: no parameter of the net matches {pattern!r}.{nearest(pattern, names)}")

@@ -1,0 +1,73 @@
+"""Short class names: ``MLP`` for ``proj.nets.mlp.MLP``, ``Adam`` for ``torch.optim.Adam``."""
+
+import re
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from proj.errors import UserError, nearest
+
+ROOMS = ("nets", "models", "data", "callbacks")
+
+# Where a short name is looked up after our own classes; the first that has it wins. Lightning's ReduceLROnPlateau, which
+# takes a `monitor`, comes before torch's.
+MODULES = (
+    "lightning.pytorch.cli",
+    "torch.optim",
+    "torch.optim.lr_scheduler",
+    "torch.nn",
+    "lightning.pytorch.callbacks",
+    "lightning.pytorch.loggers",
+    "lightning.pytorch.profilers",
+)
+
+# Keys whose value is a class; elsewhere a text stays a text.
+SLOTS = {"class_path", "model", "data", "net", "optimizer", "scheduler", "loss", "callbacks", "logger"}
+
+
+@cache
+def own_classes() -> dict[str, str]:
+    """Our public classes by short name, found in the source text: nothing is imported."""
+    package = Path(__file__).parent
+    found = {}
+    for room in ROOMS:
+        for path in sorted((package / room).glob("*.py")):
+            for name in re.findall(r"^class ([A-Z]\w*)", path.read_text(encoding="utf-8"), re.MULTILINE):
+                found[name] = f"{package.name}.{room}.{path.stem}.{name}"
+    return found
+
+
+def full_path(name: str) -> str:
+    """The import path of a class given by a short name; a dotted path comes back as it is. UserError for a stranger."""
+    if "." in name:
+        return name
+    if name in own_classes():
+        return own_classes()[name]
+    known = list(own_classes())
+    for module_name in MODULES:
+        module = import_module(module_name)
+        if isinstance(getattr(module, name, None), type):
+            return f"{module_name}.{name}"
+        known += [n for n, value in vars(module).items() if isinstance(value, type) and not n.startswith("_")]
+    raise UserError(f"no class {name!r} is known by that short name.{nearest(name, known)} "
+                    "Write other classes with their full path, as in my_package.MyNet.")  # fmt: skip
+
+
+def resolve(config: Any, slot: bool = False) -> Any:
+    """A config with every short class name made a full path."""
+    if isinstance(config, dict):
+        return {key: resolve(value, key in SLOTS) for key, value in config.items()}
+    if isinstance(config, list):
+        return [resolve(value, slot) for value in config]
+    return full_path(config) if slot and _is_name(config) else config
+
+
+def resolve_flag(flag: str, value: str) -> str:
+    """The value of a flag like ``--model.net``, with a short class name made a full path."""
+    slot = flag.lstrip("-").rstrip("+").rsplit(".", 1)[-1] in SLOTS
+    return full_path(value) if slot and _is_name(value) else value
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and re.fullmatch(r"[A-Z]\w*", value) is not None

@@ -1,0 +1,65 @@
+"""A small residual net for pictures of 8×8 to 64×64."""
+
+from torch import Tensor, nn
+
+from proj.errors import UserError
+from proj.nets.standardize import Standardize
+from proj.schema import Schema
+
+
+class CNN(nn.Module):
+    """A residual net with pre-activation blocks (He et al. 2016, arXiv:1603.05027).
+
+    After a first convolution, each stage has ``blocks`` blocks; each stage but the first halves the picture and doubles
+    the width. Pictures end as a mean over what is left of height and width.
+
+    Args:
+        schema: what is known of the data; its inputs are [channels, height, width].
+        width: channels of the first stage.
+        stages: number of stages; null means one for each halving down to 4 pixels, at most 3.
+        blocks: residual blocks a stage.
+        dropout: share of the last features switched off at each training step.
+    """
+
+    def __init__(
+        self, schema: Schema, width: int = 32, stages: int | None = None, blocks: int = 1, dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        if len(schema.input_shape) != 3:
+            raise UserError(f"net CNN: expected pictures [channels, height, width], got rows of shape "
+                            f"{schema.input_shape}; use the net MLP for them.")  # fmt: skip
+        channels, height, width_in = schema.input_shape
+        halvings = max(0, min(height, width_in).bit_length() - 3)  # 8 -> 1, 16 -> 2, 28 -> 2, 32 -> 3
+        stages = min(3, 1 + halvings) if stages is None else stages
+        layers: list[nn.Module] = [Standardize(schema), nn.Conv2d(channels, width, 3, padding=1, bias=False)]
+        for stage in range(stages):
+            for block in range(blocks):
+                halve = stage > 0 and block == 0
+                layers.append(Block(width, 2 * width if halve else width, stride=2 if halve else 1))
+                width = 2 * width if halve else width
+        layers += [nn.BatchNorm2d(width), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(dropout)]
+        self.layers = nn.Sequential(*layers, nn.Linear(width, schema.outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``x`` [rows, channels, height, width] to raw outputs [rows, outputs]."""
+        return self.layers(x)
+
+
+class Block(nn.Module):
+    """Two 3×3 convolutions beside a shortcut: [rows, inputs, h, w] to [rows, outputs, h/stride, w/stride]."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.activate = nn.Sequential(nn.BatchNorm2d(inputs), nn.ReLU())
+        self.residual = nn.Sequential(
+            nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False),
+            nn.BatchNorm2d(outputs),
+            nn.ReLU(),
+            nn.Conv2d(outputs, outputs, 3, padding=1, bias=False),
+        )
+        same = inputs == outputs and stride == 1
+        self.shortcut = nn.Identity() if same else nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        activated = self.activate(x)
+        return self.residual(activated) + (x if isinstance(self.shortcut, nn.Identity) else self.shortcut(activated))

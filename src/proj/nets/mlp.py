@@ -1,0 +1,49 @@
+"""A multilayer perceptron."""
+
+import math
+from typing import Literal
+
+from torch import Tensor, nn
+
+from proj.nets.standardize import Standardize
+from proj.schema import Schema
+
+ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU, "tanh": nn.Tanh}
+NORMS = {"batch": nn.BatchNorm1d, "layer": nn.LayerNorm}
+
+
+class MLP(nn.Module):
+    """Linear layers with an activation between them, over standardised and flattened inputs.
+
+    Args:
+        schema: what is known of the data; gives the sizes and the input statistics.
+        hidden: width of each hidden layer; none makes a linear model.
+        activation: the function after each hidden layer.
+        dropout: share of the hidden units switched off at each training step.
+        norm: normalisation before each activation, over the batch or over the layer.
+    """
+
+    def __init__(
+        self,
+        schema: Schema,
+        hidden: tuple[int, ...] = (128, 128),
+        activation: Literal["relu", "gelu", "silu", "tanh"] = "relu",
+        dropout: float = 0.0,
+        norm: Literal["batch", "layer"] | None = None,
+    ) -> None:
+        super().__init__()
+        width = math.prod(schema.input_shape)
+        layers: list[nn.Module] = [Standardize(schema), nn.Flatten()]
+        for size in hidden:
+            layers.append(nn.Linear(width, size))
+            if norm:
+                layers.append(NORMS[norm](size))
+            layers.append(ACTIVATIONS[activation]())
+            if dropout:
+                layers.append(nn.Dropout(dropout))
+            width = size
+        self.layers = nn.Sequential(*layers, nn.Linear(width, schema.outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``x`` [rows, ...] to raw outputs [rows, outputs]."""
+        return self.layers(x)

@@ -1,0 +1,70 @@
+"""A run's model as a Python object."""
+
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import torch
+from jsonargparse import ArgumentParser
+from lightning.pytorch import LightningDataModule, LightningModule
+
+from proj.data.base import SplitData
+from proj.data.loader import take
+from proj.errors import UserError
+from proj.models.base import Model
+from proj.models.weights import check_weights, give_schema
+from proj.predictions import frame
+from proj.run import find, read_checkpoint
+from proj.schema import Batch
+
+
+class Predictor:
+    """A trained model with all it needs to work on raw rows. Made by ``proj.load``.
+
+    Attributes:
+        model: the model, in evaluation mode, on the CPU; move it with ``.model.to(device)``.
+    """
+
+    def __init__(self, checkpoint: dict[str, Any], source: str) -> None:
+        config = checkpoint["config"]
+        parser = ArgumentParser(exit_on_error=False)
+        parser.add_subclass_arguments(LightningModule, "model")
+        parser.add_argument("--data", type=type[LightningDataModule])
+        classes = {"model": config["model"], "data": config["data"]["class_path"]}
+        made = parser.instantiate_classes(parser.parse_object(classes))
+        if not (isinstance(made.model, Model) and issubclass(made.data, SplitData)):
+            raise UserError(f"{source}: expected a model and a data module built on this package's bases, got "
+                            f"{classes['model']['class_path']} and {classes['data']}.")  # fmt: skip
+        self.model: Model = made.model
+        self._encode = made.data.encode
+        give_schema(self.model, checkpoint)
+        check_weights(self.model, checkpoint["state_dict"], source)
+        self.model.load_state_dict(checkpoint["state_dict"])
+        self.model.eval()
+
+    def predict(self, rows: Any, batch_size: int = 1024) -> pl.DataFrame:
+        """Raw rows, as the data module's source has them, to a table: ``row``, ``prediction``, ``probability_…``.
+
+        Raises UserError where the rows are not like those of the training data.
+        """
+        schema = self.model.schema
+        assert schema is not None
+        x = self._encode(rows, schema)
+        row = torch.arange(len(next(iter(x.values())) if isinstance(x, dict) else x))
+        outputs = []
+        with torch.inference_mode():
+            for chunk in row.split(batch_size):
+                batch = self.model.transfer_batch_to_device(take(Batch(x, None, row), chunk), self.model.device, 0)
+                outputs.append(self.model.predict_step(batch, 0)["output"].cpu())
+        return frame(schema, row.numpy(), torch.cat(outputs).numpy())
+
+
+def load(run: str | Path) -> Predictor:
+    """The best model of a run (its name in ``lightning_logs``, or its folder), or of a checkpoint file."""
+    path = Path(run)
+    if path.suffix != ".ckpt":
+        path = find(Path("lightning_logs"), str(run)).checkpoint("best")
+    checkpoint = read_checkpoint(path)
+    if "config" not in checkpoint or checkpoint.get("schema") is None:
+        raise UserError(f"{path}: expected a checkpoint that `fit` wrote for one of this package's models.")
+    return Predictor(checkpoint, str(path))

@@ -1,0 +1,186 @@
+"""Runs: one folder each, its files, and how to find it again."""
+
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+import yaml
+
+from proj.errors import UserError, nearest
+
+PACKAGES = ("torch", "lightning", "torchmetrics", "jsonargparse", "numpy", "polars", "scikit-learn")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's folder; the handle for every verb after ``fit``."""
+
+    path: Path
+
+    @property
+    def config(self) -> dict[str, Any]:
+        config: dict[str, Any] = yaml.safe_load((self.path / "config.yaml").read_text())
+        return config
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        manifest: dict[str, Any] = json.loads((self.path / "manifest.json").read_text())
+        return manifest
+
+    def write_manifest(self, **changes: Any) -> None:
+        old = self.manifest if (self.path / "manifest.json").exists() else {}
+        write(self.path / "manifest.json", lambda file: file.write(json.dumps(old | changes, indent=2).encode()))
+
+    def checkpoint(self, which: str) -> Path:
+        """The file of ``best``, ``last`` or a checkpoint named by its path."""
+        path = self.path / "checkpoints" / f"{which}.ckpt" if which in ("best", "last") else Path(which)
+        if not path.is_file():
+            there = [str(p) for p in sorted((self.path / "checkpoints").glob("*.ckpt"))]
+            raise UserError(f"--ckpt_path: no checkpoint {path}; expected best, last or a file.{nearest(str(path), there)}")
+        return path
+
+
+def claim(root: Path, name: str | None) -> Run:
+    """Make a run's folder: ``root/name``, or the next ``root/version_N``. Two callers never get the same one."""
+    if name is not None:
+        check_name(root, name)
+        (root / name).mkdir(parents=True)
+        return Run(root / name)
+    root.mkdir(parents=True, exist_ok=True)
+    taken = [int(p.name[8:]) for p in root.glob("version_*") if p.name[8:].isdigit()]
+    number = max(taken, default=-1) + 1
+    while True:
+        try:
+            (root / f"version_{number}").mkdir()
+            return Run(root / f"version_{number}")
+        except FileExistsError:  # somebody was faster
+            number += 1
+
+
+def check_name(root: Path, name: str) -> None:
+    """Raise UserError unless a new run may have this name."""
+    if Path(name).name != name or name in ("", ".", "..", "studies"):
+        raise UserError(f"--name: expected the name of a folder in {root} (no slash, not 'studies'), got {name!r}.")
+    if (root / name).exists():
+        raise UserError(f"--name: there is a run {root / name} already; choose another name, or delete it.")
+
+
+def runs(root: Path) -> list[Run]:
+    """All runs in ``root``, the newest first. Studies are left out."""
+    found = [Run(p.parent) for p in root.glob("*/manifest.json")]
+    return sorted(found, key=lambda run: (run.manifest["start"], run.path.name), reverse=True)
+
+
+def find(root: Path, name: str | None) -> Run:
+    """The run of this name or path, or without one the newest that is finished."""
+    every = runs(root)
+    if name is not None:
+        for path in (Path(name), root / name):
+            if (path / "config.yaml").is_file():
+                return Run(path)
+        there = [run.path.name for run in every]
+        raise UserError(f"--run: no run {name} in {root}; expected a run's name or folder.{nearest(name, there)}")
+    for run in every:
+        if run.manifest["status"] == "finished":
+            return run
+    state = f"{len(every)} runs in {root}, none finished" if every else f"no run in {root} yet"
+    raise UserError(f"{state}: expected a finished one; train first, with `fit --config FILE`, or name one with --run.")
+
+
+def find_same(root: Path, model: Any, data: Any, files: list[str]) -> Run:
+    """The newest finished run with this model and data."""
+    finished = [run for run in runs(root) if run.manifest["status"] == "finished"]
+    for run in finished:
+        if run.config.get("model") == model and run.config.get("data") == data:
+            return run
+    raise UserError(
+        f"no finished run in {root} has the model and data of {' + '.join(files)} ({len(finished)} finished runs); "
+        "train it first, with `fit --config`, or name a run with --run."
+    )
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint's content: plain values and tensors only."""
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises many kinds for a damaged file; all mean the same to the user
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{path} cannot be read as a checkpoint, it may be cut off: {reason}") from error
+    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
+        raise UserError(f"{path}: expected a checkpoint with a state_dict, got a file with none.")
+    return checkpoint
+
+
+def write(path: Path, fill: Callable[[IO[bytes]], Any]) -> None:
+    """Write a file atomically: into a temporary file beside it, to the disk, then under its name."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("wb") as file:
+            fill(file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_metrics(path: Path, values: dict[str, float]) -> None:
+    """``{"f1": {"value": 0.97}, …}``; null stands for a value that is not defined."""
+    content = {name: {"value": value if value == value else None} for name, value in values.items()}
+    write(path, lambda file: file.write(json.dumps(content, indent=2).encode()))
+
+
+@contextmanager
+def recording(run: Run, command: list[str], seed: int, fingerprint: str) -> Iterator[None]:
+    """Keep the manifest while the run trains: what it is at the start, how it ended at the end."""
+    run.write_manifest(
+        command=command,
+        seed=seed,
+        status="running",
+        start=_now(),
+        end=None,
+        packages={name: metadata.version(name) for name in PACKAGES},
+        git=git_state(),
+        data=fingerprint,
+        hardware=_hardware(),
+    )
+    status = "failed"
+    try:
+        yield
+        status = "finished"
+    except (KeyboardInterrupt, SystemExit):
+        status = "stopped"
+        raise
+    finally:
+        run.write_manifest(status=status, end=_now())
+
+
+def git_state() -> dict[str, Any] | None:
+    """Commit of the working directory, and whether it has changes; None outside a repository or without git."""
+
+    def git(*args: str) -> str:
+        return subprocess.run(["git", *args], capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _hardware() -> dict[str, Any]:
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {"machine": platform.platform(), "cpus": os.cpu_count(), "threads": torch.get_num_threads(), "gpus": gpus}
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat()

@@ -1,0 +1,178 @@
+"""The verbs that run an experiment: fit and check, and validate, test, predict on a run."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from lightning.pytorch.utilities.model_helpers import is_overridden
+
+from proj import console
+from proj.callbacks.checkpoint import Checkpoint, InitFrom
+from proj.callbacks.predictions import PredictionWriter
+from proj.check import preflight
+from proj.data.base import SplitData
+from proj.errors import UserError
+from proj.experiment import Arguments, ExperimentCLI, differences, read_arguments
+from proj.models.weights import check_weights, give_schema
+from proj.predictions import writer
+from proj.run import Run, check_name, claim, find, find_same, read_checkpoint, recording, write, write_metrics
+from proj.schema import Schema
+
+# Where process 0 tells the processes it starts which folder it claimed.
+RUN_VARIABLE = f"{str(__package__).upper()}_RUN"
+
+
+def fit(args: list[str]) -> None:
+    """Train into a new run folder."""
+    arguments = read_arguments(args)
+    cli = ExperimentCLI("fit", arguments.configs, arguments.flags)
+    start, resume = _init_from(cli, arguments.root), _checkpoint_to_go_on(cli)
+    if rank_zero_only.rank == 0:
+        if (name := cli.option("name")) is not None:
+            check_name(arguments.root, name)
+        preflight(cli, list(start))
+    if cli.config_init.trainer.fast_dev_run:
+        trainer = cli.build_trainer(None, list(start))
+        return _run(trainer, trainer.fit, cli, ckpt_path=resume, weights_only=True)
+    if rank_zero_only.rank == 0:
+        run = claim(arguments.root, name)
+        os.environ[RUN_VARIABLE] = str(run.path)
+    else:  # under torchrun nobody could tell: what this process names after the folder, Lightning broadcasts
+        run = Run(Path(os.environ.get(RUN_VARIABLE, arguments.root)))
+    try:
+        trainer = cli.build_trainer(run.path, [*cli.fit_callbacks(run.path), *start])
+        if rank_zero_only.rank == 0:
+            _train(cli, trainer, run, args, start, resume)
+        else:
+            _run(trainer, trainer.fit, cli, ckpt_path=resume, weights_only=True)
+    finally:
+        os.environ.pop(RUN_VARIABLE, None)
+
+
+def _train(
+    cli: ExperimentCLI, trainer: Trainer, run: Run, args: list[str], start: list[InitFrom], resume: Path | None
+) -> None:
+    write(run.path / "config.yaml", lambda file: file.write(cli.as_yaml().encode()))
+    fingerprint = getattr(cli.datamodule, "fingerprint", "")
+    console.say(f"run: {run.path}")
+    with recording(run, ["fit", *args], cli.experiment["seed_everything"], fingerprint):
+        _run(trainer, trainer.fit, cli, ckpt_path=resume, weights_only=True)
+    for callback in start:
+        console.say(f"started from {callback.report}")
+    for saver in trainer.checkpoint_callbacks:
+        if isinstance(saver, Checkpoint) and saver.best_metrics:
+            shown = {n: v for n, v in saver.best_metrics.items() if not n.startswith(("train", "lr-"))}
+            console.show_metrics(f"best epoch, by {saver.monitor}", shown)
+    console.say(f"run: {run.path}\nwatch: tensorboard --logdir {run.path.parent}")
+
+
+def check(args: list[str]) -> None:
+    """Find what can be known before the first epoch."""
+    arguments = read_arguments(args)
+    cli = ExperimentCLI("check", arguments.configs, arguments.flags)
+    preflight(cli, list(_init_from(cli, arguments.root)))
+    if isinstance(cli.datamodule, SplitData):
+        console.show_data(cli.datamodule)
+    console.say("a batch of each stage goes through.")
+
+
+def validate(args: list[str]) -> None:
+    """Compute a run's metrics on the validation part."""
+    _score("validate", "val", args)
+
+
+def test(args: list[str]) -> None:
+    """Compute a run's metrics on the test part, and keep the predictions."""
+    _score("test", "test", args)
+
+
+def predict(args: list[str]) -> None:
+    """Write a run's predictions for new rows."""
+    arguments = read_arguments(args)
+    run, cli, path = _restore("predict", arguments)
+    file = Path(cli.option("output") or run.path / "predict" / "predictions.parquet")
+    writer(file)
+    trainer = cli.build_trainer(run.path, [PredictionWriter(file)])
+    _run(trainer, trainer.predict, cli, ckpt_path=path, weights_only=True, return_predictions=False)
+    if trainer.is_global_zero:
+        console.say(f"predictions: {file}")
+
+
+def _score(verb: str, stage: str, args: list[str]) -> None:
+    run, cli, path = _restore(verb, read_arguments(args))
+    predictions = PredictionWriter(run.path / verb / "predictions.parquet")
+    trainer = cli.build_trainer(run.path, [predictions] if verb == "test" else [])
+    _run(trainer, getattr(trainer, verb), cli, ckpt_path=path, weights_only=True, verbose=False)
+    if not trainer.is_global_zero:
+        return
+    values = {name.removeprefix(f"{stage}/"): value.item() for name, value in trainer.callback_metrics.items()}
+    if trainer.fast_dev_run:
+        return
+    write_metrics(run.path / verb / "metrics.json", values)
+    console.show_metrics(f"{verb}, {run.path.name}, {path.name}", values)
+    console.say(f"metrics: {run.path / verb / 'metrics.json'}")
+    if predictions.written:
+        console.say(f"predictions: {predictions.path}")
+
+
+def _restore(verb: str, arguments: Arguments) -> tuple[Run, ExperimentCLI, Path]:
+    """The run an evaluating verb is to work on, its experiment with the user's changes, and the checkpoint to use."""
+    if arguments.run is None and arguments.files:
+        wanted = ExperimentCLI(verb, arguments.configs, [], instantiate=False).experiment
+        run = find_same(arguments.root, wanted["model"], wanted["data"], arguments.files)
+    else:
+        run = find(arguments.root, arguments.run)
+    recorded = {key: value for key, value in run.config.items() if key != "init_from"}
+    cli = ExperimentCLI(verb, [recorded, *arguments.configs], arguments.flags)
+    path = run.checkpoint(cli.option("ckpt_path") or "best")
+    checkpoint = read_checkpoint(path)
+    give_schema(cli.model, checkpoint)
+    if not is_overridden("configure_model", cli.model) or hasattr(cli.model, "meters"):  # its net is built
+        check_weights(cli.model, checkpoint["state_dict"], str(path))
+    if isinstance(cli.datamodule, SplitData) and checkpoint.get("schema"):
+        cli.datamodule.schema = Schema.from_dict(checkpoint["schema"])
+    if rank_zero_only.rank == 0:
+        console.say(f"run: {run.path}, {path.name}")
+        for line in differences(recorded, cli.experiment):
+            console.say(f"not as recorded: {line}")
+        _warn_of_other_data(run, recorded, cli)
+    return run, cli, path
+
+
+def _warn_of_other_data(run: Run, recorded: dict[str, Any], cli: ExperimentCLI) -> None:
+    if isinstance(cli.datamodule, SplitData) and recorded["data"] == cli.experiment["data"]:
+        cli.datamodule.prepare_data()
+        cli.datamodule.setup("fit")
+        if cli.datamodule.fingerprint != run.manifest["data"]:
+            console.warn("the data are not those the run was trained on: a test row may have been a training row then.")
+
+
+def _init_from(cli: ExperimentCLI, root: Path) -> list[InitFrom]:
+    source = cli.option("init_from")
+    if source is None:
+        return []
+    path = Path(source) if source.endswith(".ckpt") else find(root, source).checkpoint("best")
+    return [InitFrom(read_checkpoint(path)["state_dict"], str(path))]
+
+
+def _checkpoint_to_go_on(cli: ExperimentCLI) -> Path | None:
+    if (given := cli.option("ckpt_path")) is None:
+        return None
+    if not Path(given).is_file():
+        raise UserError(f"--ckpt_path: expected the file of a checkpoint to go on from, got {given}.")
+    read_checkpoint(Path(given))
+    return Path(given)
+
+
+def _run(trainer: Trainer, method: Callable[..., Any], cli: ExperimentCLI, **options: Any) -> None:
+    """Call a method of the Trainer; being stopped by a signal ends in the usual exit code, 128 + its number."""
+    try:
+        method(cli.model, datamodule=cli.datamodule, **options)
+    except SIGTERMException:
+        raise SystemExit(143) from None
+    except SystemExit:
+        raise SystemExit(130 if trainer.interrupted else 1) from None
