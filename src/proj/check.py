@@ -7,10 +7,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-import lightning
-import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.model_helpers import is_overridden
@@ -31,7 +28,6 @@ def preflight(cli: ExperimentCLI, callbacks: list[Callback]) -> None:
 
     Raises UserError where that fails, or where a metric that is to be monitored is not logged. Generators are put back.
     """
-    stopping, saving = cli.monitors()
     options = {name: cli.config_init.trainer[name] for name in KEPT}
     with isolate_rng(), _quiet(), _explained():
         model = copy.deepcopy(cli.model)
@@ -43,10 +39,10 @@ def preflight(cli: ExperimentCLI, callbacks: list[Callback]) -> None:
         logged = set(trainer.callback_metrics)
         if _can_test(model, cli.datamodule):
             trainer.test(model, datamodule=cli.datamodule, verbose=False)
-    for key, wanted in (("checkpoint", saving), ("early_stopping", stopping or {})):
-        monitor = wanted.get("monitor")
+    for key, monitor in cli.monitored().items():
         if monitor is not None and monitor not in logged:
             raise UserError(f"{key}.monitor: no metric {monitor!r} is logged in fit.{nearest(monitor, sorted(logged))}")
+    cli.monitors()  # raises where it is not known which way is better
 
 
 def _can_test(model: LightningModule, data: LightningDataModule | None) -> bool:
@@ -79,11 +75,7 @@ def _explained() -> Iterator[None]:
     except (UserError, TrainingError):
         raise
     except (ValueError, RuntimeError, IndexError, OSError, MisconfigurationException) as error:
-        place = next((f for f in reversed(traceback.extract_tb(error.__traceback__)) if _is_ours(f.filename)), None)
-        where = f" ({Path(place.filename).name}, line {place.lineno})" if place else ""
-        raise UserError(f"a first batch does not go through{where}: {error} Run it with --debug to see where.") from error
-
-
-def _is_ours(filename: str) -> bool:
-    libraries = [str(Path(module.__file__ or "").parent) for module in (torch, lightning)]
-    return not any(filename.startswith(library) for library in libraries)
+        frames = [f for f in traceback.extract_tb(error.__traceback__) if "site-packages" not in f.filename]
+        where = f"{Path(frames[-1].filename).name}, line {frames[-1].lineno}"
+        text = " ".join(str(error).split()).rstrip(".")
+        raise UserError(f"a first batch does not go through ({where}): {text}. See it whole with --debug.") from error

@@ -1,21 +1,34 @@
 """What the verbs print."""
 
+import math
 import sys
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from proj.data.base import SplitData
 
 
 def show_metrics(title: str, values: dict[str, float]) -> None:
-    """A table of metrics; those of single classes or targets in rows of their own below."""
-    table = Table("metric", "value", title=title, title_justify="left")
-    table.columns[1].justify = "right"
-    for name in sorted(values, key=lambda name: "/" in name):
-        value = values[name]
-        table.add_row(name, "not defined" if value != value else f"{value:.4f}")
-    Console().print(table)
+    """A table of metrics, and one with a line for each class or target (``f1/cat``) where there are any."""
+    console = Console()
+    say(title)
+    table = Table("metric", Column("value", justify="right"))
+    for name, value in values.items():
+        if "/" not in name.removeprefix("val/"):
+            table.add_row(name, _number(value))
+    console.print(table)
+    single = [tuple(name.split("/", 1)) for name in values if "/" in name.removeprefix("val/")]
+    if single:
+        metrics = list(dict.fromkeys(metric for metric, _ in single))
+        table = Table("", *(Column(metric, justify="right") for metric in metrics))
+        for of in dict.fromkeys(of for _, of in single):
+            table.add_row(of, *(_number(values.get(f"{metric}/{of}", math.nan)) for metric in metrics))
+        console.print(table)
+
+
+def _number(value: float) -> str:
+    return "not defined" if math.isnan(value) else f"{value:.4f}"
 
 
 def say(line: str) -> None:

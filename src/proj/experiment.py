@@ -2,6 +2,8 @@
 
 import argparse
 import json
+import logging
+import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +20,8 @@ from proj.callbacks.watch import GradientNorm, RunLogger, Summary
 from proj.errors import UserError, nearest
 from proj.messages import explain
 from proj.names import resolve, resolve_flag
+
+SECTIONS = ("trainer", "model", "data", "checkpoint", "early_stopping")
 
 # What a verb takes beside the experiment itself; a run's config.yaml has none of it but `init_from`.
 OPTIONS = {
@@ -84,8 +88,25 @@ def read_config(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(config, dict):
         raise UserError(f"{path}: expected the keys of an experiment (trainer, model, data, …), got {type(config).__name__}.")
+    keys = ["seed_everything", *SECTIONS, *{option for options in OPTIONS.values() for option in options}]
+    for key, value in config.items():
+        if key not in keys:
+            raise UserError(f"{path}: no such key {key!r}.{nearest(key, keys)}")
+        if key in SECTIONS and not isinstance(value, dict):
+            raise UserError(f"{path}: {key}: expected a section of keys and values, got {value!r}.")
     resolved: dict[str, Any] = resolve(config)
     return resolved
+
+
+# Warnings that say nothing to the user of these verbs.
+SILENT = (
+    # Lightning calls what torch 2.13 deprecates: https://github.com/Lightning-AI/pytorch-lightning/issues/21453
+    r".*isinstance\(treespec, LeafSpec\).*",
+    # a checkpoint is evaluated without the callbacks that wrote it, on purpose
+    r"Be aware that when using `ckpt_path`, callbacks used to create the checkpoint.*",
+    # arrays in memory need no worker processes
+    r".*does not have many workers which may be a bottleneck.*",
+)
 
 
 class ExperimentCLI(LightningCLI):
@@ -100,6 +121,10 @@ class ExperimentCLI(LightningCLI):
 
     def __init__(self, verb: str, configs: list[dict[str, Any]], flags: list[str], instantiate: bool = True) -> None:
         self.verb, self.instantiate = verb, instantiate
+        for message in SILENT:
+            warnings.filterwarnings("ignore", message)
+        for name in ("lightning.pytorch", "lightning.fabric"):  # devices, seed and tips: what matters we print
+            logging.getLogger(name).setLevel(logging.WARNING)
         # inline and ahead of the flags, so that flags win whatever their place on the command line
         self.arguments = [a for config in configs for a in ("--config", json.dumps(config))] + flags
         super().__init__(
@@ -124,8 +149,8 @@ class ExperimentCLI(LightningCLI):
         try:
             self.config = parser.parse_args(self.arguments)
         except ArgumentError as error:
-            raise UserError(explain(str(error), parser)) from error
-        plain = yaml.safe_load(parser.dump(self.config, skip_none=False, skip_validation=True))
+            raise UserError(explain(str(error), parser.get_defaults().keys())) from error
+        plain = yaml.safe_load(parser.dump(self.config, skip_unset=False, skip_validation=True))
         if plain.get("init_from") is not None:
             gone = OPTIONS[self.verb].keys() - {"init_from"}
         else:
@@ -139,11 +164,12 @@ class ExperimentCLI(LightningCLI):
         if not self.instantiate:
             return
         try:
-            self.config_init = self.parser.instantiate_classes(self.config)
+            self.config_init = self.parser.instantiate(self.config)
         except UserError:
             raise
         except (TypeError, ValueError, RuntimeError) as error:  # out of a user's constructor
-            raise UserError(f"the experiment's classes cannot be built from their arguments: {error}") from error
+            text = " ".join(str(error).split()).rstrip(".")
+            raise UserError(f"the experiment's classes cannot be built from their arguments: {text}.") from error
         self.model, self.datamodule = self.config_init.model, self.config_init.get("data")
         if self.verb == "fit" and torch.cuda.is_available() and self.config.trainer.accelerator != "cpu":
             torch.set_float32_matmul_precision("high")  # TensorFloat-32 where there is some, for twice the speed
@@ -160,7 +186,8 @@ class ExperimentCLI(LightningCLI):
         if folder is not None:
             given["default_root_dir"] = folder
             if given["logger"] in (None, True) and not given["barebones"]:
-                given["logger"] = RunLogger(folder.parent, name="", version=folder.name, default_hp_metric=False)
+                events = RunLogger(folder.parent, name="", version=folder.name, default_hp_metric=False)
+                given["logger"] = events if self.verb == "fit" else False  # a score belongs to no step of the curves
         return Trainer(**given, callbacks=own + callbacks)
 
     def fit_callbacks(self, folder: Path) -> list[Callback]:
@@ -171,29 +198,35 @@ class ExperimentCLI(LightningCLI):
         callbacks: list[Callback] = [Summary(self.experiment), GradientNorm()]
         if trainer.logger is not False:
             callbacks.append(LearningRateMonitor())
-        stopping, saving = self.monitors()
-        if stopping is not None:
-            callbacks.append(EarlyStopping(**stopping))
+        options = self.monitors()
+        if "early_stopping" in options:
+            callbacks.append(EarlyStopping(**options["early_stopping"]))
         if trainer.enable_checkpointing is not False:
-            callbacks.append(Checkpoint(**saving, dirpath=folder / "checkpoints", config=self.experiment))
+            callbacks.append(Checkpoint(**options["checkpoint"], dirpath=folder / "checkpoints", config=self.experiment))
         return callbacks
 
-    def monitors(self) -> tuple[dict[str, Any] | None, dict[str, Any]]:
-        """Options of early stopping (None: it is off) and of the checkpoint, with monitor and mode settled."""
-        saving, stopping = self.config.checkpoint.as_dict(), self.config.early_stopping.as_dict()
-        saving["monitor"] = saving["monitor"] or getattr(self.model, "monitor", None)
-        stopping["monitor"] = stopping["monitor"] or saving["monitor"]
-        for key, options in (("checkpoint", saving), ("early_stopping", stopping)):
-            if options["monitor"] is not None:
-                options["mode"] = options["mode"] or self._mode(key, options["monitor"])
-        if stopping["patience"] is None:
-            return None, saving
-        if stopping["monitor"] is None:
-            raise UserError("early_stopping.monitor: expected a metric that the model logs, got none; name one, or set "
-                            "early_stopping.patience to null.")  # fmt: skip
-        return stopping, saving
+    def monitored(self) -> dict[str, str | None]:
+        """The metric that the checkpoint, and early stopping if it is on, look at; None where nothing says which."""
+        saving = self.config.checkpoint.monitor or getattr(self.model, "monitor", None)
+        if self.config.early_stopping.patience is None:
+            return {"checkpoint": saving}
+        return {"checkpoint": saving, "early_stopping": self.config.early_stopping.monitor or saving}
+
+    def monitors(self) -> dict[str, dict[str, Any]]:
+        """The options of the checkpoint, and of early stopping if it is on, with monitor and mode settled."""
+        options = {}
+        for key, monitor in self.monitored().items():
+            options[key] = {**self.config[key].as_dict(), "monitor": monitor}
+            if monitor is not None:
+                options[key]["mode"] = options[key]["mode"] or self._mode(key, monitor)
+            elif key == "early_stopping":
+                raise UserError("early_stopping.monitor: expected a metric that the model logs, got none; name one, or "
+                                "set early_stopping.patience to null.")  # fmt: skip
+        return options
 
     def _mode(self, key: str, monitor: str) -> str:
+        if monitor == self.config.checkpoint.monitor and self.config.checkpoint.mode is not None:
+            return str(self.config.checkpoint.mode)
         if monitor == getattr(self.model, "monitor", None) and hasattr(self.model, "mode"):
             return str(self.model.mode)
         if (known := metrics.about(monitor)) is None:

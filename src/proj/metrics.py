@@ -103,12 +103,12 @@ def ranked_areas(score: Tensor, hit: Tensor) -> Tensor:
     Rows of equal score count as one threshold. The first is the Mann-Whitney statistic by the trapezoid rule, the second
     the sum over thresholds of precision times the recall gained (as in scikit-learn). NaN without both kinds of row.
     """
+    if not hit.any() or hit.all():
+        return torch.full((2,), torch.nan, dtype=EXACT, device=score.device)
     score, order = score.sort(descending=True)
     last = torch.cat([score.diff() != 0, torch.ones(1, dtype=torch.bool, device=score.device)])  # of each equal score
     true = hit[order].cumsum(0)[last].to(EXACT)
     false = (1 - hit[order]).cumsum(0)[last].to(EXACT)
-    if not len(score) or not true[-1] or not false[-1]:
-        return torch.full((2,), torch.nan, dtype=EXACT, device=score.device)
     gained = true.diff(prepend=true.new_zeros(1))
     area = (false.diff(prepend=false.new_zeros(1)) * (true - gained / 2)).sum() / (true[-1] * false[-1])
     return torch.stack([area, (gained * true / (true + false)).sum() / true[-1]])
@@ -163,7 +163,7 @@ class Meter(nn.Module):
     def __init__(self, schema: Schema, stage: str) -> None:
         super().__init__()
         self.names = schema.class_names or schema.target_names
-        self.loss = MeanMetric().set_dtype(EXACT)
+        self.loss = MeanMetric(nan_strategy="disable").set_dtype(EXACT)  # the default drops a NaN from the mean
         self.ranked = Ranked(schema.outputs) if schema.task != "regression" and stage != "train" else None
         self.counted = (
             MetricCollection({"errors": Errors(schema.target_mean)})

@@ -31,7 +31,7 @@ class Predictor:
         parser.add_subclass_arguments(LightningModule, "model")
         parser.add_argument("--data", type=type[LightningDataModule])
         classes = {"model": config["model"], "data": config["data"]["class_path"]}
-        made = parser.instantiate_classes(parser.parse_object(classes))
+        made = parser.instantiate(parser.parse_object(classes))
         if not (isinstance(made.model, Model) and issubclass(made.data, SplitData)):
             raise UserError(f"{source}: expected a model and a data module built on this package's bases, got "
                             f"{classes['model']['class_path']} and {classes['data']}.")  # fmt: skip

@@ -114,7 +114,10 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises many kinds for a damaged file; all mean the same to the user
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path} cannot be read as a checkpoint, it may be cut off: {reason}") from error
+        raise UserError(
+            f"{path} cannot be read as a checkpoint: it is cut off, damaged, or holds more than plain values and tensors "
+            f"({reason[:120]}); name another with --ckpt_path."
+        ) from error
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise UserError(f"{path}: expected a checkpoint with a state_dict, got a file with none.")
     return checkpoint

@@ -41,6 +41,11 @@ class Schema:
     target_std: tuple[float, ...]
     rows: int
 
+    def __post_init__(self) -> None:
+        for values in asdict(self).values():
+            plain = {type(value) for value in (values if isinstance(values, tuple) else (values,))}
+            assert plain <= {str, int, float, bool}, f"not plain values: {plain}"  # a checkpoint could not be read again
+
     @property
     def outputs(self) -> int:
         """How many numbers a net gives for a row."""

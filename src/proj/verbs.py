@@ -7,7 +7,7 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_only
-from lightning.pytorch.utilities.exceptions import SIGTERMException
+from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from proj import console
@@ -58,7 +58,7 @@ def _train(
 ) -> None:
     write(run.path / "config.yaml", lambda file: file.write(cli.as_yaml().encode()))
     fingerprint = getattr(cli.datamodule, "fingerprint", "")
-    console.say(f"run: {run.path}")
+    console.say(f"run: {run.path} on {trainer.num_devices} x {trainer.strategy.root_device.type}")
     with recording(run, ["fit", *args], cli.experiment["seed_everything"], fingerprint):
         _run(trainer, trainer.fit, cli, ckpt_path=resume, weights_only=True)
     for callback in start:
@@ -67,6 +67,7 @@ def _train(
         if isinstance(saver, Checkpoint) and saver.best_metrics:
             shown = {n: v for n, v in saver.best_metrics.items() if not n.startswith(("train", "lr-"))}
             console.show_metrics(f"best epoch, by {saver.monitor}", shown)
+    console.say(f"trained: {trainer.current_epoch} epochs, {trainer.global_step} steps")
     console.say(f"run: {run.path}\nwatch: tensorboard --logdir {run.path.parent}")
 
 
@@ -121,6 +122,8 @@ def _score(verb: str, stage: str, args: list[str]) -> None:
 
 def _restore(verb: str, arguments: Arguments) -> tuple[Run, ExperimentCLI, Path]:
     """The run an evaluating verb is to work on, its experiment with the user's changes, and the checkpoint to use."""
+    if {"-h", "--help"} & set(arguments.flags):
+        ExperimentCLI(verb, [], ["--help"])  # prints it and exits
     if arguments.run is None and arguments.files:
         wanted = ExperimentCLI(verb, arguments.configs, [], instantiate=False).experiment
         run = find_same(arguments.root, wanted["model"], wanted["data"], arguments.files)
@@ -176,3 +179,5 @@ def _run(trainer: Trainer, method: Callable[..., Any], cli: ExperimentCLI, **opt
         raise SystemExit(143) from None
     except SystemExit:
         raise SystemExit(130 if trainer.interrupted else 1) from None
+    except MisconfigurationException as error:
+        raise UserError(f"Lightning refuses this: {' '.join(str(error).split())}") from error

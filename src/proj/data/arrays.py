@@ -173,8 +173,8 @@ def _bundled(name: str) -> Source:
         x = bunch.images.astype(np.uint8)
     if name in ("diabetes", "linnerud"):
         columns = tuple(bunch.target_names) if name == "linnerud" else ("progression",)
-        return Source({"x_train": x, "y_train": y.astype(np.float64)}, tuple(bunch.feature_names), columns)
-    names = () if name == "digits" else tuple(bunch.feature_names)
+        return Source({"x_train": x, "y_train": y.astype(np.float64)}, tuple(map(str, bunch.feature_names)), columns)
+    names = () if name == "digits" else tuple(map(str, bunch.feature_names))
     return Source({"x_train": x, "y_train": np.asarray(bunch.target_names)[y]}, names, ("class",))
 
 
@@ -198,7 +198,7 @@ def _load(path: str) -> dict[str, Array]:
         siblings = [str(p) for p in Path(path).parent.glob("*.npz")] if Path(path).parent.is_dir() else []
         raise UserError(f"data.path: no file {path}.{nearest(path, siblings)}")
     try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in arrays.files}
     except Exception as error:  # np.load raises many kinds for a damaged file; all of them mean the same to the user
         raise UserError(f"{path}: cannot be read as .npz: {error}") from error

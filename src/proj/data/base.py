@@ -20,8 +20,6 @@ class SplitData(LightningDataModule):
 
     def __init__(self, batch_size: int | None, shuffle: bool) -> None:
         super().__init__()
-        if batch_size is not None and batch_size < 1:
-            raise UserError(f"data.batch_size: expected a number of rows from 1 up, or null for all, got {batch_size}.")
         self.batch_size, self.shuffle = batch_size, shuffle
         self.seed = torch.initial_seed() % 2**32
         self.parts: dict[str, Batch] = {}
@@ -57,6 +55,8 @@ class SplitData(LightningDataModule):
         return len(self.parts[stage].row)
 
     def _loader(self, stage: str, shuffle: bool = False, exact: bool = True) -> ArrayLoader:
+        if self.batch_size is not None and self.batch_size < 1:
+            raise UserError(f"data.batch_size: expected rows from 1 up, or null for all at once, got {self.batch_size}.")
         rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         if not self.rows(stage):
             option = "data.predict_path" if stage == "predict" else f"data.{stage}_fraction"

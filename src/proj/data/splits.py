@@ -25,19 +25,23 @@ def split(
             f"data.val_fraction and data.test_fraction: expected a sum below 1, got {val_fraction} + {test_fraction}; "
             "lower one of them, so that rows to train on are left."
         )
-    rest, test = _cut(rows, test_fraction, seed, stratify, "test_fraction")
+    rest, test = _cut(rows, _share(rows, test_fraction), seed, stratify, "test_fraction")
     left = None if stratify is None else stratify[np.searchsorted(rows, rest)]
-    train, val = _cut(rest, val_fraction / (1 - test_fraction), seed, left, "val_fraction")
+    train, val = _cut(rest, _share(rows, val_fraction), seed, left, "val_fraction")
     return {"train": train, "val": val, "test": test}
 
 
+def _share(rows: Rows, fraction: float) -> int:
+    return max(1, round(fraction * len(rows))) if fraction else 0
+
+
 def _cut(
-    rows: Rows, fraction: float, seed: int, stratify: np.ndarray[Any, Any] | None, name: str
+    rows: Rows, count: int, seed: int, stratify: np.ndarray[Any, Any] | None, name: str
 ) -> tuple[Rows, Rows]:
-    if fraction == 0:
+    if count == 0:
         return rows, rows[:0]
     try:
-        kept, cut = train_test_split(rows, test_size=fraction, random_state=seed, stratify=stratify)
+        kept, cut = train_test_split(rows, test_size=count, random_state=seed, stratify=stratify)
     except ValueError as error:  # a class too rare for every part, or no row left for one
-        raise UserError(f"data.{name}: cannot split {len(rows)} rows: {error}") from error
+        raise UserError(f"data.{name}: cannot split {count} off {len(rows)} rows: {error}") from error
     return np.sort(kept), np.sort(cut)

@@ -1,0 +1,93 @@
+"""What the tests share: a folder of their own to work in, the command line, and small data of every task."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from proj.cli import main
+
+ROOT = Path(__file__).parent.parent
+CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+QUIET = ["--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false"]
+Cli = Callable[..., int]
+
+
+@pytest.fixture(autouse=True)
+def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Each test works in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return tmp_path
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str]) -> Cli:
+    """The command line in this process; raises unless the exit code is the expected one."""
+
+    def call(*args: str, code: int = 0) -> str:
+        verb, *rest = map(str, args)
+        quiet = [] if "--help" in rest or verb not in ("fit", "test", "validate", "predict") else QUIET
+        capsys.readouterr()
+        got = main([verb, *rest, *quiet])
+        printed = capsys.readouterr()
+        assert got == code, f"exit code {got}:\n{printed.out}\n{printed.err}"
+        if code == 2:
+            assert "Traceback" not in printed.err and printed.err.count("\n") == 1, printed.err
+        return printed.out if code == 0 else printed.err
+
+    return call
+
+
+def make_arrays(task: str, rows: int = 120, features: int = 6, seed: int = 0) -> dict[str, np.ndarray[Any, Any]]:
+    """Data that a linear model learns somewhat: ``x`` [rows, features] and ``y`` of the task."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(rows, features)).astype(np.float32)
+    scores = x @ rng.normal(size=(features, 3)) + rng.normal(size=(rows, 3))
+    y = {
+        "binary": np.where(scores[:, 0] > 0.8, "yes", "no"),
+        "multiclass": scores.argmax(1) * 10,
+        "multilabel": (scores > 0.5).astype(np.int64),
+        "regression": 1000 + 50 * scores[:, 0],
+        "regression_2": 1000 + 50 * scores[:, :2],
+    }[task]
+    return {"x": x, "y": y}
+
+
+MODELS = {
+    "binary": "BinaryClassifier",
+    "multiclass": "MulticlassClassifier",
+    "multilabel": "MultilabelClassifier",
+    "regression": "Regressor",
+    "regression_2": "Regressor",
+}
+
+
+@pytest.fixture
+def experiment(work: Path) -> Callable[..., Path]:
+    """Write data and an experiment of a task; returns the config's path. Options: sections merged over the default."""
+
+    def write(task: str = "multiclass", rows: int = 120, **sections: dict[str, Any]) -> Path:
+        np.savez(work / "data.npz", **make_arrays(task, rows))
+        config: dict[str, Any] = {
+            "seed_everything": 1,
+            "trainer": {"max_epochs": 2, "accelerator": "cpu", "log_every_n_steps": 1},
+            "model": {"class_path": MODELS[task], "init_args": {"net": {"class_path": "MLP", "init_args": {"hidden": [8]}}}},
+            "data": {"class_path": "Arrays", "init_args": {"path": "data.npz", "batch_size": 16}},
+        }
+        for name, values in sections.items():
+            target = config[name]["init_args"] if name in ("model", "data") else config.setdefault(name, {})
+            target.update(values)
+        path = work / "experiment.yaml"
+        path.write_text(json.dumps(config))
+        return path
+
+    return write
+
+
+def files_in(folder: Path) -> list[str]:
+    return sorted(os.path.relpath(p, folder) for p in folder.rglob("*") if p.is_file())

@@ -1,0 +1,169 @@
+"""The data module over arrays: what the schema holds, what may stand in a file, and words for what may not."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_breast_cancer, load_digits, load_linnerud
+from sklearn.preprocessing import StandardScaler
+
+from conftest import make_arrays
+from proj.data.arrays import BUNDLED, Arrays
+from proj.errors import UserError
+from proj.schema import Schema
+
+
+def ready(path: str, **options: Any) -> Arrays:
+    data = Arrays(path, **{"batch_size": 8, **options})
+    data.setup("fit")
+    return data
+
+
+def save(**arrays: Any) -> str:
+    np.savez("data.npz", **arrays)
+    return "data.npz"
+
+
+@pytest.mark.parametrize("name", BUNDLED)
+def test_bundled_sets_load_and_split_whole(name: str) -> None:
+    data = ready(name)
+    assert data.schema is not None
+    rows = torch.cat([part.row for part in data.parts.values()])
+    assert torch.equal(rows.sort().values, torch.arange(len(rows)))
+    assert data.schema.rows == len(data.parts["train"].row)
+    assert Schema.from_dict(json.loads(json.dumps(data.schema.to_dict()))) == data.schema
+
+
+def test_tasks_and_names_of_the_bundled_sets() -> None:
+    cancer, digits, linnerud = (ready(n).schema for n in ("breast_cancer", "digits", "linnerud"))
+    assert cancer is not None and digits is not None and linnerud is not None
+    assert (cancer.task, cancer.classes, cancer.outputs) == ("binary", ("benign", "malignant"), 1)
+    assert cancer.input_names == tuple(load_breast_cancer().feature_names)
+    assert (digits.task, digits.classes, digits.input_shape) == ("multiclass", tuple(range(10)), (1, 8, 8))
+    assert (linnerud.task, linnerud.target_names) == ("regression", tuple(load_linnerud().target_names))
+
+
+def test_labels_are_those_of_the_source() -> None:
+    data = ready("breast_cancer")
+    bunch = load_breast_cancer()
+    part = data.parts["test"]
+    names = [data.schema.classes[i] for i in part.y.tolist()]
+    assert names == bunch.target_names[bunch.target[part.row]].tolist()
+    assert np.array_equal(part.x.numpy(), bunch.data[part.row].astype(np.float32))
+
+
+def test_statistics_are_those_of_the_training_rows_alone() -> None:
+    arrays = make_arrays("regression_2")
+    before = ready(save(**arrays))
+    rows = before.parts["train"].row.numpy()
+    scaler = StandardScaler().fit(arrays["x"][rows].astype(np.float64))
+    assert np.allclose(before.schema.input_mean, scaler.mean_)
+    assert np.allclose(before.schema.input_std, scaler.scale_)
+    target = StandardScaler().fit(arrays["y"][rows])
+    assert np.allclose(before.schema.target_mean, target.mean_)
+    assert np.allclose(before.schema.target_std, target.scale_)
+    others = np.setdiff1d(np.arange(120), rows)
+    arrays["x"][others] += 100
+    arrays["y"][others] -= 100
+    assert ready(save(**arrays)).schema == before.schema
+
+
+def test_image_statistics_are_a_channel_in_numbers_from_0_to_1() -> None:
+    images = np.random.default_rng(0).integers(0, 256, size=(40, 6, 5, 3), dtype=np.uint8)
+    data = ready(save(x=images, y=np.arange(40) % 2))
+    x = images[data.parts["train"].row.numpy()] / 255
+    assert data.parts["train"].x.dtype == torch.uint8
+    assert data.schema.input_shape == (3, 6, 5)
+    assert np.allclose(data.schema.input_mean, x.mean(axis=(0, 1, 2)))
+    assert np.allclose(data.schema.input_std, x.std(axis=(0, 1, 2)))
+
+
+def test_parts_that_a_file_gives_are_taken_as_they_are() -> None:
+    one, two, three = (make_arrays("multiclass", rows, seed=s) for s, rows in enumerate((60, 20, 30)))
+    data = ready(save(x_train=one["x"], y_train=one["y"], x_val=two["x"], y_val=two["y"], x_test=three["x"], y_test=three["y"]))
+    assert [len(data.parts[s].row) for s in ("train", "val", "test")] == [60, 20, 30]
+    assert np.array_equal(data.parts["test"].x.numpy(), three["x"])
+    only_test = ready(save(x_train=one["x"], y_train=one["y"], x_test=three["x"], y_test=three["y"]), val_fraction=0.5)
+    assert [len(only_test.parts[s].row) for s in ("train", "val", "test")] == [30, 30, 30]
+
+
+@pytest.mark.parametrize(
+    ("y", "task"),
+    [
+        (np.arange(40) % 2 == 0, "binary"),
+        (np.arange(40) % 3, "multiclass"),
+        (np.array(list("abcd") * 10), "multiclass"),
+        (np.arange(80).reshape(40, 2) % 2, "multilabel"),
+        (np.arange(80).reshape(40, 2), "regression"),
+        (np.arange(40) / 7, "regression"),
+        (np.arange(40)[:, None] % 2, "binary"),
+    ],
+)
+def test_the_task_is_inferred_from_the_targets(y: np.ndarray, task: str) -> None:
+    assert ready(save(x=np.ones((40, 2)), y=y)).schema.task == task
+
+
+def test_the_task_can_be_set() -> None:
+    counts = np.arange(40) % 5
+    data = ready(save(x=np.ones((40, 2)), y=counts), task="regression")
+    assert data.schema.target_mean == pytest.approx([counts[data.parts["train"].row].mean()])
+
+
+def test_a_schema_that_was_given_is_not_fitted_again() -> None:
+    schema = ready(save(**make_arrays("multiclass"))).schema
+    data = Arrays(save(**make_arrays("multiclass", seed=3)))
+    data.schema = schema
+    data.setup("test")
+    assert data.schema is schema
+
+
+NUMBERS = np.ones((40, 2))
+LABELS = np.arange(40) % 3
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"x": NUMBERS}, "expected an array named y_train"),
+        ({"x": NUMBERS, "y": LABELS, "x_tset": NUMBERS}, "no use for an array named x_tset. Did you mean 'x_test'"),
+        ({"x": NUMBERS, "y": LABELS[:39]}, "a target for each of the 40 rows"),
+        ({"x": NUMBERS[:, 0], "y": LABELS}, "at least one more, got float64 of shape \\(40,\\)"),
+        ({"x": NUMBERS.astype(str), "y": LABELS}, "expected numbers"),
+        ({"x": np.where(np.arange(80).reshape(40, 2) == 7, np.nan, 1.0), "y": LABELS}, "missing or infinite one in row 3"),
+        ({"x": NUMBERS, "y": np.zeros(40, int)}, "expected two classes or more"),
+        ({"x": NUMBERS, "y": np.full(40, np.nan)}, "expected finite targets, got nan"),
+        ({"x": NUMBERS, "y": LABELS, "x_val": NUMBERS, "y_val": LABELS + 1}, "label 3 of row 2 \\(val part\\) is out of range"),
+        ({"x": NUMBERS, "y": LABELS, "x_val": np.ones((9, 3)), "y_val": LABELS[:9]}, "rows of one shape"),
+        ({"x": np.zeros((40, 9, 9, 7), np.uint8), "y": LABELS}, "1, 3 or 4 channels"),
+    ],
+)
+def test_arrays_that_cannot_be_used_are_named(arrays: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        ready(save(**arrays))
+
+
+def test_files_that_cannot_be_read_are_named() -> None:
+    save(**make_arrays("binary"))
+    with pytest.raises(UserError, match="no file dta.npz. Did you mean 'data.npz'"):
+        ready("dta.npz")
+    with pytest.raises(UserError, match="Did you mean 'digits'"):
+        ready("digit")
+    Path("cut.npz").write_bytes(Path("data.npz").read_bytes()[:-200])
+    with pytest.raises(UserError, match=r"cut\.npz: cannot be read as \.npz"):
+        ready("cut.npz")
+
+
+def test_pickled_objects_are_not_loaded() -> None:
+    np.savez("data.npz", x=NUMBERS, y=np.array([{"a": 1}] * 40, dtype=object))
+    with pytest.raises(UserError, match="allow_pickle"):
+        ready("data.npz")
+
+
+def test_a_batch_larger_than_the_part_is_an_error() -> None:
+    data = ready(save(**make_arrays("binary")), batch_size=85)
+    with pytest.raises(UserError, match=r"batch_size: expected at most 84 .* got 85"):
+        data.train_dataloader()
+    assert len(ready("data.npz", batch_size=None).train_dataloader()) == 1

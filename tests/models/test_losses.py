@@ -1,0 +1,101 @@
+"""Losses and their options against the formulas written out, and mean losses over uneven batches."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from proj.errors import UserError
+from proj.models.base import Model
+from proj.models.binary import BinaryClassifier
+from proj.models.multiclass import MulticlassClassifier
+from proj.models.multilabel import MultilabelClassifier
+from proj.models.regression import Regressor
+from proj.schema import Schema
+
+
+def ready(kind: type[Model], schema: Schema, **options: Any) -> Model:
+    model = kind(nn.Linear(3, schema.outputs), **options)
+    model.schema = schema
+    model.configure_model()
+    return model
+
+
+BINARY = replace(Schema.without_statistics("binary", (3,), 1), class_counts=(30, 10), rows=40)
+MULTICLASS = replace(Schema.without_statistics("multiclass", (3,), 3), class_counts=(10, 20, 30), rows=60)
+MULTILABEL = replace(Schema.without_statistics("multilabel", (3,), 2), class_counts=(10, 20), rows=40)
+REGRESSION = replace(
+    Schema.without_statistics("regression", (3,), 2), target_mean=(10.0, -5.0), target_std=(2.0, 4.0), rows=40
+)
+
+
+def test_binary_loss_with_pos_weight_and_label_smoothing() -> None:
+    logits, y = torch.randn(8, 1), torch.tensor([0, 1] * 4)
+    p = logits[:, 0].sigmoid()
+    plain, _ = ready(BinaryClassifier, BINARY).losses(logits, y)
+    assert torch.allclose(plain, -(y * p.log() + (1 - y) * (1 - p).log()).mean())
+    weighted, _ = ready(BinaryClassifier, BINARY, pos_weight="auto").losses(logits, y)
+    assert torch.allclose(weighted, -(3 * y * p.log() + (1 - y) * (1 - p).log()).mean())
+    smooth, _ = ready(BinaryClassifier, BINARY, label_smoothing=0.2).losses(logits, y)
+    target = 0.1 + 0.8 * y
+    assert torch.allclose(smooth, -(target * p.log() + (1 - target) * (1 - p).log()).mean())
+
+
+def test_multiclass_loss_with_class_weights_and_label_smoothing() -> None:
+    logits, y = torch.randn(9, 3), torch.arange(9) % 3
+    log_p = logits.log_softmax(1)
+    each = -log_p[torch.arange(9), y]
+    weights = torch.tensor([2.0, 1.0, 60 / 90])  # rows / (classes * count)
+    loss, weight = ready(MulticlassClassifier, MULTICLASS, class_weights="auto").losses(logits, y)
+    assert torch.allclose(loss, (weights[y] * each).sum() / weights[y].sum())
+    assert torch.allclose(torch.as_tensor(weight), weights[y].sum())
+    smooth, _ = ready(MulticlassClassifier, MULTICLASS, label_smoothing=0.3).losses(logits, y)
+    assert torch.allclose(smooth, (0.7 * each - 0.3 * log_p.mean(1)).mean())
+
+
+def test_multilabel_loss_with_pos_weight() -> None:
+    logits, y = torch.randn(6, 2), torch.randint(0, 2, (6, 2)).float()
+    p, weights = logits.sigmoid(), torch.tensor([3.0, 1.0])  # without it / with it
+    loss, _ = ready(MultilabelClassifier, MULTILABEL, pos_weight="auto").losses(logits, y)
+    assert torch.allclose(loss, -(weights * y * p.log() + (1 - y) * (1 - p).log()).mean())
+
+
+def test_regression_is_trained_on_standardised_targets_and_answers_in_their_units() -> None:
+    outputs, y = torch.randn(5, 2), torch.tensor([[12.0, -1.0]]).expand(5, 2)
+    model = ready(Regressor, REGRESSION)
+    loss, _ = model.losses(outputs, y)
+    assert torch.allclose(loss, (outputs - 1).square().mean())
+    assert torch.allclose(model.predictions(torch.ones(1, 2)), torch.tensor([[12.0, -1.0]]))
+    raw = ready(Regressor, REGRESSION, standardize_target=False)
+    assert torch.allclose(raw.losses(outputs, y)[0], (outputs - y).square().mean())
+    assert torch.equal(raw.predictions(outputs), outputs)
+    huber, _ = ready(Regressor, REGRESSION, loss=nn.HuberLoss(delta=0.5)).losses(outputs, y)
+    error = (outputs - 1).abs()
+    assert torch.allclose(huber, torch.where(error < 0.5, error**2 / 2, 0.5 * (error - 0.25)).mean())
+
+
+@pytest.mark.parametrize("weights", [None, [1.0, 5.0, 2.0]])
+def test_the_mean_loss_of_a_stage_does_not_depend_on_the_batches(weights: list[float] | None) -> None:
+    model = ready(MulticlassClassifier, MULTICLASS, class_weights=weights)
+    x, y = torch.randn(10, 3), torch.arange(10) % 3
+    whole, _ = model.losses(model(x), y)
+    for rows in torch.arange(10).split([1, 2, 7]):
+        loss, weight = model.losses(model(x[rows]), y[rows])
+        model.meters[1].update(model.predictions(model(x[rows])), y[rows], loss, weight)
+    assert torch.allclose(model.meters[1].finish()["loss"].float(), whole)
+
+
+@pytest.mark.parametrize(
+    ("kind", "schema", "options", "message"),
+    [
+        (MulticlassClassifier, MULTICLASS, {"class_weights": [1.0]}, "expected 3 weights, one for each of 0, 1, 2, got 1"),
+        (MultilabelClassifier, MULTILABEL, {"pos_weight": [1.0]}, "expected 2 weights"),
+        (BinaryClassifier, replace(BINARY, class_counts=()), {"pos_weight": "auto"}, "give the weights as numbers"),
+        (BinaryClassifier, MULTICLASS, {}, "expected targets for the task binary, got multiclass \\(3 classes\\)"),
+    ],
+)
+def test_options_that_do_not_fit_the_data_are_named(kind: Any, schema: Schema, options: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        ready(kind, schema, **options)

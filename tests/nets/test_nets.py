@@ -1,0 +1,53 @@
+"""Nets: shapes for the inputs they are meant for, statistics inside, gradients everywhere."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from proj.errors import UserError
+from proj.nets.cnn import CNN
+from proj.nets.mlp import MLP
+from proj.nets.standardize import Standardize
+from proj.schema import Schema
+
+
+def schema(shape: tuple[int, ...], classes: int = 4) -> Schema:
+    channels = shape[0]
+    plain = Schema.without_statistics("multiclass", shape, classes)
+    return replace(plain, input_mean=tuple(range(channels)), input_std=tuple(range(1, channels + 1)))
+
+
+@pytest.mark.parametrize("size", [8, 12, 16, 28, 32, 64])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_cnn_takes_pictures_from_8_to_64(size: int, channels: int) -> None:
+    net = CNN(schema((channels, size, size)), width=4)
+    assert net(torch.rand(2, channels, size, size)).shape == (2, 4)
+
+
+@pytest.mark.parametrize("norm", [None, "batch", "layer"])
+@pytest.mark.parametrize("hidden", [(), (5,), (5, 3)])
+def test_mlp_takes_any_shape(norm: str | None, hidden: tuple[int, ...]) -> None:
+    net = MLP(schema((3, 2)), hidden, "gelu", 0.1, norm)
+    assert net(torch.rand(6, 3, 2)).shape == (6, 4)
+    assert [m.out_features for m in net.modules() if isinstance(m, nn.Linear)] == [*hidden, 4]
+
+
+@pytest.mark.parametrize("net", [CNN(schema((2, 16, 16)), width=4, blocks=2), MLP(schema((6,)))])
+def test_a_gradient_reaches_every_parameter(net: nn.Module) -> None:
+    x = torch.rand(4, 2, 16, 16) if isinstance(net, CNN) else torch.rand(4, 6)
+    net(x).square().sum().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in net.parameters())
+
+
+def test_standardize_uses_the_schemas_statistics_a_channel() -> None:
+    layer = Standardize(schema((2, 3, 3)))
+    x = torch.rand(5, 2, 3, 3)
+    assert torch.allclose(layer(x)[:, 1], (x[:, 1] - 1) / 2)
+    assert set(layer.state_dict()) == {"mean", "std"}
+
+
+def test_cnn_says_which_net_takes_rows_of_numbers() -> None:
+    with pytest.raises(UserError, match="use the net MLP"):
+        CNN(schema((7,)))

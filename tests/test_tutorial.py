@@ -1,0 +1,67 @@
+"""The tutorial's loop, written by hand, and `fit` on the shipped experiment: the same weights to the bit."""
+
+import numpy as np
+import torch
+from sklearn.datasets import load_diabetes
+from sklearn.model_selection import train_test_split
+from torch import nn
+
+from conftest import ROOT, Cli
+from proj.nets.simple_nn import SimpleNN
+
+
+class TutorialNN(nn.Module):
+    """The net as the tutorial writes it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(10, 50)
+        self.relu = nn.ReLU()
+        self.fc2 = nn.Linear(50, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc2(self.relu(self.fc1(x)))
+
+
+def train_by_hand(seed: int, epochs: int) -> dict[str, torch.Tensor]:
+    x, y = load_diabetes(return_X_y=True)
+    # the template's split, made anew: 15 % of all rows for test, 15 % of all rows for validation
+    rest, _ = train_test_split(np.arange(len(x)), test_size=round(0.15 * len(x)), random_state=0)
+    train, _ = train_test_split(np.sort(rest), test_size=round(0.15 * len(x)), random_state=0)
+    inputs = torch.from_numpy(x[np.sort(train)]).float()
+    targets = torch.from_numpy(y[np.sort(train)]).float()[:, None]
+    torch.manual_seed(seed)
+    model = TutorialNN()
+    criterion = nn.MSELoss()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    for _ in range(epochs):
+        outputs = model(inputs)
+        loss = criterion(outputs, targets)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return model.state_dict()
+
+
+def test_fit_ends_with_the_weights_of_the_loop_written_by_hand(cli: Cli) -> None:
+    cli("fit", "--config", ROOT / "configs/simple_nn.yaml")
+    checkpoint = torch.load("lightning_logs/version_0/checkpoints/last.ckpt", weights_only=True)
+    by_hand = train_by_hand(seed=42, epochs=100)
+    for name, expected in by_hand.items():
+        assert torch.equal(checkpoint["state_dict"][f"net.{name}"], expected), name
+
+
+def test_another_seed_ends_with_other_weights(cli: Cli) -> None:
+    """Guards the test above: the weights do depend on what it holds equal."""
+    cli("fit", "--config", ROOT / "configs/simple_nn.yaml", "--seed_everything", "43", "--trainer.max_epochs", "2")
+    checkpoint = torch.load("lightning_logs/version_0/checkpoints/last.ckpt", weights_only=True)
+    assert not torch.equal(checkpoint["state_dict"]["net.fc1.weight"], train_by_hand(42, 2)["fc1.weight"])
+
+
+def test_simple_nn_is_the_tutorials_net() -> None:
+    torch.manual_seed(0)
+    ours = SimpleNN()
+    torch.manual_seed(0)
+    theirs = TutorialNN()
+    x = torch.randn(5, 10)
+    assert torch.equal(ours(x), theirs(x))
