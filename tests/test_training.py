@@ -43,6 +43,7 @@ def test_monitor_and_mode_follow_the_task_and_can_be_set(experiment: Any, cli: C
     assert "EarlyStopping{'monitor': 'val/r2', 'mode': 'max'" in str(list(checkpoint("set")["callbacks"]))
 
 
+@pytest.mark.filterwarnings("ignore:You are trying to `self.log")  # what barebones means
 @pytest.mark.parametrize(
     "flags",
     [
@@ -75,6 +76,22 @@ def test_the_trainers_flags_work(flags: list[str], experiment: Any, cli: Cli, mo
     if flags[0] == "--trainer.accumulate_grad_batches":
         assert checkpoint()["global_step"] == 2 * 3  # 6 batches an epoch
     assert (LOGS / "version_0/checkpoints").exists() == (flags[0] not in ("--trainer.enable_checkpointing", "--trainer.barebones"))
+
+
+def test_overfitting_sees_the_same_batches_each_epoch(experiment: Any, cli: Cli) -> None:
+    """With a learning rate of 0 the training loss can only change with the rows."""
+    config = experiment(model={"optimizer": {"class_path": "SGD", "init_args": {"lr": 0.0}}}, trainer={"max_epochs": 3})
+
+    def losses(name: str, *flags: str) -> set[float]:
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+        cli("fit", "--config", config, "--name", name, *flags)
+        events = EventAccumulator(str(LOGS / name))
+        events.Reload()
+        return {e.value for e in events.Scalars("train/loss")}
+
+    assert len(losses("overfit", "--trainer.overfit_batches", "2")) == 1
+    assert len(losses("limited", "--trainer.limit_train_batches", "2")) == 3
 
 
 def test_accumulated_batches_equal_one_large_batch(experiment: Any, cli: Cli) -> None:

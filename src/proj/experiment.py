@@ -100,12 +100,14 @@ def read_config(path: Path) -> dict[str, Any]:
 
 # Warnings that say nothing to the user of these verbs.
 SILENT = (
-    # Lightning calls what torch 2.13 deprecates: https://github.com/Lightning-AI/pytorch-lightning/issues/21453
+    # Lightning calls what torch 2.13 deprecates: https://github.com/Lightning-AI/pytorch-lightning/issues/21326
     r".*isinstance\(treespec, LeafSpec\).*",
     # a checkpoint is evaluated without the callbacks that wrote it, on purpose
     r"Be aware that when using `ckpt_path`, callbacks used to create the checkpoint.*",
-    # arrays in memory need no worker processes
-    r".*does not have many workers which may be a bottleneck.*",
+    # `fit --ckpt_path` goes on in a folder of its own, where the best checkpoint is chosen anew
+    r"The dirpath has changed from.*",
+    # our loaders leave their order as it is then; Lightning knows of torch's samplers only
+    r"You requested to overfit but enabled (train|val) dataloader shuffling.*",
 )
 
 
@@ -150,7 +152,7 @@ class ExperimentCLI(LightningCLI):
             self.config = parser.parse_args(self.arguments)
         except ArgumentError as error:
             raise UserError(explain(str(error), parser.get_defaults().keys())) from error
-        plain = yaml.safe_load(parser.dump(self.config, skip_unset=False, skip_validation=True))
+        plain = json.loads(parser.dump(self.config, skip_unset=False, skip_validation=True, format="json"))
         if plain.get("init_from") is not None:
             gone = OPTIONS[self.verb].keys() - {"init_from"}
         else:

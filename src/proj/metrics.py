@@ -4,7 +4,7 @@ from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torchmetrics import MeanMetric, Metric, MetricCollection
+from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import (
     BinaryAccuracy,
     BinaryF1Score,
@@ -114,6 +114,26 @@ def ranked_areas(score: Tensor, hit: Tensor) -> Tensor:
     return torch.stack([area, (gained * true / (true + false)).sum() / true[-1]])
 
 
+class MeanLoss(Metric):
+    """Mean of batch means by their weights. A NaN stays one, where torchmetrics' ``MeanMetric`` drops it."""
+
+    full_state_update = False
+    total: Tensor
+    weight: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("total", torch.zeros((), dtype=EXACT), dist_reduce_fx="sum")
+        self.add_state("weight", torch.zeros((), dtype=EXACT), dist_reduce_fx="sum")
+
+    def update(self, loss: Tensor, weight: Tensor | float) -> None:
+        self.total += loss.to(EXACT) * weight
+        self.weight += weight
+
+    def compute(self) -> Tensor:
+        return self.total / self.weight
+
+
 class Errors(Metric):
     """Mean squared error, its root, mean absolute error and R² of each target: [targets], in the target's own units.
 
@@ -163,7 +183,7 @@ class Meter(nn.Module):
     def __init__(self, schema: Schema, stage: str) -> None:
         super().__init__()
         self.names = schema.class_names or schema.target_names
-        self.loss = MeanMetric(nan_strategy="disable").set_dtype(EXACT)  # the default drops a NaN from the mean
+        self.loss = MeanLoss()
         self.ranked = Ranked(schema.outputs) if schema.task != "regression" and stage != "train" else None
         self.counted = (
             MetricCollection({"errors": Errors(schema.target_mean)})

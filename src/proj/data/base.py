@@ -32,7 +32,8 @@ class SplitData(LightningDataModule):
         raise NotImplementedError(f"{cls.__name__} defines no `encode`")
 
     def train_dataloader(self) -> ArrayLoader:
-        loader = self._loader("train", shuffle=self.shuffle, exact=False)
+        overfitting = self.trainer is not None and self.trainer.overfit_batches > 0  # on the same batches each epoch
+        loader = self._loader("train", shuffle=self.shuffle and not overfitting, exact=False)
         rows, world = len(self.parts["train"].row), loader.world
         if loader.batch_size > rows // world:
             share = f"{rows} training rows" + (f" on {world} processes" if world > 1 else "")
