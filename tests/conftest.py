@@ -37,7 +37,8 @@ def cli(capsys: pytest.CaptureFixture[str]) -> Cli:
         printed = capsys.readouterr()
         assert got == code, f"exit code {got}:\n{printed.out}\n{printed.err}"
         if code == 2:
-            assert "Traceback" not in printed.err and printed.err.count("\n") == 1, printed.err
+            assert "Traceback" not in printed.err
+            assert printed.err.count("\n") == 1, printed.err
         return printed.out if code == 0 else printed.err
 
     return call
@@ -76,7 +77,10 @@ def experiment(work: Path) -> Callable[..., Path]:
         config: dict[str, Any] = {
             "seed_everything": 1,
             "trainer": {"max_epochs": 2, "accelerator": "cpu", "log_every_n_steps": 1},
-            "model": {"class_path": MODELS[task], "init_args": {"net": {"class_path": "MLP", "init_args": {"hidden": [8]}}}},
+            "model": {
+                "class_path": MODELS[task],
+                "init_args": {"net": {"class_path": "MLP", "init_args": {"hidden": [8]}}},
+            },
             "data": {"class_path": "Arrays", "init_args": {"path": "data.npz", "batch_size": 16}},
         }
         for name, values in sections.items():

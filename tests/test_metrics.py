@@ -11,7 +11,8 @@ import torch
 from sklearn import metrics as sk
 
 from conftest import Cli
-from proj.metrics import ABOUT, Errors, about, ranked_areas
+from proj.exact import Errors, ranked_areas
+from proj.metrics import ABOUT, about
 
 
 def columns(table: pl.DataFrame, start: str) -> np.ndarray[Any, Any]:

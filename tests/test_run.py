@@ -37,9 +37,12 @@ def test_a_run_is_one_folder(experiment: Any, cli: Cli) -> None:
     cli("validate")
     cli("test")
     cli("predict")
-    assert {"validate/metrics.json", "test/metrics.json", "test/predictions.parquet", "predict/predictions.parquet"} <= set(
-        files_in(run)
-    )
+    assert {
+        "validate/metrics.json",
+        "test/metrics.json",
+        "test/predictions.parquet",
+        "predict/predictions.parquet",
+    } <= set(files_in(run))
     manifest = json.loads((run / "manifest.json").read_text())
     assert manifest["status"] == "finished"
     assert manifest["start"] < manifest["end"]
@@ -64,8 +67,8 @@ def test_a_runs_own_config_gives_the_same_weights(experiment: Any, cli: Cli) -> 
 )
 def test_the_folder_does_not_depend_on_the_logger(logger: list[str], experiment: Any, cli: Cli) -> None:
     cli("fit", "--config", experiment(), *logger)
-    assert files_in(LOGS) == [f"version_0/{f}" for f in
-                              ("checkpoints/best.ckpt", "checkpoints/last.ckpt", "config.yaml", "manifest.json")]  # fmt: skip
+    files = ("checkpoints/best.ckpt", "checkpoints/last.ckpt", "config.yaml", "manifest.json")
+    assert files_in(LOGS) == [f"version_0/{file}" for file in files]
     cli("test")
     assert (LOGS / "version_0/test/metrics.json").exists()
 
@@ -128,7 +131,9 @@ def test_a_config_finds_the_newest_run_like_it(experiment: Any, cli: Cli) -> Non
     cli("fit", "--config", config, "--name", "plain", "--trainer.max_epochs", "1")
     cli("fit", "--config", config, "--name", "wide", "--model.net.hidden", "[16]")
     assert "run: lightning_logs/plain" in cli("test", "--config", config)
-    assert "no finished run in lightning_logs has the model and data" in cli("test", "--config", experiment("binary"), code=2)
+    assert "no finished run in lightning_logs has the model and data" in cli(
+        "test", "--config", experiment("binary"), code=2
+    )
 
 
 def test_flags_win_over_what_is_recorded_and_the_change_is_told(experiment: Any, cli: Cli) -> None:
@@ -173,7 +178,9 @@ def test_an_interrupted_write_leaves_the_old_file(work: Path) -> None:
 def test_best_is_the_epoch_with_the_best_validation_metric(experiment: Any, cli: Cli) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    config = experiment("regression", trainer={"max_epochs": 8}, model={"optimizer": {"class_path": "SGD", "init_args": {"lr": 0.5}}})
+    config = experiment(
+        "regression", trainer={"max_epochs": 8}, model={"optimizer": {"class_path": "SGD", "init_args": {"lr": 0.5}}}
+    )
     cli("fit", "--config", config)
     events = EventAccumulator(str(LOGS / "version_0"))
     events.Reload()

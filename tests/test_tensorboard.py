@@ -18,7 +18,17 @@ from conftest import Cli
 @pytest.fixture
 def board(experiment: Any, cli: Cli) -> Iterator[str]:
     cli("fit", "--config", experiment("binary"), "--name", "one")
-    cli("fit", "--config", experiment("binary"), "--name", "two", "--model.optimizer.lr", "0.1", "--data.batch_size", "8")
+    cli(
+        "fit",
+        "--config",
+        experiment("binary"),
+        "--name",
+        "two",
+        "--model.optimizer.lr",
+        "0.1",
+        "--data.batch_size",
+        "8",
+    )
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -52,7 +62,16 @@ def ask(url: str, until: Any, body: Any = None, seconds: float = 60) -> Any:
 
 def test_tensorboard_serves_scalars_text_and_hparams(board: str) -> None:
     tags = ask(f"{board}/data/plugin/scalars/tags", lambda c: {"one", "two"} <= c.keys() and "best/val/f1" in c["two"])
-    wanted = {"train/loss", "train/loss_step", "train/f1", "val/loss", "val/f1", "val/auroc", "lr-Adam", "gradient_norm"}
+    wanted = {
+        "train/loss",
+        "train/loss_step",
+        "train/f1",
+        "val/loss",
+        "val/f1",
+        "val/auroc",
+        "lr-Adam",
+        "gradient_norm",
+    }
     assert wanted <= tags["one"].keys()
     curve = ask(f"{board}/data/plugin/scalars/scalars?run=one&tag=val%2Ff1", lambda c: len(c) == 2)
     assert all(0 <= value <= 1 for _, _, value in curve)

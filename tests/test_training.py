@@ -59,7 +59,14 @@ def test_monitor_and_mode_follow_the_task_and_can_be_set(experiment: Any, cli: C
         ["--trainer.overfit_batches", "2"],
         ["--trainer.enable_checkpointing", "false"],
         ["--trainer.callbacks", "Timer"],
-        ["--trainer.barebones", "true", "--trainer.enable_progress_bar", "null", "--trainer.enable_model_summary", "null"],
+        [
+            "--trainer.barebones",
+            "true",
+            "--trainer.enable_progress_bar",
+            "null",
+            "--trainer.enable_model_summary",
+            "null",
+        ],
     ],
     ids=lambda flags: " ".join(flags[:2]),
 )
@@ -75,7 +82,9 @@ def test_the_trainers_flags_work(flags: list[str], experiment: Any, cli: Cli, mo
         assert checkpoint()["global_step"] == 3
     if flags[0] == "--trainer.accumulate_grad_batches":
         assert checkpoint()["global_step"] == 2 * 3  # 6 batches an epoch
-    assert (LOGS / "version_0/checkpoints").exists() == (flags[0] not in ("--trainer.enable_checkpointing", "--trainer.barebones"))
+    assert (LOGS / "version_0/checkpoints").exists() == (
+        flags[0] not in ("--trainer.enable_checkpointing", "--trainer.barebones")
+    )
 
 
 def test_overfitting_sees_the_same_batches_each_epoch(experiment: Any, cli: Cli) -> None:
@@ -120,7 +129,17 @@ def test_going_on_from_a_checkpoint_equals_training_in_one_go(experiment: Any, c
     config = experiment()
     cli("fit", "--config", config, "--trainer.max_epochs", "4", "--name", "whole")
     cli("fit", "--config", config, "--trainer.max_epochs", "2", "--name", "half")
-    cli("fit", "--config", config, "--trainer.max_epochs", "4", "--ckpt_path", LOGS / "half/checkpoints/last.ckpt", "--name", "rest")
+    cli(
+        "fit",
+        "--config",
+        config,
+        "--trainer.max_epochs",
+        "4",
+        "--ckpt_path",
+        LOGS / "half/checkpoints/last.ckpt",
+        "--name",
+        "rest",
+    )
     whole, rest = checkpoint("whole"), checkpoint("rest")
     assert rest["epoch"] == 3
     assert all(torch.equal(whole["state_dict"][k], rest["state_dict"][k]) for k in whole["state_dict"])
@@ -203,6 +222,8 @@ def test_ctrl_c_stops_with_130_and_the_run_says_so(experiment: Any) -> None:
 
 def test_the_experiment_can_be_run_by_the_console_script(work: Path) -> None:
     script = Path(sys.executable).parent / "proj"
-    done = subprocess.run([script, "check", "--config", str(ROOT / "configs/linnerud.yaml")], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [script, "check", "--config", str(ROOT / "configs/linnerud.yaml")], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert files_in(work) == []

@@ -13,7 +13,7 @@ from proj.run import read_checkpoint
 
 LOGS = Path("lightning_logs/version_0")
 
-DATA = '''
+DATA = """
 import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, TensorDataset
@@ -36,7 +36,7 @@ class MyData(LightningDataModule):
         return DataLoader(self.data, batch_size=20)
 
     test_dataloader = predict_dataloader = val_dataloader
-'''
+"""
 
 NET = '''
 from torch import nn
@@ -110,7 +110,16 @@ def modules(work: Path, request: pytest.FixtureRequest) -> str:
 
 @pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers")
 def test_a_data_module_with_data_loaders(modules: str, cli: Cli) -> None:
-    cli("fit", "--model", "MulticlassClassifier", "--model.net", f"{modules}.MyNet", "--data", f"{modules}.MyData", *FLAGS)
+    cli(
+        "fit",
+        "--model",
+        "MulticlassClassifier",
+        "--model.net",
+        f"{modules}.MyNet",
+        "--data",
+        f"{modules}.MyData",
+        *FLAGS,
+    )
     cli("validate")
     cli("test")
     cli("predict")
@@ -161,6 +170,16 @@ def test_a_net_that_wants_a_schema_needs_a_data_module_that_has_one(modules: str
 def test_labels_beyond_the_nets_outputs_are_an_error(modules: str, cli: Cli, work: Path) -> None:
     text = (work / f"{modules}.py").read_text().replace("nn.Linear(width, 3)", "nn.Linear(width, 2)")
     (work / f"{modules}.py").write_text(text)
-    err = cli("fit", "--model", "MulticlassClassifier", "--model.net", f"{modules}.MyNet", "--data", f"{modules}.MyData", *FLAGS, code=2)
+    err = cli(
+        "fit",
+        "--model",
+        "MulticlassClassifier",
+        "--model.net",
+        f"{modules}.MyNet",
+        "--data",
+        f"{modules}.MyData",
+        *FLAGS,
+        code=2,
+    )
     assert "a first batch does not go through" in err
     assert "Target 2 is out of bounds" in err

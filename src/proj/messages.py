@@ -113,7 +113,8 @@ def _options(class_path: str) -> list[str]:
     """Names of all arguments of a class' constructor, those it hands on to its bases included."""
     module, _, name = class_path.rpartition(".")
     bases = inspect.getmro(getattr(import_module(module), name))
-    names = [p for base in bases if "__init__" in vars(base) for p in inspect.signature(base.__init__).parameters]
+    makers = [vars(base)["__init__"] for base in bases if "__init__" in vars(base)]
+    names = [name for maker in makers for name in inspect.signature(maker).parameters]
     return [n for n in dict.fromkeys(names) if n not in ("self", "args", "kwargs")]
 
 

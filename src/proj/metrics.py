@@ -1,10 +1,9 @@
 """The metrics of each task, and what every metric means: its direction and its unit."""
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-import torch
 from torch import Tensor, nn
-from torchmetrics import Metric, MetricCollection
+from torchmetrics import MetricCollection
 from torchmetrics.classification import (
     BinaryAccuracy,
     BinaryF1Score,
@@ -19,13 +18,9 @@ from torchmetrics.classification import (
     MultilabelPrecision,
     MultilabelRecall,
 )
-from torchmetrics.utilities import dim_zero_cat
 
+from proj.exact import Errors, MeanLoss, Ranked
 from proj.schema import Schema, Task
-
-
-# Sums and areas are computed in float64, but Apple's GPUs have none.
-EXACT = torch.float32 if torch.backends.mps.is_available() else torch.float64
 
 
 class About(NamedTuple):
@@ -58,120 +53,6 @@ MONITOR: dict[Task, str] = {
 def about(name: str) -> About | None:
     """What is known of a metric, with or without its stage and class (``val/f1/cat`` -> f1); None for a stranger's."""
     return next((ABOUT[part] for part in name.split("/") if part in ABOUT), None)
-
-
-class Ranked(Metric):
-    """Exact area under the ROC curve and average precision, one against the rest, over all rows of a stage.
-
-    A class without both kinds of row has no such area: its value is NaN, and the mean is over the others (NaN if none).
-
-    Args:
-        columns: classes or labels; 1 for the positive class alone.
-    """
-
-    full_state_update = False
-    scores: list[Tensor]
-    targets: list[Tensor]
-
-    def __init__(self, columns: int) -> None:
-        super().__init__()
-        self.columns = columns
-        self.add_state("scores", default=[], dist_reduce_fx="cat")
-        self.add_state("targets", default=[], dist_reduce_fx="cat")
-
-    def update(self, preds: Tensor, target: Tensor) -> None:
-        """``preds`` [rows] or [rows, columns] probabilities, ``target`` class numbers [rows] or labels [rows, columns]."""
-        self.scores.append(preds)
-        self.targets.append(target)
-
-    def compute(self) -> dict[str, Tensor]:
-        scores, target = dim_zero_cat(self.scores), dim_zero_cat(self.targets).long()
-        if target.ndim == 1 and self.columns > 1:
-            target = torch.nn.functional.one_hot(target, self.columns)
-        areas = [
-            ranked_areas(score, hit)
-            for score, hit in zip(scores.view(-1, self.columns).T, target.view(-1, self.columns).T, strict=True)
-        ]
-        per_class = dict(zip(("auroc", "average_precision"), torch.stack(areas).T, strict=True))
-        means = {name: values.nanmean() for name, values in per_class.items()}
-        return means if self.columns == 1 else means | {f"{name}/": values for name, values in per_class.items()}
-
-
-def ranked_areas(score: Tensor, hit: Tensor) -> Tensor:
-    """Area under the ROC curve and average precision of ``score`` [rows] for ``hit`` [rows] of 0 and 1: [2], float64.
-
-    Rows of equal score count as one threshold. The first is the Mann-Whitney statistic by the trapezoid rule, the second
-    the sum over thresholds of precision times the recall gained (as in scikit-learn). NaN without both kinds of row.
-    """
-    if not hit.any() or hit.all():
-        return torch.full((2,), torch.nan, dtype=EXACT, device=score.device)
-    score, order = score.sort(descending=True)
-    last = torch.cat([score.diff() != 0, torch.ones(1, dtype=torch.bool, device=score.device)])  # of each equal score
-    true = hit[order].cumsum(0)[last].to(EXACT)
-    false = (1 - hit[order]).cumsum(0)[last].to(EXACT)
-    gained = true.diff(prepend=true.new_zeros(1))
-    area = (false.diff(prepend=false.new_zeros(1)) * (true - gained / 2)).sum() / (true[-1] * false[-1])
-    return torch.stack([area, (gained * true / (true + false)).sum() / true[-1]])
-
-
-class MeanLoss(Metric):
-    """Mean of batch means by their weights. A NaN stays one, where torchmetrics' ``MeanMetric`` drops it."""
-
-    full_state_update = False
-    total: Tensor
-    weight: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.add_state("total", torch.zeros((), dtype=EXACT), dist_reduce_fx="sum")
-        self.add_state("weight", torch.zeros((), dtype=EXACT), dist_reduce_fx="sum")
-
-    def update(self, loss: Tensor, weight: Tensor | float) -> None:
-        self.total += loss.to(EXACT) * weight
-        self.weight += weight
-
-    def compute(self) -> Tensor:
-        return self.total / self.weight
-
-
-class Errors(Metric):
-    """Mean squared error, its root, mean absolute error and R² of each target: [targets], in the target's own units.
-
-    Sums are kept in float64, those for R² around ``center`` (the training mean), so that targets far from zero lose no
-    digits. R² of less than two rows, or of a target that does not vary, is not defined: NaN.
-    """
-
-    full_state_update = False
-    center: Tensor
-    rows: Tensor
-    squared: Tensor
-    absolute: Tensor
-    sum: Tensor
-    sum_of_squares: Tensor
-
-    def __init__(self, center: tuple[float, ...]) -> None:
-        super().__init__()
-        self.register_buffer("center", torch.tensor(center), persistent=False)
-        self.add_state("rows", torch.tensor(0), dist_reduce_fx="sum")
-        for name in ("squared", "absolute", "sum", "sum_of_squares"):
-            self.add_state(name, torch.zeros(len(center), dtype=EXACT), dist_reduce_fx="sum")
-
-    def update(self, preds: Tensor, target: Tensor) -> None:
-        """``preds`` and ``target`` [rows, targets]."""
-        preds, target = preds.to(EXACT), target.to(EXACT)
-        error, centered = preds - target, target - self.center
-        self.rows += len(target)
-        self.squared += error.square().sum(0)
-        self.absolute += error.abs().sum(0)
-        self.sum += centered.sum(0)
-        self.sum_of_squares += centered.square().sum(0)
-
-    def compute(self) -> dict[str, Tensor]:
-        mse = self.squared / self.rows
-        variation = self.sum_of_squares - self.sum.square() / self.rows
-        varies = (variation > 1e-12 * self.sum_of_squares) & (self.rows > 1)
-        r2 = torch.where(varies, 1 - self.squared / variation, torch.nan)
-        return {"mse": mse, "rmse": mse.sqrt(), "mae": self.absolute / self.rows, "r2": r2}
 
 
 class Meter(nn.Module):
@@ -228,7 +109,7 @@ def _named(values: dict[str, Tensor], names: tuple[str, ...]) -> dict[str, Tenso
     return flat
 
 
-def _binary(_: int) -> dict[str, Metric]:
+def _binary(_: int) -> dict[str, Any]:
     return {
         "accuracy": BinaryAccuracy(validate_args=False),
         "precision": BinaryPrecision(validate_args=False),
@@ -237,18 +118,20 @@ def _binary(_: int) -> dict[str, Metric]:
     }
 
 
-def _multiclass(classes: int) -> dict[str, Metric]:
-    metrics: dict[str, Metric] = {"accuracy": MulticlassAccuracy(classes, average="micro", validate_args=False)}
-    for key, average in (("", "macro"), ("/", "none")):
+def _multiclass(classes: int) -> dict[str, Any]:
+    metrics: dict[str, Any] = {"accuracy": MulticlassAccuracy(classes, average="micro", validate_args=False)}
+    averages: dict[str, Literal["macro", "none"]] = {"": "macro", "/": "none"}
+    for key, average in averages.items():
         metrics[f"precision{key}"] = MulticlassPrecision(classes, average=average, validate_args=False)
         metrics[f"recall{key}"] = MulticlassRecall(classes, average=average, validate_args=False)
         metrics[f"f1{key}"] = MulticlassF1Score(classes, average=average, validate_args=False)
     return metrics
 
 
-def _multilabel(labels: int) -> dict[str, Metric]:
-    metrics: dict[str, Metric] = {"accuracy": MultilabelExactMatch(labels, validate_args=False)}
-    for key, average in (("", "macro"), ("/", "none")):
+def _multilabel(labels: int) -> dict[str, Any]:
+    metrics: dict[str, Any] = {"accuracy": MultilabelExactMatch(labels, validate_args=False)}
+    averages: dict[str, Literal["macro", "none"]] = {"": "macro", "/": "none"}
+    for key, average in averages.items():
         metrics[f"precision{key}"] = MultilabelPrecision(labels, average=average, validate_args=False)
         metrics[f"recall{key}"] = MultilabelRecall(labels, average=average, validate_args=False)
         metrics[f"f1{key}"] = MultilabelF1Score(labels, average=average, validate_args=False)

@@ -53,8 +53,10 @@ class Predictor:
         row = torch.arange(len(next(iter(x.values())) if isinstance(x, dict) else x))
         outputs = []
         with torch.inference_mode():
-            for chunk in row.split(batch_size):
-                batch = self.model.transfer_batch_to_device(take(Batch(x, None, row), chunk), self.model.device, 0)
+            for start in range(0, len(row), batch_size):
+                batch = self.model.transfer_batch_to_device(
+                    take(Batch(x, None, row), row[start : start + batch_size]), self.model.device, 0
+                )
                 outputs.append(self.model.predict_step(batch, 0)["output"].cpu())
         return frame(schema, row.numpy(), torch.cat(outputs).numpy())
 

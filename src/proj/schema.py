@@ -80,4 +80,5 @@ class Schema:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Schema":
-        return cls(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
+        fields: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+        return cls(**fields)

@@ -5,18 +5,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_only
-from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from proj import console
+from proj.arguments import Arguments, read_arguments
 from proj.callbacks.checkpoint import Checkpoint, InitFrom
 from proj.callbacks.predictions import PredictionWriter
 from proj.check import preflight
 from proj.data.base import SplitData
 from proj.errors import UserError
-from proj.experiment import Arguments, ExperimentCLI, differences, read_arguments
+from proj.experiment import ExperimentCLI, differences
 from proj.models.weights import check_weights, give_schema
 from proj.predictions import writer
 from proj.run import Run, check_name, claim, find, find_same, read_checkpoint, recording, write, write_metrics
@@ -31,26 +33,30 @@ def fit(args: list[str]) -> None:
     arguments = read_arguments(args)
     cli = ExperimentCLI("fit", arguments.configs, arguments.flags)
     start, resume = _init_from(cli, arguments.root), _checkpoint_to_go_on(cli)
-    if rank_zero_only.rank == 0:
+    if _first_process():
         if (name := cli.option("name")) is not None:
             check_name(arguments.root, name)
         preflight(cli, list(start))
     if cli.config_init.trainer.fast_dev_run:
         trainer = cli.build_trainer(None, list(start))
         return _run(trainer, trainer.fit, cli, ckpt_path=resume, weights_only=True)
-    if rank_zero_only.rank == 0:
+    if _first_process():
         run = claim(arguments.root, name)
         os.environ[RUN_VARIABLE] = str(run.path)
     else:  # under torchrun nobody could tell: what this process names after the folder, Lightning broadcasts
         run = Run(Path(os.environ.get(RUN_VARIABLE, arguments.root)))
     try:
         trainer = cli.build_trainer(run.path, [*cli.fit_callbacks(run.path), *start])
-        if rank_zero_only.rank == 0:
+        if _first_process():
             _train(cli, trainer, run, args, start, resume)
         else:
             _run(trainer, trainer.fit, cli, ckpt_path=resume, weights_only=True)
     finally:
         os.environ.pop(RUN_VARIABLE, None)
+
+
+def _first_process() -> bool:
+    return int(getattr(rank_zero_only, "rank", 0)) == 0
 
 
 def _train(
@@ -111,7 +117,7 @@ def _score(verb: str, stage: str, args: list[str]) -> None:
     if not trainer.is_global_zero:
         return
     values = {name.removeprefix(f"{stage}/"): value.item() for name, value in trainer.callback_metrics.items()}
-    if trainer.fast_dev_run:
+    if cli.config_init.trainer.fast_dev_run:
         return
     write_metrics(run.path / verb / "metrics.json", values)
     console.show_metrics(f"{verb}, {run.path.name}, {path.name}", values)
@@ -138,7 +144,7 @@ def _restore(verb: str, arguments: Arguments) -> tuple[Run, ExperimentCLI, Path]
         check_weights(cli.model, checkpoint["state_dict"], str(path))
     if isinstance(cli.datamodule, SplitData) and checkpoint.get("schema"):
         cli.datamodule.schema = Schema.from_dict(checkpoint["schema"])
-    if rank_zero_only.rank == 0:
+    if _first_process():
         console.say(f"run: {run.path}, {path.name}")
         for line in differences(recorded, cli.experiment):
             console.say(f"not as recorded: {line}")

@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from sklearn.datasets import load_breast_cancer, load_digits, load_linnerud
+from sklearn.datasets import load_breast_cancer, load_linnerud
 from sklearn.preprocessing import StandardScaler
 
 from conftest import make_arrays
-from proj.data.arrays import BUNDLED, Arrays
+from proj.data.arrays import Arrays
+from proj.data.sources import BUNDLED
 from proj.errors import UserError
 from proj.schema import Schema
 
@@ -39,7 +40,6 @@ def test_bundled_sets_load_and_split_whole(name: str) -> None:
 
 def test_tasks_and_names_of_the_bundled_sets() -> None:
     cancer, digits, linnerud = (ready(n).schema for n in ("breast_cancer", "digits", "linnerud"))
-    assert cancer is not None and digits is not None and linnerud is not None
     assert (cancer.task, cancer.classes, cancer.outputs) == ("binary", ("benign", "malignant"), 1)
     assert cancer.input_names == tuple(load_breast_cancer().feature_names)
     assert (digits.task, digits.classes, digits.input_shape) == ("multiclass", tuple(range(10)), (1, 8, 8))
@@ -83,7 +83,9 @@ def test_image_statistics_are_a_channel_in_numbers_from_0_to_1() -> None:
 
 def test_parts_that_a_file_gives_are_taken_as_they_are() -> None:
     one, two, three = (make_arrays("multiclass", rows, seed=s) for s, rows in enumerate((60, 20, 30)))
-    data = ready(save(x_train=one["x"], y_train=one["y"], x_val=two["x"], y_val=two["y"], x_test=three["x"], y_test=three["y"]))
+    data = ready(
+        save(x_train=one["x"], y_train=one["y"], x_val=two["x"], y_val=two["y"], x_test=three["x"], y_test=three["y"])
+    )
     assert [len(data.parts[s].row) for s in ("train", "val", "test")] == [60, 20, 30]
     assert np.array_equal(data.parts["test"].x.numpy(), three["x"])
     only_test = ready(save(x_train=one["x"], y_train=one["y"], x_test=three["x"], y_test=three["y"]), val_fraction=0.5)
@@ -132,10 +134,16 @@ LABELS = np.arange(40) % 3
         ({"x": NUMBERS, "y": LABELS[:39]}, "a target for each of the 40 rows"),
         ({"x": NUMBERS[:, 0], "y": LABELS}, "at least one more, got float64 of shape \\(40,\\)"),
         ({"x": NUMBERS.astype(str), "y": LABELS}, "expected numbers"),
-        ({"x": np.where(np.arange(80).reshape(40, 2) == 7, np.nan, 1.0), "y": LABELS}, "missing or infinite one in row 3"),
+        (
+            {"x": np.where(np.arange(80).reshape(40, 2) == 7, np.nan, 1.0), "y": LABELS},
+            "missing or infinite one in row 3",
+        ),
         ({"x": NUMBERS, "y": np.zeros(40, int)}, "expected two classes or more"),
         ({"x": NUMBERS, "y": np.full(40, np.nan)}, "expected finite targets, got nan"),
-        ({"x": NUMBERS, "y": LABELS, "x_val": NUMBERS, "y_val": LABELS + 1}, "label 3 of row 2 \\(val part\\) is out of range"),
+        (
+            {"x": NUMBERS, "y": LABELS, "x_val": NUMBERS, "y_val": LABELS + 1},
+            "label 3 of row 2 \\(val part\\) is out of range",
+        ),
         ({"x": NUMBERS, "y": LABELS, "x_val": np.ones((9, 3)), "y_val": LABELS[:9]}, "rows of one shape"),
         ({"x": np.zeros((40, 9, 9, 7), np.uint8), "y": LABELS}, "1, 3 or 4 channels"),
     ],
@@ -147,7 +155,7 @@ def test_arrays_that_cannot_be_used_are_named(arrays: dict[str, Any], message: s
 
 def test_files_that_cannot_be_read_are_named() -> None:
     save(**make_arrays("binary"))
-    with pytest.raises(UserError, match="no file dta.npz. Did you mean 'data.npz'"):
+    with pytest.raises(UserError, match=r"no file dta\.npz\. Did you mean 'data.npz'"):
         ready("dta.npz")
     with pytest.raises(UserError, match="Did you mean 'digits'"):
         ready("digit")

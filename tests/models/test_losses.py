@@ -90,7 +90,12 @@ def test_the_mean_loss_of_a_stage_does_not_depend_on_the_batches(weights: list[f
 @pytest.mark.parametrize(
     ("kind", "schema", "options", "message"),
     [
-        (MulticlassClassifier, MULTICLASS, {"class_weights": [1.0]}, "expected 3 weights, one for each of 0, 1, 2, got 1"),
+        (
+            MulticlassClassifier,
+            MULTICLASS,
+            {"class_weights": [1.0]},
+            "expected 3 weights, one for each of 0, 1, 2, got 1",
+        ),
         (MultilabelClassifier, MULTILABEL, {"pos_weight": [1.0]}, "expected 2 weights"),
         (BinaryClassifier, replace(BINARY, class_counts=()), {"pos_weight": "auto"}, "give the weights as numbers"),
         (BinaryClassifier, MULTICLASS, {}, "expected targets for the task binary, got multiclass \\(3 classes\\)"),

@@ -103,7 +103,10 @@ def test_a_schedule_without_an_end_is_an_error(experiment: Any, cli: Cli) -> Non
 
 
 def test_plateau_follows_its_metric(experiment: Any, cli: Cli, work: Any) -> None:
-    scheduler = {"class_path": "ReduceLROnPlateau", "init_args": {"monitor": "val/loss", "patience": 0, "threshold": 1e9}}
+    scheduler = {
+        "class_path": "ReduceLROnPlateau",
+        "init_args": {"monitor": "val/loss", "patience": 0, "threshold": 1e9},
+    }
     config = experiment("multiclass", model={"scheduler": scheduler}, trainer={"max_epochs": 4})
     cli("fit", "--config", config)
     assert rates(find(work / "lightning_logs", None))[-1] < 1e-3

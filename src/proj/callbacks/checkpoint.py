@@ -8,6 +8,7 @@ from lightning.pytorch import callbacks as lightning
 from torch import Tensor
 
 from proj.models.weights import load_fitting
+from proj.schema import Schema
 
 
 class Checkpoint(lightning.ModelCheckpoint):
@@ -57,9 +58,9 @@ class Checkpoint(lightning.ModelCheckpoint):
             self.best_metrics = {name: value.item() for name, value in trainer.callback_metrics.items()}
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        schema = getattr(pl_module, "schema", None) or getattr(trainer.datamodule, "schema", None)
+        schema = getattr(pl_module, "schema", None) or getattr(getattr(trainer, "datamodule", None), "schema", None)
         checkpoint["config"] = self.config
-        checkpoint["schema"] = schema.to_dict() if hasattr(schema, "to_dict") else None
+        checkpoint["schema"] = schema.to_dict() if isinstance(schema, Schema) else None
 
 
 class EarlyStopping(lightning.EarlyStopping):

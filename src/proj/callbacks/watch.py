@@ -1,6 +1,6 @@
 """What TensorBoard shows beside the metrics: gradient norm, the config as text, hyper-parameters with final metrics."""
 
-from typing import Any
+from typing import Any, cast
 
 import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -22,7 +22,7 @@ class GradientNorm(Callback):
     """Log the norm of all gradients, before clipping, as often as the Trainer logs."""
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        if trainer.global_step % trainer.log_every_n_steps == 0:
+        if trainer.global_step % cast(Any, trainer).log_every_n_steps == 0:
             gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
             norm = nn.utils.get_total_norm(gradients)
             for logger in trainer.loggers:
@@ -42,7 +42,7 @@ class Summary(Callback):
                 logger.experiment.add_text("config", f"```yaml\n{text}```")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        best = next((c.best_metrics for c in trainer.callbacks if isinstance(c, Checkpoint)), {})
+        best = next((c.best_metrics for c in cast(Any, trainer).callbacks if isinstance(c, Checkpoint)), {})
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.log_hyperparams(flat(self.config), {f"best/{name}": value for name, value in best.items()})

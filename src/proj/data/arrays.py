@@ -1,28 +1,17 @@
 """Arrays in memory: the sets that scikit-learn ships, and ``.npz`` files."""
 
-import hashlib
-from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from proj.data.base import SplitData
+from proj.data.sources import Array, fingerprint, load, read, stages, to_inputs
 from proj.data.splits import split
 from proj.data.targets import Targets
-from proj.errors import UserError, nearest
+from proj.errors import UserError
 from proj.schema import Batch, Schema, Task
-
-Array: TypeAlias = np.ndarray[Any, Any]
-
-BUNDLED = ("breast_cancer", "diabetes", "digits", "iris", "linnerud", "wine")
-
-
-class Source(NamedTuple):
-    arrays: dict[str, Array]  # x_train, y_train, and what else there is of x_val, y_val, x_test, y_test
-    input_names: tuple[str, ...] = ()
-    target_names: tuple[str, ...] = ()
 
 
 class Arrays(SplitData):
@@ -76,10 +65,10 @@ class Arrays(SplitData):
             self._read_predict()
 
     def _read(self) -> None:
-        source = _bundled(self.path) if self.path in BUNDLED else _npz(self.path)
+        source = read(self.path)
         arrays = source.arrays
-        self.fingerprint = _hash(arrays)
-        x = {s: to_inputs(arrays[f"x_{s}"], f"{self.path}: x_{s}") for s in _stages(arrays)}
+        self.fingerprint = fingerprint(arrays)
+        x = {s: to_inputs(arrays[f"x_{s}"], f"{self.path}: x_{s}") for s in stages(arrays)}
         for s in x:
             if len(arrays[f"y_{s}"]) != len(x[s]):
                 raise UserError(f"{self.path}: expected a target for each of the {len(x[s])} rows of x_{s}, "
@@ -108,32 +97,11 @@ class Arrays(SplitData):
         if self.predict_path is None:
             self.parts["predict"] = self.parts["test"]._replace(y=None)
             return
-        arrays = _load(self.predict_path)
+        arrays = load(self.predict_path)
         if "x" not in arrays:
             raise UserError(f"{self.predict_path}: expected an array named x, got {', '.join(arrays) or 'none'}.")
         x = self.encode(arrays["x"], self.schema)
         self.parts["predict"] = Batch(x, None, torch.arange(len(x)))
-
-
-def to_inputs(x: Array, what: str) -> Array:
-    """Numbers as float32 [rows, ...]; uint8 pictures as uint8 [rows, channels, height, width]."""
-    if x.ndim < 2 or x.dtype.kind not in "biuf":
-        raise UserError(f"{what}: expected numbers with a first axis of rows and at least one more, "
-                        f"got {x.dtype} of shape {x.shape}.")  # fmt: skip
-    if x.dtype == np.uint8 and x.ndim in (3, 4):
-        if x.ndim == 3:
-            return np.ascontiguousarray(x[:, None])
-        if x.shape[3] in (1, 3, 4):
-            return np.ascontiguousarray(x.transpose(0, 3, 1, 2))
-        if x.shape[1] in (1, 3, 4):
-            return np.ascontiguousarray(x)
-        raise UserError(f"{what}: expected pictures with 1, 3 or 4 channels first or last, got shape {x.shape}.")
-    x = np.ascontiguousarray(x, dtype=np.float32)
-    if not (finite := np.isfinite(x).reshape(len(x), -1).all(1)).all():
-        row = int(np.argmin(finite))
-        raise UserError(f"{what}: expected finite numbers, got a missing or infinite one in row {row} "
-                        f"({int((~finite).sum())} rows in all); fill or drop them.")  # fmt: skip
-    return x
 
 
 def _fit(x: Array, targets: Targets, rows: Array, names: tuple[str, ...]) -> Schema:
@@ -150,55 +118,3 @@ def _fit(x: Array, targets: Targets, rows: Array, names: tuple[str, ...]) -> Sch
         rows=len(x),
         **targets.fit(rows),
     )
-
-
-def _stages(arrays: dict[str, Array]) -> list[str]:
-    return [s for s in ("train", "val", "test") if f"x_{s}" in arrays]
-
-
-def _hash(arrays: dict[str, Array]) -> str:
-    digest = hashlib.sha256()
-    for name in sorted(arrays):
-        digest.update(f"{name} {arrays[name].dtype} {arrays[name].shape}".encode())
-        digest.update(np.ascontiguousarray(arrays[name]).view(np.uint8).data)
-    return digest.hexdigest()
-
-
-def _bundled(name: str) -> Source:
-    from sklearn import datasets
-
-    bunch = getattr(datasets, f"load_{name}")()
-    x, y = bunch.data, bunch.target
-    if name == "digits":
-        x = bunch.images.astype(np.uint8)
-    if name in ("diabetes", "linnerud"):
-        columns = tuple(bunch.target_names) if name == "linnerud" else ("progression",)
-        return Source({"x_train": x, "y_train": y.astype(np.float64)}, tuple(map(str, bunch.feature_names)), columns)
-    names = () if name == "digits" else tuple(map(str, bunch.feature_names))
-    return Source({"x_train": x, "y_train": np.asarray(bunch.target_names)[y]}, names, ("class",))
-
-
-def _npz(path: str) -> Source:
-    arrays = _load(path)
-    found = {f"{a}_train" if a in ("x", "y") else a: v for a, v in arrays.items()}
-    known = [f"{axis}_{stage}" for stage in ("train", "val", "test") for axis in "xy"]
-    for required in ("x_train", "y_train", *(f"y_{s}" for s in _stages(found))):
-        if required not in found:
-            raise UserError(f"{path}: expected an array named {required}, got {', '.join(arrays) or 'none'}.")
-    if unknown := [name for name in found if name not in known]:
-        raise UserError(f"{path}: no use for an array named {unknown[0]}.{nearest(unknown[0], known)}")
-    return Source(found)
-
-
-def _load(path: str) -> dict[str, Array]:
-    if not path.endswith(".npz"):
-        raise UserError(f"data.path: expected an .npz file or a set that scikit-learn ships, got {path}."
-                        f"{nearest(path, BUNDLED)}")  # fmt: skip
-    if not Path(path).is_file():
-        siblings = [str(p) for p in Path(path).parent.glob("*.npz")] if Path(path).parent.is_dir() else []
-        raise UserError(f"data.path: no file {path}.{nearest(path, siblings)}")
-    try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in arrays.files}
-    except Exception as error:  # np.load raises many kinds for a damaged file; all of them mean the same to the user
-        raise UserError(f"{path}: cannot be read as .npz: {error}") from error

@@ -32,7 +32,7 @@ class SplitData(LightningDataModule):
         raise NotImplementedError(f"{cls.__name__} defines no `encode`")
 
     def train_dataloader(self) -> ArrayLoader:
-        overfitting = self.trainer is not None and self.trainer.overfit_batches > 0  # on the same batches each epoch
+        overfitting = getattr(self.trainer, "overfit_batches", 0) > 0  # on the same batches each epoch
         loader = self._loader("train", shuffle=self.shuffle and not overfitting, exact=False)
         rows, world = len(self.parts["train"].row), loader.world
         if loader.batch_size > rows // world:

@@ -35,9 +35,7 @@ def _share(rows: Rows, fraction: float) -> int:
     return max(1, round(fraction * len(rows))) if fraction else 0
 
 
-def _cut(
-    rows: Rows, count: int, seed: int, stratify: np.ndarray[Any, Any] | None, name: str
-) -> tuple[Rows, Rows]:
+def _cut(rows: Rows, count: int, seed: int, stratify: np.ndarray[Any, Any] | None, name: str) -> tuple[Rows, Rows]:
     if count == 0:
         return rows, rows[:0]
     try:

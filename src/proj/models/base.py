@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from proj import metrics
 from proj.errors import TrainingError, UserError
+from proj.exact import EXACT
+from proj.models.fitting import build, check_outputs, check_task
 from proj.models.parameters import freeze_matching, parameter_groups
 from proj.models.schedule import schedule
 from proj.schema import Batch, Schema, Task, Tensors
@@ -76,28 +78,24 @@ class Model(LightningModule):
         if hasattr(self, "meters"):
             return
         if self.schema is None:
-            self.schema = getattr(self.trainer.datamodule, "schema", None) or self._schema_of_a_batch()
-        if self.schema.task != self.task:
-            raise UserError(
-                f"model {type(self).__name__}: expected targets for the task {self.task}, got {self.schema.task} "
-                f"({describe(self.schema)}); use the model for {self.schema.task}, or set data.task."
-            )
+            data = getattr(self.trainer, "datamodule", None)
+            self.schema = getattr(data, "schema", None) or self._schema_of_a_batch(data or self)
+        check_task(self.task, self.schema, type(self).__name__)
         if not isinstance(self.net, nn.Module):
-            self.net = _build(self.net, self.schema)
+            self.net = build(self.net, self.schema)
         freeze_matching(self.net, self.frozen)
         self.prepare(self.schema)
         self.meters = nn.ModuleList(metrics.Meter(self.schema, stage) for stage in STAGES)
         if self.compile_what == "net":
             self.net.compile()  # in place, so that the checkpoint's keys stay as they are
 
-    def _schema_of_a_batch(self) -> Schema:
+    def _schema_of_a_batch(self, source: Any) -> Schema:
         """For a user's data module without a schema: shapes from one batch, numbers of outputs from the net itself."""
         if not isinstance(self.net, nn.Module):
             raise UserError(
                 "the net is built from a schema, and the data module has none: give the data module an attribute "
                 "`schema`, or use a net with sizes of its own."
             )
-        source = self.trainer.datamodule or self
         with torch.random.fork_rng(), torch.no_grad():  # a DataLoader draws a seed when it starts
             x, *_ = next(iter(source.train_dataloader()))
             columns = self.net.eval()(x[:1]).shape[-1]
@@ -110,6 +108,7 @@ class Model(LightningModule):
         """Inputs to raw outputs [rows, outputs]; uint8 images become numbers from 0 to 1."""
         if isinstance(x, Tensor) and x.dtype == torch.uint8:
             x = x.to(torch.get_default_dtype()) / 255
+        assert isinstance(self.net, nn.Module)  # built in configure_model
         outputs: Tensor = self.net(x)
         return outputs
 
@@ -127,7 +126,7 @@ class Model(LightningModule):
 
     def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
         batch = self._batch(batch)
-        return {"row": batch.row, "output": self.predictions(self(batch.x).to(metrics.EXACT))}
+        return {"row": batch.row, "output": self.predictions(self(batch.x).to(EXACT))}
 
     def _step(self, batch: Any, stage: str) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of a batch, with its rows counted in the stage's metrics, and what is predicted for it."""
@@ -135,7 +134,7 @@ class Model(LightningModule):
         outputs = self(batch.x)
         assert self.schema is not None
         check_outputs(outputs, len(batch.row), self.schema, type(self.net).__name__)
-        outputs = outputs.float() if stage == "train" else outputs.to(metrics.EXACT)
+        outputs = outputs.float() if stage == "train" else outputs.to(EXACT)
         loss, weight = self.losses(outputs, batch.y)
         with torch.no_grad():
             predicted = self.predictions(outputs)
@@ -193,6 +192,7 @@ class Model(LightningModule):
     # Optimizer
 
     def configure_optimizers(self) -> Any:
+        assert isinstance(self.net, nn.Module)
         optimizer = self.optimizer(parameter_groups(self.net, self.learning_rates))
         if self.scheduler is None:
             return optimizer
@@ -201,39 +201,3 @@ class Model(LightningModule):
         if monitor := getattr(scheduler, "monitor", None):  # ReduceLROnPlateau
             config["monitor"] = monitor
         return {"optimizer": optimizer, "lr_scheduler": config}
-
-
-def check_outputs(outputs: Tensor, rows: int, schema: Schema, net: str) -> None:
-    """Raise UserError unless the net gave one raw output a class, label or target for each row."""
-    if tuple(outputs.shape) != (rows, schema.outputs):
-        raise UserError(
-            f"net {net}: expected outputs of shape [{rows}, {schema.outputs}] ({describe(schema)}), "
-            f"got {list(outputs.shape)}; change the size of its last layer."
-        )
-
-
-def describe(schema: Schema) -> str:
-    """The targets in a few words."""
-    if schema.task == "binary":
-        return f"one output, for the class {schema.classes[1]!r}"
-    if schema.task == "multiclass":
-        return f"{len(schema.classes)} classes"
-    return f"{len(schema.target_names)} {'labels' if schema.task == 'multilabel' else 'targets'}"
-
-
-def class_counts(schema: Schema, option: str) -> tuple[int, ...]:
-    """Training rows of each class, for weights that are to be worked out from them."""
-    if not schema.class_counts or min(schema.class_counts) == 0:
-        raise UserError(f"{option}: auto needs training rows of every class, got {schema.class_counts or 'no counts'}; "
-                        "give the weights as numbers.")  # fmt: skip
-    return schema.class_counts
-
-
-def _build(net: Callable[[Schema], nn.Module], schema: Schema) -> nn.Module:
-    try:
-        return net(schema)
-    except TypeError as error:
-        raise UserError(
-            f"the net cannot be built from the schema alone: {error}; give a value to each of its arguments, "
-            "or name the first one `schema`."
-        ) from error

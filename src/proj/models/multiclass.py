@@ -7,7 +7,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from proj.errors import UserError
-from proj.models.base import Model, Net, class_counts
+from proj.models.base import Model, Net
+from proj.models.fitting import class_counts
 from proj.schema import Schema
 
 

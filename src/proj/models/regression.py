@@ -24,9 +24,7 @@ class Regressor(Model):
     target_mean: Tensor
     target_std: Tensor
 
-    def __init__(
-        self, net: Net, loss: nn.Module | None = None, standardize_target: bool = True, **kwargs: Any
-    ) -> None:
+    def __init__(self, net: Net, loss: nn.Module | None = None, standardize_target: bool = True, **kwargs: Any) -> None:
         super().__init__(net, **kwargs)
         self.loss, self.standardize_target = loss or nn.MSELoss(), standardize_target
 

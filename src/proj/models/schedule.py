@@ -1,6 +1,5 @@
 """Learning-rate schedules: a length left open is filled in from the Trainer's own limits."""
 
-import inspect
 import math
 from typing import Any, Literal
 
@@ -39,15 +38,15 @@ def training_length(trainer: Trainer, interval: Literal["step", "epoch"]) -> int
     return int(steps)
 
 
-def _steps(trainer: Trainer) -> float:
+def _steps(trainer: Any) -> float:
     loader = trainer.datamodule.train_dataloader() if trainer.datamodule else None
     if loader is None or not hasattr(loader, "exact"):
-        return trainer.estimated_stepping_batches
+        return float(trainer.estimated_stepping_batches)
     batches: float = len(loader)
     limit = trainer.limit_train_batches
     batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
     steps = math.ceil(batches / trainer.accumulate_grad_batches) * _epochs(trainer)
-    return min(steps, trainer.max_steps) if trainer.max_steps > 0 else steps
+    return float(min(steps, trainer.max_steps)) if trainer.max_steps > 0 else steps
 
 
 def _epochs(trainer: Trainer) -> float:

@@ -42,7 +42,8 @@ class CNN(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``x`` [rows, channels, height, width] to raw outputs [rows, outputs]."""
-        return self.layers(x)
+        outputs: Tensor = self.layers(x)
+        return outputs
 
 
 class Block(nn.Module):
@@ -62,4 +63,6 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         activated = self.activate(x)
-        return self.residual(activated) + (x if isinstance(self.shortcut, nn.Identity) else self.shortcut(activated))
+        shortcut: Tensor = x if isinstance(self.shortcut, nn.Identity) else self.shortcut(activated)
+        residual: Tensor = self.residual(activated)
+        return residual + shortcut

@@ -46,4 +46,5 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``x`` [rows, ...] to raw outputs [rows, outputs]."""
-        return self.layers(x)
+        outputs: Tensor = self.layers(x)
+        return outputs

@@ -13,4 +13,5 @@ class SimpleNN(nn.Module):
         self.fc2 = nn.Linear(hidden, outputs)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(self.relu(self.fc1(x)))
+        outputs: Tensor = self.fc2(self.relu(self.fc1(x)))
+        return outputs

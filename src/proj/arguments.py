@@ -1,0 +1,88 @@
+"""A command line taken apart: config files, flags, and which run. Nothing heavy is imported for it."""
+
+import argparse
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from proj.errors import UserError, nearest
+from proj.names import resolve, resolve_flag
+
+SECTIONS = ("trainer", "model", "data", "checkpoint", "early_stopping")
+
+# What a verb takes beside the experiment itself; a run's config.yaml has none of it but `init_from`.
+OPTIONS = {
+    "fit": {
+        "name": "Name of the run; null means the next version_N.",
+        "init_from": "Run, or checkpoint file, whose weights to start from, as far as they fit.",
+        "ckpt_path": "Checkpoint file to go on training from, in a new run.",
+    },
+    "check": {"init_from": "Run, or checkpoint file, whose weights are to fit."},
+    "validate": {},
+    "test": {},
+    "predict": {"output": "File for the predictions, .parquet or .csv; null means predict/ in the run's folder."},
+}
+for _verb in ("validate", "test", "predict"):
+    OPTIONS[_verb] |= {
+        "run": "Run to use, by name or folder; null means the newest finished one, or the newest like --config.",
+        "ckpt_path": "Checkpoint to use: best (if null), last, or a file.",
+    }
+
+
+class Arguments(NamedTuple):
+    """A command line, taken apart before anything is imported for it."""
+
+    files: list[str]
+    configs: list[dict[str, Any]]  # their content, in the same order, with full class paths
+    flags: list[str]
+    run: str | None
+
+    @property
+    def root(self) -> Path:
+        """The folder of the runs: ``lightning_logs`` in the Trainer's ``default_root_dir``."""
+        parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+        parser.add_argument("--trainer.default_root_dir", dest="root")
+        folder = parser.parse_known_args(self.flags)[0].root
+        for config in self.configs:
+            folder = folder or (config.get("trainer") or {}).get("default_root_dir")
+        return Path(folder or ".") / "lightning_logs"
+
+
+def read_arguments(args: list[str]) -> Arguments:
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("-c", "--config", action="append", default=[])
+    parser.add_argument("--run")
+    try:
+        known, flags = parser.parse_known_args(args)
+    except argparse.ArgumentError as error:
+        raise UserError(f"{error}.") from error
+    for i, flag in enumerate(flags):
+        name, equals, value = flag.partition("=")
+        if name.startswith("--") and equals:
+            flags[i] = f"{name}={resolve_flag(name, value)}"
+        elif name.startswith("--") and i + 1 < len(flags):
+            flags[i + 1] = resolve_flag(name, flags[i + 1])
+    return Arguments(known.config, [read_config(Path(file)) for file in known.config], flags, known.run)
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        folder = path.parent if path.parent.is_dir() else Path("configs")
+        raise UserError(f"--config: no file {path}.{nearest(str(path), map(str, folder.glob('*.yaml')))}")
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(config, dict):
+        raise UserError(
+            f"{path}: expected the keys of an experiment (trainer, model, data, …), got {type(config).__name__}."
+        )
+    keys = ["seed_everything", *SECTIONS, *{option for options in OPTIONS.values() for option in options}]
+    for key, value in config.items():
+        if key not in keys:
+            raise UserError(f"{path}: no such key {key!r}.{nearest(key, keys)}")
+        if key in SECTIONS and not isinstance(value, dict):
+            raise UserError(f"{path}: {key}: expected a section of keys and values, got {value!r}.")
+    resolved: dict[str, Any] = resolve(config)
+    return resolved
