@@ -1,0 +1,35 @@
+"""Rename the package: folder, imports, configs, console script and docs.
+
+usage: python scripts/rename.py NAME
+"""
+
+import re
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+OLD = next(path.parent.name for path in ROOT.glob("src/*/__main__.py"))
+LEFT_ALONE = {".git", ".venv", "lightning_logs", "__pycache__"}  # and whatever is not text
+
+
+def main() -> None:
+    if len(sys.argv) != 2:
+        sys.exit("usage: python scripts/rename.py NAME")
+    name = sys.argv[1]
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or name in sys.stdlib_module_names or (ROOT / "src" / name).exists():
+        sys.exit(f"expected a new name of lower-case letters, digits and _, that no module of Python has, got {name!r}")
+    word = re.compile(rf"\b{OLD}\b")
+    for path in sorted(ROOT.rglob("*")):
+        if path.is_file() and not LEFT_ALONE & set(path.relative_to(ROOT).parts):
+            try:
+                text = path.read_text(encoding="utf-8")
+            except UnicodeDecodeError:
+                continue
+            if word.search(text):
+                path.write_text(word.sub(name, text), encoding="utf-8")
+    (ROOT / "src" / OLD).rename(ROOT / "src" / name)
+    print(f"{OLD} is {name} now. Delete .venv and src/*.egg-info, then run: make format test")
+
+
+if __name__ == "__main__":
+    main()
