@@ -1,7 +1,7 @@
 # All of it runs in .venv, which is made when it is missing or when its lists of packages have changed.
 PYTHON ?= python3
 BIN := .venv/bin
-INSTALL = $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable
+INSTALL = $(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable
 
 .PHONY: fit test test-slow lint format
 

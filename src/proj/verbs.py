@@ -124,6 +124,7 @@ def _score(verb: str, stage: str, args: list[str]) -> None:
     console.say(f"metrics: {run.path / verb / 'metrics.json'}")
     if predictions.written:
         console.say(f"predictions: {predictions.path}")
+    console.say(f"run: {run.path}\nwatch: tensorboard --logdir {run.path.parent}")
 
 
 def _restore(verb: str, arguments: Arguments) -> tuple[Run, ExperimentCLI, Path]:
