@@ -186,6 +186,7 @@ def test_a_loss_that_is_not_finite_exits_3_and_keeps_the_last_good_checkpoint(ex
     manifest = json.loads(Path("lightning_logs/version_0/manifest.json").read_text())
     assert manifest["status"] == "failed"
     assert "none finished" in cli("test", code=2)
+    assert not Path("lightning_logs/version_0/checkpoints/best.ckpt").exists()  # the only epoch was not good
 
 
 def test_debug_shows_the_traceback(experiment: Any) -> None:

@@ -205,16 +205,17 @@ def test_two_processes_train_and_agree_with_one_on_every_metric(experiment: Any,
     assert scores("version_0", "validate")["f1"] == pytest.approx(float(state["best_model_score"]), abs=1e-6)
 
 
-def test_ctrl_c_stops_with_130_and_the_run_says_so(experiment: Any) -> None:
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_stops_with_its_exit_code_and_the_run_says_so(number: int, code: int, experiment: Any) -> None:
     config = experiment(trainer={"max_epochs": 100000})
     process = subprocess.Popen([*COMMAND, "fit", "--config", str(config), "--trainer.enable_progress_bar", "false"],
                                stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)  # fmt: skip
     end = time.monotonic() + 120
     while not (LOGS / "version_0/checkpoints/last.ckpt").exists() and time.monotonic() < end:
         time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == code
     assert "Traceback" not in err
     assert json.loads((LOGS / "version_0/manifest.json").read_text())["status"] == "stopped"
     read_checkpoint(LOGS / "version_0/checkpoints/last.ckpt")

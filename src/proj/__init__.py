@@ -1,18 +1,21 @@
 """A PyTorch Lightning project: from one YAML to a model that is trained, evaluated and found again."""
 
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from proj.predictor import load as load
 
-__version__ = version("proj")
 __all__ = ["__version__", "load"]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "load":  # imported when it is used: `--help` and `--version` answer without torch
+    """Imports what is asked for when it is: `--help` answers without torch."""
+    if name == "load":
         from proj.predictor import load
 
         return load
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version(__name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -10,13 +10,13 @@ import torch
 import yaml
 from jsonargparse import ArgumentError
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import Callback, LearningRateMonitor
+from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 from proj import metrics
 from proj.arguments import OPTIONS
 from proj.callbacks.checkpoint import Checkpoint, EarlyStopping
-from proj.callbacks.watch import GradientNorm, RunLogger, Summary
+from proj.callbacks.watch import GradientNorm, Progress, RunLogger, Summary
 from proj.errors import UserError
 from proj.messages import explain
 
@@ -107,8 +107,10 @@ class ExperimentCLI(LightningCLI):
         if folder is not None:
             given["default_root_dir"] = folder
             if given["logger"] in (None, True) and not given["barebones"]:
-                events = RunLogger(folder.parent, name="", version=folder.name, default_hp_metric=False)
-                given["logger"] = events if self.verb == "fit" else False  # a score belongs to no step of the curves
+                # a score of `test` belongs to no step of the curves
+                given["logger"] = RunLogger(folder) if self.verb == "fit" else False
+        if given["enable_progress_bar"] in (None, True) and not given["barebones"]:
+            own += [] if any(isinstance(callback, ProgressBar) for callback in own) else [Progress()]
         return Trainer(**given, callbacks=own + callbacks)
 
     def fit_callbacks(self, folder: Path) -> list[Callback]:

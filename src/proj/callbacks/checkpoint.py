@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch import callbacks as lightning
 from torch import Tensor
@@ -52,6 +53,10 @@ class Checkpoint(lightning.ModelCheckpoint):
         super().on_train_epoch_end(trainer, pl_module)
         self._keep_metrics(trainer, before)
         trainer.save_checkpoint(Path(str(self.dirpath)) / "last.ckpt")
+
+    def check_monitor_top_k(self, trainer: Trainer, current: Tensor | None = None) -> bool:
+        """A value that is not finite is never the best, where Lightning takes it as long as there is no other."""
+        return current is not None and bool(torch.isfinite(current)) and super().check_monitor_top_k(trainer, current)
 
     def _keep_metrics(self, trainer: Trainer, before: Tensor | None) -> None:
         if self.best_model_score is not before or self.monitor is None:

@@ -1,9 +1,11 @@
 """What TensorBoard shows beside the metrics: gradient norm, the config as text, hyper-parameters with final metrics."""
 
+from pathlib import Path
 from typing import Any, cast
 
 import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import nn
 from torch.optim import Optimizer
@@ -14,8 +16,20 @@ from proj.callbacks.checkpoint import Checkpoint
 class RunLogger(TensorBoardLogger):
     """TensorBoard events right in the run's folder, which has its ``config.yaml`` already."""
 
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder.parent, name="", version=folder.name, default_hp_metric=False)
+
     def save(self) -> None:
         """Write no ``hparams.yaml`` beside it."""
+
+
+class Progress(RichProgressBar):
+    """Lightning's progress bar, without the last letters of the run's name."""
+
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        items: dict[str, Any] = super().get_metrics(trainer, pl_module)
+        items.pop("v_num", None)
+        return items
 
 
 class GradientNorm(Callback):

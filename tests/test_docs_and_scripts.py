@@ -1,0 +1,63 @@
+"""The README tells the truth about the house, and the rename script leaves nothing behind."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from conftest import CONFIGS, ROOT
+
+PACKAGE = next(path.parent for path in ROOT.glob("src/*/__main__.py"))
+
+
+def test_the_readme_maps_every_file() -> None:
+    text = (ROOT / "README.md").read_text()
+    for path in PACKAGE.rglob("*.py"):
+        if path.name != "__init__.py":
+            assert path.name in text, path
+    for path in [*CONFIGS, *(ROOT / "scripts").glob("*.py")]:
+        assert str(path.relative_to(ROOT)) in text, path
+
+
+def test_files_that_the_docs_name_exist() -> None:
+    for document in ("README.md", "CONTRIBUTING.md"):
+        for name in re.findall(r"`((?:src|configs|tests|scripts)/[\w/.]+)`", (ROOT / document).read_text()):
+            assert (ROOT / name).exists(), f"{document} names {name}"
+
+
+def rename(tree: Path, name: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "scripts/rename.py", name]
+    return subprocess.run(command, cwd=tree, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture
+def tree(work: Path) -> Path:
+    ignored = shutil.ignore_patterns(".git", ".venv", "*_cache", "__pycache__", "*.egg-info", "version_*")
+    shutil.copytree(ROOT, work / "tree", ignore=ignored)
+    return work / "tree"
+
+
+def test_the_renamed_package_has_no_trace_of_the_old_name(tree: Path) -> None:
+    """That its own suite passes is shown by `.ci/run`."""
+    done = rename(tree, "churned")
+    assert done.returncode == 0, done.stderr
+    for path in tree.rglob("*"):
+        assert PACKAGE.name not in path.relative_to(tree).parts
+        if path.is_file() and path.suffix in (".py", ".toml", ".md", ".yaml", ".txt", ""):
+            assert not re.search(rf"\b{PACKAGE.name}\b", path.read_text()), path
+    environment = os.environ | {"PYTHONPATH": str(tree / "src")}
+    command = [sys.executable, "-m", "churned", "--help"]
+    done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, check=False)
+    assert "usage: python -m churned VERB" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("name", ["Churn", "my-name", "random", "1a", ""])
+def test_a_name_that_python_cannot_use_is_refused(name: str, tree: Path) -> None:
+    done = rename(tree, name)
+    assert done.returncode == 1
+    assert "expected a new name of lower-case letters" in done.stderr
+    assert (tree / "src" / PACKAGE.name).exists()
