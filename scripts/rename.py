@@ -28,7 +28,8 @@ def main() -> None:
             if word.search(text):
                 path.write_text(word.sub(name, text), encoding="utf-8")
     (ROOT / "src" / OLD).rename(ROOT / "src" / name)
-    print(f"{OLD} is {name} now. Delete .venv and src/*.egg-info, then run: make format test")
+    print(f"{OLD} is {name} now. Delete .venv and src/*.egg-info, then install it anew, or run: make format test")
+    print("Runs made before name the old classes: keep a clone to use them, or train them again.")
 
 
 if __name__ == "__main__":

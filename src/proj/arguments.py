@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from proj.errors import UserError, nearest
-from proj.names import resolve, resolve_flag
+from proj.names import add_working_directory, resolve, resolve_flag
 
 SECTIONS = ("trainer", "model", "data", "checkpoint", "early_stopping")
 
@@ -50,6 +50,7 @@ class Arguments(NamedTuple):
 
 
 def read_arguments(args: list[str]) -> Arguments:
+    add_working_directory()
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("-c", "--config", action="append", default=[])
     parser.add_argument("--run")
@@ -68,8 +69,9 @@ def read_arguments(args: list[str]) -> Arguments:
 
 def read_config(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        folder = path.parent if path.parent.is_dir() else Path("configs")
-        raise UserError(f"--config: no file {path}.{nearest(str(path), map(str, folder.glob('*.yaml')))}")
+        folder = path if path.is_dir() else path.parent if path.parent.is_dir() else Path("configs")
+        near = nearest(str(path), [str(file) for file in sorted(folder.glob("*.yaml"))])
+        raise UserError(f"--config: expected a YAML file, got {path}, which is none.{near}")
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -78,10 +80,10 @@ def read_config(path: Path) -> dict[str, Any]:
         raise UserError(
             f"{path}: expected the keys of an experiment (trainer, model, data, …), got {type(config).__name__}."
         )
-    keys = ["seed_everything", *SECTIONS, *{option for options in OPTIONS.values() for option in options}]
+    keys = ("seed_everything", *SECTIONS, "init_from")
     for key, value in config.items():
         if key not in keys:
-            raise UserError(f"{path}: no such key {key!r}.{nearest(key, keys)}")
+            raise UserError(f"{path}: no such key {key!r} in an experiment.{nearest(str(key), keys)}")
         if key in SECTIONS and not isinstance(value, dict):
             raise UserError(f"{path}: {key}: expected a section of keys and values, got {value!r}.")
     resolved: dict[str, Any] = resolve(config)

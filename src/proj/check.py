@@ -4,7 +4,7 @@ import copy
 import logging
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -23,26 +23,32 @@ KEPT = ("accelerator", "precision", "gradient_clip_val", "gradient_clip_algorith
         "deterministic", "benchmark", "inference_mode", "detect_anomaly")  # fmt: skip
 
 
-def preflight(cli: ExperimentCLI, callbacks: list[Callback]) -> None:
+def preflight(cli: ExperimentCLI, callbacks: Sequence[Callback]) -> None:
     """Set up the data, build the net and run one batch of each stage, on a copy of the model and one device.
 
-    Raises UserError where that fails, or where a metric that is to be monitored is not logged. Generators are put back.
+    Raises UserError where that fails, where a metric that is to be monitored is not logged, or where the Trainer cannot
+    be built as asked. Generators are put back.
     """
     options = {name: cli.config_init.trainer[name] for name in KEPT}
-    with isolate_rng(), _quiet(), _explained():
+    with isolate_rng(), _quiet(), _explained("a first batch does not go through"):
         model = copy.deepcopy(cli.model)
         if isinstance(model, Model):
             model.compile_what = "none"  # compiling takes longer than the check
         trainer = Trainer(**options, devices=1, fast_dev_run=True, logger=False, enable_progress_bar=False,
-                          enable_model_summary=False, callbacks=callbacks)  # fmt: skip
+                          enable_model_summary=False, callbacks=list(callbacks))  # fmt: skip
         trainer.fit(model, datamodule=cli.datamodule)
         logged = set(trainer.callback_metrics)
         if _can_test(model, cli.datamodule):
             trainer.test(model, datamodule=cli.datamodule, verbose=False)
     for key, monitor in cli.monitored().items():
         if monitor is not None and monitor not in logged:
+            if monitor.startswith("val/") and not any(name.startswith("val/") for name in logged):
+                raise UserError(f"{key}.monitor: there is no {monitor!r}, the validation part has no rows; set "
+                                "data.val_fraction, or choose by --checkpoint.monitor train/loss.")  # fmt: skip
             raise UserError(f"{key}.monitor: no metric {monitor!r} is logged in fit.{nearest(monitor, sorted(logged))}")
     cli.monitors()  # raises where it is not known which way is better
+    with _quiet(), _explained("the Trainer cannot be built"):
+        cli.build_trainer(Path("not claimed"), [])
 
 
 def _can_test(model: LightningModule, data: LightningDataModule | None) -> bool:
@@ -68,7 +74,7 @@ def _quiet() -> Iterator[None]:
 
 
 @contextmanager
-def _explained() -> Iterator[None]:
+def _explained(what: str) -> Iterator[None]:
     """Errors that come from what was put together, rather than from a mistake in code, become UserErrors."""
     try:
         yield
@@ -77,5 +83,5 @@ def _explained() -> Iterator[None]:
     except (ValueError, RuntimeError, IndexError, OSError, MisconfigurationException) as error:
         frames = [f for f in traceback.extract_tb(error.__traceback__) if "site-packages" not in f.filename]
         where = f"{Path(frames[-1].filename).name}, line {frames[-1].lineno}"
-        text = " ".join(str(error).split()).rstrip(".")
-        raise UserError(f"a first batch does not go through ({where}): {text}. See it whole with --debug.") from error
+        text = " ".join(str(error).split()).rstrip(".!")
+        raise UserError(f"{what} ({where}): {text}. See it whole with --debug.") from error

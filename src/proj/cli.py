@@ -1,6 +1,5 @@
 """The command line: ``main(args)`` calls a verb and turns errors into messages and exit codes."""
 
-import os
 import sys
 from importlib import import_module
 
@@ -51,9 +50,9 @@ def _main(args: list[str]) -> int:
         return 0
     verb, rest = args[0], args[1:]
     if verb not in VERBS:
-        raise UserError(f"no verb {verb!r}; expected one of {', '.join(VERBS)}.{nearest(verb, VERBS)}")
-    if os.getcwd() not in sys.path:  # as `python -m` does, so that the console script finds a user's modules too
-        sys.path.insert(0, os.getcwd())
+        raise UserError(
+            f"no verb {verb!r}; expected one of {', '.join(VERBS)}.{nearest(verb, [*VERBS, '--help', '--version'])}"
+        )
     module, function = VERBS[verb][0].split(":")
     getattr(import_module(f"{__package__}.{module}"), function)(rest)
     return 0

@@ -7,16 +7,18 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from proj.data.base import SplitData
+from proj.metrics import about
 
 
 def show_metrics(title: str, values: dict[str, float]) -> None:
     """A table of metrics, and one with a line for each class or target (``f1/cat``) where there are any."""
     console = Console()
     say(title)
-    table = Table("metric", Column("value", justify="right"))
+    table = Table("metric", Column("value", justify="right"), "unit")
     for name, value in values.items():
         if "/" not in name.removeprefix("val/"):
-            table.add_row(name, _number(value))
+            known = about(name)
+            table.add_row(name, _number(value), known.unit if known else "")
     console.print(table)
     single = [tuple(name.split("/", 1)) for name in values if "/" in name.removeprefix("val/")]
     if single:

@@ -20,6 +20,8 @@ def nearest(given: str, valid: Iterable[str]) -> str:
     """
     names = [str(name) for name in valid]
     by_lower = {name.lower(): name for name in names}
+    if begun := [name for name in names if len(given) > 2 and name.startswith(given)]:
+        return f" Did you mean '{begun[0]}'?"
     if close := difflib.get_close_matches(given.lower(), by_lower, n=1, cutoff=0.6):
         return f" Did you mean '{by_lower[close[0]]}'?"
     return f" Valid: {', '.join(names)}." if 0 < len(names) <= 20 else ""

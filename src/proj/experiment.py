@@ -28,6 +28,8 @@ SILENT = (
     r"Be aware that when using `ckpt_path`, callbacks used to create the checkpoint.*",
     # `fit --ckpt_path` goes on in a folder of its own, where the best checkpoint is chosen anew
     r"The dirpath has changed from.*",
+    # what is logged each epoch is logged however few batches it has
+    r"The number of training batches \(\d+\) is smaller than the logging interval.*",
     # our loaders leave their order as it is then; Lightning knows of torch's samplers only
     r"You requested to overfit but enabled (train|val) dataloader shuffling.*",
 )
@@ -50,6 +52,8 @@ class ExperimentCLI(LightningCLI):
         for name in ("lightning.pytorch", "lightning.fabric"):  # devices, seed and tips: what matters we print
             logging.getLogger(name).setLevel(logging.WARNING)
         # inline and ahead of the flags, so that flags win whatever their place on the command line
+        start = "init_from" in OPTIONS[verb]  # only `fit` has a start; a run's config may tell of it to other verbs
+        configs = [{key: value for key, value in config.items() if start or key != "init_from"} for config in configs]
         self.arguments = [a for config in configs for a in ("--config", json.dumps(config))] + flags
         super().__init__(
             save_config_callback=None,

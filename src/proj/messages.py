@@ -30,10 +30,10 @@ Say = Callable[[re.Match[str], str, str, list[str], list[str]], str]
 
 
 def _unknown_option(found: re.Match[str], key: str, owner: str, valid: list[str], rest: list[str]) -> str:
-    if owner.rpartition(".")[2] in ("LightningModule", "LightningDataModule"):
-        return f"{key}: expected a class_path, got only options ({found[1]}); name the class."
-    options = _options(owner)
-    return f"{key}.{found[1]}: {owner.rpartition('.')[2]} has no such option.{nearest(found[1], options)}"
+    if owner.rpartition(".")[2] in ("LightningModule", "LightningDataModule", "Module"):
+        return f"{key}: expected class_path and init_args, got {found[1]}."
+    first = found[1].split(".")[0]
+    return f"{key}.{found[1]}: {owner.rpartition('.')[2]} has no option {first!r}.{nearest(first, _options(owner))}"
 
 
 def _unknown_in_group(found: re.Match[str], key: str, owner: str, valid: list[str], rest: list[str]) -> str:
@@ -43,25 +43,35 @@ def _unknown_in_group(found: re.Match[str], key: str, owner: str, valid: list[st
 
 def _unknown_flag(found: re.Match[str], key: str, owner: str, valid: list[str], rest: list[str]) -> str:
     flag = found[1].split("=")[0]
-    return f"no option {flag}.{nearest(flag.lstrip('-'), valid)}"
+    if owner:
+        first = flag.lstrip("-").split(".")[0]
+        return (
+            f"{key}.{flag.lstrip('-')}: {owner.rpartition('.')[2]} has no option {first!r}.{nearest(first, _options(owner))}"
+        )
+    if not flag.startswith("-"):
+        hint = f" Did you mean --config {flag}?" if flag.endswith((".yaml", ".yml")) else ""
+        return f"expected an option, --KEY VALUE, got {flag}.{hint}"
+    return f"no option {flag}.{nearest(flag.lstrip('-'), [*valid, 'print_config', 'config', 'debug'])}"
 
 
 def _required(found: re.Match[str], key: str, owner: str, valid: list[str], rest: list[str]) -> str:
-    name = f"{key}.{found[1]}".strip(".")
-    return f"{name}: a value is required{f' by {owner}' if owner else ''}; set it in the config or with --{name}."
+    names = [name for name in found[1].split(", ") if not name.startswith("schema.")]
+    name = f"{key}.{names[0]}".strip(".")
+    return f"{name}: a value is required; set it in the config or with --{name}."
 
 
 def _no_attribute(found: re.Match[str], key: str, owner: str, valid: list[str], rest: list[str]) -> str:
+    if owner != f"{found[1]}.{found[2]}":  # an error inside the module, or a part of the path
+        return f"{key}: {owner} cannot be imported: module {found[1]} has no {found[2]}.{_near_class(owner)}"
     return f"{key}: no class {found[2]} in {found[1]}.{nearest(found[2], _classes(found[1]))}"
 
 
 def _no_module(found: re.Match[str], key: str, owner: str, valid: list[str], rest: list[str]) -> str:
-    near = nearest(owner.rpartition(".")[2], own_classes())
-    return f"{key}: class {owner or found[1]} cannot be imported, there is no module {found[1]}.{near}"
+    return f"{key}: {owner or found[1]} cannot be imported, there is no module {found[1]}.{_near_class(owner)}"
 
 
 def _wrong_class(found: re.Match[str], key: str, owner: str, valid: list[str], rest: list[str]) -> str:
-    return f"{key}: expected a {found[2]}, got {found[1]}, which is none."
+    return f"{key}: expected a class derived from {found[2]}, got {found[1] or _given(rest)}."
 
 
 def _not_a_class(found: re.Match[str], key: str, owner: str, valid: list[str], rest: list[str]) -> str:
@@ -76,21 +86,33 @@ def _wrong_type(found: re.Match[str], key: str, owner: str, valid: list[str], re
         if not (match := re.match(r"\s*- Expected (?:a |an )?(.*?)(?:\. Got value: .*)?$", line)):
             break
         types.append(_type(match[1]))
+    if len(types) > 1 and "a class" in types:  # a tensor for a learning rate, say, which nobody writes in a config
+        types.remove("a class")
     return f"{key}: expected {' or '.join(dict.fromkeys(types))}, got {_given(rest)}."
+
+
+def _not_text(found: re.Match[str], key: str, owner: str, valid: list[str], rest: list[str]) -> str:
+    return f"{key}: expected a class, got a file that is no text; did you mean --{key}.path?"
+
+
+def _anything(found: re.Match[str], key: str, owner: str, valid: list[str], rest: list[str]) -> str:
+    return f"{key}: {found[1]}, got {_given(rest)}."
 
 
 CAUSES: dict[str, Say] = {
     r"Option '([^']+)' is not accepted": _unknown_option,
     r"Group '([^']+)' does not accept option '([^']+)'": _unknown_in_group,
     r"[Uu]nrecognized arguments: (\S+)": _unknown_flag,
-    r"the following arguments are required: (\S+)": _required,
+    r"the following arguments are required: (.+)$": _required,
     r"module '([^']+)' has no attribute '([^']+)'": _no_attribute,
     r"No module named '([^']+)'": _no_module,
-    r"Import path (\S+) does not correspond to a subclass of (\w+)": _wrong_class,
+    r"Import path (\S+ )?does not correspond to a subclass of (\w+)": _wrong_class,
     r"Expected '([^']+)' to be a subclass of <class '(\w+)'>": _wrong_class,
     r"Not a valid subclass of": _not_a_class,
     r"object has no attribute 'keys'": _not_a_class,
     r"Expected (?!a path|Expected)(?:a |an )?(.*?)(?:\. Got value: (.*))?$": _wrong_type,
+    r"codec can't decode": _not_text,
+    r"^\s*- (?!Problem with |Expected a path |Does not validate |Type )(.+?)\.?$": _anything,
 }
 
 
@@ -116,6 +138,10 @@ def _options(class_path: str) -> list[str]:
     makers = [vars(base)["__init__"] for base in bases if "__init__" in vars(base)]
     names = [name for maker in makers for name in inspect.signature(maker).parameters]
     return [n for n in dict.fromkeys(names) if n not in ("self", "args", "kwargs")]
+
+
+def _near_class(class_path: str) -> str:
+    return nearest(class_path.rpartition(".")[2], own_classes()) if class_path else ""
 
 
 def _classes(module: str) -> list[str]:

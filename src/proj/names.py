@@ -1,6 +1,8 @@
 """Short class names: ``MLP`` for ``proj.nets.mlp.MLP``, ``Adam`` for ``torch.optim.Adam``."""
 
+import os
 import re
+import sys
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -24,6 +26,12 @@ MODULES = (
 
 # Keys whose value is a class; elsewhere a text stays a text.
 SLOTS = {"class_path", "model", "data", "net", "optimizer", "scheduler", "loss", "callbacks", "logger"}
+
+
+def add_working_directory() -> None:
+    """Find a user's modules beside the project, as `python -m` does: the console script and `load` would not."""
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
 
 
 @cache
@@ -70,4 +78,4 @@ def resolve_flag(flag: str, value: str) -> str:
 
 
 def _is_name(value: Any) -> bool:
-    return isinstance(value, str) and re.fullmatch(r"[A-Z]\w*", value) is not None
+    return isinstance(value, str) and re.fullmatch(r"(?!true$|false$|null$)[A-Za-z]\w*", value) is not None

@@ -5,14 +5,16 @@ from typing import Any
 
 import polars as pl
 import torch
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentError, ArgumentParser
 from lightning.pytorch import LightningDataModule, LightningModule
 
 from proj.data.base import SplitData
 from proj.data.loader import take
 from proj.errors import UserError
+from proj.messages import explain
 from proj.models.base import Model
 from proj.models.weights import check_weights, give_schema
+from proj.names import add_working_directory
 from proj.predictions import frame
 from proj.run import find, read_checkpoint
 from proj.schema import Batch
@@ -31,7 +33,11 @@ class Predictor:
         parser.add_subclass_arguments(LightningModule, "model")
         parser.add_argument("--data", type=type[LightningDataModule])
         classes = {"model": config["model"], "data": config["data"]["class_path"]}
-        made = parser.instantiate(parser.parse_object(classes))
+        add_working_directory()
+        try:
+            made = parser.instantiate(parser.parse_object(classes))
+        except ArgumentError as error:
+            raise UserError(f"{source}: {explain(str(error), [])}") from error
         if not (isinstance(made.model, Model) and issubclass(made.data, SplitData)):
             raise UserError(f"{source}: expected a model and a data module built on this package's bases, got "
                             f"{classes['model']['class_path']} and {classes['data']}.")  # fmt: skip

@@ -33,7 +33,10 @@ class Run:
 
     @property
     def manifest(self) -> dict[str, Any]:
-        manifest: dict[str, Any] = json.loads((self.path / "manifest.json").read_text())
+        try:
+            manifest: dict[str, Any] = json.loads((self.path / "manifest.json").read_text())
+        except ValueError as error:
+            raise UserError(f"{self.path / 'manifest.json'} is damaged: {error}; delete the run, or the file.") from error
         return manifest
 
     def write_manifest(self, **changes: Any) -> None:
@@ -66,16 +69,18 @@ def claim(root: Path, name: str | None) -> Run:
             number += 1
 
 
-def check_name(root: Path, name: str) -> None:
-    """Raise UserError unless a new run may have this name."""
-    if Path(name).name != name or name in ("", ".", "..", "studies"):
-        raise UserError(f"--name: expected the name of a folder in {root} (no slash, not 'studies'), got {name!r}.")
+def check_name(root: Path, name: str | None) -> None:
+    """Raise UserError unless a new run may have this name; None is the next number, which it may."""
+    if name is None:
+        return
+    if Path(name).name != name or name in ("", ".", ".."):
+        raise UserError(f"--name: expected the name of a folder in {root}, without a slash, got {name!r}.")
     if (root / name).exists():
         raise UserError(f"--name: there is a run {root / name} already; choose another name, or delete it.")
 
 
 def runs(root: Path) -> list[Run]:
-    """All runs in ``root``, the newest first. Studies are left out."""
+    """All runs in ``root``, the newest first."""
     found = [Run(p.parent) for p in root.glob("*/manifest.json")]
     return sorted(found, key=lambda run: (run.manifest["start"], run.path.name), reverse=True)
 
@@ -88,7 +93,7 @@ def find(root: Path, name: str | None) -> Run:
             if (path / "config.yaml").is_file():
                 return Run(path)
         there = [run.path.name for run in every]
-        raise UserError(f"--run: no run {name} in {root}; expected a run's name or folder.{nearest(name, there)}")
+        raise UserError(f"no run {name} in {root}; expected a run's name or folder.{nearest(name, there)}")
     for run in every:
         if run.manifest["status"] == "finished":
             return run
@@ -110,16 +115,18 @@ def find_same(root: Path, model: Any, data: Any, files: list[str]) -> Run:
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """A checkpoint's content: plain values and tensors only."""
+    if not path.is_file():
+        raise UserError(f"no checkpoint {path}; expected a file that `fit` wrote.")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises many kinds for a damaged file; all mean the same to the user
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
             f"{path} cannot be read as a checkpoint: it is cut off, damaged, or holds more than plain values and tensors "
-            f"({reason[:120]}); name another with --ckpt_path."
+            f"({reason[:120]})."
         ) from error
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
-        raise UserError(f"{path}: expected a checkpoint with a state_dict, got a file with none.")
+        raise UserError(f"{path}: expected a checkpoint with a state_dict, got a file without one.")
     return checkpoint
 
 

@@ -22,7 +22,8 @@ class Batch(NamedTuple):
 class Schema:
     """What is known of the data, fitted on the training split only. Plain JSON values, every field required.
 
-    ``input_shape`` is the shape of one row of ``x``: ``(features,)`` or ``(channels, height, width)``. ``input_mean`` and
+    ``input_shape`` is the shape of one row of ``x``: ``(features,)`` or ``(channels, height, width)``,
+    ``input_type`` is uint8 for pictures and float32 otherwise. ``input_mean`` and
     ``input_std`` have one value a feature, or one a channel; images count as numbers from 0 to 1 there. ``classes`` holds
     the user's own labels in the order of the class numbers (binary: negative, positive), ``class_counts`` how often each
     occurs in the training split (multilabel: the rows that carry the label). ``target_mean`` and ``target_std`` are in
@@ -31,6 +32,7 @@ class Schema:
 
     task: Task
     input_shape: tuple[int, ...]
+    input_type: str
     input_names: tuple[str, ...]
     input_mean: tuple[float, ...]
     input_std: tuple[float, ...]
@@ -64,6 +66,7 @@ class Schema:
         return cls(
             task=task,
             input_shape=input_shape,
+            input_type="",
             input_names=(),
             input_mean=(),
             input_std=(),

@@ -7,6 +7,7 @@ from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.model_helpers import is_overridden
@@ -34,54 +35,54 @@ def fit(args: list[str]) -> None:
     cli = ExperimentCLI("fit", arguments.configs, arguments.flags)
     start, resume = _init_from(cli, arguments.root), _checkpoint_to_go_on(cli)
     if _first_process():
-        if (name := cli.option("name")) is not None:
-            check_name(arguments.root, name)
-        preflight(cli, list(start))
+        check_name(arguments.root, cli.option("name"))
+        preflight(cli, start)
+    for callback in start:
+        console.say(f"started from {callback.report}")
     if cli.config_init.trainer.fast_dev_run:
         trainer = cli.build_trainer(None, list(start))
-        return _run(trainer, trainer.fit, cli, ckpt_path=resume, weights_only=True)
-    if _first_process():
-        run = claim(arguments.root, name)
-        os.environ[RUN_VARIABLE] = str(run.path)
-    else:  # under torchrun nobody could tell: what this process names after the folder, Lightning broadcasts
+        _run(trainer, trainer.fit, cli, ckpt_path=resume, weights_only=True)
+        console.say("fast_dev_run: it went through; nothing is kept.")
+    elif _first_process():
+        _train(cli, claim(arguments.root, cli.option("name")), args, start, resume)
+    else:
+        # Lightning's launcher hands RUN_VARIABLE on. torchrun's does not: there, Lightning broadcasts the checkpoints'
+        # folder from process 0, and no other process writes anything else.
         run = Run(Path(os.environ.get(RUN_VARIABLE, arguments.root)))
-    try:
         trainer = cli.build_trainer(run.path, [*cli.fit_callbacks(run.path), *start])
-        if _first_process():
-            _train(cli, trainer, run, args, start, resume)
-        else:
-            _run(trainer, trainer.fit, cli, ckpt_path=resume, weights_only=True)
-    finally:
-        os.environ.pop(RUN_VARIABLE, None)
+        _run(trainer, trainer.fit, cli, ckpt_path=resume, weights_only=True)
 
 
 def _first_process() -> bool:
     return int(getattr(rank_zero_only, "rank", 0)) == 0
 
 
-def _train(
-    cli: ExperimentCLI, trainer: Trainer, run: Run, args: list[str], start: list[InitFrom], resume: Path | None
-) -> None:
+def _train(cli: ExperimentCLI, run: Run, args: list[str], start: list[InitFrom], resume: Path | None) -> None:
+    os.environ[RUN_VARIABLE] = str(run.path)
+    trainer = cli.build_trainer(run.path, [*cli.fit_callbacks(run.path), *start])
     write(run.path / "config.yaml", lambda file: file.write(cli.as_yaml().encode()))
     fingerprint = getattr(cli.datamodule, "fingerprint", "")
     console.say(f"run: {run.path} on {trainer.num_devices} x {trainer.strategy.root_device.type}")
-    with recording(run, ["fit", *args], cli.experiment["seed_everything"], fingerprint):
-        _run(trainer, trainer.fit, cli, ckpt_path=resume, weights_only=True)
-    for callback in start:
-        console.say(f"started from {callback.report}")
+    try:
+        with recording(run, ["fit", *args], cli.experiment["seed_everything"], fingerprint):
+            _run(trainer, trainer.fit, cli, ckpt_path=resume, weights_only=True)
+    finally:
+        del os.environ[RUN_VARIABLE]
     for saver in trainer.checkpoint_callbacks:
         if isinstance(saver, Checkpoint) and saver.best_metrics:
             shown = {n: v for n, v in saver.best_metrics.items() if not n.startswith(("train", "lr-"))}
-            console.show_metrics(f"best epoch, by {saver.monitor}", shown)
+            console.show_metrics(f"best epoch, by {saver.monitor}" if saver.monitor else "last epoch", shown)
     console.say(f"trained: {trainer.current_epoch} epochs, {trainer.global_step} steps")
-    console.say(f"run: {run.path}\nwatch: tensorboard --logdir {run.path.parent}")
+    console.say(f"run: {run.path}")
+    if any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers):
+        console.say(f"watch: tensorboard --logdir {run.path.parent}")
 
 
 def check(args: list[str]) -> None:
     """Find what can be known before the first epoch."""
     arguments = read_arguments(args)
     cli = ExperimentCLI("check", arguments.configs, arguments.flags)
-    preflight(cli, list(_init_from(cli, arguments.root)))
+    preflight(cli, _init_from(cli, arguments.root))
     if isinstance(cli.datamodule, SplitData):
         console.show_data(cli.datamodule)
     console.say("a batch of each stage goes through.")
@@ -124,7 +125,9 @@ def _score(verb: str, stage: str, args: list[str]) -> None:
     console.say(f"metrics: {run.path / verb / 'metrics.json'}")
     if predictions.written:
         console.say(f"predictions: {predictions.path}")
-    console.say(f"run: {run.path}\nwatch: tensorboard --logdir {run.path.parent}")
+    console.say(f"run: {run.path}")
+    if any(run.path.glob("events.out.tfevents.*")):
+        console.say(f"watch: tensorboard --logdir {run.path.parent}")
 
 
 def _restore(verb: str, arguments: Arguments) -> tuple[Run, ExperimentCLI, Path]:
@@ -136,7 +139,7 @@ def _restore(verb: str, arguments: Arguments) -> tuple[Run, ExperimentCLI, Path]
         run = find_same(arguments.root, wanted["model"], wanted["data"], arguments.files)
     else:
         run = find(arguments.root, arguments.run)
-    recorded = {key: value for key, value in run.config.items() if key != "init_from"}
+    recorded = run.config
     cli = ExperimentCLI(verb, [recorded, *arguments.configs], arguments.flags)
     path = run.checkpoint(cli.option("ckpt_path") or "best")
     checkpoint = read_checkpoint(path)
@@ -147,7 +150,7 @@ def _restore(verb: str, arguments: Arguments) -> tuple[Run, ExperimentCLI, Path]
         cli.datamodule.schema = Schema.from_dict(checkpoint["schema"])
     if _first_process():
         console.say(f"run: {run.path}, {path.name}")
-        for line in differences(recorded, cli.experiment):
+        for line in differences({**recorded, "init_from": None}, cli.experiment):
             console.say(f"not as recorded: {line}")
         _warn_of_other_data(run, recorded, cli)
     return run, cli, path

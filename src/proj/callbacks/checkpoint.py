@@ -8,6 +8,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch import callbacks as lightning
 from torch import Tensor
 
+from proj.errors import TrainingError
 from proj.models.weights import load_fitting
 from proj.schema import Schema
 
@@ -54,15 +55,17 @@ class Checkpoint(lightning.ModelCheckpoint):
         self._keep_metrics(trainer, before)
         trainer.save_checkpoint(Path(str(self.dirpath)) / "last.ckpt")
 
-    def check_monitor_top_k(self, trainer: Trainer, current: Tensor | None = None) -> bool:
-        """A value that is not finite is never the best, where Lightning takes it as long as there is no other."""
-        return current is not None and bool(torch.isfinite(current)) and super().check_monitor_top_k(trainer, current)
-
     def _keep_metrics(self, trainer: Trainer, before: Tensor | None) -> None:
         if self.best_model_score is not before or self.monitor is None:
             self.best_metrics = {name: value.item() for name, value in trainer.callback_metrics.items()}
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        for name, values in pl_module.named_parameters():
+            if not torch.isfinite(values).all():
+                raise TrainingError(
+                    f"{name} is not finite any more in epoch {trainer.current_epoch}: expected finite weights; lower the "
+                    "learning rate, clip gradients, or look for extreme inputs. Earlier checkpoints are kept."
+                )
         schema = getattr(pl_module, "schema", None) or getattr(getattr(trainer, "datamodule", None), "schema", None)
         checkpoint["config"] = self.config
         checkpoint["schema"] = schema.to_dict() if isinstance(schema, Schema) else None

@@ -23,8 +23,8 @@ class Arrays(SplitData):
             uint8 arrays of 3 or 4 dimensions are images: [rows, height, width] or [rows, height, width, channels]
             (channels may also come first). Other arrays: [rows, features] or [rows, channels, ...].
         predict_path: an ``.npz`` file whose ``x`` is what ``predict`` works on; null means the test part.
-        task: what the targets are; null means: numbers with a decimal point are a regression, two columns and more of
-            0 and 1 are labels, everything else is classes.
+        task: what the targets are; null means: several columns of 0 and 1 are labels, other columns and floats other than
+            0 and 1 are numbers to predict, one column of anything else is classes.
         batch_size: rows a batch and device; null means all rows of a part at once.
         val_fraction: share of the rows to choose the best epoch on, where the file has no ``x_val``.
         test_fraction: share of the rows kept for ``test``, where the file has no ``x_test``.
@@ -51,6 +51,9 @@ class Arrays(SplitData):
     def encode(cls, rows: Any, schema: Schema) -> Tensor:
         """``rows`` [rows, ...] of numbers as ``x``: uint8 for images, float32 otherwise."""
         x = to_inputs(np.asarray(rows), "rows")
+        if str(x.dtype) != schema.input_type:
+            raise UserError(f"expected rows of {schema.input_type}, as in training, got {np.asarray(rows).dtype} of shape "
+                            f"{np.shape(rows)}; pictures are uint8 [rows, height, width] or with channels.")  # fmt: skip
         if x.shape[1:] != schema.input_shape:
             raise UserError(
                 f"expected rows of shape {schema.input_shape}, as in training, got {tuple(x.shape[1:])}; "
@@ -97,7 +100,7 @@ class Arrays(SplitData):
         if self.predict_path is None:
             self.parts["predict"] = self.parts["test"]._replace(y=None)
             return
-        arrays = load(self.predict_path)
+        arrays = load(self.predict_path, "data.predict_path")
         if "x" not in arrays:
             raise UserError(f"{self.predict_path}: expected an array named x, got {', '.join(arrays) or 'none'}.")
         x = self.encode(arrays["x"], self.schema)
@@ -112,6 +115,7 @@ def _fit(x: Array, targets: Targets, rows: Array, names: tuple[str, ...]) -> Sch
     std[std == 0] = scale  # a constant column or channel: leave it as it is
     return Schema(
         input_shape=tuple(x.shape[1:]),
+        input_type=str(x.dtype),
         input_names=names if len(names) == x.shape[1] else tuple(str(i) for i in range(x.shape[1])),
         input_mean=tuple((mean / scale).tolist()),
         input_std=tuple((std / scale).tolist()),

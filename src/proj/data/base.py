@@ -1,5 +1,6 @@
 """What the data modules have in common: three parts of rows, a schema, and loaders over them."""
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from proj.errors import UserError
 from proj.schema import Batch, Schema, Tensors
 
 
-class SplitData(LightningDataModule):
+class SplitData(LightningDataModule, ABC):
     """A data module whose ``setup`` fills ``parts`` (train, val, test, predict) and, unless it was given one, ``schema``.
 
     Args:
@@ -27,9 +28,9 @@ class SplitData(LightningDataModule):
         self.fingerprint = ""  # a hash of the source's content, for the run's manifest
 
     @classmethod
+    @abstractmethod
     def encode(cls, rows: Any, schema: Schema) -> Tensors:
         """Raw rows as the net's input; raises UserError where they do not fit the schema."""
-        raise NotImplementedError(f"{cls.__name__} defines no `encode`")
 
     def train_dataloader(self) -> ArrayLoader:
         overfitting = getattr(self.trainer, "overfit_batches", 0) > 0  # on the same batches each epoch

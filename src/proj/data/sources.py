@@ -37,7 +37,7 @@ def to_inputs(x: Array, what: str) -> Array:
             return np.ascontiguousarray(x)
         raise UserError(f"{what}: expected pictures with 1, 3 or 4 channels first or last, got shape {x.shape}.")
     x = np.ascontiguousarray(x, dtype=np.float32)
-    if not (finite := np.isfinite(x).reshape(len(x), -1).all(1)).all():
+    if not (finite := np.isfinite(x).all(axis=tuple(range(1, x.ndim)))).all():
         row = int(np.argmin(finite))
         raise UserError(f"{what}: expected finite numbers, got a missing or infinite one in row {row} "
                         f"({int((~finite).sum())} rows in all); fill or drop them.")  # fmt: skip
@@ -84,16 +84,18 @@ def _npz(path: str) -> Source:
     return Source(found)
 
 
-def load(path: str) -> dict[str, Array]:
+def load(path: str, option: str = "data.path") -> dict[str, Array]:
     """All arrays of an ``.npz`` file; nothing pickled."""
     if not path.endswith(".npz"):
-        raise UserError(f"data.path: expected an .npz file or a set that scikit-learn ships, got {path}."
-                        f"{nearest(path, BUNDLED)}")  # fmt: skip
+        sets = " or a set that scikit-learn ships" if option == "data.path" else ""
+        near = nearest(path, BUNDLED) if sets else ""
+        raise UserError(f"{option}: expected an .npz file{sets}, got {path}.{near}")
     if not Path(path).is_file():
         siblings = [str(p) for p in Path(path).parent.glob("*.npz")] if Path(path).parent.is_dir() else []
-        raise UserError(f"data.path: no file {path}.{nearest(path, siblings)}")
+        raise UserError(f"{option}: no file {path}.{nearest(path, siblings)}")
     try:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
             return {name: arrays[name] for name in arrays.files}
     except Exception as error:  # np.load raises many kinds for a damaged file; all of them mean the same to the user
-        raise UserError(f"{path}: cannot be read as .npz: {error}") from error
+        hint = "; write text labels with y.astype(str)" if "allow_pickle" in str(error) else ""
+        raise UserError(f"{path}: cannot be read as .npz: {error}{hint}") from error

@@ -41,5 +41,12 @@ def _cut(rows: Rows, count: int, seed: int, stratify: np.ndarray[Any, Any] | Non
     try:
         kept, cut = train_test_split(rows, test_size=count, random_state=seed, stratify=stratify)
     except ValueError as error:  # a class too rare for every part, or no row left for one
-        raise UserError(f"data.{name}: cannot split {count} off {len(rows)} rows: {error}") from error
+        why = "a part would be empty"
+        if stratify is not None:
+            classes, counts = np.unique(stratify, return_counts=True)
+            why = (
+                f"each part needs rows of all {len(classes)} classes, and class {classes[counts.argmin()]} has {counts.min()}; "
+                "drop rare classes, change the fractions, or if these are no classes, set data.task to regression"
+            )
+        raise UserError(f"data.{name}: cannot split {count} off {len(rows)} rows: {why}.") from error
     return np.sort(kept), np.sort(cut)

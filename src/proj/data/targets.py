@@ -87,10 +87,10 @@ class Targets:
 
 
 def infer(y: Array) -> Task:
-    if y.dtype.kind == "f":
-        return "regression"
-    if y.ndim == 2:
-        return "multilabel" if np.isin(y, (0, 1)).all() else "regression"
+    """Columns of 0 and 1 are labels, other columns and floats numbers, one column of anything else classes."""
+    zero_one = y.dtype.kind != "U" and bool(np.isin(y, (0, 1)).all())
+    if y.ndim == 2 or (y.dtype.kind == "f" and not zero_one):
+        return "multilabel" if zero_one else "regression"
     return "binary" if len(np.unique(y)) == 2 else "multiclass"
 
 

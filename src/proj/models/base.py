@@ -1,5 +1,6 @@
 """What all tasks share: the steps, the metrics, the optimizer, and the net's way from schema to checkpoint."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, ClassVar, Literal, TypeAlias
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from proj import metrics
 from proj.errors import TrainingError, UserError
 from proj.exact import EXACT
-from proj.models.fitting import build, check_outputs, check_task
+from proj.models.fitting import build, check_outputs, check_targets, check_task
 from proj.models.parameters import freeze_matching, parameter_groups
 from proj.models.schedule import schedule
 from proj.schema import Batch, Schema, Task, Tensors
@@ -23,7 +24,7 @@ STAGES = ("train", "val", "test")
 Net: TypeAlias = nn.Module | Callable[[Schema], nn.Module]
 
 
-class Model(LightningModule):
+class Model(LightningModule, ABC):
     """A net with a loss, metrics and an optimizer. A task's class says what a raw output means.
 
     Args:
@@ -31,7 +32,7 @@ class Model(LightningModule):
         optimizer: by class path, with its options.
         scheduler: by class path, with its options; a ``total_steps`` left open is filled in.
         scheduler_interval: whether the scheduler steps after each optimizer step or after each epoch.
-        freeze: name patterns (``layers.0.*``) of the net's parameters that are not trained.
+        freeze: name patterns (``layers.1.*``) of the net's parameters that are not trained.
         learning_rates: learning rate by name pattern, for parameters that want their own.
         compile: ``net`` runs the net through ``torch.compile``.
     """
@@ -60,13 +61,13 @@ class Model(LightningModule):
 
     # What a task's class says
 
+    @abstractmethod
     def losses(self, outputs: Tensor, y: Tensor) -> tuple[Tensor, Tensor | float]:
         """Mean loss of the rows of a batch, and its weight among other batches' means (the number of rows, mostly)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def predictions(self, outputs: Tensor) -> Tensor:
         """Raw outputs as probabilities, or as numbers in the target's own units: what the metrics see."""
-        raise NotImplementedError
 
     def prepare(self, schema: Schema) -> None:
         """Take from the schema what the loss needs. Called once, before the net is trained or loaded."""
@@ -148,8 +149,10 @@ class Model(LightningModule):
         x, y = (batch[0], batch[1]) if isinstance(batch, tuple | list) else (batch, None)
         rows = torch.arange(self._seen, self._seen + len(x), device=x.device)
         self._seen += len(x)
-        if y is not None and self.task in ("regression", "multilabel"):
-            y = y.view(len(y), -1).to(x.dtype)
+        if y is not None:
+            check_targets(y, self.task)
+            if self.task in ("regression", "multilabel"):
+                y = y.view(len(y), -1).to(torch.get_default_dtype())
         return Batch(x, y, rows * self.trainer.world_size + self.trainer.global_rank)
 
     # Ends of a stage

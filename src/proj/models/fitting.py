@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from proj.errors import UserError
 from proj.schema import Schema, Task
@@ -20,20 +21,35 @@ def check_task(task: Task, schema: Schema, model: str) -> None:
 def build(net: Callable[[Schema], nn.Module], schema: Schema) -> nn.Module:
     """The net for these data."""
     try:
-        return net(schema)
+        made = net(schema)
     except TypeError as error:
         raise UserError(
-            f"the net cannot be built from the schema alone: {error}; give a value to each of its arguments, "
-            "or name the first one `schema`."
+            f"the net cannot be built from the schema alone: {error}; give a value to each of its other arguments, "
+            "and write the first one as `schema: Schema`."
         ) from error
+    if any(is_lazy(parameter) for parameter in made.parameters()):
+        raise UserError(
+            f"net {type(made).__name__}: expected layers of known size, got lazy ones; take the sizes from the schema."
+        )
+    return made
 
 
 def check_outputs(outputs: Tensor, rows: int, schema: Schema, net: str) -> None:
     """Raise UserError unless the net gave one raw output a class, label or target for each row."""
     if tuple(outputs.shape) != (rows, schema.outputs):
+        mend = "leave out the squeeze" if outputs.ndim == 1 else "change the size of its last layer"
         raise UserError(
             f"net {net}: expected outputs of shape [{rows}, {schema.outputs}] ({describe(schema)}), "
-            f"got {list(outputs.shape)}; change the size of its last layer."
+            f"got {list(outputs.shape)}; {mend}."
+        )
+
+
+def check_targets(y: Tensor, task: Task) -> None:
+    """Raise UserError unless targets of a user's own loader are class numbers [rows], or numbers [rows] or [rows, n]."""
+    if task in ("binary", "multiclass") and (y.ndim != 1 or y.is_floating_point()):
+        raise UserError(
+            f"expected class numbers of shape [rows] and type int64 for the task {task}, got {y.dtype} of shape "
+            f"{list(y.shape)}; give the loader y.long(), without a second axis."
         )
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import nn
 
-from proj.errors import UserError, nearest
+from proj.errors import UserError
 
 
 def freeze_matching(net: nn.Module, patterns: list[str]) -> None:
@@ -33,4 +33,5 @@ def _matching(net: nn.Module, pattern: str, option: str) -> list[str]:
     names = [name for name, _ in net.named_parameters()]
     if found := [name for name in names if fnmatchcase(name, pattern)]:
         return found
-    raise UserError(f"model.{option}: no parameter of the net matches {pattern!r}.{nearest(pattern, names)}")
+    some = ", ".join(names[:8]) + (", …" if len(names) > 8 else "")
+    raise UserError(f"model.{option}: no parameter of the net matches {pattern!r}; they are: {some}.")
