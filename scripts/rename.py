@@ -3,21 +3,29 @@
 usage: python scripts/rename.py NAME
 """
 
+import keyword
 import re
 import sys
+from importlib.util import find_spec
 from pathlib import Path
+from typing import NoReturn
 
 ROOT = Path(__file__).resolve().parent.parent
 OLD = next(path.parent.name for path in ROOT.glob("src/*/__main__.py"))
 LEFT_ALONE = {".git", ".venv", "lightning_logs", "__pycache__"}  # and whatever is not text
 
 
+def stop(message: str) -> NoReturn:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
 def main() -> None:
     if len(sys.argv) != 2:
-        sys.exit("usage: python scripts/rename.py NAME")
+        stop("expected one argument: python scripts/rename.py NAME")
     name = sys.argv[1]
-    if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or name in sys.stdlib_module_names or (ROOT / "src" / name).exists():
-        sys.exit(f"expected a new name of lower-case letters, digits and _, that no module of Python has, got {name!r}")
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or keyword.iskeyword(name) or find_spec(name):
+        stop(f"expected a new name of lower-case letters, digits and _, that no installed package has, got {name!r}")
     word = re.compile(rf"\b{OLD}\b")
     for path in sorted(ROOT.rglob("*")):
         if path.is_file() and not LEFT_ALONE & set(path.relative_to(ROOT).parts):

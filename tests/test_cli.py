@@ -13,6 +13,8 @@ import torch
 import yaml
 
 from conftest import CONFIGS, ROOT, Cli, files_in, make_arrays
+from proj.cli import main
+from proj.errors import UserError
 
 NO_TORCH = (
     "import sys; from {package}.cli import main; code = main({args}); "
@@ -43,6 +45,8 @@ def test_the_verbs_help_tells_trainer_flags_and_our_own(cli: Cli) -> None:
         assert option in text
     assert "--output" in cli("predict", "--help")
     assert "--run" in cli("test", "--help")
+    assert "label_smoothing" in cli("fit", "--model.help", "MulticlassClassifier")
+    assert "weight_decay" in cli("fit", "--model", "Regressor", "--model.optimizer.help", "AdamW")
 
 
 def test_print_config_shows_the_resolved_experiment(cli: Cli) -> None:
@@ -74,10 +78,10 @@ def test_config_files_merge_in_order_and_flags_win_wherever_they_stand(experimen
 WRONG_FLAGS = [
     (["--trainer.max_epoch", "3"], "no option --trainer.max_epoch. Did you mean 'trainer.max_epochs'?"),
     (["--trainer.max_epochs", "three"], "trainer.max_epochs: expected int or null, got three."),
-    (["--model.net.hiden", "[3]"], "model.net.hiden: MLP has no such option. Did you mean 'hidden'?"),
+    (["--model.net.hiden", "[3]"], "model.net.hiden: MLP has no option 'hiden'. Did you mean 'hidden'?"),
     (["--model.net.hidden", "abc"], "model.net.hidden: expected"),
-    (["--model.optimizer.lrr", "1"], "model.optimizer.lrr: Adam has no such option. Did you mean 'lr'?"),
-    (["--model.optimizer.lr", "fast"], "model.optimizer.lr: expected float or a class, got fast."),
+    (["--model.optimizer.lrr", "1"], "model.optimizer.lrr: Adam has no option 'lrr'. Did you mean 'lr'?"),
+    (["--model.optimizer.lr", "fast"], "model.optimizer.lr: expected float, got fast."),
     (["--model.scheduler_interval", "stepp"], "model.scheduler_interval: expected 'step' or 'epoch', got stepp."),
     (["--model.net", "MPL"], "no class 'MPL' is known by that short name. Did you mean 'MLP'?"),
     (["--model", "proj.models.binary.BinaryClasifier"], "Did you mean 'BinaryClassifier'?"),
@@ -87,7 +91,7 @@ WRONG_FLAGS = [
     (["--data.path", "data.npy"], "expected an .npz file or a set that scikit-learn ships, got data.npy"),
     (["--data.path", "dta.npz"], "no file dta.npz. Did you mean 'data.npz'?"),
     (["--data.val_fraction", "0.6", "--data.test_fraction", "0.6"], "expected a sum below 1"),
-    (["--data.val_fraction", "0"], "checkpoint.monitor: no metric 'val/f1' is logged in fit."),
+    (["--data.val_fraction", "0"], "checkpoint.monitor: there is no 'val/f1', the validation part has no rows"),
     (["--checkpoint.monitor", "val/f2"], "no metric 'val/f2' is logged in fit. Did you mean 'val/f1'?"),
     (["--checkpoint.monitor", "val/acuracy", "--checkpoint.mode", "max"], "Did you mean 'val/accuracy'?"),
     (["--checkpoint.monitor", "train/loss_step"], "checkpoint.mode: expected min or max for the metric train/loss_step"),
@@ -97,11 +101,18 @@ WRONG_FLAGS = [
     (["--model.net", "torch.nn.Linear", "--model.net.in_features", "5", "--model.net.out_features", "3"],
      "a first batch does not go through"),
     (["--model", "Regressor", "--model.net", "MLP"], "expected targets for the task regression, got multiclass"),
-    (["--config", "experimnt.yaml"], "no file experimnt.yaml. Did you mean 'experiment.yaml'?"),
-    (["--ckpt_path", "nowhere.ckpt"], "expected the file of a checkpoint to go on from, got nowhere.ckpt"),
-    (["--init_from", "nothing"], "--run: no run nothing"),
+    (["--config", "experimnt.yaml"], "got experimnt.yaml, which is no file. Did you mean 'experiment.yaml'?"),
+    (["--ckpt_path", "nowhere.ckpt"], "no checkpoint nowhere.ckpt; expected a file that `fit` wrote."),
+    (["--init_from", "nothing"], "no run nothing in lightning_logs; expected a run's name or folder."),
     (["--seed_everything", "true"], "seed_everything: expected int, got"),
-    (["stray"], "no option stray."),
+    (["--seed_everything", "-1"], "seed_everything: expected a number from 0 to 2**32 - 1, got -1"),
+    (["--trainer.devices", "0"], "the Trainer cannot be built"),
+    (["--trainer.strategy", "nope"], "the Trainer cannot be built"),
+    (["--trainer.profiler", "foo"], "the Trainer cannot be built"),
+    (["--trainer.accelerator", "gpu"], "the Trainer cannot be built"),
+    (["--trainer.val_check_interval", "100"], "`val_check_interval` (100) must be less than or equal to the number"),
+    (["--name", "a/b"], "--name: expected up to 100 letters"),
+    (["stray"], "expected an option, --KEY VALUE, got stray."),
 ]  # fmt: skip
 
 
@@ -118,12 +129,14 @@ WRONG_CONFIGS = [
     ("trainer: [", "is not valid YAML"),
     ("- 1", "expected the keys of an experiment"),
     ("trainer: {max_epoch: 3}", "trainer.max_epoch: no such key. Did you mean 'trainer.max_epochs'?"),
-    ("modle: {}", "no such key 'modle'. Did you mean 'model'?"),
+    ("modle: {}", "no such key 'modle' in an experiment. Did you mean 'model'?"),
     ("model: null", "model: expected a section of keys and values, got None"),
-    ("model: {init_args: {lr: 1}}", "model: expected a class_path, got only options (lr)"),
+    ("model: {init_args: {lr: 1}}", "model: expected class_path and init_args, got lr."),
     ("model: {class_path: Regressor}", "model.net: a value is required"),
     ("trainer: {max_epochs: 1}", "model: a value is required"),
     ("model: {class_path: Regresor}", "Did you mean 'Regressor'?"),
+    ("name: zebra", "no such key 'name' in an experiment."),
+    ("data: {init_args: {path: 2020-01-01}}", "date is not JSON serializable; put quotes around it"),
     ("early_stopping: {patiense: 3}", "early_stopping.patiense: no such key. Did you mean 'early_stopping.patience'?"),
 ]
 
@@ -164,7 +177,7 @@ def test_checkpoints_that_cannot_be_used_are_named(experiment: Any, cli: Cli) ->
     best.write_bytes(whole[: len(whole) // 2])
     assert "best.ckpt cannot be read as a checkpoint: it is cut off" in cli("test", code=2)
     best.unlink()
-    assert "no checkpoint lightning_logs/version_0/checkpoints/best.ckpt" in cli("test", code=2)
+    assert "no checkpoint lightning_logs/version_0/checkpoints/best.ckpt" in cli("test", "--run", "version_0", code=2)
     cli("test", "--ckpt_path", "last")
     assert not Path("lightning_logs/version_1").exists()
 
@@ -182,7 +195,7 @@ def test_a_hostile_checkpoint_is_not_executed(experiment: Any, cli: Cli) -> None
 def test_a_loss_that_is_not_finite_exits_3_and_keeps_the_last_good_checkpoint(experiment: Any, cli: Cli) -> None:
     optimizer = {"class_path": "SGD", "init_args": {"lr": 1e30}}
     config = experiment("regression", model={"optimizer": optimizer})
-    assert "expected a finite number" in cli("fit", "--config", config, code=3)
+    assert "expected finite weights" in cli("fit", "--config", config, code=3)
     manifest = json.loads(Path("lightning_logs/version_0/manifest.json").read_text())
     assert manifest["status"] == "failed"
     assert "none finished" in cli("test", code=2)
@@ -190,26 +203,35 @@ def test_a_loss_that_is_not_finite_exits_3_and_keeps_the_last_good_checkpoint(ex
 
 
 def test_debug_shows_the_traceback(experiment: Any) -> None:
-    from proj.cli import main
-    from proj.errors import UserError
-
     with pytest.raises(UserError):
         main(["fit", "--config", str(experiment()), "--data.path", "dta.npz", "--debug"])
 
 
-def test_a_users_mistake_in_code_keeps_its_traceback(experiment: Any, cli: Cli) -> None:
-    """A message instead would hide where it is."""
+def test_a_users_mistake_in_code_is_named_with_its_place(experiment: Any, cli: Cli) -> None:
     Path("broken_net.py").write_text(
         "from torch import nn\n"
         "class Broken(nn.Linear):\n"
         "    def __init__(self):\n        super().__init__(6, 3)\n"
         "    def forward(self, x):\n        return x.nope\n"
     )
-    from proj.cli import main
-
-    with pytest.raises(AttributeError, match="nope"):
-        main(["fit", "--config", str(experiment()), "--model.net", "broken_net.Broken"])
+    args = ["fit", "--config", str(experiment()), "--model.net", "broken_net.Broken"]
+    assert "(broken_net.py, line 6): 'Tensor' object has no attribute 'nope'" in cli(*args, code=2)
+    with pytest.raises(UserError) as raised:  # the traceback is whole
+        main([*args, "--debug"])
+    assert isinstance(raised.value.__cause__, AttributeError)
     assert not Path("lightning_logs").exists()
+
+
+def test_a_net_with_lazy_layers_is_refused(experiment: Any, cli: Cli) -> None:
+    """Their first batch would be the preflight's, and a checkpoint could not be loaded into them."""
+    text = (
+        "from torch import nn\nfrom proj.schema import Schema\n"
+        "class Lazy(nn.Sequential):\n"
+        "    def __init__(self, schema: Schema):\n        super().__init__(nn.LazyLinear(schema.outputs))\n"
+    )
+    Path("lazy_net.py").write_text(text)
+    err = cli("fit", "--config", experiment(), "--model.net", "lazy_net.Lazy", code=2)
+    assert "net Lazy: expected layers of known size, got lazy ones" in err
 
 
 def test_fast_dev_run_leaves_nothing(experiment: Any, cli: Cli) -> None:
@@ -217,6 +239,12 @@ def test_fast_dev_run_leaves_nothing(experiment: Any, cli: Cli) -> None:
     before = files_in(Path.cwd())
     cli("fit", "--config", config, "--trainer.fast_dev_run", "true")
     assert files_in(Path.cwd()) == before
+    cli("fit", "--config", config)
+    cli("test")
+    before = {path: Path(path).read_bytes() for path in files_in(Path.cwd())}
+    for verb in ("test", "validate", "predict"):
+        cli(verb, "--trainer.fast_dev_run", "true")
+    assert {path: Path(path).read_bytes() for path in files_in(Path.cwd())} == before
 
 
 def test_check_goes_through_without_a_folder(cli: Cli) -> None:

@@ -13,6 +13,7 @@ import yaml
 
 import proj
 from conftest import Cli, files_in, make_arrays
+from proj.cli import main
 from proj.errors import UserError
 from proj.run import Run, claim, find, read_checkpoint, runs, write
 
@@ -123,7 +124,7 @@ def test_names_and_the_newest_finished_run(experiment: Any, cli: Cli) -> None:
     assert "run: lightning_logs/ant" in cli("test")
     assert "Did you mean 'zebra'" in cli("test", "--run", "zebr", code=2)
     assert "there is a run lightning_logs/ant already" in cli("fit", "--config", config, "--name", "ant", code=2)
-    assert "--name: expected the name of a folder" in cli("fit", "--config", config, "--name", "a/b", code=2)
+    assert "--name: expected up to 100 letters, digits" in cli("fit", "--config", config, "--name", "a/b", code=2)
 
 
 def test_a_config_finds_the_newest_run_like_it(experiment: Any, cli: Cli) -> None:
@@ -149,10 +150,45 @@ def test_flags_win_over_what_is_recorded_and_the_change_is_told(experiment: Any,
 def test_a_changed_source_is_told(experiment: Any, cli: Cli, capsys: Any) -> None:
     cli("fit", "--config", experiment())
     np.savez("data.npz", **make_arrays("multiclass", 120, seed=5))
-    from proj.cli import main
-
     assert main(["test"]) == 0
-    assert "the data are not those the run was trained on" in capsys.readouterr().err
+    assert "rows that the run was trained on may be among those scored: the source has changed" in capsys.readouterr().err
+
+
+def test_another_split_than_at_training_is_told(experiment: Any, cli: Cli, capsys: Any) -> None:
+    cli("fit", "--config", experiment())
+    assert main(["test", "--data.split_seed", "1"]) == 0
+    assert "may be among those scored: init_args.split_seed: 0 -> 1" in capsys.readouterr().err
+    assert main(["test", "--data.batch_size", "7"]) == 0
+    assert "may be among those scored" not in capsys.readouterr().err
+
+
+def test_a_run_that_is_not_finished_is_told(experiment: Any, cli: Cli, capsys: Any) -> None:
+    cli("fit", "--config", experiment())
+    find(LOGS, None).write_manifest(status="failed")
+    assert "1 runs in lightning_logs, none finished" in cli("test", code=2)
+    assert main(["test", "--run", "version_0"]) == 0
+    assert "version_0 is not finished, its status is failed" in capsys.readouterr().err
+    (LOGS / "version_0/manifest.json").write_text("{")
+    assert "manifest.json cannot be read" in cli("test", code=2)
+
+
+def test_predicting_new_rows_needs_no_training_data(experiment: Any, cli: Cli) -> None:
+    cli("fit", "--config", experiment())
+    Path("data.npz").unlink()
+    np.savez("new.npz", x=make_arrays("multiclass", 7)["x"])
+    cli("predict", "--data.predict_path", "new.npz")
+    assert pl.read_parquet(LOGS / "version_0/predict/predictions.parquet").height == 7
+
+
+def test_runs_are_where_the_last_config_says(experiment: Any, cli: Cli) -> None:
+    Path("one.yaml").write_text("trainer: {default_root_dir: one}")
+    Path("two.yaml").write_text("trainer: {default_root_dir: two}")
+    files = ["--config", experiment(), "--config", "one.yaml", "--config", "two.yaml"]
+    cli("fit", *files)
+    assert (Path("two") / LOGS / "version_0/config.yaml").exists()
+    assert not Path("one").exists()
+    assert "run: two/lightning_logs/version_0" in cli("test", *files)
+    assert "run: two/lightning_logs/version_0" in cli("test", "--trainer.default_root_dir", "two")
 
 
 def test_claims_at_the_same_moment_get_different_folders(work: Path) -> None:
@@ -160,6 +196,8 @@ def test_claims_at_the_same_moment_get_different_folders(work: Path) -> None:
         claimed = list(pool.map(lambda _: claim(work / "logs", None).path, range(40)))
     assert len(set(claimed)) == 40
     assert {p.name for p in claimed} == {f"version_{i}" for i in range(40)}
+    (work / "logs/version_²").mkdir()  # a digit to Python, and no number
+    assert claim(work / "logs", None).path.name == "version_40"
 
 
 def test_an_interrupted_write_leaves_the_old_file(work: Path) -> None:

@@ -53,7 +53,7 @@ def test_monitor_and_mode_follow_the_task_and_can_be_set(experiment: Any, cli: C
         ["--trainer.max_time", "00:00:00:30"],
         ["--trainer.profiler", "simple"],
         ["--trainer.deterministic", "true"],
-        ["--trainer.max_steps", "3"],
+        ["--trainer.max_steps", "7"],
         ["--trainer.val_check_interval", "2"],
         ["--trainer.limit_train_batches", "2"],
         ["--trainer.overfit_batches", "2"],
@@ -79,7 +79,7 @@ def test_the_trainers_flags_work(flags: list[str], experiment: Any, cli: Cli, mo
     assert json.loads((LOGS / "version_0/manifest.json").read_text())["status"] == "finished"
     torch.use_deterministic_algorithms(False)
     if flags[0] == "--trainer.max_steps":
-        assert checkpoint()["global_step"] == 3
+        assert checkpoint()["global_step"] == 7
     if flags[0] == "--trainer.accumulate_grad_batches":
         assert checkpoint()["global_step"] == 2 * 3  # 6 batches an epoch
     assert (LOGS / "version_0/checkpoints").exists() == (
@@ -143,6 +143,27 @@ def test_going_on_from_a_checkpoint_equals_training_in_one_go(experiment: Any, c
     whole, rest = checkpoint("whole"), checkpoint("rest")
     assert rest["epoch"] == 3
     assert all(torch.equal(whole["state_dict"][k], rest["state_dict"][k]) for k in whole["state_dict"])
+
+
+def test_going_on_with_another_model_or_schedule_is_an_error(experiment: Any, cli: Cli) -> None:
+    scheduler = {"class_path": "CosineAnnealingLR", "init_args": {"T_max": 2}}
+    config = experiment(model={"scheduler": scheduler})
+    cli("fit", "--config", config)
+    go_on = ["fit", "--config", config, "--ckpt_path", LOGS / "version_0/checkpoints/last.ckpt"]
+    assert "optimizer.init_args.lr: 0.001 -> 0.5. Leave" in cli(*go_on, "--model.optimizer.lr", "0.5", code=2)
+    assert "max_epochs: 2 -> 4" in cli(*go_on, "--trainer.max_epochs", "4", code=2)
+    torch.save({"state_dict": {}}, "weights.ckpt")
+    assert "holds weights only" in cli("fit", "--config", config, "--ckpt_path", "weights.ckpt", code=2)
+    assert [p.name for p in LOGS.iterdir()] == ["version_0"]
+
+
+def test_training_without_a_validation_has_no_best_checkpoint_and_says_so(experiment: Any, cli: Cli) -> None:
+    config = experiment()
+    with pytest.warns(UserWarning, match="no validation took place, so there is no best.ckpt"):
+        cli("fit", "--config", config, "--trainer.max_steps", "3")
+    with pytest.warns(UserWarning, match="version_0 is finished and has no best.ckpt: passed over"):
+        assert "no finished run in lightning_logs has a best.ckpt; name a run" in cli("test", code=2)
+    cli("test", "--ckpt_path", "last")
 
 
 def test_the_preflight_leaves_no_trace_in_the_weights(experiment: Any, cli: Cli) -> None:

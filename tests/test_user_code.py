@@ -183,3 +183,46 @@ def test_labels_beyond_the_nets_outputs_are_an_error(modules: str, cli: Cli, wor
     )
     assert "a first batch does not go through" in err
     assert "Target 2 is out of bounds" in err
+
+
+@pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers")
+def test_targets_of_a_users_loader_keep_their_values(modules: str, cli: Cli, work: Path) -> None:
+    """Whole-number inputs beside targets with a fraction; the errors are those of a computation by hand."""
+    text = (work / f"{modules}.py").read_text()
+    text = text.replace("(x[:, 0] + x[:, 1] > 0).long() + (x[:, 2] > 1).long())", "x[:, 0] + 0.25)")
+    text = text.replace("TensorDataset(x,", "TensorDataset((10 * x).long(),")
+    text = text.replace("return self.layers(x)", "return self.layers(x.float())").replace("(width, 3)", "(width, 1)")
+    (work / f"{modules}.py").write_text(text)
+    flags = ["--model", "Regressor", "--model.net", f"{modules}.MyNet", "--model.standardize_target", "false"]
+    cli("fit", *flags, "--data", f"{modules}.MyData", *FLAGS)
+    cli("test")
+    table = pl.read_parquet(LOGS / "test/predictions.parquet")
+    x = torch.randn(90, 4, generator=torch.Generator().manual_seed(0))
+    assert np.allclose(table["target"], x[:, 0] + 0.25)
+    metrics = json.loads((LOGS / "test/metrics.json").read_text())
+    assert metrics["mae"]["value"] == pytest.approx((table["target"] - table["prediction"]).abs().mean(), rel=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers")
+@pytest.mark.parametrize("wrong", ["float()", "unsqueeze(1)"])
+def test_class_numbers_of_another_shape_or_type_are_an_error(wrong: str, modules: str, cli: Cli, work: Path) -> None:
+    text = (work / f"{modules}.py").read_text().replace("(x[:, 2] > 1).long())", f"(x[:, 2] > 1).long().{wrong})")
+    if wrong == "unsqueeze(1)":
+        text = text.replace("(x[:, 0] + x[:, 1] > 0).long() + ", "")
+    (work / f"{modules}.py").write_text(text)
+    err = cli("fit", "--model", "MulticlassClassifier", "--model.net", f"{modules}.MyNet", "--data", f"{modules}.MyData",
+              *FLAGS, code=2)  # fmt: skip
+    assert "expected class numbers of shape [rows] and type int64 for the task multiclass" in err
+
+
+@pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers")
+def test_outputs_in_bfloat16_are_written(modules: str, cli: Cli, work: Path) -> None:
+    text = (
+        (work / f"{modules}.py")
+        .read_text()
+        .replace("return self.critic(batch[0])", "return self.critic(batch[0]).bfloat16()")
+    )
+    (work / f"{modules}.py").write_text(text)
+    cli("fit", "--model", f"{modules}.MyGan", "--data", f"{modules}.MyData", *FLAGS)
+    cli("predict")
+    assert pl.read_parquet(LOGS / "predict/predictions.parquet")["prediction"].dtype == pl.Float32

@@ -1,6 +1,7 @@
 """A command line taken apart: config files, flags, and which run. Nothing heavy is imported for it."""
 
 import argparse
+import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,13 +41,20 @@ class Arguments(NamedTuple):
 
     @property
     def root(self) -> Path:
-        """The folder of the runs: ``lightning_logs`` in the Trainer's ``default_root_dir``."""
-        parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-        parser.add_argument("--trainer.default_root_dir", dest="root")
-        folder = parser.parse_known_args(self.flags)[0].root
+        """Where to look for runs: ``lightning_logs`` in the Trainer's ``default_root_dir``, which is not parsed yet."""
+        folder = None
         for config in self.configs:
-            folder = folder or (config.get("trainer") or {}).get("default_root_dir")
-        return Path(folder or ".") / "lightning_logs"
+            folder = config.get("trainer", {}).get("default_root_dir", folder)
+        return Path(self.flag("--trainer.default_root_dir") or folder or ".") / "lightning_logs"
+
+    def flag(self, wanted: str) -> str | None:
+        """The value of a flag before the command line is parsed as a whole; the last one counts."""
+        found = None
+        for flag, following in zip(self.flags, [*self.flags[1:], None], strict=False):
+            name, equals, inline = flag.partition("=")
+            if name == wanted:
+                found = inline if equals else following
+        return found
 
 
 def read_arguments(args: list[str]) -> Arguments:
@@ -71,7 +79,8 @@ def read_config(path: Path) -> dict[str, Any]:
     if not path.is_file():
         folder = path if path.is_dir() else path.parent if path.parent.is_dir() else Path("configs")
         near = nearest(str(path), [str(file) for file in sorted(folder.glob("*.yaml"))])
-        raise UserError(f"--config: expected a YAML file, got {path}, which is none.{near}")
+        what = "a folder" if path.is_dir() else "which is no file"
+        raise UserError(f"--config: expected a YAML file, got {path}, {what}.{near}")
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -86,5 +95,9 @@ def read_config(path: Path) -> dict[str, Any]:
             raise UserError(f"{path}: no such key {key!r} in an experiment.{nearest(str(key), keys)}")
         if key in SECTIONS and not isinstance(value, dict):
             raise UserError(f"{path}: {key}: expected a section of keys and values, got {value!r}.")
+    try:
+        json.dumps(config)
+    except (TypeError, ValueError) as error:  # a date, or an alias that contains itself
+        raise UserError(f"{path}: expected texts, numbers, lists and sections: {error}; put quotes around it.") from error
     resolved: dict[str, Any] = resolve(config)
     return resolved

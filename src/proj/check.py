@@ -2,20 +2,19 @@
 
 import copy
 import logging
-import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from proj.data.base import SplitData
-from proj.errors import TrainingError, UserError, nearest
+from proj.errors import UserError, nearest
 from proj.experiment import ExperimentCLI
+from proj.guard import exit_codes, explained
 from proj.models.base import Model
 
 # Flags of the Trainer that decide whether a step works at all.
@@ -26,20 +25,23 @@ KEPT = ("accelerator", "precision", "gradient_clip_val", "gradient_clip_algorith
 def preflight(cli: ExperimentCLI, callbacks: Sequence[Callback]) -> None:
     """Set up the data, build the net and run one batch of each stage, on a copy of the model and one device.
 
-    Raises UserError where that fails, where a metric that is to be monitored is not logged, or where the Trainer cannot
-    be built as asked. Generators are put back.
+    Raises UserError where the Trainer cannot be built as asked, where a step fails, or where a metric that is to be
+    monitored is not logged. Generators are put back.
     """
+    with _quiet():
+        cli.build_trainer(Path("not claimed"), [])
     options = {name: cli.config_init.trainer[name] for name in KEPT}
-    with isolate_rng(), _quiet(), _explained("a first batch does not go through"):
+    with isolate_rng(), _quiet(), explained("a first batch does not go through"):
         model = copy.deepcopy(cli.model)
         if isinstance(model, Model):
             model.compile_what = "none"  # compiling takes longer than the check
         trainer = Trainer(**options, devices=1, fast_dev_run=True, logger=False, enable_progress_bar=False,
                           enable_model_summary=False, callbacks=list(callbacks))  # fmt: skip
-        trainer.fit(model, datamodule=cli.datamodule)
-        logged = set(trainer.callback_metrics)
-        if _can_test(model, cli.datamodule):
-            trainer.test(model, datamodule=cli.datamodule, verbose=False)
+        with exit_codes(trainer):
+            trainer.fit(model, datamodule=cli.datamodule)
+            logged = set(trainer.callback_metrics)
+            if _can_test(model, cli.datamodule):
+                trainer.test(model, datamodule=cli.datamodule, verbose=False)
     for key, monitor in cli.monitored().items():
         if monitor is not None and monitor not in logged:
             if monitor.startswith("val/") and not any(name.startswith("val/") for name in logged):
@@ -47,8 +49,6 @@ def preflight(cli: ExperimentCLI, callbacks: Sequence[Callback]) -> None:
                                 "data.val_fraction, or choose by --checkpoint.monitor train/loss.")  # fmt: skip
             raise UserError(f"{key}.monitor: no metric {monitor!r} is logged in fit.{nearest(monitor, sorted(logged))}")
     cli.monitors()  # raises where it is not known which way is better
-    with _quiet(), _explained("the Trainer cannot be built"):
-        cli.build_trainer(Path("not claimed"), [])
 
 
 def _can_test(model: LightningModule, data: LightningDataModule | None) -> bool:
@@ -71,17 +71,3 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
-
-
-@contextmanager
-def _explained(what: str) -> Iterator[None]:
-    """Errors that come from what was put together, rather than from a mistake in code, become UserErrors."""
-    try:
-        yield
-    except (UserError, TrainingError):
-        raise
-    except (ValueError, RuntimeError, IndexError, OSError, MisconfigurationException) as error:
-        frames = [f for f in traceback.extract_tb(error.__traceback__) if "site-packages" not in f.filename]
-        where = f"{Path(frames[-1].filename).name}, line {frames[-1].lineno}"
-        text = " ".join(str(error).split()).rstrip(".!")
-        raise UserError(f"{what} ({where}): {text}. See it whole with --debug.") from error

@@ -8,9 +8,9 @@ from proj.errors import TrainingError, UserError, nearest
 # verb: module and function that do it (imported when called), and what it does
 VERBS = {
     "fit": ("verbs:fit", "train into a new run folder"),
-    "validate": ("verbs:validate", "compute a run's metrics on the validation part"),
-    "test": ("verbs:test", "compute a run's metrics on the test part, and keep the predictions"),
-    "predict": ("verbs:predict", "write a run's predictions for new rows"),
+    "validate": ("evaluation:validate", "compute a run's metrics on the validation part"),
+    "test": ("evaluation:test", "compute a run's metrics on the test part, and keep the predictions"),
+    "predict": ("evaluation:predict", "write a run's predictions for new rows"),
     "check": ("verbs:check", "find what can be known before the first epoch"),
 }
 

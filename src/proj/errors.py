@@ -18,7 +18,7 @@ def nearest(given: str, valid: Iterable[str]) -> str:
     >>> nearest("droput", ["dropout", "hidden"])
     " Did you mean 'dropout'?"
     """
-    names = [str(name) for name in valid]
+    names = [str(name) for name in valid if str(name) != given]
     by_lower = {name.lower(): name for name in names}
     if begun := [name for name in names if len(given) > 2 and name.startswith(given)]:
         return f" Did you mean '{begun[0]}'?"

@@ -12,12 +12,14 @@ from jsonargparse import ArgumentError
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities import rank_zero_only
 
 from proj import metrics
 from proj.arguments import OPTIONS
 from proj.callbacks.checkpoint import Checkpoint, EarlyStopping
 from proj.callbacks.watch import GradientNorm, Progress, RunLogger, Summary
 from proj.errors import UserError
+from proj.guard import explained
 from proj.messages import explain
 
 # Warnings that say nothing to the user of these verbs.
@@ -78,6 +80,8 @@ class ExperimentCLI(LightningCLI):
             self.config = parser.parse_args(self.arguments)
         except ArgumentError as error:
             raise UserError(explain(str(error), parser.get_defaults().keys())) from error
+        if not 0 <= self.config.seed_everything < 2**32:
+            raise UserError(f"seed_everything: expected a number from 0 to 2**32 - 1, got {self.config.seed_everything}.")
         plain = json.loads(parser.dump(self.config, skip_unset=False, skip_validation=True, format="json"))
         gone = OPTIONS[self.verb].keys() - ({"init_from"} if plain.get("init_from") else set())
         self.experiment: dict[str, Any] = {key: value for key, value in plain.items() if key not in gone}
@@ -88,16 +92,16 @@ class ExperimentCLI(LightningCLI):
     def instantiate_classes(self) -> None:
         if not self.instantiate:
             return
-        try:
+        with explained("the experiment's classes cannot be built"):
             self.config_init = self.parser.instantiate(self.config)
-        except UserError:
-            raise
-        except (TypeError, ValueError, RuntimeError) as error:  # out of a user's constructor
-            text = " ".join(str(error).split()).rstrip(".")
-            raise UserError(f"the experiment's classes cannot be built from their arguments: {text}.") from error
         self.model, self.datamodule = self.config_init.model, self.config_init.get("data")
         if self.verb == "fit" and torch.cuda.is_available() and self.config.trainer.accelerator != "cpu":
             torch.set_float32_matmul_precision("high")  # TensorFloat-32 where there is some, for twice the speed
+
+    @property
+    def root(self) -> Path:
+        """The folder of the runs: ``lightning_logs`` in the Trainer's ``default_root_dir``."""
+        return Path(self.config.trainer.default_root_dir or ".") / "lightning_logs"
 
     def option(self, name: str) -> str | None:
         value: str | None = self.config.get(name)
@@ -110,12 +114,14 @@ class ExperimentCLI(LightningCLI):
         own = own if isinstance(own, list) else [own]
         if folder is not None:
             given["default_root_dir"] = folder
-            if given["logger"] in (None, True) and not given["barebones"]:
-                # a score of `test` belongs to no step of the curves
-                given["logger"] = RunLogger(folder) if self.verb == "fit" else False
+            if self.verb not in ("fit", "check"):
+                given["logger"] = False  # a score of `test` belongs to no step of the curves
+            elif given["logger"] in (None, True) and not given["barebones"]:
+                given["logger"] = RunLogger(folder)
         if given["enable_progress_bar"] in (None, True) and not given["barebones"]:
             own += [] if any(isinstance(callback, ProgressBar) for callback in own) else [Progress()]
-        return Trainer(**given, callbacks=own + callbacks)
+        with explained("the Trainer cannot be built"):
+            return Trainer(**given, callbacks=own + callbacks)
 
     def fit_callbacks(self, folder: Path) -> list[Callback]:
         """Our callbacks for ``fit``, as far as the Trainer's flags leave room for them."""
@@ -152,13 +158,17 @@ class ExperimentCLI(LightningCLI):
         return options
 
     def _mode(self, key: str, monitor: str) -> str:
-        if monitor == self.config.checkpoint.monitor and self.config.checkpoint.mode is not None:
+        if monitor == self.monitored()["checkpoint"] and self.config.checkpoint.mode is not None:
             return str(self.config.checkpoint.mode)
         if monitor == getattr(self.model, "monitor", None) and hasattr(self.model, "mode"):
             return str(self.model.mode)
         if (known := metrics.about(monitor)) is None:
             raise UserError(f"{key}.mode: expected min or max for the metric {monitor}, got none.")
         return known.mode
+
+
+def first_process() -> bool:
+    return int(getattr(rank_zero_only, "rank", 0)) == 0
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], key: str = "") -> list[str]:

@@ -33,6 +33,8 @@ def _unknown_option(found: re.Match[str], key: str, owner: str, valid: list[str]
     if owner.rpartition(".")[2] in ("LightningModule", "LightningDataModule", "Module"):
         return f"{key}: expected class_path and init_args, got {found[1]}."
     first = found[1].split(".")[0]
+    if first in ("class_path", "init_args"):
+        return f"{key}: expected class_path and init_args alone; put the options of the class under init_args."
     return f"{key}.{found[1]}: {owner.rpartition('.')[2]} has no option {first!r}.{nearest(first, _options(owner))}"
 
 
@@ -137,7 +139,8 @@ def _options(class_path: str) -> list[str]:
     bases = inspect.getmro(getattr(import_module(module), name))
     makers = [vars(base)["__init__"] for base in bases if "__init__" in vars(base)]
     names = [name for maker in makers for name in inspect.signature(maker).parameters]
-    return [n for n in dict.fromkeys(names) if n not in ("self", "args", "kwargs")]
+    given_by_us = ("self", "args", "kwargs", "schema", "params", "defaults", "optimizer")
+    return [n for n in dict.fromkeys(names) if n not in given_by_us or (n == "optimizer" and "net" in names)]
 
 
 def _near_class(class_path: str) -> str:

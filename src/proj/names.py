@@ -10,7 +10,7 @@ from typing import Any
 
 from proj.errors import UserError, nearest
 
-ROOMS = ("nets", "models", "data", "callbacks")
+ROOMS = ("nets", "models", "data")
 
 # Where a short name is looked up after our own classes; the first that has it wins. Lightning's ReduceLROnPlateau, which
 # takes a `monitor`, comes before torch's.
@@ -73,9 +73,9 @@ def resolve(config: Any, slot: bool = False) -> Any:
 
 def resolve_flag(flag: str, value: str) -> str:
     """The value of a flag like ``--model.net``, with a short class name made a full path."""
-    slot = flag.lstrip("-").rstrip("+").rsplit(".", 1)[-1] in SLOTS
+    slot = flag.lstrip("-").rstrip("+").removesuffix(".help").rsplit(".", 1)[-1] in SLOTS
     return full_path(value) if slot and _is_name(value) else value
 
 
 def _is_name(value: Any) -> bool:
-    return isinstance(value, str) and re.fullmatch(r"(?!true$|false$|null$)[A-Za-z]\w*", value) is not None
+    return isinstance(value, str) and re.fullmatch(r"(?!(?i:true|false|null)$)[A-Za-z]\w*", value) is not None

@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import re
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from typing import IO, Any
 
 import torch
 import yaml
+from lightning.pytorch.utilities import rank_zero_warn
 
 from proj.errors import UserError, nearest
 
@@ -28,15 +30,20 @@ class Run:
 
     @property
     def config(self) -> dict[str, Any]:
-        config: dict[str, Any] = yaml.safe_load((self.path / "config.yaml").read_text())
+        try:
+            config = yaml.safe_load((self.path / "config.yaml").read_text())
+        except yaml.YAMLError as error:
+            raise UserError(f"{self.path / 'config.yaml'} is damaged: {' '.join(str(error).split())}.") from error
+        if not isinstance(config, dict):
+            raise UserError(f"{self.path / 'config.yaml'} is damaged: expected an experiment, got {config!r}.")
         return config
 
     @property
     def manifest(self) -> dict[str, Any]:
         try:
             manifest: dict[str, Any] = json.loads((self.path / "manifest.json").read_text())
-        except ValueError as error:
-            raise UserError(f"{self.path / 'manifest.json'} is damaged: {error}; delete the run, or the file.") from error
+        except (OSError, ValueError) as error:
+            raise UserError(f"{self.path / 'manifest.json'} cannot be read: {error}; delete the run, or mend it.") from error
         return manifest
 
     def write_manifest(self, **changes: Any) -> None:
@@ -54,13 +61,16 @@ class Run:
 
 def claim(root: Path, name: str | None) -> Run:
     """Make a run's folder: ``root/name``, or the next ``root/version_N``. Two callers never get the same one."""
-    if name is not None:
-        check_name(root, name)
-        (root / name).mkdir(parents=True)
-        return Run(root / name)
-    root.mkdir(parents=True, exist_ok=True)
-    taken = [int(p.name[8:]) for p in root.glob("version_*") if p.name[8:].isdigit()]
-    number = max(taken, default=-1) + 1
+    check_name(root, name)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        if name is not None:
+            (root / name).mkdir()
+            return Run(root / name)
+    except OSError as error:
+        raise UserError(f"cannot make the folder of a run in {root}: {error}; set trainer.default_root_dir.") from error
+    taken = [re.fullmatch(r"version_([0-9]+)", path.name) for path in root.glob("version_*")]
+    number = max((int(match[1]) for match in taken if match), default=-1) + 1
     while True:
         try:
             (root / f"version_{number}").mkdir()
@@ -73,8 +83,8 @@ def check_name(root: Path, name: str | None) -> None:
     """Raise UserError unless a new run may have this name; None is the next number, which it may."""
     if name is None:
         return
-    if Path(name).name != name or name in ("", ".", ".."):
-        raise UserError(f"--name: expected the name of a folder in {root}, without a slash, got {name!r}.")
+    if not re.fullmatch(r"\w[\w.-]{0,99}", name, re.ASCII):
+        raise UserError(f"--name: expected up to 100 letters, digits, dots, _ and -, not a dot first, got {name!r}.")
     if (root / name).exists():
         raise UserError(f"--name: there is a run {root / name} already; choose another name, or delete it.")
 
@@ -85,8 +95,8 @@ def runs(root: Path) -> list[Run]:
     return sorted(found, key=lambda run: (run.manifest["start"], run.path.name), reverse=True)
 
 
-def find(root: Path, name: str | None) -> Run:
-    """The run of this name or path, or without one the newest that is finished."""
+def find(root: Path, name: str | None, which: str = "best") -> Run:
+    """The run of this name or path, or without one the newest that is finished and has the checkpoint ``which``."""
     every = runs(root)
     if name is not None:
         for path in (Path(name), root / name):
@@ -94,9 +104,13 @@ def find(root: Path, name: str | None) -> Run:
                 return Run(path)
         there = [run.path.name for run in every]
         raise UserError(f"no run {name} in {root}; expected a run's name or folder.{nearest(name, there)}")
-    for run in every:
-        if run.manifest["status"] == "finished":
+    finished = [run for run in every if run.manifest["status"] == "finished"]
+    for run in finished:
+        if which not in ("best", "last") or (run.path / "checkpoints" / f"{which}.ckpt").is_file():
             return run
+        rank_zero_warn(f"{run.path} is finished and has no {which}.ckpt: passed over.")
+    if finished:
+        raise UserError(f"no finished run in {root} has a {which}.ckpt; name a run with --run and --ckpt_path.")
     state = f"{len(every)} runs in {root}, none finished" if every else f"no run in {root} yet"
     raise UserError(f"{state}: expected a finished one; train first, with `fit --config FILE`, or name one with --run.")
 
@@ -125,7 +139,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             f"{path} cannot be read as a checkpoint: it is cut off, damaged, or holds more than plain values and tensors "
             f"({reason[:120]})."
         ) from error
-    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
+    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
         raise UserError(f"{path}: expected a checkpoint with a state_dict, got a file without one.")
     return checkpoint
 

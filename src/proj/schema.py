@@ -5,6 +5,8 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 from torch import Tensor
 
+from proj.errors import UserError
+
 Task: TypeAlias = Literal["binary", "multiclass", "multilabel", "regression"]
 Label: TypeAlias = str | int | float | bool
 Tensors: TypeAlias = Tensor | dict[str, Tensor]
@@ -84,4 +86,7 @@ class Schema:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Schema":
         fields: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
-        return cls(**fields)
+        try:
+            return cls(**fields)
+        except TypeError as error:
+            raise UserError(f"the checkpoint's schema is of another version: {error}; train the run again.") from error

@@ -102,6 +102,8 @@ def test_parts_that_a_file_gives_are_taken_as_they_are() -> None:
         (np.arange(80).reshape(40, 2), "regression"),
         (np.arange(40) / 7, "regression"),
         (np.arange(40)[:, None] % 2, "binary"),
+        (np.arange(40) % 2.0, "binary"),
+        (np.arange(80).reshape(40, 2) % 2.0, "multilabel"),
     ],
 )
 def test_the_task_is_inferred_from_the_targets(y: np.ndarray, task: str) -> None:
@@ -131,6 +133,8 @@ LABELS = np.arange(40) % 3
     [
         ({"x": NUMBERS}, "expected an array named y_train"),
         ({"x": NUMBERS, "y": LABELS, "x_tset": NUMBERS}, "no use for an array named x_tset. Did you mean 'x_test'"),
+        ({"x": NUMBERS, "y": LABELS, "x_train": NUMBERS, "y_train": LABELS}, "got both; the arrays are x, y, x_train"),
+        ({"x": NUMBERS, "y": LABELS, "y_val": LABELS}, "an array named x_val beside y_val"),
         ({"x": NUMBERS, "y": LABELS[:39]}, "a target for each of the 40 rows"),
         ({"x": NUMBERS[:, 0], "y": LABELS}, "at least one more, got float64 of shape \\(40,\\)"),
         ({"x": NUMBERS.astype(str), "y": LABELS}, "expected numbers"),
@@ -175,3 +179,14 @@ def test_a_batch_larger_than_the_part_is_an_error() -> None:
     with pytest.raises(UserError, match=r"batch_size: expected at most 84 .* got 85"):
         data.train_dataloader()
     assert len(ready("data.npz", batch_size=None).train_dataloader()) == 1
+
+
+def test_rows_of_another_type_than_at_training_are_refused() -> None:
+    """As numbers from 0 to 255 pictures would go through, and every answer would be wrong."""
+    images = np.random.default_rng(0).integers(0, 256, size=(40, 6, 5), dtype=np.uint8)
+    schema = ready(save(x=images, y=np.arange(40) % 2)).schema
+    assert schema is not None
+    assert torch.equal(Arrays.encode(images, schema)[:, 0], torch.from_numpy(images))
+    for wrong in (images.astype(np.int64), images / 255):
+        with pytest.raises(UserError, match="expected rows of uint8, as in training, got"):
+            Arrays.encode(wrong, schema)

@@ -33,7 +33,7 @@ def test_frozen_parameters_are_in_no_group() -> None:
 
 
 def test_patterns_without_effect_are_errors() -> None:
-    with pytest.raises(UserError, match=r"matches '0.wight'. Did you mean '0.weight'"):
+    with pytest.raises(UserError, match=r"matches '0.wight'; they are: 0.weight, 0.bias, 2.weight, 2.bias"):
         parameter_groups(net(), {"0.wight": 0.1})
     with pytest.raises(UserError, match="leaves no parameter to train"):
         freeze_matching(net(), ["*"])
@@ -100,6 +100,13 @@ def test_a_schedule_without_an_end_is_an_error(experiment: Any, cli: Cli) -> Non
     config = experiment("multiclass", model={"scheduler": scheduler}, trainer={"max_epochs": -1, "max_time": "00:00:00:02"})
     err = cli("fit", "--config", config, code=2)
     assert "total_steps is not given" in err
+
+
+def test_rates_that_a_schedule_would_overrule_are_an_error(experiment: Any, cli: Cli) -> None:
+    scheduler = {"class_path": "OneCycleLR", "init_args": {"max_lr": 0.1}}
+    config = experiment("multiclass", model={"scheduler": scheduler, "learning_rates": {"layers.2.*": 1e-4}})
+    err = cli("fit", "--config", config, code=2)
+    assert "OneCycleLR sets one rate for all parameters, so that 0.0001 for 'layers.2.*' would have no effect" in err
 
 
 def test_plateau_follows_its_metric(experiment: Any, cli: Cli, work: Any) -> None:

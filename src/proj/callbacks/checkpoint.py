@@ -6,6 +6,7 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch import callbacks as lightning
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from proj.errors import TrainingError
@@ -69,6 +70,11 @@ class Checkpoint(lightning.ModelCheckpoint):
         schema = getattr(pl_module, "schema", None) or getattr(getattr(trainer, "datamodule", None), "schema", None)
         checkpoint["config"] = self.config
         checkpoint["schema"] = schema.to_dict() if isinstance(schema, Schema) else None
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_end(trainer, pl_module)
+        if not self.best_model_path:
+            rank_zero_warn("no validation took place, so there is no best.ckpt; `--ckpt_path last` names the last epoch's.")
 
 
 class EarlyStopping(lightning.EarlyStopping):

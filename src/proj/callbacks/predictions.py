@@ -26,27 +26,33 @@ class PredictionWriter(Callback):
     def __init__(self, path: Path) -> None:
         self.path = path
         self.chunks: list[dict[str, np.ndarray[Any, Any]]] = []
+        self.seen = 0
         self.written = False
         writer(path)  # a wrong ending should be known before the work
 
     def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:
         if isinstance(outputs, dict) and all(isinstance(v, Tensor) and v.ndim for v in outputs.values()):
-            self._keep(outputs)
+            self._keep(trainer, outputs)
 
     def on_predict_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:
         outputs = {"prediction": outputs} if isinstance(outputs, Tensor) else outputs
         if not isinstance(outputs, dict) or not all(isinstance(v, Tensor) and v.ndim for v in outputs.values()):
             raise UserError(f"predict_step of {type(pl_module).__name__}: expected a tensor with a row for each input, or "
                             f"a dict of such tensors, got {type(outputs).__name__}.")  # fmt: skip
-        self._keep(outputs)
+        self._keep(trainer, outputs)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._write(pl_module)
 
     on_predict_epoch_end = on_test_epoch_end
 
-    def _keep(self, outputs: dict[str, Tensor]) -> None:
-        self.chunks.append({name: value.detach().cpu().numpy() for name, value in outputs.items()})
+    def _keep(self, trainer: Trainer, outputs: dict[str, Tensor]) -> None:
+        if "row" not in outputs:  # a stranger's: each process has every world-th row of the data set
+            place = torch.arange(self.seen, self.seen + len(next(iter(outputs.values()))))
+            self.seen += len(place)
+            outputs = {"row": place * trainer.world_size + trainer.global_rank, **outputs}
+        exact = {name: v.float() if v.dtype == torch.bfloat16 else v for name, v in outputs.items()}  # NumPy has none
+        self.chunks.append({name: value.detach().cpu().numpy() for name, value in exact.items()})
 
     def _write(self, pl_module: LightningModule) -> None:
         if not (chunks := _gathered(self.chunks)):
@@ -73,9 +79,9 @@ def _gathered(chunks: list[Any]) -> list[Any]:
 
 
 def _plain(columns: dict[str, np.ndarray[Any, Any]]) -> pl.DataFrame:
-    """A stranger's outputs: a column for each, numbered where one has several; ``row`` is the place in the order."""
-    table: dict[str, np.ndarray[Any, Any]] = {"row": np.arange(len(next(iter(columns.values()))))}
+    """A stranger's outputs: a column for each, numbered where one has several."""
+    table: dict[str, np.ndarray[Any, Any]] = {}
     for name, values in columns.items():
         wide = values.reshape(len(values), -1)
         table |= {name if wide.shape[1] == 1 else f"{name}_{i}": wide[:, i] for i in range(wide.shape[1])}
-    return pl.DataFrame(table)
+    return pl.DataFrame(table).sort("row")

@@ -36,7 +36,8 @@ class GradientNorm(Callback):
     """Log the norm of all gradients, before clipping, as often as the Trainer logs."""
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        if trainer.global_step % cast(Any, trainer).log_every_n_steps == 0:
+        every = cast(Any, trainer).log_every_n_steps
+        if every > 0 and trainer.global_step % every == 0:
             gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
             norm = nn.utils.get_total_norm(gradients)
             for logger in trainer.loggers:

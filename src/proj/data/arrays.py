@@ -62,7 +62,8 @@ class Arrays(SplitData):
         return torch.from_numpy(x)
 
     def setup(self, stage: str) -> None:
-        if not self.parts:
+        new_rows = stage == "predict" and self.predict_path is not None and self.schema is not None
+        if not self.parts and not new_rows:
             self._read()
         if stage == "predict" and "predict" not in self.parts:
             self._read_predict()
@@ -73,12 +74,12 @@ class Arrays(SplitData):
         self.fingerprint = fingerprint(arrays)
         x = {s: to_inputs(arrays[f"x_{s}"], f"{self.path}: x_{s}") for s in stages(arrays)}
         for s in x:
-            if len(arrays[f"y_{s}"]) != len(x[s]):
+            if arrays[f"y_{s}"].shape[:1] != (len(x[s]),):
                 raise UserError(f"{self.path}: expected a target for each of the {len(x[s])} rows of x_{s}, "
-                                f"got {len(arrays[f'y_{s}'])} in y_{s}.")  # fmt: skip
-            if x[s].shape[1:] != x["train"].shape[1:]:
-                raise UserError(f"{self.path}: expected rows of one shape, got {x['train'].shape[1:]} in x_train "
-                                f"and {x[s].shape[1:]} in x_{s}.")  # fmt: skip
+                                f"got an array of shape {arrays[f'y_{s}'].shape} in y_{s}.")  # fmt: skip
+            if (x[s].shape[1:], x[s].dtype) != (x["train"].shape[1:], x["train"].dtype):
+                shapes = [f"{x[part].shape[1:]} {x[part].dtype} in x_{part}" for part in ("train", s)]
+                raise UserError(f"{self.path}: expected rows of one shape and type, got {' and '.join(shapes)}.")
         targets = Targets(arrays["y_train"], self.task, source.target_names, self.path)
         parts = split(
             np.arange(len(x["train"])),

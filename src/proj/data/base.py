@@ -45,7 +45,8 @@ class SplitData(LightningDataModule, ABC):
         return loader
 
     def val_dataloader(self) -> ArrayLoader | list[ArrayLoader]:
-        return self._loader("val") if self.rows("val") else []
+        fitting = self.trainer is None or self.trainer.state.fn == "fit"
+        return [] if fitting and not self.rows("val") else self._loader("val")
 
     def test_dataloader(self) -> ArrayLoader:
         return self._loader("test")

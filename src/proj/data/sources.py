@@ -25,8 +25,8 @@ def read(path: str) -> Source:
 
 def to_inputs(x: Array, what: str) -> Array:
     """Numbers as float32 [rows, ...]; uint8 pictures as uint8 [rows, channels, height, width]."""
-    if x.ndim < 2 or x.dtype.kind not in "biuf":
-        raise UserError(f"{what}: expected numbers with a first axis of rows and at least one more, "
+    if x.ndim < 2 or 0 in x.shape or x.dtype.kind not in "biuf":
+        raise UserError(f"{what}: expected numbers with a first axis of rows, at least one of them, and at least one more, "
                         f"got {x.dtype} of shape {x.shape}.")  # fmt: skip
     if x.dtype == np.uint8 and x.ndim in (3, 4):
         if x.ndim == 3:
@@ -76,9 +76,14 @@ def _npz(path: str) -> Source:
     arrays = load(path)
     found = {f"{a}_train" if a in ("x", "y") else a: v for a, v in arrays.items()}
     known = [f"{axis}_{stage}" for stage in ("train", "val", "test") for axis in "xy"]
+    if len(found) < len(arrays):
+        raise UserError(f"{path}: expected x and y or x_train and y_train, got both; the arrays are {', '.join(arrays)}.")
     for required in ("x_train", "y_train", *(f"y_{s}" for s in stages(found))):
         if required not in found:
             raise UserError(f"{path}: expected an array named {required}, got {', '.join(arrays) or 'none'}.")
+    for stage in ("val", "test"):
+        if f"y_{stage}" in found and f"x_{stage}" not in found:
+            raise UserError(f"{path}: expected an array named x_{stage} beside y_{stage}, got {', '.join(arrays)}.")
     if unknown := [name for name in found if name not in known]:
         raise UserError(f"{path}: no use for an array named {unknown[0]}.{nearest(unknown[0], known)}")
     return Source(found)

@@ -44,8 +44,9 @@ def _cut(rows: Rows, count: int, seed: int, stratify: np.ndarray[Any, Any] | Non
         why = "a part would be empty"
         if stratify is not None:
             classes, counts = np.unique(stratify, return_counts=True)
+            rarest = f"class {classes[counts.argmin()]} has {counts.min()}"
             why = (
-                f"each part needs rows of all {len(classes)} classes, and class {classes[counts.argmin()]} has {counts.min()}; "
+                f"each part needs rows of all {len(classes)} classes, and {rarest}; "
                 "drop rare classes, change the fractions, or if these are no classes, set data.task to regression"
             )
         raise UserError(f"data.{name}: cannot split {count} off {len(rows)} rows: {why}.") from error

@@ -13,7 +13,7 @@ from proj import metrics
 from proj.errors import TrainingError, UserError
 from proj.exact import EXACT
 from proj.models.fitting import build, check_outputs, check_targets, check_task
-from proj.models.parameters import freeze_matching, parameter_groups
+from proj.models.parameters import check_rates, freeze_matching, parameter_groups
 from proj.models.schedule import schedule
 from proj.schema import Batch, Schema, Task, Tensors
 
@@ -97,10 +97,13 @@ class Model(LightningModule, ABC):
                 "the net is built from a schema, and the data module has none: give the data module an attribute "
                 "`schema`, or use a net with sizes of its own."
             )
+        training = [module for module in self.net.modules() if module.training]
         with torch.random.fork_rng(), torch.no_grad():  # a DataLoader draws a seed when it starts
             x, *_ = next(iter(source.train_dataloader()))
-            columns = self.net.eval()(x[:1]).shape[-1]
-            self.net.train()
+            self.net.eval()
+            columns = self(x[:1]).shape[-1]
+        for module in training:
+            module.training = True
         return Schema.without_statistics(self.task, tuple(x.shape[1:]), columns)
 
     # Steps
@@ -200,6 +203,7 @@ class Model(LightningModule, ABC):
         if self.scheduler is None:
             return optimizer
         scheduler = schedule(self.scheduler, optimizer, self.scheduler_interval, self.trainer)
+        check_rates(optimizer, self.learning_rates, type(scheduler).__name__)
         config: dict[str, Any] = {"scheduler": scheduler, "interval": self.scheduler_interval}
         if monitor := getattr(scheduler, "monitor", None):  # ReduceLROnPlateau
             config["monitor"] = monitor

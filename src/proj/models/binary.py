@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from proj.models.base import Model, Net
-from proj.models.fitting import class_counts
+from proj.models.fitting import check_share, class_counts
 from proj.schema import Schema
 
 
@@ -30,6 +30,7 @@ class BinaryClassifier(Model):
         self.pos_weight, self.label_smoothing = pos_weight, label_smoothing
 
     def prepare(self, schema: Schema) -> None:
+        check_share("model.label_smoothing", self.label_smoothing)
         weight = self.pos_weight
         if weight == "auto":
             negatives, positives = class_counts(schema, "model.pos_weight")

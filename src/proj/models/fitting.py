@@ -62,6 +62,11 @@ def describe(schema: Schema) -> str:
     return f"{len(schema.target_names)} {'labels' if schema.task == 'multilabel' else 'targets'}"
 
 
+def check_share(option: str, value: float) -> None:
+    if not 0 <= value < 1:
+        raise UserError(f"{option}: expected a number from 0 up to 1, got {value}.")
+
+
 def class_counts(schema: Schema, option: str) -> tuple[int, ...]:
     """Training rows of each class, for weights that are to be worked out from them."""
     if not schema.class_counts or min(schema.class_counts) == 0:

@@ -8,7 +8,7 @@ from torch.nn.functional import cross_entropy
 
 from proj.errors import UserError
 from proj.models.base import Model, Net
-from proj.models.fitting import class_counts
+from proj.models.fitting import check_share, class_counts
 from proj.schema import Schema
 
 
@@ -37,6 +37,7 @@ class MulticlassClassifier(Model):
         self.class_weights, self.label_smoothing = class_weights, label_smoothing
 
     def prepare(self, schema: Schema) -> None:
+        check_share("model.label_smoothing", self.label_smoothing)
         weights = self.class_weights
         if weights == "auto":
             counts = class_counts(schema, "model.class_weights")

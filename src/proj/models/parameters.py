@@ -4,6 +4,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import nn
+from torch.optim import Optimizer
 
 from proj.errors import UserError
 
@@ -22,11 +23,21 @@ def parameter_groups(net: nn.Module, learning_rates: dict[str, float]) -> list[d
     names = [name for name, parameter in net.named_parameters() if parameter.requires_grad]
     groups = []
     for pattern, rate in learning_rates.items():
+        if rate <= 0:
+            raise UserError(f"model.learning_rates: expected a rate above 0 for {pattern!r}, got {rate}; use freeze for 0.")
         own = [name for name in _matching(net, pattern, "learning_rates") if name in names]
         names = [name for name in names if name not in own]
         groups.append({"params": [net.get_parameter(name) for name in own], "lr": rate})
     groups.append({"params": [net.get_parameter(name) for name in names]})
     return [group for group in groups if group["params"]]
+
+
+def check_rates(optimizer: Optimizer, learning_rates: dict[str, float], scheduler: str) -> None:
+    """Raise UserError where a scheduler has put its own rate in the place of the groups'."""
+    for (pattern, rate), group in zip(learning_rates.items(), optimizer.param_groups, strict=False):
+        if group["initial_lr"] != rate:
+            raise UserError(f"model.learning_rates: {scheduler} sets one rate for all parameters, so that {rate} "
+                            f"for {pattern!r} would have no effect; leave one of the two out.")  # fmt: skip
 
 
 def _matching(net: nn.Module, pattern: str, option: str) -> list[str]:

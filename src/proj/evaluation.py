@@ -1,0 +1,115 @@
+"""The verbs that take a run: validate, test and predict."""
+
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.utilities.model_helpers import is_overridden
+
+from proj import console
+from proj.arguments import Arguments, read_arguments
+from proj.callbacks.predictions import PredictionWriter
+from proj.data.base import SplitData
+from proj.errors import UserError
+from proj.experiment import ExperimentCLI, differences, first_process
+from proj.guard import exit_codes, explained
+from proj.models.weights import check_weights, give_schema
+from proj.predictions import writer
+from proj.run import Run, find, find_same, read_checkpoint, write_metrics
+from proj.schema import Schema
+
+# Options of our data modules that do not decide which rows are in which part.
+HARMLESS = {f"init_args.{name}" for name in ("batch_size", "shuffle", "predict_path")}
+
+
+def validate(args: list[str]) -> None:
+    """Compute a run's metrics on the validation part."""
+    _score("validate", "val", args)
+
+
+def test(args: list[str]) -> None:
+    """Compute a run's metrics on the test part, and keep the predictions."""
+    _score("test", "test", args)
+
+
+def predict(args: list[str]) -> None:
+    """Write a run's predictions for new rows."""
+    arguments = read_arguments(args)
+    run, cli, path = _restore("predict", arguments)
+    file = Path(cli.option("output") or run.path / "predict" / "predictions.parquet")
+    writer(file)  # a wrong ending, or no way to write there, should be known before the work
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--output: cannot write to {file}: {error}.") from error
+    if file.is_dir():
+        raise UserError(f"--output: expected a file, got the folder {file}.")
+    callbacks = [] if cli.config_init.trainer.fast_dev_run else [PredictionWriter(file)]
+    trainer = cli.build_trainer(run.path, [*callbacks])
+    with exit_codes(trainer), explained("predicting does not go through"):
+        trainer.predict(cli.model, datamodule=cli.datamodule, ckpt_path=path, weights_only=True, return_predictions=False)
+    if callbacks and trainer.is_global_zero:
+        console.say(f"predictions: {file}")
+
+
+def _score(verb: str, stage: str, args: list[str]) -> None:
+    run, cli, path = _restore(verb, read_arguments(args))
+    fast = bool(cli.config_init.trainer.fast_dev_run)  # then nothing is kept
+    predictions = PredictionWriter(run.path / verb / "predictions.parquet")
+    trainer = cli.build_trainer(run.path, [predictions] if verb == "test" and not fast else [])
+    with exit_codes(trainer), explained(f"{verb} does not go through"):
+        getattr(trainer, verb)(cli.model, datamodule=cli.datamodule, ckpt_path=path, weights_only=True, verbose=False)
+    if fast or not trainer.is_global_zero:
+        return
+    values = {name.removeprefix(f"{stage}/"): value.item() for name, value in trainer.callback_metrics.items()}
+    write_metrics(run.path / verb / "metrics.json", values)
+    console.show_metrics(f"{verb}, {run.path.name}, {path.name}", values)
+    console.say(f"metrics: {run.path / verb / 'metrics.json'}")
+    if predictions.written:
+        console.say(f"predictions: {predictions.path}")
+    console.say(f"run: {run.path}")
+    if any(run.path.glob("events.out.tfevents.*")):
+        console.say(f"watch: tensorboard --logdir {run.path.parent}")
+
+
+def _restore(verb: str, arguments: Arguments) -> tuple[Run, ExperimentCLI, Path]:
+    """The run an evaluating verb is to work on, its experiment with the user's changes, and the checkpoint to use."""
+    if {"-h", "--help"} & set(arguments.flags):
+        ExperimentCLI(verb, [], ["--help"])  # prints it and exits
+    which = arguments.flag("--ckpt_path") or "best"
+    if arguments.run is None and arguments.files:
+        wanted = ExperimentCLI(verb, arguments.configs, [], instantiate=False).experiment
+        run = find_same(arguments.root, wanted["model"], wanted["data"], arguments.files)
+    else:
+        run = find(arguments.root, arguments.run, which)
+    recorded = run.config
+    cli = ExperimentCLI(verb, [recorded, *arguments.configs], arguments.flags)
+    path = run.checkpoint(which)
+    checkpoint = read_checkpoint(path)
+    if "pytorch-lightning_version" not in checkpoint:
+        raise UserError(f"{path}: expected a checkpoint that `fit` wrote, got weights alone; start a run with --init_from.")
+    give_schema(cli.model, checkpoint)
+    if not is_overridden("configure_model", cli.model) or hasattr(cli.model, "meters"):  # its net is built
+        check_weights(cli.model, checkpoint["state_dict"], str(path))
+    if isinstance(cli.datamodule, SplitData) and checkpoint.get("schema"):
+        cli.datamodule.schema = Schema.from_dict(checkpoint["schema"])
+    if first_process():
+        console.say(f"run: {run.path}, {path.name}")
+        for line in differences({**recorded, "init_from": None}, cli.experiment):
+            console.say(f"not as recorded: {line}")
+        if run.manifest["status"] != "finished":
+            console.warn(f"{run.path} is not finished, its status is {run.manifest['status']}.")
+        if verb != "predict":
+            _warn_of_other_rows(run, recorded["data"], cli)
+    return run, cli, path
+
+
+def _warn_of_other_rows(run: Run, recorded: dict[str, Any], cli: ExperimentCLI) -> None:
+    """Say where the rows to be scored may be other ones than at training: then training rows may be among them."""
+    changes = [line for line in differences(recorded, cli.experiment["data"]) if line.split(":")[0] not in HARMLESS]
+    if isinstance(cli.datamodule, SplitData) and not changes:
+        cli.datamodule.prepare_data()
+        cli.datamodule.setup("fit")
+        if cli.datamodule.fingerprint != run.manifest["data"]:
+            changes = ["the source has changed since"]
+    if changes:
+        console.warn(f"rows that the run was trained on may be among those scored: {'; '.join(changes)}.")

@@ -1,0 +1,41 @@
+"""What becomes of exceptions: one sentence for the user, or the exit code of a signal."""
+
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from proj.errors import TrainingError, UserError
+
+
+@contextmanager
+def explained(what: str) -> Iterator[None]:
+    """Turn any exception into a UserError that says ``what`` does not work, why, and in which line of the user's code.
+
+    For work that comes before anything is created, when every error is about what was put together.
+    """
+    try:
+        yield
+    except (UserError, TrainingError):
+        raise
+    except Exception as error:
+        frames = [f for f in traceback.extract_tb(error.__traceback__) if "site-packages" not in f.filename]
+        own = str(Path(__file__).parent)
+        users = [f for f in frames if not f.filename.startswith(own)]
+        place = f" ({Path(users[-1].filename).name}, line {users[-1].lineno})" if users else ""
+        text = " ".join(str(error).split()).rstrip(".!") or type(error).__name__
+        raise UserError(f"{what}{place}: {text}. See it whole with --debug.") from error
+
+
+@contextmanager
+def exit_codes(trainer: Trainer) -> Iterator[None]:
+    """Being stopped by a signal ends in the usual exit code, 128 + its number, where Lightning has 0 or 1."""
+    try:
+        yield
+    except SIGTERMException:
+        raise SystemExit(143) from None
+    except SystemExit:
+        raise SystemExit(130 if trainer.interrupted else 1) from None
