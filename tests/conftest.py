@@ -34,7 +34,9 @@ def cli(capsys: pytest.CaptureFixture[str]) -> Cli:
 
     def call(*args: str, code: int = 0) -> str:
         verb, *rest = map(str, args)
-        quiet = [] if "--help" in rest or verb not in ("fit", "test", "validate", "predict") else QUIET
+        quiet = (
+            [] if any(arg.endswith("help") for arg in rest) or verb not in ("fit", "test", "validate", "predict") else QUIET
+        )
         capsys.readouterr()
         got = main([verb, *rest, *quiet])
         printed = capsys.readouterr()
