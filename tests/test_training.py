@@ -226,11 +226,17 @@ def test_two_processes_train_and_agree_with_one_on_every_metric(experiment: Any,
     assert scores("version_0", "validate")["f1"] == pytest.approx(float(state["best_model_score"]), abs=1e-6)
 
 
+def listen_to_sigint() -> None:
+    """A shell's background jobs ignore SIGINT, and what they start inherits that."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_stops_with_its_exit_code_and_the_run_says_so(number: int, code: int, experiment: Any) -> None:
     config = experiment(trainer={"max_epochs": 100000})
     process = subprocess.Popen([*COMMAND, "fit", "--config", str(config), "--trainer.enable_progress_bar", "false"],
-                               stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)  # fmt: skip
+                               stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+                               preexec_fn=listen_to_sigint)  # fmt: skip
     end = time.monotonic() + 120
     while not (LOGS / "version_0/checkpoints/last.ckpt").exists() and time.monotonic() < end:
         time.sleep(0.1)
