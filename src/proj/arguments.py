@@ -22,7 +22,10 @@ OPTIONS = {
     "check": {"init_from": "Run, or checkpoint file, whose weights are to fit."},
     "validate": {},
     "test": {},
-    "predict": {"output": "File for the predictions, .parquet or .csv; null means predict/ in the run's folder."},
+    "predict": {
+        "output": "File for the predictions, .parquet or .csv; null means predict/ in the run's folder.",
+        "keep": "Columns of the source to write beside the predictions, with commas between them.",
+    },
 }
 for _verb in ("validate", "test", "predict"):
     OPTIONS[_verb] |= {

@@ -12,6 +12,7 @@ VERBS = {
     "test": ("evaluation:test", "compute a run's metrics on the test part, and keep the predictions"),
     "predict": ("evaluation:predict", "write a run's predictions for new rows"),
     "check": ("verbs:check", "find what can be known before the first epoch"),
+    "init": ("init:init", "look at a table or a folder of pictures and write an experiment for it"),
 }
 
 

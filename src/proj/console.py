@@ -6,7 +6,8 @@ import sys
 from rich.console import Console
 from rich.table import Column, Table
 
-from proj.data.base import SplitData
+from proj.data.base import Finding, SplitData
+from proj.errors import UserError
 from proj.metrics import about
 
 
@@ -40,6 +41,14 @@ def say(line: str) -> None:
 
 def warn(line: str) -> None:
     print(f"warning: {line}", file=sys.stderr, flush=True)
+
+
+def show_findings(findings: list[Finding], strict: bool = False) -> None:
+    """What is odd about the data, as warnings; as one UserError if ``strict``."""
+    if findings and strict:
+        raise UserError(f"--strict: expected no findings, got {len(findings)}: {' '.join(map(str, findings))}")
+    for finding in findings:
+        warn(str(finding))
 
 
 def show_data(data: SplitData) -> None:

@@ -43,7 +43,8 @@ def predict(args: list[str]) -> None:
         raise UserError(f"--output: cannot write to {file}: {error}.") from error
     if file.is_dir():
         raise UserError(f"--output: expected a file, got the folder {file}.")
-    callbacks = [] if cli.config_init.trainer.fast_dev_run else [PredictionWriter(file)]
+    keep = (cli.option("keep") or "").split(",") if cli.option("keep") else []
+    callbacks = [] if cli.config_init.trainer.fast_dev_run else [PredictionWriter(file, keep)]
     trainer = cli.build_trainer(run.path, [*callbacks])
     with exit_codes(trainer), explained("predicting does not go through"):
         trainer.predict(cli.model, datamodule=cli.datamodule, ckpt_path=path, weights_only=True, return_predictions=False)

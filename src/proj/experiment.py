@@ -74,6 +74,8 @@ class ExperimentCLI(LightningCLI):
         parser.add_class_arguments(EarlyStopping, "early_stopping", instantiate=False)
         for option, text in OPTIONS[self.verb].items():
             parser.add_argument(f"--{option}", type=str | None, default=None, help=text)
+        if self.verb == "check":
+            parser.add_argument("--strict", action="store_true", help="Findings about the data are errors.")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         try:
@@ -83,7 +85,7 @@ class ExperimentCLI(LightningCLI):
         if not 0 <= self.config.seed_everything < 2**32:
             raise UserError(f"seed_everything: expected a number from 0 to 2**32 - 1, got {self.config.seed_everything}.")
         plain = json.loads(parser.dump(self.config, skip_unset=False, skip_validation=True, format="json"))
-        gone = OPTIONS[self.verb].keys() - ({"init_from"} if plain.get("init_from") else set())
+        gone = {"strict", *OPTIONS[self.verb]} - ({"init_from"} if plain.get("init_from") else set())
         self.experiment: dict[str, Any] = {key: value for key, value in plain.items() if key not in gone}
 
     def as_yaml(self) -> str:

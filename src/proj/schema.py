@@ -1,5 +1,7 @@
 """What data and nets both know: the schema of the data and the form of a batch."""
 
+import json
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -21,15 +23,38 @@ class Batch(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Column:
+    """How one input of the net comes from a column of a table, fitted on the training split only.
+
+    Numbers stay as they are, NaN where missing; ``edges`` are their quantiles, evenly spaced from the least to the
+    greatest, by which the net normalises them. Categories become numbers: 0 missing, 1 another one than ``categories``
+    (rare or never seen), then ``categories`` in their order. Of a date there are several inputs, one a kind: days since
+    1970, month, weekday, hour.
+    """
+
+    source: str
+    type: Literal["number", "text", "boolean", "date"]  # of the source's values
+    kind: Literal["number", "category", "days", "month", "weekday", "hour"]
+    missing: bool  # whether a value is missing in the training split
+    edges: tuple[float, ...]
+    categories: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        return self.source if self.kind in ("number", "category", "days") else f"{self.source}.{self.kind}"
+
+
+@dataclass(frozen=True)
 class Schema:
     """What is known of the data, fitted on the training split only. Plain JSON values, every field required.
 
-    ``input_shape`` is the shape of one row of ``x``: ``(features,)`` or ``(channels, height, width)``,
-    ``input_type`` is uint8 for pictures and float32 otherwise. ``input_mean`` and
-    ``input_std`` have one value a feature, or one a channel; images count as numbers from 0 to 1 there. ``classes`` holds
-    the user's own labels in the order of the class numbers (binary: negative, positive), ``class_counts`` how often each
-    occurs in the training split (multilabel: the rows that carry the label). ``target_mean`` and ``target_std`` are in
-    the target's own units. What does not apply to a task is empty.
+    ``input_shape`` is the shape of one row of ``x``: ``(features,)`` or ``(channels, height, width)``, and ``input_type``
+    is uint8 for pictures, float32 for other arrays. Of a table, ``x`` has two parts, ``numeric`` [rows, numbers] and
+    ``categorical`` [rows, categories], in the order of ``columns``. ``input_mean`` and ``input_std`` have one value a
+    feature, or one a channel; images count as numbers from 0 to 1 there. ``classes`` holds the user's own labels in the
+    order of the class numbers (binary: negative, positive), ``class_counts`` how often each occurs in the training split
+    (multilabel: the rows that carry the label). ``target_mean`` and ``target_std`` are in the target's own units. What
+    does not apply to a task is empty.
     """
 
     task: Task
@@ -44,11 +69,24 @@ class Schema:
     target_mean: tuple[float, ...]
     target_std: tuple[float, ...]
     rows: int
+    columns: tuple[Column, ...]
 
     def __post_init__(self) -> None:
-        for values in asdict(self).values():
-            plain = {type(value) for value in (values if isinstance(values, tuple) else (values,))}
-            assert plain <= {str, int, float, bool}, f"not plain values: {plain}"  # a checkpoint could not be read again
+        plain = {type(leaf) for leaf in _leaves(asdict(self))}
+        assert plain <= {str, int, float, bool}, f"not plain values: {plain}"  # a checkpoint could not be read again
+
+    @property
+    def numeric(self) -> tuple[Column, ...]:
+        return tuple(column for column in self.columns if column.kind != "category")
+
+    @property
+    def categorical(self) -> tuple[Column, ...]:
+        return tuple(column for column in self.columns if column.kind == "category")
+
+    @property
+    def text_sources(self) -> list[str]:
+        """Columns of a table that are text, even where all of it looks like numbers."""
+        return [column.source for column in self.columns if column.type == "text"]
 
     @property
     def outputs(self) -> int:
@@ -78,15 +116,29 @@ class Schema:
             target_mean=(0.0,) * targets if task == "regression" else (),
             target_std=(1.0,) * targets if task == "regression" else (),
             rows=0,
+            columns=(),
         )
 
     def to_dict(self) -> dict[str, Any]:
-        return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
+        values: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return values
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Schema":
-        fields: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
         try:
-            return cls(**fields)
-        except TypeError as error:
+            columns = tuple(Column(**_tuples(column)) for column in values["columns"])
+            return cls(**{**_tuples(values), "columns": columns})
+        except (TypeError, KeyError) as error:
             raise UserError(f"the checkpoint's schema is of another version: {error}; train the run again.") from error
+
+
+def _tuples(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+
+
+def _leaves(values: Any) -> Iterator[Any]:
+    if isinstance(values, dict | list | tuple):
+        for value in values.values() if isinstance(values, dict) else values:
+            yield from _leaves(value)
+    else:
+        yield values

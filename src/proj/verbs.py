@@ -1,5 +1,6 @@
 """The verbs that take an experiment: fit and check."""
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -11,6 +12,7 @@ from proj.arguments import read_arguments
 from proj.callbacks.checkpoint import Checkpoint, InitFrom
 from proj.check import preflight
 from proj.data.base import SplitData
+from proj.data.doctor import examine
 from proj.errors import UserError
 from proj.experiment import ExperimentCLI, differences, first_process
 from proj.guard import exit_codes, explained
@@ -50,6 +52,11 @@ def _train(cli: ExperimentCLI, run: Run, args: list[str], start: list[InitFrom],
     os.environ[RUN_VARIABLE] = str(run.path)
     trainer = cli.build_trainer(run.path, [*cli.fit_callbacks(run.path), *start])
     write(run.path / "config.yaml", lambda file: file.write(cli.as_yaml().encode()))
+    findings = examine(cli.datamodule) if isinstance(cli.datamodule, SplitData) else []
+    write(
+        run.path / "findings.json", lambda file: file.write(json.dumps([f._asdict() for f in findings], indent=2).encode())
+    )
+    console.show_findings(findings)
     fingerprint = getattr(cli.datamodule, "fingerprint", "")
     console.say(f"run: {run.path} on {trainer.num_devices} x {trainer.strategy.root_device.type}")
     first_step = read_checkpoint(resume)["global_step"] if resume else 0
@@ -83,6 +90,7 @@ def check(args: list[str]) -> None:
     preflight(cli, _init_from(cli, cli.root))
     if isinstance(cli.datamodule, SplitData):
         console.show_data(cli.datamodule)
+        console.show_findings(examine(cli.datamodule), strict="--strict" in args)
     console.say("a batch of each stage goes through.")
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from proj.data.splits import split
+from proj.data.splits import split, split_by_time, split_groups
 from proj.errors import UserError
 
 
@@ -40,3 +40,22 @@ def test_fractions_that_make_no_split_are_named(val: float, test: float, message
 def test_a_class_too_rare_for_every_part_is_an_error() -> None:
     with pytest.raises(UserError, match="cannot split 1 off 5 rows"):
         split(np.arange(5), 0.2, 0.2, 0, np.array([0, 0, 0, 0, 1]))
+
+
+def test_groups_stay_together() -> None:
+    groups = np.random.default_rng(0).integers(0, 20, 100)
+    rows = np.arange(100) * 2  # numbers in the source, with gaps
+    parts = split_groups(rows, 0.2, 0.3, 1, groups)
+    assert np.array_equal(np.sort(np.concatenate(list(parts.values()))), rows)
+    members = [set(groups[part // 2]) for part in parts.values()]
+    assert [len(m) for m in members] == [10, 4, 6]
+    assert not members[0] & members[1] | members[0] & members[2] | members[1] & members[2]
+
+
+def test_the_latest_rows_are_tested_and_one_moment_is_not_torn_apart() -> None:
+    times = np.repeat(np.arange(10), 10)
+    np.random.default_rng(0).shuffle(times)
+    parts = split_by_time(np.arange(100), 0.2, 0.25, times)
+    assert {stage: set(times[rows]) for stage, rows in parts.items()} == {
+        "train": {0, 1, 2, 3, 4}, "val": {5, 6}, "test": {7, 8, 9}}  # fmt: skip
+    assert [len(rows) for rows in split_by_time(np.arange(100), 0.0, 0.0, times).values()] == [100, 0, 0]

@@ -1,12 +1,14 @@
 """Losses and their options against the formulas written out, and mean losses over uneven batches."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from conftest import Cli
 from proj.errors import UserError
 from proj.models.base import Model
 from proj.models.binary import BinaryClassifier
@@ -104,3 +106,57 @@ def test_the_mean_loss_of_a_stage_does_not_depend_on_the_batches(weights: list[f
 def test_options_that_do_not_fit_the_data_are_named(kind: Any, schema: Schema, options: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
         ready(kind, schema, **options)
+
+
+@pytest.mark.parametrize(
+    ("kind", "schema"),
+    [
+        (BinaryClassifier, BINARY),
+        (MulticlassClassifier, MULTICLASS),
+        (MultilabelClassifier, MULTILABEL),
+        (Regressor, REGRESSION),
+    ],
+)
+def test_an_ensemble_predicts_the_mean_of_its_members(kind: type[Model], schema: Schema) -> None:
+    model = ready(kind, schema)
+    outputs = 5 * torch.randn(6, 4, schema.outputs, dtype=torch.float64)
+    together = model.predictions(model.average(outputs))
+    each = torch.stack([model.predictions(outputs[:, i]) for i in range(4)])
+    assert torch.allclose(together, each.mean(0))
+
+
+class Members(nn.Module):
+    """Two linear nets side by side."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Linear(6, 3), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack([self.one(x), self.two(x)], dim=1)
+
+
+def test_the_members_of_an_ensemble_learn_as_if_alone(experiment: Any, cli: Cli) -> None:
+    """Each gets half of its own gradient, which Adam's steps do not depend on."""
+    from proj.data.arrays import Arrays
+    from proj.run import read_checkpoint
+
+    Path("members.py").write_text("from test_losses import Members")
+    cli("fit", "--config", experiment(), "--model.net", "members.Members", "--model.optimizer.eps", "0")
+    state = read_checkpoint(Path("lightning_logs/version_0/checkpoints/last.ckpt"))["state_dict"]
+    torch.manual_seed(1)
+    nets = Members()
+    data = Arrays("data.npz", batch_size=16)
+    data.seed = 1
+    data.setup("fit")
+    loader = data.train_dataloader()
+    for net in (nets.one, nets.two):
+        optimizer = torch.optim.Adam(net.parameters(), eps=0)
+        for epoch in range(2):
+            loader.set_epoch(epoch)
+            for batch in loader:
+                optimizer.zero_grad()
+                torch.nn.functional.cross_entropy(net(batch.x), batch.y).backward()
+                optimizer.step()
+    for name, value in nets.state_dict().items():
+        assert torch.allclose(state[f"net.{name}"], value, atol=1e-5)

@@ -10,6 +10,7 @@ import torch.distributed
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from proj.data.base import SplitData
 from proj.errors import UserError
 from proj.models.base import Model
 from proj.predictions import frame, writer
@@ -20,11 +21,12 @@ class PredictionWriter(Callback):
     """Write what the steps return for each row into ``path`` (``.parquet`` or ``.csv``), in row order.
 
     Our models return ``row``, ``output`` and, in test, ``target``. A user's own model may return a tensor [rows] or
-    [rows, columns], or a dict of such tensors; from a test step that returns anything else nothing is written.
+    [rows, columns], or a dict of such tensors; from a test step that returns anything else nothing is written. ``keep``
+    names columns of the source to write beside them.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, keep: list[str] | None = None) -> None:
+        self.path, self.keep = path, keep or []
         self.chunks: list[dict[str, np.ndarray[Any, Any]]] = []
         self.seen = 0
         self.written = False
@@ -41,8 +43,18 @@ class PredictionWriter(Callback):
                             f"a dict of such tensors, got {type(outputs).__name__}.")  # fmt: skip
         self._keep(trainer, outputs)
 
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.keep:
+            self._kept(trainer, np.zeros(0, np.int64))  # a wrong name, too, should be known before the work
+
+    def _kept(self, trainer: Trainer, rows: np.ndarray[Any, Any]) -> pl.DataFrame:
+        data = getattr(trainer, "datamodule", None)
+        if not isinstance(data, SplitData):
+            raise UserError(f"--keep: expected one of our data modules, {type(data).__name__} has no columns to keep.")
+        return data.kept(self.keep, rows)
+
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._write(pl_module)
+        self._write(trainer, pl_module)
 
     on_predict_epoch_end = on_test_epoch_end
 
@@ -54,7 +66,7 @@ class PredictionWriter(Callback):
         exact = {name: v.float() if v.dtype == torch.bfloat16 else v for name, v in outputs.items()}  # NumPy has none
         self.chunks.append({name: value.detach().cpu().numpy() for name, value in exact.items()})
 
-    def _write(self, pl_module: LightningModule) -> None:
+    def _write(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not (chunks := _gathered(self.chunks)):
             return
         columns = {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
@@ -64,6 +76,12 @@ class PredictionWriter(Callback):
             table = frame(pl_module.schema, **columns)
         else:
             table = _plain(columns)
+        if self.keep:
+            table = table.hstack(
+                self._kept(trainer, table["row"].to_numpy()).rename(
+                    {n: f"kept_{n}" for n in self.keep if n in table.columns}
+                )
+            )
         write(self.path, lambda file: writer(self.path)(table, file))
         self.written = True
 

@@ -121,5 +121,6 @@ def _fit(x: Array, targets: Targets, rows: Array, names: tuple[str, ...]) -> Sch
         input_mean=tuple((mean / scale).tolist()),
         input_std=tuple((std / scale).tolist()),
         rows=len(x),
+        columns=(),
         **targets.fit(rows),
     )

@@ -1,14 +1,26 @@
 """What the data modules have in common: three parts of rows, a schema, and loaders over them."""
 
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, NamedTuple
 
+import polars as pl
 import torch
 from lightning.pytorch import LightningDataModule
 
 from proj.data.loader import ArrayLoader
 from proj.errors import UserError
 from proj.schema import Batch, Schema, Tensors
+
+
+class Finding(NamedTuple):
+    """Something odd about a data set."""
+
+    what: str
+    effect: str  # on the result
+    remedy: str  # what to write in the YAML, or to do with the data
+
+    def __str__(self) -> str:
+        return f"{self.what}: {self.effect}; {self.remedy}."
 
 
 class SplitData(LightningDataModule, ABC):
@@ -25,12 +37,17 @@ class SplitData(LightningDataModule, ABC):
         self.seed = torch.initial_seed() % 2**32
         self.parts: dict[str, Batch] = {}
         self.schema: Schema | None = None  # set from a checkpoint before `setup`, nothing is fitted again
+        self.findings: list[Finding] = []  # what `setup` itself came across
         self.fingerprint = ""  # a hash of the source's content, for the run's manifest
 
     @classmethod
     @abstractmethod
     def encode(cls, rows: Any, schema: Schema) -> Tensors:
         """Raw rows as the net's input; raises UserError where they do not fit the schema."""
+
+    def kept(self, names: list[str], rows: Any) -> pl.DataFrame:
+        """Columns of the source that `predict` works on, for these of its rows; raises UserError where there are none."""
+        raise UserError(f"--keep: expected a table as the source, {type(self).__name__} has no columns to keep.")
 
     def train_dataloader(self) -> ArrayLoader:
         overfitting = getattr(self.trainer, "overfit_batches", 0) > 0  # on the same batches each epoch

@@ -22,11 +22,10 @@ def prepared(cache: Path, key: dict[str, Any], build: Callable[[Path], None]) ->
     Unless it is there, ``build`` fills a temporary folder beside it, which gets its name once all is on the disk: an
     interrupted preparation is never used, and of two processes at once the first to finish wins.
     """
-    name = hashlib.sha256(json.dumps([FORMAT, key], sort_keys=True).encode()).hexdigest()[:32]
-    if (done := cache / name).is_dir():
+    if (done := place(cache, key)).is_dir():
         return done
     cache.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=cache))
+    temporary = Path(tempfile.mkdtemp(prefix=f".{done.name}.", dir=cache))
     try:
         build(temporary)
         for path in temporary.iterdir():
@@ -40,6 +39,11 @@ def prepared(cache: Path, key: dict[str, Any], build: Callable[[Path], None]) ->
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return done
+
+
+def place(cache: Path, key: dict[str, Any]) -> Path:
+    """Where in ``cache`` what is prepared for ``key`` is or will be."""
+    return cache / hashlib.sha256(json.dumps([FORMAT, key], sort_keys=True).encode()).hexdigest()[:32]
 
 
 def create(path: Path, dtype: Any, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:

@@ -8,6 +8,7 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
+from torch.nn.functional import logsigmoid
 
 from proj import metrics
 from proj.errors import TrainingError, UserError
@@ -64,6 +65,10 @@ class Model(LightningModule, ABC):
     @abstractmethod
     def losses(self, outputs: Tensor, y: Tensor) -> tuple[Tensor, Tensor | float]:
         """Mean loss of the rows of a batch, and its weight among other batches' means (the number of rows, mostly)."""
+
+    @abstractmethod
+    def average(self, outputs: Tensor) -> Tensor:
+        """Raw outputs [rows, members, outputs] of an ensemble as [rows, outputs] that give its mean prediction."""
 
     @abstractmethod
     def predictions(self, outputs: Tensor) -> Tensor:
@@ -130,7 +135,8 @@ class Model(LightningModule, ABC):
 
     def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
         batch = self._batch(batch)
-        return {"row": batch.row, "output": self.predictions(self(batch.x).to(EXACT))}
+        outputs = self(batch.x).to(EXACT)
+        return {"row": batch.row, "output": self.predictions(self.average(outputs) if outputs.ndim == 3 else outputs)}
 
     def _step(self, batch: Any, stage: str) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of a batch, with its rows counted in the stage's metrics, and what is predicted for it."""
@@ -139,9 +145,13 @@ class Model(LightningModule, ABC):
         assert self.schema is not None
         check_outputs(outputs, len(batch.row), self.schema, type(self.net).__name__)
         outputs = outputs.float() if stage == "train" else outputs.to(EXACT)
-        loss, weight = self.losses(outputs, batch.y)
+        together = self.average(outputs) if outputs.ndim == 3 else outputs
+        if stage == "train" and outputs.ndim == 3:  # each member learns by its own loss
+            loss, weight = self.losses(outputs.flatten(0, 1), batch.y.repeat_interleave(outputs.shape[1], dim=0))
+        else:
+            loss, weight = self.losses(together, batch.y)
         with torch.no_grad():
-            predicted = self.predictions(outputs)
+            predicted = self.predictions(together)
             self._meter(stage).update(predicted, batch.y, loss.detach(), weight)
         return loss, {"row": batch.row, "output": predicted, "target": batch.y}
 
@@ -208,3 +218,8 @@ class Model(LightningModule, ABC):
         if monitor := getattr(scheduler, "monitor", None):  # ReduceLROnPlateau
             config["monitor"] = monitor
         return {"optimizer": optimizer, "lr_scheduler": config}
+
+
+def mean_logit(outputs: Tensor) -> Tensor:
+    """The logits of the mean probabilities of an ensemble's logits: [rows, members, outputs] to [rows, outputs]."""
+    return logsigmoid(outputs).logsumexp(1) - logsigmoid(-outputs).logsumexp(1)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from proj.models.base import Model, Net
+from proj.models.base import Model, Net, mean_logit
 from proj.models.fitting import check_share, class_counts
 from proj.schema import Schema
 
@@ -42,6 +42,9 @@ class BinaryClassifier(Model):
         if self.label_smoothing:
             target = target * (1 - self.label_smoothing) + 0.5 * self.label_smoothing
         return binary_cross_entropy_with_logits(outputs[:, 0], target, pos_weight=self.positive), len(y)
+
+    def average(self, outputs: Tensor) -> Tensor:
+        return mean_logit(outputs)
 
     def predictions(self, outputs: Tensor) -> Tensor:
         """Probability of the positive class: [rows]."""

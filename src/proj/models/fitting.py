@@ -35,8 +35,8 @@ def build(net: Callable[[Schema], nn.Module], schema: Schema) -> nn.Module:
 
 
 def check_outputs(outputs: Tensor, rows: int, schema: Schema, net: str) -> None:
-    """Raise UserError unless the net gave one raw output a class, label or target for each row."""
-    if tuple(outputs.shape) != (rows, schema.outputs):
+    """Raise UserError unless the net gave one raw output a class, label or target for each row (and each of its members)."""
+    if outputs.ndim not in (2, 3) or (outputs.shape[0], outputs.shape[-1]) != (rows, schema.outputs):
         mend = "leave out the squeeze" if outputs.ndim == 1 else "change the size of its last layer"
         raise UserError(
             f"net {net}: expected outputs of shape [{rows}, {schema.outputs}] ({describe(schema)}), "

@@ -52,6 +52,10 @@ class MulticlassClassifier(Model):
         loss = cross_entropy(outputs, y, weight, label_smoothing=self.label_smoothing)
         return loss, len(y) if weight is None else weight[y].sum()
 
+    def average(self, outputs: Tensor) -> Tensor:
+        """Logarithms of the mean probabilities, up to a constant."""
+        return outputs.log_softmax(2).logsumexp(1)
+
     def predictions(self, outputs: Tensor) -> Tensor:
         """Probability of each class: [rows, classes]."""
         return outputs.softmax(1)

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from proj.errors import UserError
-from proj.models.base import Model, Net
+from proj.models.base import Model, Net, mean_logit
 from proj.models.fitting import class_counts
 from proj.schema import Schema
 
@@ -40,6 +40,9 @@ class MultilabelClassifier(Model):
 
     def losses(self, outputs: Tensor, y: Tensor) -> tuple[Tensor, float]:
         return binary_cross_entropy_with_logits(outputs, y.to(outputs.dtype), pos_weight=self.positive), len(y)
+
+    def average(self, outputs: Tensor) -> Tensor:
+        return mean_logit(outputs)
 
     def predictions(self, outputs: Tensor) -> Tensor:
         """Probability of each label: [rows, labels]."""

@@ -40,6 +40,9 @@ class Regressor(Model):
         loss: Tensor = self.loss(outputs, ((y - self.target_mean) / self.target_std).to(outputs.dtype))
         return loss, len(y)
 
+    def average(self, outputs: Tensor) -> Tensor:
+        return outputs.mean(1)
+
     def predictions(self, outputs: Tensor) -> Tensor:
         """Numbers in the target's own units: [rows, targets]."""
         return outputs * self.target_std + self.target_mean

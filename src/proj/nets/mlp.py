@@ -6,14 +6,15 @@ from typing import Literal
 from torch import Tensor, nn
 
 from proj.nets.standardize import Standardize
-from proj.schema import Schema
+from proj.nets.table import Embedded
+from proj.schema import Schema, Tensors
 
 ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU, "tanh": nn.Tanh}
 NORMS = {"batch": nn.BatchNorm1d, "layer": nn.LayerNorm}
 
 
 class MLP(nn.Module):
-    """Linear layers with an activation between them, over standardised and flattened inputs.
+    """Linear layers with an activation between them, over standardised and flattened inputs, or a table's embedded columns.
 
     Args:
         schema: what is known of the data; gives the sizes and the input statistics.
@@ -34,6 +35,9 @@ class MLP(nn.Module):
         super().__init__()
         width = math.prod(schema.input_shape)
         layers: list[nn.Module] = [Standardize(schema), nn.Flatten()]
+        if schema.columns:
+            layers = [embedded := Embedded(schema)]
+            width = embedded.width
         for size in hidden:
             layers.append(nn.Linear(width, size))
             if norm:
@@ -44,7 +48,7 @@ class MLP(nn.Module):
             width = size
         self.layers = nn.Sequential(*layers, nn.Linear(width, schema.outputs))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """``x`` [rows, ...] to raw outputs [rows, outputs]."""
+    def forward(self, x: Tensors) -> Tensor:
+        """``x`` [rows, ...], or a table's parts, to raw outputs [rows, outputs]."""
         outputs: Tensor = self.layers(x)
         return outputs

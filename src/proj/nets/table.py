@@ -1,0 +1,99 @@
+"""The columns of a table as inputs of a net: numbers normalised, missing ones filled in, categories embedded."""
+
+import torch
+from rtdl_num_embeddings import PiecewiseLinearEmbeddings
+from torch import Tensor, nn
+
+from proj.errors import UserError
+from proj.schema import Column, Schema
+
+
+class Normalize(nn.Module):
+    """Numbers to normal scores by the training part's quantiles, with straight lines between them.
+
+    A number's share of smaller training numbers becomes the point of the standard normal distribution with that share
+    below it, so that outliers and skewed columns do no harm (as scikit-learn's QuantileTransformer does). A missing
+    number becomes the median, 0, and where a column had missing ones in training, a flag tells of it.
+    """
+
+    edges: Tensor  # [numbers, quantiles], the last one repeated where a column has fewer
+    scores: Tensor
+    flagged: Tensor  # [flags], which columns have a flag
+
+    def __init__(self, columns: tuple[Column, ...]) -> None:
+        super().__init__()
+        self.bins = [_scores(column) for column in columns]  # of each column, the scores of its different quantiles
+        edges = [torch.tensor(sorted(set(column.edges))) for column in columns]
+        self.register_buffer("edges", _padded(edges))
+        self.register_buffer("scores", _padded(self.bins))
+        self.register_buffer("flagged", torch.tensor([i for i, c in enumerate(columns) if c.missing], dtype=torch.int64))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """``x`` [rows, numbers] to scores [rows, numbers] and flags [rows, flags] of 0 and 1, int64."""
+        missing = x.isnan()
+        filled = torch.where(missing, self.edges[:, 0], x).T.contiguous()  # [numbers, rows]
+        right = torch.searchsorted(self.edges, filled).clamp(1, self.edges.shape[1] - 1)
+        low, high = self.edges.gather(1, right - 1), self.edges.gather(1, right)
+        share = ((filled - low) / (high - low).clamp(min=torch.finfo(x.dtype).tiny)).clamp(0, 1)
+        scores = torch.lerp(self.scores.gather(1, right - 1), self.scores.gather(1, right), share).T
+        return torch.where(missing, 0.0, scores), missing[:, self.flagged].long()
+
+
+def _scores(column: Column) -> Tensor:
+    """Normal scores of a column's different quantiles: of equal ones, the point in the middle of their shares."""
+    quantiles = torch.tensor(column.edges, dtype=torch.float64)
+    shares = torch.linspace(0, 1, len(quantiles), dtype=torch.float64)
+    middle = torch.stack([shares[quantiles == value].mean() for value in sorted(set(column.edges))])
+    margin = 0.25 / len(quantiles)
+    scores: Tensor = torch.special.ndtri(middle.clamp(margin, 1 - margin))
+    return scores.float()
+
+
+def _padded(rows: list[Tensor]) -> Tensor:
+    width = max((len(row) for row in rows), default=0)
+    return torch.stack([torch.cat([row, row[-1:].expand(width - len(row))]) for row in rows]) if rows else torch.zeros(0, 2)
+
+
+class Table(nn.Module):
+    """A table's batch as numbers [rows, numbers] and categories [rows, categories and flags], with their sizes.
+
+    Attributes:
+        cardinalities: how many values each category can take: missing, another one, and those of the schema.
+        bins: for each number, the scores between which an embedding is a straight line.
+    """
+
+    def __init__(self, schema: Schema) -> None:
+        super().__init__()
+        if not schema.columns:
+            raise UserError(f"this net is for tables: expected columns, got rows of shape {schema.input_shape}.")
+        self.normalize = Normalize(schema.numeric)
+        self.bins = self.normalize.bins
+        flags = len(self.normalize.flagged)
+        self.cardinalities = [2 + len(column.categories) for column in schema.categorical] + [2] * flags
+
+    def forward(self, x: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        numbers, flags = self.normalize(x["numeric"])
+        return numbers, torch.cat([x["categorical"].long(), flags], dim=1)
+
+
+class Embedded(nn.Module):
+    """A table's batch as one vector a row [rows, width]: piecewise linear embeddings of numbers (Gorishniy et al. 2022,
+    arXiv:2203.05556), learned vectors for categories.
+    """
+
+    def __init__(self, schema: Schema, size: int = 8) -> None:
+        super().__init__()
+        self.table = Table(schema)
+        bins, sizes = self.table.bins, [min(50, (count + 3) // 2) for count in self.table.cardinalities]
+        self.numbers = PiecewiseLinearEmbeddings(bins, size, activation=False, version="B") if bins else None
+        self.categories = nn.ModuleList(
+            nn.Embedding(count, width) for count, width in zip(self.table.cardinalities, sizes, strict=True)
+        )
+        self.width = size * len(bins) + sum(sizes)
+
+    def forward(self, x: dict[str, Tensor]) -> Tensor:
+        numbers, categories = self.table(x)
+        parts = [embed(categories[:, i]) for i, embed in enumerate(self.categories)]
+        if self.numbers is not None:
+            parts.append(self.numbers(numbers).flatten(1))
+        return torch.cat(parts, dim=1)

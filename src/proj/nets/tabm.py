@@ -1,0 +1,52 @@
+"""An ensemble of multilayer perceptrons for tables that share most of their weights."""
+
+import tabm
+from rtdl_num_embeddings import PiecewiseLinearEmbeddings
+from torch import Tensor, nn
+
+from proj.nets.table import Table
+from proj.schema import Schema
+
+
+class TabM(nn.Module):
+    """TabM with piecewise linear embeddings (Gorishniy et al. 2025, arXiv:2410.24210), by its authors' package.
+
+    Its ``members`` are trained side by side, each by its own loss; their predictions are averaged.
+
+    Args:
+        schema: what is known of the table.
+        members: perceptrons in the ensemble; more are slower and slightly better.
+        width: units of a hidden layer.
+        blocks: hidden layers.
+        dropout: share of the hidden units switched off at each training step.
+        embedding: numbers by which a number is embedded.
+    """
+
+    def __init__(
+        self,
+        schema: Schema,
+        members: int = 16,
+        width: int = 256,
+        blocks: int = 2,
+        dropout: float = 0.1,
+        embedding: int = 16,
+    ) -> None:
+        super().__init__()
+        self.table = Table(schema)
+        bins = self.table.bins
+        self.ensemble = tabm.TabM.make(
+            n_num_features=len(bins),
+            cat_cardinalities=self.table.cardinalities,
+            d_out=schema.outputs,
+            num_embeddings=PiecewiseLinearEmbeddings(bins, embedding, activation=False, version="B") if bins else None,
+            k=members,
+            d_block=width,
+            n_blocks=blocks,
+            dropout=dropout,
+        )
+
+    def forward(self, x: dict[str, Tensor]) -> Tensor:
+        """Raw outputs of each member: [rows, members, outputs]."""
+        numbers, categories = self.table(x)
+        outputs: Tensor = self.ensemble(numbers if numbers.shape[1] else None, categories if categories.shape[1] else None)
+        return outputs
