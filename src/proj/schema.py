@@ -26,10 +26,10 @@ class Batch(NamedTuple):
 class Column:
     """How one input of the net comes from a column of a table, fitted on the training split only.
 
-    Numbers stay as they are, NaN where missing; ``edges`` are their quantiles, evenly spaced from the least to the
-    greatest, by which the net normalises them. Categories become numbers: 0 missing, 1 another one than ``categories``
-    (rare or never seen), then ``categories`` in their order. Of a date there are several inputs, one a kind: days since
-    1970, month, weekday, hour.
+    Numbers stay as they are, NaN where missing; the net normalises them by ``edges``, some of the numbers in ascending
+    order, and ``shares``, how many of all numbers are below each (and half of its equals). Categories become numbers: 0
+    missing, 1 another one than ``categories`` (rare or never seen), then ``categories`` in their order. Of a date there
+    are several inputs, one a kind: days since 1970, month, weekday, hour.
     """
 
     source: str
@@ -37,6 +37,7 @@ class Column:
     kind: Literal["number", "category", "days", "month", "weekday", "hour"]
     missing: bool  # whether a value is missing in the training split
     edges: tuple[float, ...]
+    shares: tuple[float, ...]
     categories: tuple[str, ...]
 
     @property

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from conftest import Cli
-from proj.data.columns import RARE
+from proj.data.columns import BINS, RARE, quantiles
 from proj.data.tabular import Tabular
 from proj.errors import UserError
 from proj.schema import Column, Schema
@@ -114,6 +114,19 @@ def test_kinds_can_be_set(table: pl.DataFrame) -> None:
     counts = table[data.parts["train"].row.numpy()]["age"].drop_nulls().cast(int).value_counts()
     assert set(age.categories) == {str(v) for v, n in counts.rows() if n >= RARE}
     assert data.findings == []
+
+
+def test_quantiles_keep_what_is_rare_apart_from_what_is_common() -> None:
+    """Of a column that is zero in nine rows of ten, and all values are among the numbers there are."""
+    rng = np.random.default_rng(0)
+    values = np.where(rng.random(20_000) < 0.9, 0, rng.lognormal(0, 1, 20_000))
+    edges, shares = quantiles(values)
+    assert len(edges) == BINS + 1
+    assert set(edges) <= set(values)
+    assert (edges[0], edges[-1]) == (0, values.max())
+    assert shares == pytest.approx([((values < e).mean() + (values <= e).mean()) / 2 for e in edges])
+    few = rng.integers(0, 9, 500).astype(float)
+    assert quantiles(few)[0].tolist() == list(range(9))
 
 
 def test_rare_and_unseen_categories_are_another_one(table: pl.DataFrame) -> None:
@@ -334,7 +347,7 @@ def test_what_is_encoded_decodes_to_what_was_there(values: list[Any], seed: int,
 
 def test_columns_read_alike_from_files_that_write_numbers_differently(work: Path) -> None:
     """A category of whole numbers has the same codes where a file says 7 and where it says 7.0."""
-    column = Column("a", "number", "category", False, (), ("7", "8"))
+    column = Column("a", "number", "category", False, (), (), ("7", "8"))
     from proj.data.columns import encode
 
     for values in ([7, 8, 9, None], [7.0, 8.0, 9.5, None]):

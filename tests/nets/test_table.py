@@ -8,7 +8,7 @@ import torch
 from sklearn.preprocessing import QuantileTransformer
 from torch import nn
 
-from proj.data.columns import BINS
+from proj.data.columns import BINS, quantiles
 from proj.errors import UserError
 from proj.nets.mlp import MLP
 from proj.nets.table import Normalize
@@ -17,12 +17,12 @@ from proj.schema import Column, Schema
 
 
 def number(values: np.ndarray, missing: bool = False) -> Column:
-    edges = np.quantile(values, np.linspace(0, 1, BINS + 1))
-    return Column("n", "number", "number", missing, tuple(edges.tolist()), ())
+    edges, shares = quantiles(values)
+    return Column("n", "number", "number", missing, tuple(edges.tolist()), tuple(shares.tolist()), ())
 
 
 def category(count: int) -> Column:
-    return Column("c", "text", "category", True, (), tuple(f"c{i}" for i in range(count)))
+    return Column("c", "text", "category", True, (), (), tuple(f"c{i}" for i in range(count)))
 
 
 def schema(*columns: Column) -> Schema:

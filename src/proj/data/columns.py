@@ -16,6 +16,7 @@ RARE = 5  # a category of fewer training rows counts as another one, together wi
 MOST = 256  # categories kept, the most frequent ones
 KINDS: tuple[Literal["days", "month", "weekday", "hour"], ...] = ("days", "month", "weekday", "hour")
 
+Array: TypeAlias = np.ndarray[Any, Any]
 Type: TypeAlias = Literal["number", "text", "boolean", "date"]
 
 
@@ -67,23 +68,43 @@ def _inputs(values: pl.Series, override: Override | None) -> list[Column]:
     if kind is None:
         raise UserError(f"data.columns: {values.name} has values of type {values.dtype}, which cannot be used; drop it.")
     frame = values.to_frame()
+    numbers: list[Column] = []
     if override == "date" or (override is None and kind == "date"):
-        made = [_numbers(frame, kind, part) for part in KINDS]
-        return [column for column in made if column.edges[:1] != column.edges[-1:]] or made[:1]
-    if override == "number" or (override is None and kind == "number"):
-        return [_numbers(frame, kind, "number")]
-    column = Column(values.name, kind, "category", bool(values.null_count()), (), ())
+        numbers = [_numbers(frame, kind, part) for part in KINDS]
+    elif override == "number" or (override is None and kind == "number"):
+        numbers = [_numbers(frame, kind, "number")]
+    if several := [column for column in numbers if len(column.edges) > 1]:
+        return several  # else all there is to know is whether a value is missing
+    column = Column(values.name, kind, "category", bool(values.null_count()), (), (), ())
     counts = frame.select(_text(column)).to_series().drop_nulls().value_counts(sort=True).rows()
     kept = sorted(name for name, count in sorted(counts, key=lambda c: (-c[1], c[0]))[:MOST] if count >= RARE)
-    return [Column(values.name, kind, "category", column.missing, (), tuple(kept))]
+    return [Column(values.name, kind, "category", column.missing, (), (), tuple(kept))]
 
 
 def _numbers(frame: pl.DataFrame, kind: Type, part: Any) -> Column:
-    column = Column(frame.columns[0], kind, part, False, (), ())
+    column = Column(frame.columns[0], kind, part, False, (), (), ())
     values = frame.select(encode(column)).to_series().to_numpy()
     given = values[np.isfinite(values)].astype(np.float64)
-    edges = np.quantile(given, np.linspace(0, 1, BINS + 1)) if len(given) else np.zeros(0)
-    return Column(column.source, kind, part, bool(np.isnan(values).any()), tuple(edges.tolist()), ())
+    edges, shares = quantiles(given)
+    missing = bool(np.isnan(values).any())
+    return Column(column.source, kind, part, missing, tuple(edges.tolist()), tuple(shares.tolist()), ())
+
+
+def quantiles(values: Array) -> tuple[Array, Array]:
+    """At most ``BINS + 1`` of the values, ascending, and the share of all values below each (half of its equals count).
+
+    A value as frequent as a bin has an edge of its own, and the rest have the other edges at equal shares of them: of a
+    column that is mostly zero, what is not zero still has many.
+    """
+    edges, counts = np.unique(values, return_counts=True)
+    if len(edges) > BINS + 1:
+        frequent = edges[counts * BINS > len(values)]
+        others = values[~np.isin(values, frequent)]
+        places = np.linspace(0, 1, BINS + 1 - len(frequent))
+        edges = np.union1d(frequent, np.quantile(others, places, method="nearest"))
+    ordered = np.sort(values)
+    below, upto = (np.searchsorted(ordered, edges, side) for side in ("left", "right"))
+    return edges, (below + upto) / 2 / max(len(values), 1)
 
 
 def encode(column: Column) -> pl.Expr:

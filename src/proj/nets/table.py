@@ -7,6 +7,8 @@ from torch import Tensor, nn
 from proj.errors import UserError
 from proj.schema import Column, Schema
 
+MARGIN = 0.001  # so that the least and the greatest number have scores of about -3 and 3
+
 
 class Normalize(nn.Module):
     """Numbers to normal scores by the training part's quantiles, with straight lines between them.
@@ -22,8 +24,8 @@ class Normalize(nn.Module):
 
     def __init__(self, columns: tuple[Column, ...]) -> None:
         super().__init__()
-        self.bins = [_scores(column) for column in columns]  # of each column, the scores of its different quantiles
-        edges = [torch.tensor(sorted(set(column.edges))) for column in columns]
+        self.bins = [_scores(column) for column in columns]  # of each column, the scores of its edges
+        edges = [torch.tensor(column.edges) for column in columns]
         self.register_buffer("edges", _padded(edges))
         self.register_buffer("scores", _padded(self.bins))
         self.register_buffer("flagged", torch.tensor([i for i, c in enumerate(columns) if c.missing], dtype=torch.int64))
@@ -40,12 +42,8 @@ class Normalize(nn.Module):
 
 
 def _scores(column: Column) -> Tensor:
-    """Normal scores of a column's different quantiles: of equal ones, the point in the middle of their shares."""
-    quantiles = torch.tensor(column.edges, dtype=torch.float64)
-    shares = torch.linspace(0, 1, len(quantiles), dtype=torch.float64)
-    middle = torch.stack([shares[quantiles == value].mean() for value in sorted(set(column.edges))])
-    margin = 0.25 / len(quantiles)
-    scores: Tensor = torch.special.ndtri(middle.clamp(margin, 1 - margin))
+    shares = torch.tensor(column.shares, dtype=torch.float64) * (1 - 2 * MARGIN) + MARGIN
+    scores: Tensor = torch.special.ndtri(shares)
     return scores.float()
 
 
