@@ -273,7 +273,7 @@ def bad(name: str, text: str | bytes) -> str:
         ("a,bought\n" + "1,\n2,\n" * 9, "column bought: expected targets, got missing values alone"),
         ("a,brought\n1,x\n", "data.target: t.csv has no column 'bought'. Did you mean 'brought'?"),
         ("a,bought\n" + "5,x\n5,y\n" * 20, "no column is left to learn from: a: constant"),
-        ("a,bought\n" + "1,x\ninf,y\n" * 20, "column a: expected finite numbers, got an infinite one in row 1"),
+        ("a,bought\n" + "1,x\n2,y\ninf,y\n" * 20, "column a: expected finite numbers, got an infinite one in row 2"),
     ],
 )
 def test_tables_that_cannot_be_used_are_named(text: str | bytes, message: str, cli: Cli) -> None:
