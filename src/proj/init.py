@@ -92,7 +92,7 @@ def table_experiment(data: SplitData, given: argparse.Namespace, findings: list[
 # Written by `init`; it is yours to change. Each key is a flag, too: --model.optimizer.lr 0.001
 seed_everything: 0
 trainer:
-  max_epochs: 200 # early stopping ends it sooner
+  max_epochs: {20 * patience(rows)} # early stopping ends it sooner
   gradient_clip_val: 1.0
 model:
   class_path: {MODELS[schema.task]}
@@ -114,13 +114,18 @@ model:
 checkpoint:
   monitor: val/loss # smoother than {MONITOR[schema.task]}
 early_stopping:
-  patience: 16
+  patience: {patience(rows)} # epochs
 """
 
 
 def batch_size(rows: int) -> int:
     """About as many rows as TabM's authors take: more where there are more."""
     return next((size for limit, size in ((2_000, 64), (10_000, 128), (80_000, 256), (300_000, 512)) if rows < limit), 1024)
+
+
+def patience(rows: int) -> int:
+    """Epochs of about 900 steps together: many of a small table, a few of a large one."""
+    return max(4, min(60, -(-900 * batch_size(rows) // rows)))
 
 
 def _imbalance(schema: Schema) -> str:

@@ -70,7 +70,7 @@ def test_missing_and_extreme_numbers_have_finite_scores() -> None:
 NUMBERS = np.random.default_rng(0).normal(size=200)
 SCHEMAS = [
     schema(number(NUMBERS, True), category(4), number(NUMBERS)),
-    schema(number(NUMBERS)),
+    schema(number(NUMBERS), number(np.array([0.0, 1.0]))),
     schema(category(0), category(7)),
 ]
 

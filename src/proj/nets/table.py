@@ -1,5 +1,7 @@
 """The columns of a table as inputs of a net: numbers normalised, missing ones filled in, categories embedded."""
 
+import warnings
+
 import torch
 from rtdl_num_embeddings import PiecewiseLinearEmbeddings
 from torch import Tensor, nn
@@ -83,7 +85,7 @@ class Embedded(nn.Module):
         super().__init__()
         self.table = Table(schema)
         bins, sizes = self.table.bins, [min(50, (count + 3) // 2) for count in self.table.cardinalities]
-        self.numbers = PiecewiseLinearEmbeddings(bins, size, activation=False, version="B") if bins else None
+        self.numbers = piecewise_linear(bins, size) if bins else None
         self.categories = nn.ModuleList(
             nn.Embedding(count, width) for count, width in zip(self.table.cardinalities, sizes, strict=True)
         )
@@ -95,3 +97,10 @@ class Embedded(nn.Module):
         if self.numbers is not None:
             parts.append(self.numbers(numbers).flatten(1))
         return torch.cat(parts, dim=1)
+
+
+def piecewise_linear(bins: list[Tensor], size: int) -> PiecewiseLinearEmbeddings:
+    """Embeddings of normalised numbers: [rows, numbers] to [rows, numbers, size]."""
+    with warnings.catch_warnings():  # truth values given as 0 and 1 have one bin, and that is all right
+        warnings.filterwarnings("ignore", "The .* feature has just two bin edges")
+        return PiecewiseLinearEmbeddings(bins, size, activation=False, version="B")

@@ -1,10 +1,9 @@
 """An ensemble of multilayer perceptrons for tables that share most of their weights."""
 
 import tabm
-from rtdl_num_embeddings import PiecewiseLinearEmbeddings
 from torch import Tensor, nn
 
-from proj.nets.table import Table
+from proj.nets.table import Table, piecewise_linear
 from proj.schema import Schema
 
 
@@ -38,7 +37,7 @@ class TabM(nn.Module):
             n_num_features=len(bins),
             cat_cardinalities=self.table.cardinalities,
             d_out=schema.outputs,
-            num_embeddings=PiecewiseLinearEmbeddings(bins, embedding, activation=False, version="B") if bins else None,
+            num_embeddings=piecewise_linear(bins, embedding) if bins else None,
             k=members,
             d_block=width,
             n_blocks=blocks,
