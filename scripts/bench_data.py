@@ -70,9 +70,10 @@ def main() -> None:
             table.add_row(name, f"{given.rows / seconds:,.0f}", f"{seconds:.0f}", f"{memory:.2f}")
         flags = ["--data", "Tabular", "--data.path", "part_*.parquet", "--data.target", "y", "--data.batch_size", "8192",
                  "--data.cache_dir", "cache_part", "--model", "BinaryClassifier", "--model.net", "MLP",
-                 "--model.net.hidden", "[64]", "--trainer.max_epochs", "1", "--trainer.enable_progress_bar", "false"]  # fmt: skip
+                 "--model.net.hidden", "[64]", "--trainer.max_epochs", "1", "--trainer.limit_train_batches", "200",
+                 "--trainer.limit_val_batches", "20", "--trainer.enable_progress_bar", "false"]  # fmt: skip
         seconds, memory = measured([sys.executable, "-m", PACKAGE, "fit", *flags], work)
-        table.add_row("trained, one epoch, MLP", f"{given.rows / seconds:,.0f}", f"{seconds:.0f}", f"{memory:.2f}")
+        table.add_row("an MLP trained for 200 batches of 8192", "", f"{seconds:.0f}", f"{memory:.2f}")
     Console().print(table)
 
 
