@@ -88,6 +88,11 @@ def test_the_split_is_stratified_and_a_function_of_its_seed() -> None:
     assert data.parts["test"].y.sum() == 3
 
 
+def test_parts_may_be_empty() -> None:
+    data = ready(folder(), val_fraction=0, test_fraction=0)
+    assert [data.rows(s) for s in ("train", "val", "test")] == [40, 0, 0]
+
+
 def test_parts_of_their_own_are_taken_as_they_are_and_missing_ones_are_cut_off_train() -> None:
     folder("set/train")
     folder("set/test", rows=3)
@@ -296,6 +301,8 @@ def test_encode_takes_files_images_and_arrays() -> None:
     assert torch.equal(Images.encode(arrays, data.schema), expected)
     assert Images.encode(RNG.integers(0, 256, (2, 50, 40), dtype=np.uint8), data.schema).shape == (2, 3, 12, 10)
     for wrong, message in [
+        ([], "expected a list of files or of PIL images, or an array of uint8, got list"),
+        ([1], "got int"),
         ("pets/cat/00.png", "expected a list of files or of PIL images, or an array of uint8, got str"),
         (arrays / 255, "got float64 of shape"),
         (["pets/cat/gone.png"], r"1 of 1 pictures cannot be read \(pets/cat/gone.png: .*No such file"),
@@ -510,9 +517,9 @@ def test_fit_test_and_predict_on_a_folder(experiment: Path, cli: Cli, decoded: l
 
 
 def test_predict_needs_the_new_pictures_alone(experiment: Path, cli: Cli) -> None:
-    cli("fit", "--config", experiment, "--data.path", folder())
+    cli("fit", "--config", experiment, "--data.path", folder(size=(20, 20)), "--data.size", "[12, 10]")
     shutil.rmtree("pets")
-    folder("new", rows=2, size=(12, 10))
+    folder("new", rows=2)
     cli("predict", "--data.predict_path", "new")
     assert "no pictures in empty" in predict_error(cli, "empty")
     assert "there is no nwe. Did you mean 'new'" in predict_error(cli, "nwe")

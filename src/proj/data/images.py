@@ -19,8 +19,8 @@ from proj.data.augment import augment
 from proj.data.base import SplitData
 from proj.data.cache import prepared
 from proj.data.decode import Picture, Shape, decode
-from proj.data.folders import PARTS, Folder
-from proj.data.prepare import Plan, prepare, prepared_part, shape_of
+from proj.data.folders import PARTS
+from proj.data.prepare import COLOURS, Plan, Prepared, prepare, shape_of
 from proj.data.targets import Targets
 from proj.errors import UserError
 from proj.schema import Batch, Schema, Task
@@ -91,10 +91,13 @@ class Images(SplitData):
         """
         if isinstance(rows, np.ndarray | Tensor):
             rows = pictures.to_pictures(np.asarray(rows), "rows")
-        elif not isinstance(rows, list | tuple) or not all(isinstance(row, str | Path | Image.Image) for row in rows):
-            raise UserError(
-                f"rows: expected a list of files or of PIL images, or an array of uint8, got {type(rows).__name__}."
-            )
+        elif (
+            not isinstance(rows, list | tuple)
+            or not rows
+            or not all(isinstance(row, str | Path | Image.Image) for row in rows)
+        ):
+            got = type(rows[0] if isinstance(rows, list | tuple) and rows else rows).__name__
+            raise UserError(f"rows: expected a list of files or of PIL images, or an array of uint8, got {got}.")
         items: list[Picture] = [Path(row) if isinstance(row, str) else row for row in rows]
         x = np.empty((len(items), *schema.input_shape), np.uint8)
         if failed := decode(items, x, resize=True):
@@ -105,9 +108,9 @@ class Images(SplitData):
 
     def prepare_data(self) -> None:
         if not self._only_predicts():
-            self._warn(*self._prepared(self.path))
+            self._warn(self._prepared(self.path))
         elif self.predict_path:
-            self._warn(*self._prepared(self.predict_path, predict=True))
+            self._warn(self._prepared(self.predict_path, predict=True))
 
     def setup(self, stage: str) -> None:
         if not self.parts and not (stage == "predict" and self.predict_path and self.schema):
@@ -126,8 +129,8 @@ class Images(SplitData):
         predicting = self.trainer is not None and self.trainer.state.fn == "predict"
         return predicting and self.predict_path is not None and self.schema is not None
 
-    def _prepared(self, path: str, predict: bool = False) -> tuple[Path, Folder | None]:
-        """The folder with what was decoded of ``path``, now or in an earlier run, and the listing of its files."""
+    def _prepared(self, path: str, predict: bool = False) -> Prepared:
+        """What was decoded of ``path``, now or in an earlier run."""
         listing = pictures.folder_of(path, predict)
         source = pictures.identity(path, listing, self.cache)
         read = cache(lambda: pictures.pictures_of(path, listing, predict))
@@ -137,7 +140,7 @@ class Images(SplitData):
                     self.val_fraction, self.test_fraction, self.split_seed)  # fmt: skip
         key = {"source": source, "predict": predict, "pillow": PIL.__version__, **asdict(plan)}
         done = prepared(self.cache, key, lambda folder: prepare(folder, read(), plan, path))
-        return done, listing
+        return Prepared(done, listing, source)
 
     def _shape(self, source: str, read: Callable[[], pictures.Pictures]) -> Shape:
         if self.schema is not None:
@@ -153,7 +156,7 @@ class Images(SplitData):
         return tuple(json.loads((prepared(self.cache, key, look) / "shape").read_text()))
 
     def _check(self, shape: Shape) -> None:
-        if len(shape) != 3:
+        if len(shape) != 3 or shape[0] not in COLOURS:
             raise UserError(f"data: expected a model that was trained on pictures, got one for rows of shape {shape}.")
         if self.size is not None and (min(self.size) < 1 or shape[1:] != tuple(self.size)):
             wanted = f"{list(shape[1:])}, as in training" if self.schema else "numbers from 1 up"
@@ -165,31 +168,28 @@ class Images(SplitData):
             raise UserError(f"data.erase: expected a probability from 0 to 1, got {self.erase}.")
 
     def _setup_all(self) -> None:
-        done, listing = self._prepared(self.path)
-        self.fingerprint = pictures.identity(self.path, listing, self.cache)
-        facts = json.loads((done / "facts.json").read_text())
-        self.schema = self.schema or Schema.from_dict(facts["schema"])
-        targets = Targets(np.load(done / "y_train.npy"), self.task, (), self.path)
+        done = self._prepared(self.path)
+        self.fingerprint = done.source
+        self.schema = self.schema or Schema.from_dict(done.facts["schema"])
+        targets = Targets(done.load("y", "train"), self.task, (), self.path)
         for stage in PARTS:
-            rows = np.load(done / f"row_{stage}.npy")
-            y = targets.encode(np.load(done / f"y_{stage}.npy"), self.schema, stage, rows)
-            self.parts[stage] = prepared_part(done, stage, torch.from_numpy(y))
-            self.files[stage] = listing.names if listing else []
+            y = targets.encode(done.load("y", stage), self.schema, stage, done.load("row", stage))
+            self.parts[stage] = done.part(stage, torch.from_numpy(y))
+            self.files[stage] = done.names
 
     def _setup_predict(self) -> None:
         if self.predict_path is None:
             self.parts["predict"], self.files["predict"] = self.parts["test"]._replace(y=None), self.files["test"]
             return
-        done, listing = self._prepared(self.predict_path, predict=True)
-        self.parts["predict"] = prepared_part(done, "predict", None)
-        self.files["predict"] = listing.names if listing else []
+        done = self._prepared(self.predict_path, predict=True)
+        self.parts["predict"], self.files["predict"] = done.part("predict", None), done.names
 
-    def _warn(self, done: Path, listing: Folder | None) -> None:
+    def _warn(self, done: Prepared) -> None:
         """Say once what is not used: files that are no pictures, and pictures that cannot be read."""
-        lines = [line] if (line := json.loads((done / "facts.json").read_text())["unreadable"]) else []
-        if listing and (left_out := listing.left_out):
+        lines = [done.facts["unreadable"]] if done.facts["unreadable"] else []
+        if done.listing and (left_out := done.listing.left_out):
             some = ", ".join(left_out[:3]) + ", …" * (len(left_out) > 3)
-            lines.append(f"{len(left_out)} files in {listing.root} have no picture's ending and are left out ({some})")
+            lines.append(f"{len(left_out)} files in {done.listing.root} have no picture's ending and are left out ({some})")
         for line in lines:
             if line not in self._said:
                 print(f"warning: {line}.", file=sys.stderr, flush=True)

@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from proj.data.cache import create, mapped
 from proj.data.decode import Shape, decode, in_parallel, look
-from proj.data.folders import PARTS
+from proj.data.folders import PARTS, Folder
 from proj.data.pictures import Pictures
 from proj.data.splits import split
 from proj.data.targets import Targets
@@ -39,6 +39,33 @@ class Plan:
     split_seed: int
 
 
+class Prepared(NamedTuple):
+    """What ``prepare`` left on the disk for a source."""
+
+    folder: Path
+    listing: Folder | None  # none for an .npz file
+    source: str  # the identity of the source
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        facts: dict[str, Any] = json.loads((self.folder / "facts.json").read_text())
+        return facts
+
+    @property
+    def names(self) -> list[str]:
+        """The file of each row number."""
+        return self.listing.names if self.listing else []
+
+    def load(self, what: str, stage: str) -> Array:
+        array: Array = np.load(self.folder / f"{what}_{stage}.npy")
+        return array
+
+    def part(self, stage: str, y: Tensor | None) -> Batch:
+        """A part whose pictures stay on the disk until a batch of them is used."""
+        rows = torch.from_numpy(self.load("row", stage))
+        return Batch(mapped(self.folder / f"x_{stage}.npy")[: len(rows)], y, rows)
+
+
 def shape_of(pictures: Pictures, size: Sequence[int] | None, channels: int | None, skip_unreadable: bool) -> Shape:
     """Channels, height and width that all get: as asked for, else as the pictures themselves have them."""
     found = np.zeros((len(pictures.items), 3), np.int64)
@@ -61,8 +88,8 @@ def shape_of(pictures: Pictures, size: Sequence[int] | None, channels: int | Non
 def refuse(pictures: Pictures, failed: dict[int, str], skip: bool) -> None:
     """An error if there are pictures that cannot be read and that are not to be skipped, or if there are no others."""
     if failed and not (skip and len(failed) < len(pictures.items)):
-        raise UserError(f"data.path: {unreadable(pictures, failed)}; mend or remove them, or set data.skip_unreadable to "
-                        "true to leave them out.")  # fmt: skip
+        raise UserError(f"{unreadable(pictures, failed)}; mend or remove them, or set data.skip_unreadable to true to leave "
+                        "them out.")  # fmt: skip
 
 
 def unreadable(pictures: Pictures, failed: dict[int, str]) -> str:
@@ -125,9 +152,3 @@ def _fit(x: Array, targets: Targets) -> Schema:
         rows=len(x),
         **targets.fit(np.arange(len(x))),
     )
-
-
-def prepared_part(folder: Path, stage: str, y: Tensor | None) -> Batch:
-    """A part of what ``prepare`` left in ``folder``; its pictures stay on the disk until a batch of them is used."""
-    rows = torch.from_numpy(np.load(folder / f"row_{stage}.npy"))
-    return Batch(mapped(folder / f"x_{stage}.npy")[: len(rows)], y, rows)
