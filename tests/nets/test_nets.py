@@ -1,5 +1,6 @@
 """Nets: shapes for the inputs they are meant for, statistics inside, gradients everywhere."""
 
+import copy
 from dataclasses import replace
 
 import pytest
@@ -39,6 +40,20 @@ def test_a_gradient_reaches_every_parameter(net: nn.Module) -> None:
     x = torch.rand(4, 2, 16, 16) if isinstance(net, CNN) else torch.rand(4, 6)
     net(x).square().sum().backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in net.parameters())
+
+
+@pytest.mark.parametrize("width", [4, 5, 8, 16])
+def test_cnn_has_the_gradients_of_the_plain_memory_format(width: int) -> None:
+    """A convolution's kernel for channels_last wrote past its memory; now such convolutions are not used."""
+    torch.manual_seed(0)
+    x = torch.rand(7, 3, 13, 12)
+    fast = CNN(schema((3, 13, 12)), width=width)
+    plain = copy.deepcopy(fast).to(memory_format=torch.contiguous_format)
+    assert not fast.layers[2].residual[0].weight.is_contiguous()
+    for net in (fast, plain):
+        net(x).square().sum().backward()
+    for a, b in zip(fast.parameters(), plain.parameters(), strict=True):
+        assert torch.allclose(a.grad, b.grad, rtol=1e-3, atol=1e-3 * b.grad.abs().max())
 
 
 def test_standardize_uses_the_schemas_statistics_a_channel() -> None:

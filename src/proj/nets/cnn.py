@@ -1,5 +1,6 @@
 """A small residual net for pictures of 8×8 to 64×64."""
 
+import torch
 from torch import Tensor, nn
 
 from proj.errors import UserError
@@ -39,6 +40,7 @@ class CNN(nn.Module):
                 width = 2 * width if halve else width
         layers += [nn.BatchNorm2d(width), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(dropout)]
         self.layers = nn.Sequential(*layers, nn.Linear(width, schema.outputs))
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # faster, on CPUs up to 1.7 times
 
     def forward(self, x: Tensor) -> Tensor:
         """``x`` [rows, channels, height, width] to raw outputs [rows, outputs]."""
@@ -59,7 +61,11 @@ class Block(nn.Module):
             nn.Conv2d(outputs, outputs, 3, padding=1, bias=False),
         )
         same = inputs == outputs and stride == 1
-        self.shortcut = nn.Identity() if same else nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+        # The mean first, then a convolution without a stride: nothing is thrown away (He et al. 2019, arXiv:1812.01187,
+        # ResNet-D), and a 1×1 convolution with a stride writes past its memory in channels_last on CPUs, if it has few
+        # channels: https://github.com/uxlfoundation/oneDNN/issues/6035
+        mean = nn.AvgPool2d(stride, ceil_mode=True, count_include_pad=False) if stride > 1 else nn.Identity()
+        self.shortcut = nn.Identity() if same else nn.Sequential(mean, nn.Conv2d(inputs, outputs, 1, bias=False))
 
     def forward(self, x: Tensor) -> Tensor:
         activated = self.activate(x)

@@ -1,0 +1,196 @@
+"""Folders of pictures, and arrays of them, as a data module."""
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import PIL
+import torch
+from PIL import Image
+from torch import Tensor
+
+from proj.data import pictures
+from proj.data.augment import augment
+from proj.data.base import SplitData
+from proj.data.cache import prepared
+from proj.data.decode import Picture, Shape, decode
+from proj.data.folders import PARTS
+from proj.data.prepare import COLOURS, Plan, Prepared, prepare, shape_of
+from proj.data.targets import Targets
+from proj.errors import UserError
+from proj.schema import Batch, Schema, Task
+
+CHANNELS = {"grey": 1, "rgb": 3}
+
+
+class Images(SplitData):
+    """Pictures in a folder for each class, or in an ``.npz`` file.
+
+    They are decoded once, into a cache that all runs share and that is mapped, not loaded: a set may be larger than memory.
+
+    Args:
+        path: ``PATH/CLASS/…``, or ``PATH/train/CLASS/…`` with ``PATH/val`` and ``PATH/test`` where there are such, of files
+            that Pillow reads; or an ``.npz`` file with ``x_train`` and ``y_train`` (or ``x`` and ``y``) and optional
+            ``x_val``, ``y_val``, ``x_test``, ``y_test``, uint8 [rows, height, width] or with channels.
+        predict_path: a folder of pictures, or an ``.npz`` file with ``x``, for ``predict``; null means the test part. A
+            picture's row is its place among all names in sorted order.
+        task: what the targets of an ``.npz`` file are; null means what they suggest. Folders are classes.
+        size: height and width that all pictures are scaled to, one number if they are equal; null: as the pictures are,
+            which must be alike then.
+        channels: grey or rgb; auto: grey if all pictures are, else rgb.
+        skip_unreadable: leave damaged pictures out, with a warning, where they would be an error.
+        flip: mirror training pictures left to right by chance; not for writing, or where the side means something.
+        crop: shift training pictures by up to so many pixels; an eighth of the size is much.
+        erase: probability that a rectangle of a training picture is blotted out.
+        batch_size: rows a batch and device; null means all rows of a part at once.
+        val_fraction: share of the rows to choose the best epoch on, where the source has no val part.
+        test_fraction: share of the rows kept for ``test``, where the source has no test part.
+        split_seed: seed of the split alone, so that runs with different seeds see the same test rows.
+        shuffle: draw a new order of the training rows each epoch.
+        cache_dir: folder of decoded pictures; it may be deleted at any time.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        predict_path: str | None = None,
+        task: Task | None = None,
+        size: int | tuple[int, int] | None = None,
+        channels: Literal["auto", "grey", "rgb"] = "auto",
+        skip_unreadable: bool = False,
+        flip: bool = True,
+        crop: int = 2,
+        erase: float = 0.0,
+        batch_size: int | None = 128,
+        val_fraction: float = 0.15,
+        test_fraction: float = 0.15,
+        split_seed: int = 0,
+        shuffle: bool = True,
+        cache_dir: str = f".cache/{__name__.partition('.')[0]}",
+    ) -> None:
+        super().__init__(batch_size, shuffle)
+        self.path, self.predict_path, self.task = path, predict_path, task
+        self.size = (size, size) if isinstance(size, int) else size
+        self.channels, self.skip_unreadable = CHANNELS.get(channels), skip_unreadable
+        self.flip, self.crop, self.erase = flip, crop, erase
+        self.val_fraction, self.test_fraction, self.split_seed = val_fraction, test_fraction, split_seed
+        self.cache = Path(cache_dir)
+        self.files: dict[str, list[str]] = {}  # by stage: the file of each row number, for pictures from a folder
+        self._said: set[str] = set()  # warnings, each of them once
+
+    @classmethod
+    def encode(cls, rows: Any, schema: Schema) -> Tensor:
+        """``rows``, a list of files or of PIL images or uint8 [rows, height, width] or with channels, as ``x``.
+
+        All are made grey or RGB, and scaled, to what the model was trained on.
+        """
+        if isinstance(rows, np.ndarray | Tensor):
+            rows = pictures.to_pictures(np.asarray(rows), "rows")
+        elif (
+            not isinstance(rows, list | tuple)
+            or not rows
+            or not all(isinstance(row, str | Path | Image.Image) for row in rows)
+        ):
+            got = type(rows[0] if isinstance(rows, list | tuple) and rows else rows).__name__
+            raise UserError(f"rows: expected a list of files or of PIL images, or an array of uint8, got {got}.")
+        items: list[Picture] = [Path(row) if isinstance(row, str) else row for row in rows]
+        x = np.empty((len(items), *schema.input_shape), np.uint8)
+        if failed := decode(items, x, resize=True):
+            i = min(failed)
+            name = items[i] if isinstance(items[i], Path) else f"row {i}"
+            raise UserError(f"rows: {len(failed)} of {len(items)} pictures cannot be read ({name}: {failed[i]}).")
+        return torch.from_numpy(x)
+
+    def prepare_data(self) -> None:
+        if not self._only_predicts():
+            self._warn(self._prepared(self.path))
+        elif self.predict_path:
+            self._warn(self._prepared(self.predict_path, predict=True))
+
+    def setup(self, stage: str) -> None:
+        if not self.parts and not (stage == "predict" and self.predict_path and self.schema):
+            self._setup_all()
+        if stage == "predict" and "predict" not in self.parts:
+            self._setup_predict()
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        if self.trainer is None or not self.trainer.training or not isinstance(batch.x, Tensor):
+            return batch
+        return batch._replace(x=augment(batch.x, self.flip, self.crop, self.erase))
+
+    # From source to parts
+
+    def _only_predicts(self) -> bool:
+        predicting = self.trainer is not None and self.trainer.state.fn == "predict"
+        return predicting and self.predict_path is not None and self.schema is not None
+
+    def _prepared(self, path: str, predict: bool = False) -> Prepared:
+        """What was decoded of ``path``, now or in an earlier run."""
+        listing = pictures.folder_of(path, predict)
+        source = pictures.identity(path, listing, self.cache)
+        read = cache(lambda: pictures.pictures_of(path, listing, predict))
+        shape = self._shape(source, read)
+        self._check(shape)
+        plan = Plan(shape, self.size is not None, self.skip_unreadable, self.task,
+                    self.val_fraction, self.test_fraction, self.split_seed)  # fmt: skip
+        key = {"source": source, "predict": predict, "pillow": PIL.__version__, **asdict(plan)}
+        done = prepared(self.cache, key, lambda folder: prepare(folder, read(), plan, path))
+        return Prepared(done, listing, source)
+
+    def _shape(self, source: str, read: Callable[[], pictures.Pictures]) -> Shape:
+        if self.schema is not None:
+            return self.schema.input_shape
+        if self.size and self.channels:
+            return self.channels, *self.size
+
+        def look(folder: Path) -> None:
+            shape = shape_of(read(), self.size, self.channels, self.skip_unreadable)
+            (folder / "shape").write_text(json.dumps(shape))
+
+        key = {"source": source, "size": self.size, "channels": self.channels, "skip": self.skip_unreadable}
+        return tuple(json.loads((prepared(self.cache, key, look) / "shape").read_text()))
+
+    def _check(self, shape: Shape) -> None:
+        if len(shape) != 3 or shape[0] not in COLOURS:
+            raise UserError(f"data: expected a model that was trained on pictures, got one for rows of shape {shape}.")
+        if self.size is not None and (min(self.size) < 1 or shape[1:] != tuple(self.size)):
+            wanted = f"{list(shape[1:])}, as in training" if self.schema else "numbers from 1 up"
+            raise UserError(f"data.size: expected {wanted}, got {list(self.size)}.")
+        if not 0 <= self.crop < min(shape[1:]):
+            raise UserError(f"data.crop: expected pixels from 0 to {min(shape[1:]) - 1}, less than a picture has, "
+                            f"got {self.crop}.")  # fmt: skip
+        if not 0 <= self.erase <= 1:
+            raise UserError(f"data.erase: expected a probability from 0 to 1, got {self.erase}.")
+
+    def _setup_all(self) -> None:
+        done = self._prepared(self.path)
+        self.fingerprint = done.source
+        self.schema = self.schema or Schema.from_dict(done.facts["schema"])
+        targets = Targets(done.load("y", "train"), self.task, (), self.path)
+        for stage in PARTS:
+            y = targets.encode(done.load("y", stage), self.schema, stage, done.load("row", stage))
+            self.parts[stage] = done.part(stage, torch.from_numpy(y))
+            self.files[stage] = done.names
+
+    def _setup_predict(self) -> None:
+        if self.predict_path is None:
+            self.parts["predict"], self.files["predict"] = self.parts["test"]._replace(y=None), self.files["test"]
+            return
+        done = self._prepared(self.predict_path, predict=True)
+        self.parts["predict"], self.files["predict"] = done.part("predict", None), done.names
+
+    def _warn(self, done: Prepared) -> None:
+        """Say once what is not used: files that are no pictures, and pictures that cannot be read."""
+        lines = [done.facts["unreadable"]] if done.facts["unreadable"] else []
+        if done.listing and (left_out := done.listing.left_out):
+            some = ", ".join(left_out[:3]) + ", …" * (len(left_out) > 3)
+            lines.append(f"{len(left_out)} files in {done.listing.root} have no picture's ending and are left out ({some})")
+        for line in lines:
+            if line not in self._said:
+                print(f"warning: {line}.", file=sys.stderr, flush=True)
+        self._said |= set(lines)
