@@ -36,7 +36,9 @@ def rename(tree: Path, name: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture
 def tree(work: Path) -> Path:
-    ignored = shutil.ignore_patterns(".git", ".venv", "*_cache", "__pycache__", "*.egg-info", "version_*")
+    ignored = shutil.ignore_patterns(
+        ".git", ".venv", ".hypothesis", ".cache", "*_cache", "__pycache__", "*.egg-info", "version_*"
+    )
     shutil.copytree(ROOT, work / "tree", ignore=ignored)
     return work / "tree"
 

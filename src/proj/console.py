@@ -9,6 +9,7 @@ from rich.table import Column, Table
 from proj.data.base import Finding, SplitData
 from proj.errors import UserError
 from proj.metrics import about
+from proj.schema import Schema
 
 
 def show_metrics(title: str, values: dict[str, float]) -> None:
@@ -56,6 +57,18 @@ def show_data(data: SplitData) -> None:
     schema = data.schema
     assert schema is not None
     say("rows: " + ", ".join(f"{len(part.row)} {stage}" for stage, part in data.parts.items()))
-    say(f"inputs: {list(schema.input_shape)} a row")
-    shares = ", ".join(f"{name} {count}" for name, count in zip(schema.class_names, schema.class_counts, strict=True))
+    say(f"inputs: {_columns(schema) if schema.columns else f'{list(schema.input_shape)} a row'}")
+    counts = zip(schema.class_names, schema.class_counts, strict=True)
+    shares = ", ".join(f"{name} {count} ({count / schema.rows:.1%})" for name, count in counts)
     say(f"targets: {schema.task}, {shares or ', '.join(schema.target_names)}")
+
+
+def _columns(schema: Schema) -> str:
+    """A table's columns by kind, and those in which values are missing."""
+    kinds = {"numbers": ["number"], "categories": ["category"], "parts of dates": ["days", "month", "weekday", "hour"]}
+    lines = []
+    for kind, some in kinds.items():
+        if names := [c.name for c in schema.columns if c.kind in some]:
+            lines.append(f"{len(names)} {kind} ({', '.join(names[:12])}{', …' if len(names) > 12 else ''})")
+    missing = [c.name for c in schema.columns if c.missing]
+    return "; ".join([*lines, *([f"missing values in {', '.join(missing[:12])}"] if missing else [])])

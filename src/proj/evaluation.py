@@ -18,7 +18,7 @@ from proj.run import Run, find, find_same, read_checkpoint, write_metrics
 from proj.schema import Schema
 
 # Options of our data modules that do not decide which rows are in which part.
-HARMLESS = {f"init_args.{name}" for name in ("batch_size", "shuffle", "predict_path")}
+HARMLESS = {f"init_args.{name}" for name in ("batch_size", "shuffle", "predict_path", "cache_dir", "flip", "crop", "erase")}
 
 
 def validate(args: list[str]) -> None:

@@ -510,8 +510,10 @@ def test_fit_test_and_predict_on_a_folder(experiment: Path, cli: Cli, decoded: l
     cli("predict", "--data.predict_path", "new", "--output", "out.csv")
     out = pl.read_csv("out.csv")
     assert out["row"].to_list() == list(range(7))
+    assert table["file"].to_list() == names
     files = ["new/a.png", *(f"new/inner/{c}/0{i}.png" for c in ("cat", "dog") for i in range(3))]
     loaded = proj.load("version_0").predict(files)
+    assert [f"new/{name}" for name in out["file"]] == files
     assert loaded["prediction"].to_list() == out["prediction"].to_list()
     assert np.allclose(loaded["probability_dog"], out["probability_dog"], atol=1e-5)
 
@@ -541,3 +543,21 @@ def test_pictures_are_changed_in_training_only(experiment: Path, cli: Cli, monke
     cli("test")
     assert len(seen) == 1 + 3 * 4  # a batch of the preflight, and 28 rows by 7 in three epochs
     assert all(seen)
+
+
+def test_init_writes_an_experiment_for_pictures(cli: Cli) -> None:
+    folder(rows=15)
+    assert "rows: 22 train, 4 val, 4 test" in cli("init", "pets")
+    text = Path("configs/pets.yaml").read_text()
+    assert "size: null # all are alike" in text
+    assert "flip: true" in text
+    quick = ["--trainer.max_epochs", "1", "--model.net.width", "4", "--trainer.accelerator", "cpu"]
+    cli("fit", "--config", "configs/pets.yaml", *quick)
+    for i, path in enumerate(sorted(Path("pets").rglob("*.png"))):
+        picture(90, size=(70 + i, 80)).save(path)
+    cli("init", "pets", "--output", "large.yaml")
+    assert "size: 64 # height and width that all are scaled to" in Path("large.yaml").read_text()
+    np.savez("letters.npz", x=np.zeros((60, 9, 9), np.uint8), y=np.arange(60) % 3)
+    cli("init", "letters.npz")
+    assert "MulticlassClassifier # 0 33.3%, 1 33.3%, 2 33.3%" in Path("configs/letters.yaml").read_text()
+    assert "--target and --task are for tables" in cli("init", "pets", "--target", "y", "--force", code=2)

@@ -44,14 +44,16 @@ class PredictionWriter(Callback):
         self._keep(trainer, outputs)
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.keep:
-            self._kept(trainer, np.zeros(0, np.int64))  # a wrong name, too, should be known before the work
+        self._kept(trainer, np.zeros(0, np.int64))  # a wrong name, too, should be known before the work
 
-    def _kept(self, trainer: Trainer, rows: np.ndarray[Any, Any]) -> pl.DataFrame:
+    def _kept(self, trainer: Trainer, rows: np.ndarray[Any, Any]) -> pl.DataFrame | None:
         data = getattr(trainer, "datamodule", None)
-        if not isinstance(data, SplitData):
+        if isinstance(data, SplitData):
+            names = list(dict.fromkeys([*data.identity, *self.keep]))
+            return data.kept(names, rows) if names else None
+        if self.keep:
             raise UserError(f"--keep: expected one of our data modules, {type(data).__name__} has no columns to keep.")
-        return data.kept(self.keep, rows)
+        return None
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._write(trainer, pl_module)
@@ -76,12 +78,8 @@ class PredictionWriter(Callback):
             table = frame(pl_module.schema, **columns)
         else:
             table = _plain(columns)
-        if self.keep:
-            table = table.hstack(
-                self._kept(trainer, table["row"].to_numpy()).rename(
-                    {n: f"kept_{n}" for n in self.keep if n in table.columns}
-                )
-            )
+        if (kept := self._kept(trainer, table["row"].to_numpy())) is not None:
+            table = table.hstack(kept.rename({name: f"kept_{name}" for name in kept.columns if name in table.columns}))
         write(self.path, lambda file: writer(self.path)(table, file))
         self.written = True
 

@@ -45,6 +45,11 @@ class SplitData(LightningDataModule, ABC):
     def encode(cls, rows: Any, schema: Schema) -> Tensors:
         """Raw rows as the net's input; raises UserError where they do not fit the schema."""
 
+    @property
+    def identity(self) -> list[str]:
+        """Columns of the source that tell a row better than its number; they are always kept beside predictions."""
+        return []
+
     def kept(self, names: list[str], rows: Any) -> pl.DataFrame:
         """Columns of the source that `predict` works on, for these of its rows; raises UserError where there are none."""
         raise UserError(f"--keep: expected a table as the source, {type(self).__name__} has no columns to keep.")

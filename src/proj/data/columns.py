@@ -51,7 +51,9 @@ def useless(values: pl.Series) -> str | None:
     if distinct < 2:
         return "constant" if len(given) else "nothing but missing values"
     if kind == "text" and (distinct := given.n_unique()) > max(20, len(given) // 2):
-        return f"an identifier or free text: {distinct} different values in {len(given)} rows"
+        numbers = int(given.cast(pl.String).cast(pl.Float64, strict=False).is_not_null().sum())
+        hint = f", of which {numbers / len(given):.0%} look like numbers" if numbers else ""
+        return f"an identifier or free text: {distinct} different values in {len(given)} rows{hint}"
     if values.dtype.is_integer() and len(given) > 20 and given.n_unique() == len(values):
         low, high = _integers(given)
         if high - low < 4 * len(values):  # nearly every number is there: it counts the rows

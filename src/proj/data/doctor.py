@@ -12,6 +12,7 @@ Array = np.ndarray[Any, Any]
 
 FEW = 10  # training rows below which a class is too rare to say much of
 SAMPLE = 100_000  # rows that single columns are judged on
+COMPARED = 4_000_000  # rows compared with one another; of more, a share chosen by their inputs, equal ones all or none
 GIVEN_AWAY = 0.99  # share of the rows, or of the variance, that one column alone explains
 
 
@@ -20,8 +21,15 @@ def examine(data: SplitData) -> list[Finding]:
     schema = data.schema
     assert schema is not None
     parts = {stage: part for stage, part in data.parts.items() if stage != "predict" and len(part.row)}
-    inputs = {stage: digests(part) for stage, part in parts.items()}
-    findings = [*data.findings, *duplicates(parts, inputs), *contradictions(schema, parts, inputs), *rare_classes(schema)]
+    every = -(-sum(len(part.row) for part in parts.values()) // COMPARED)
+    inputs, targets = {}, {}
+    for stage, part in parts.items():
+        keys = digests(part)
+        chosen = slice(None) if every == 1 else keys % np.uint64(every) == 0
+        inputs[stage], targets[stage] = keys[chosen], _digest(_targets(part)[chosen].view(np.uint8))
+    findings = [*data.findings, *duplicates(inputs, targets), *rare_classes(schema)]
+    if schema.task != "regression":
+        findings += contradictions(inputs, targets)
     if schema.columns and "val" in parts:
         findings += given_away(schema, parts["train"], parts["val"])
     return findings
@@ -50,9 +58,9 @@ def _digest(rows: Array) -> Array:
     return np.asarray(mixed.sum(axis=1, dtype=np.uint64))
 
 
-def duplicates(parts: dict[str, Batch], inputs: dict[str, Array]) -> list[Finding]:
+def duplicates(inputs: dict[str, Array], targets: dict[str, Array]) -> list[Finding]:
     """Rows of one part that are in an earlier one too, with the same target."""
-    keys = {stage: inputs[stage] + _digest(_targets(part).view(np.uint8)) for stage, part in parts.items()}
+    keys = {stage: inputs[stage] + targets[stage] for stage in inputs}
     findings = []
     for later, earlier in (("val", "train"), ("test", "train"), ("test", "val")):
         if later in keys and earlier in keys and (again := int(np.isin(keys[later], keys[earlier]).sum())):
@@ -69,12 +77,9 @@ def _targets(part: Batch) -> Array:
     return np.ascontiguousarray(part.y.numpy().reshape(len(part.row), -1))
 
 
-def contradictions(schema: Schema, parts: dict[str, Batch], inputs: dict[str, Array]) -> list[Finding]:
+def contradictions(inputs: dict[str, Array], targets: dict[str, Array]) -> list[Finding]:
     """Rows with the same inputs and different labels."""
-    if schema.task == "regression":
-        return []
-    keys = np.concatenate(list(inputs.values()))
-    labels = _digest(np.concatenate([_targets(part) for part in parts.values()]).view(np.uint8))
+    keys, labels = np.concatenate(list(inputs.values())), np.concatenate(list(targets.values()))
     order = np.argsort(keys, kind="stable")
     keys, labels = keys[order], labels[order]
     starts = np.flatnonzero(np.append(True, keys[1:] != keys[:-1]))

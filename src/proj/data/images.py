@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 import PIL
+import polars as pl
 import torch
 from PIL import Image
 from torch import Tensor
@@ -20,7 +21,7 @@ from proj.data.base import SplitData
 from proj.data.cache import prepared
 from proj.data.decode import Picture, Shape, decode
 from proj.data.folders import PARTS
-from proj.data.prepare import COLOURS, Plan, Prepared, prepare, shape_of
+from proj.data.prepare_pictures import COLOURS, Plan, Prepared, prepare, shape_of
 from proj.data.targets import Targets
 from proj.errors import UserError
 from proj.schema import Batch, Schema, Task
@@ -117,6 +118,16 @@ class Images(SplitData):
             self._setup_all()
         if stage == "predict" and "predict" not in self.parts:
             self._setup_predict()
+
+    @property
+    def identity(self) -> list[str]:
+        return ["file"] if any(self.files.values()) else []
+
+    def kept(self, names: list[str], rows: Any) -> pl.DataFrame:
+        files = self.files["predict" if "predict" in self.parts else "test"]
+        if names != ["file"] or not files:
+            raise UserError(f"--keep: expected file, for pictures from a folder, got {', '.join(names)}.")
+        return pl.DataFrame({"file": [files[row] for row in rows]})
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         if self.trainer is None or not self.trainer.training or not isinstance(batch.x, Tensor):

@@ -13,8 +13,9 @@ from proj.data import columns, tables
 from proj.data.base import Finding, SplitData
 from proj.data.cache import fingerprint, mapped, place, prepared
 from proj.data.columns import Override
-from proj.data.preparing import PARTS, Preparation, write_parts
+from proj.data.prepare_table import PARTS, Preparation
 from proj.data.table_targets import check_columns, target_names
+from proj.data.write_table import write_parts
 from proj.schema import Batch, Schema, Task
 
 

@@ -11,8 +11,9 @@ from proj.schema import Schema
 class CNN(nn.Module):
     """A residual net with pre-activation blocks (He et al. 2016, arXiv:1603.05027).
 
-    After a first convolution, each stage has ``blocks`` blocks; each stage but the first halves the picture and doubles
-    the width. Pictures end as a mean over what is left of height and width.
+    After a first convolution, and a pooling that halves pictures of 24 pixels and more, each stage has ``blocks`` blocks;
+    each stage but the first halves the picture and doubles the width. Pictures end as a mean over what is left of height
+    and width.
 
     Args:
         schema: what is known of the data; its inputs are [channels, height, width].
@@ -29,10 +30,11 @@ class CNN(nn.Module):
         if len(schema.input_shape) != 3:
             raise UserError(f"net CNN: expected pictures [channels, height, width], got rows of shape "
                             f"{schema.input_shape}; use the net MLP for them.")  # fmt: skip
-        channels, height, width_in = schema.input_shape
-        halvings = max(0, min(height, width_in).bit_length() - 3)  # 8 -> 1, 16 -> 2, 28 -> 2, 32 -> 3
+        channels, *sides = schema.input_shape
+        pool = [nn.MaxPool2d(2)] if min(sides) >= 24 else []  # there it costs most to look at every pixel
+        halvings = max(0, (min(sides) // (2 if pool else 1)).bit_length() - 3)  # 8 -> 1, 16 -> 2, 28 -> 1, 32 -> 2
         stages = min(3, 1 + halvings) if stages is None else stages
-        layers: list[nn.Module] = [Standardize(schema), nn.Conv2d(channels, width, 3, padding=1, bias=False)]
+        layers: list[nn.Module] = [Standardize(schema), nn.Conv2d(channels, width, 3, padding=1, bias=False), *pool]
         for stage in range(stages):
             for block in range(blocks):
                 halve = stage > 0 and block == 0

@@ -6,20 +6,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
-from rich.progress import Progress
 
 from proj.data import columns, table_targets, tables
 from proj.data.base import Finding
-from proj.data.cache import create
 from proj.data.columns import Override
 from proj.data.splits import split, split_by_time, split_groups
+from proj.data.write_table import batches, write_parts
 from proj.errors import UserError
-from proj.schema import Column, Schema, Task
+from proj.schema import Schema, Task
 
 PARTS = ("train", "val", "test")
 LEFT_OUT = 3  # the part of rows without a target
 SAMPLE = 1_000_000  # training rows, evenly spread, that kinds, quantiles and categories are fitted on
-CHUNK = 131_072  # rows encoded at once
 
 Array = np.ndarray[Any, Any]
 
@@ -167,66 +165,3 @@ def _without_target(part: Array, where: str) -> Finding:
 def _left_out(name: str, why: str) -> Finding:
     return Finding(f"column {name} is left out, {why}", "it would not help on new rows",
                    f"agree with data.columns: {{{name}: drop}}, or say what it is: number, category or date")  # fmt: skip
-
-
-def batches(files: list[Path], table: pl.LazyFrame) -> Any:
-    """The table a chunk at a time, with the number of each one's first row."""
-    start = 0
-    try:
-        for batch in table.collect_batches(chunk_size=CHUNK, maintain_order=True, engine="streaming"):
-            yield start, batch
-            start += len(batch)
-    except pl.exceptions.PolarsError as error:
-        raise UserError(f"{files[0]}: cannot be read: {' '.join(str(error).split())[:300]}.") from error
-
-
-def write_parts(
-    folder: Path,
-    files: list[Path],
-    table: pl.LazyFrame,
-    schema: Schema,
-    y: Array | None,
-    parts: tuple[str, ...],
-    part: Array | None = None,
-) -> None:
-    """Encode every row in one streaming pass, each into its part's arrays (all into the first, where ``part`` is None)."""
-    count = len(part) if part is not None else int(tables.read(files, table.select(pl.len())).item())
-    part = np.zeros(count, np.uint8) if part is None else part
-    kinds: dict[str, tuple[tuple[Column, ...], Any]] = {
-        "numeric": (schema.numeric, np.float32),
-        "categorical": (schema.categorical, np.int32),
-    }
-    sizes = np.bincount(part, minlength=4)
-    arrays = {
-        (stage, kind): create(folder / f"{stage}_{kind}.npy", dtype, (int(sizes[i]), len(some)))
-        for i, stage in enumerate(parts)
-        for kind, (some, dtype) in kinds.items()
-    }
-    encoded = table.select(columns.encode(c).alias(f"{i}") for i, c in enumerate((*schema.numeric, *schema.categorical)))
-    filled = [0] * len(parts)
-    with Progress(transient=True) as bar:
-        task = bar.add_task(f"preparing {files[0].name}", total=count)
-        for start, batch in batches(files, encoded):
-            mine = part[start : start + len(batch)]
-            columns_of = {"numeric": batch[:, : len(schema.numeric)], "categorical": batch[:, len(schema.numeric) :]}
-            encoded_rows = {k: v.to_numpy() if v.width else np.zeros((len(batch), 0)) for k, v in columns_of.items()}
-            _check_finite(encoded_rows["numeric"], schema, start, files)
-            for i, stage in enumerate(parts):
-                here = mine == i
-                end = filled[i] + int(here.sum())
-                for kind, values in encoded_rows.items():
-                    arrays[stage, kind][filled[i] : end] = values[here]
-                filled[i] = end
-            bar.update(task, advance=len(batch))
-    for i, stage in enumerate(parts):
-        rows = np.flatnonzero(part == i)
-        np.save(folder / f"{stage}_row.npy", rows)
-        if y is not None:
-            np.save(folder / f"{stage}_y.npy", y[rows])
-
-
-def _check_finite(numbers: Array, schema: Schema, start: int, files: list[Path]) -> None:
-    if (wrong := np.isinf(numbers)).any():
-        row, column = np.argwhere(wrong)[0]
-        raise UserError(f"{files[0]}: column {schema.numeric[column].source}: expected finite numbers, got an infinite one "
-                        f"in row {start + row}; correct it, or leave it empty.")  # fmt: skip

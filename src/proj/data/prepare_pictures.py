@@ -150,5 +150,6 @@ def _fit(x: Array, targets: Targets) -> Schema:
         input_mean=tuple(mean.tolist()),
         input_std=tuple(std.tolist()),
         rows=len(x),
+        columns=(),
         **targets.fit(np.arange(len(x))),
     )
