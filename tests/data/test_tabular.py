@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from conftest import Cli
+from proj.data import tables
 from proj.data.columns import BINS, RARE, quantiles
 from proj.data.tabular import Tabular
 from proj.errors import UserError
@@ -103,6 +104,18 @@ def test_other_files_give_the_same_arrays(ending: str, table: pl.DataFrame) -> N
         assert torch.equal(one.parts[stage].row, other.parts[stage].row)
         assert torch.equal(one.parts[stage].x["categorical"], other.parts[stage].x["categorical"])
         assert torch.equal(one.parts[stage].x["numeric"].nan_to_num(-1), other.parts[stage].x["numeric"].nan_to_num(-1))
+
+
+def test_a_type_that_shows_late_counts_for_the_whole_column(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Types are inferred from the first rows only where these tell the truth about all."""
+    monkeypatch.setattr(tables, "HEAD", 50)
+    late = [None] * 100
+    frame = pl.DataFrame({"whole": pl.Series([*map(str, range(100)), *["0.5"] * 100]), "empty": [*late, *range(100)],
+                          "word": [*map(str, range(100)), *["x", "y"] * 50], "y": ["a", "b"] * 100})  # fmt: skip
+    frame.write_csv("late.csv")
+    data = ready("late.csv", "y", columns={"word": "category", "whole": "number", "empty": "number"})
+    assert data.schema is not None
+    assert {c.source: c.type for c in data.schema.columns} == {"whole": "number", "empty": "number", "word": "text"}
 
 
 def test_kinds_can_be_set(table: pl.DataFrame) -> None:

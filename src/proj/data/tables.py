@@ -12,6 +12,8 @@ from proj.errors import UserError, nearest
 
 ENDINGS = (".csv", ".tsv", ".txt", ".parquet")
 
+HEAD = 10_000  # rows that types are inferred from at first
+
 # What stands for a missing value in text files, beside an empty field: the words that other programs write.
 MISSING = ("NA", "N/A", "n/a", "NaN", "nan", "null", "NULL", "None", "?")
 
@@ -33,8 +35,10 @@ def files_of(path: str, option: str) -> list[Path]:
     return found
 
 
-def scan(files: list[Path], text: Iterable[str] = ()) -> pl.LazyFrame:
-    """The table of all ``files``, lazily. In text files, types are inferred from every row; ``text`` columns stay text."""
+def scan(files: list[Path], text: Iterable[str] = (), whole: bool = False) -> pl.LazyFrame:
+    """The table of all ``files``, lazily. In text files, types are inferred from the first rows (or the ``whole``);
+    ``text`` columns stay text.
+    """
     if files[0].suffix == ".parquet":
         return pl.scan_parquet(files)
     header, separator = _header(files[0])
@@ -44,7 +48,7 @@ def scan(files: list[Path], text: Iterable[str] = ()) -> pl.LazyFrame:
     types = {name: pl.String for name in text if name in header}
     try:
         return pl.scan_csv(files, separator=separator, null_values=list(MISSING), try_parse_dates=True,
-                           infer_schema_length=None, schema_overrides=types)  # fmt: skip
+                           infer_schema_length=None if whole else HEAD, schema_overrides=types)  # fmt: skip
     except PolarsError as error:
         raise _explained(files, error) from error
 
@@ -54,12 +58,11 @@ def parsed(files: list[Path], folder: Path, text: Iterable[str] = ()) -> pl.Lazy
 
     Raises UserError where a file is no table: empty, ragged, not UTF-8, or with two columns of one name.
     """
-    table = scan(files, text)
     try:
-        if files[0].suffix != ".parquet":
-            file = folder / f"{len(list(folder.iterdir()))}.parquet"
-            table.sink_parquet(file, engine="streaming")
-            table = pl.scan_parquet(file)
+        if files[0].suffix == ".parquet":
+            table = scan(files)
+        else:
+            table = _stored(files, folder / f"{len(list(folder.iterdir()))}.parquet", list(text))
         names = table.collect_schema().names()
         rows = table.select(pl.len()).collect(engine="streaming").item()
     except (PolarsError, OSError) as error:
@@ -69,6 +72,20 @@ def parsed(files: list[Path], folder: Path, text: Iterable[str] = ()) -> pl.Lazy
     if files[0].suffix != ".parquet" and len(names) > 1 and read(files, table.select(pl.col(names[-1]).null_count())).item():
         _find_ragged(files, _header(files[0])[1], len(names))  # a line with too few fields ends in missing values
     return table
+
+
+def _stored(files: list[Path], file: Path, text: list[str]) -> pl.LazyFrame:
+    """Text files as a Parquet file. Where the first rows do not tell a column's type, all rows are asked."""
+    try:
+        scan(files, text).sink_parquet(file, engine="streaming")
+        table = pl.scan_parquet(file)
+        unknown = table.head(HEAD).select(pl.col(pl.String).exclude(text).is_null().all()).collect()
+        if not any(unknown.row(0)):
+            return table
+    except PolarsError:  # a later row is not of the first rows' type, or the file is no table: then it fails again
+        pass
+    scan(files, text, whole=True).sink_parquet(file, engine="streaming")
+    return pl.scan_parquet(file)
 
 
 def from_columns(rows: Any) -> pl.DataFrame:

@@ -120,7 +120,7 @@ class Tabular(SplitData):
     def kept(self, names: list[str], rows: Any) -> pl.DataFrame:
         option = next(o for o in ("predict_path", "test_path", "path") if getattr(self, o) is not None)
         files = self._files(option)
-        table = tables.scan(files)
+        table = tables.scan(files, text=names)  # in text files, as it stands there
         check_columns(table.collect_schema().names(), names, "--keep", str(files[0]))
         return tables.read(files, table.select(names)).select(pl.all().gather(rows))
 
