@@ -14,20 +14,20 @@ from proj.data.cache import create
 from proj.errors import UserError
 from proj.schema import Column, Schema
 
-CHUNK = 131_072  # rows encoded at once
+CHUNK = 500_000  # rows encoded at once
 
 Array = np.ndarray[Any, Any]
 
 
 def batches(files: list[Path], table: pl.LazyFrame) -> Iterator[tuple[int, pl.DataFrame]]:
-    """The table a chunk at a time, with the number of each one's first row."""
+    """The table a chunk at a time, with the number of each one's first row.
+
+    By slices: polars' own iterator reads ahead as fast as it can, and a large table would pile up in memory.
+    """
     start = 0
-    try:
-        for batch in table.collect_batches(chunk_size=CHUNK, maintain_order=True, engine="streaming"):
-            yield start, batch
-            start += len(batch)
-    except pl.exceptions.PolarsError as error:
-        raise UserError(f"{files[0]}: cannot be read: {' '.join(str(error).split())[:300]}.") from error
+    while len(batch := tables.read(files, table.slice(start, CHUNK))):
+        yield start, batch
+        start += len(batch)
 
 
 def write_parts(
