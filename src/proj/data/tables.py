@@ -90,6 +90,8 @@ def _stored(files: list[Path], file: Path, text: list[str]) -> pl.LazyFrame:
 
 def from_columns(rows: Any) -> pl.DataFrame:
     """A pandas frame, or anything else that gives columns by name, as a polars frame; not-a-number is missing."""
+    if hasattr(rows, "notna"):  # pandas, whose own missing values compare with nothing
+        rows = rows.astype(object).where(rows.notna(), None)
     try:
         columns = {str(name): list(rows[name]) for name in rows}
     except (TypeError, KeyError, IndexError) as error:
