@@ -11,7 +11,7 @@ from proj import console
 from proj.arguments import read_arguments
 from proj.callbacks.checkpoint import Checkpoint, InitFrom
 from proj.check import preflight
-from proj.data.base import SplitData
+from proj.data.base import Finding, SplitData
 from proj.data.doctor import examine
 from proj.errors import UserError
 from proj.experiment import ExperimentCLI, differences, first_process
@@ -30,6 +30,8 @@ def fit(args: list[str]) -> None:
     if first_process():
         check_name(cli.root, cli.option("name"))
         preflight(cli, start)
+        found = _findings(cli)
+        console.show_findings(found)
     for callback in start:
         console.say(f"started from {callback.report}")
     if cli.config_init.trainer.fast_dev_run:
@@ -38,7 +40,7 @@ def fit(args: list[str]) -> None:
             trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=resume, weights_only=True)
         console.say("fast_dev_run: it went through; nothing is kept.")
     elif first_process():
-        _train(cli, claim(cli.root, cli.option("name")), args, start, resume)
+        _train(cli, claim(cli.root, cli.option("name")), args, found, start, resume)
     else:
         # Lightning's launcher hands RUN_VARIABLE on. torchrun's does not: there, Lightning broadcasts the checkpoints'
         # folder from process 0, and no other process writes anything else.
@@ -48,22 +50,25 @@ def fit(args: list[str]) -> None:
             trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=resume, weights_only=True)
 
 
-def _train(cli: ExperimentCLI, run: Run, args: list[str], start: list[InitFrom], resume: Path | None) -> None:
+def _findings(cli: ExperimentCLI) -> list[Finding]:
+    return examine(cli.datamodule) if isinstance(cli.datamodule, SplitData) else []
+
+
+def _train(
+    cli: ExperimentCLI, run: Run, args: list[str], found: list[Finding], start: list[InitFrom], resume: Path | None
+) -> None:
     os.environ[RUN_VARIABLE] = str(run.path)
     trainer = cli.build_trainer(run.path, [*cli.fit_callbacks(run.path), *start])
     write(run.path / "config.yaml", lambda file: file.write(cli.as_yaml().encode()))
-    findings = examine(cli.datamodule) if isinstance(cli.datamodule, SplitData) else []
-    write(
-        run.path / "findings.json", lambda file: file.write(json.dumps([f._asdict() for f in findings], indent=2).encode())
-    )
-    console.show_findings(findings)
+    findings = json.dumps([finding._asdict() for finding in found], indent=2)
+    write(run.path / "findings.json", lambda file: file.write(findings.encode()))
     fingerprint = getattr(cli.datamodule, "fingerprint", "")
     console.say(f"run: {run.path} on {trainer.num_devices} x {trainer.strategy.root_device.type}")
     first_step = read_checkpoint(resume)["global_step"] if resume else 0
     try:
         with recording(run, ["fit", *args], cli.experiment["seed_everything"], fingerprint), exit_codes(trainer):
             trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=resume, weights_only=True)
-    except Exception:
+    except Exception:  # of whatever kind, since it is raised again: here it matters only how far training came
         if trainer.global_step == first_step:
             shutil.rmtree(run.path)  # what never made a step is no run
             if not any(cli.root.iterdir()):
@@ -90,7 +95,7 @@ def check(args: list[str]) -> None:
     preflight(cli, _init_from(cli, cli.root))
     if isinstance(cli.datamodule, SplitData):
         console.show_data(cli.datamodule)
-        console.show_findings(examine(cli.datamodule), strict="--strict" in args)
+        console.show_findings(_findings(cli), strict="--strict" in args)
     console.say("a batch of each stage goes through.")
 
 

@@ -197,6 +197,39 @@ def test_the_task_is_inferred(values: list[Any], task: str) -> None:
     assert data.schema.task == task
 
 
+def test_a_number_that_is_none_is_missing_and_an_infinite_target_is_refused(table: pl.DataFrame) -> None:
+    """As a Parquet file of other programs has it; a NaN target would end in NaN weights."""
+    odd = table.with_columns(
+        pl.col("age").fill_null(float("nan")),
+        pl.when(pl.int_range(pl.len()) < 7).then(float("nan")).otherwise("spent").alias("spent"),
+    )
+    odd.write_parquet("odd.parquet")
+    data = ready("odd.parquet", "spent")
+    assert sum(len(p.row) for p in data.parts.values()) == 193
+    assert all(torch.isfinite(p.y).all() for p in data.parts.values())
+    assert any("7 of 200 rows of odd.parquet have no target" in str(f) for f in data.findings)
+    assert sum(decoded(data, stage)["age"].count(None) for stage in data.parts) == odd[7:]["age"].is_nan().sum()
+    assert torch.equal(
+        Tabular.encode(odd, data.schema)["numeric"].isnan(), Tabular.encode(table, data.schema)["numeric"].isnan()
+    )
+    odd.with_columns(
+        pl.when(pl.int_range(pl.len()) == 9).then(float("inf")).otherwise("spent").alias("spent")
+    ).write_parquet("inf.parquet")
+    with pytest.raises(UserError, match="expected finite targets, got an infinite one"):
+        ready("inf.parquet", "spent")
+
+
+@pytest.mark.parametrize("labels", [["2020-01-01", "2020-01-02"], ["a", "7"]])
+def test_labels_of_any_type_are_classes_and_a_file_of_test_rows_may_have_some_of_them(labels: list[str]) -> None:
+    rng = np.random.default_rng(0)
+    for name, rows in (("train.csv", labels * 50), ("test.csv", labels[1:] * 20)):
+        pl.DataFrame({"x": rng.normal(size=len(rows)), "y": rows}).write_csv(name)
+    data = ready("train.csv", "y", test_path="test.csv", task="binary")
+    assert data.schema is not None
+    assert data.schema.classes == tuple(sorted(labels))
+    assert data.parts["test"].y.tolist() == [data.schema.classes.index(labels[1])] * 20
+
+
 def test_splits_by_group_time_and_column(table: pl.DataFrame) -> None:
     day = pl.Series("day", np.repeat(np.arange(50), 4))
     family = pl.Series("family", np.random.default_rng(1).integers(0, 40, 200))

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-FORMAT = 1  # part of every key: raise it when what is written changes its meaning
+FORMAT = 2  # part of every key: raise it when what is written changes its meaning
 
 
 def prepared(cache: Path, key: dict[str, Any], build: Callable[[Path], None]) -> Path:

@@ -129,7 +129,7 @@ class Preparation(NamedTuple):
     def _leaks(self, train: pl.DataFrame, other: pl.DataFrame, stage: str) -> list[Finding]:
         """Groups, or moments, of another part that are among the training rows'."""
         findings = []
-        if (group := self.by["group"]) and (shared := len(set(train[f"_by_{group}"]) & set(other[f"_by_{group}"]))):
+        if (group := self.by["group"]) and (shared := _shared(train[f"_by_{group}"], other[f"_by_{group}"])):
             findings.append(Finding(f"{shared} values of {group} are both in train and in {stage}",
                                     "what was learned of a group by heart counts as knowledge of new ones",
                                     "split by data.group alone, or give other files"))  # fmt: skip
@@ -144,7 +144,8 @@ class Preparation(NamedTuple):
         return findings
 
     def _prepare_test(self, folder: Path, files: list[Path], schema: Schema, train: pl.DataFrame) -> list[Finding]:
-        table, where = tables.parsed(files, folder, schema.text_sources), str(files[0])
+        labels = self.targets if any(isinstance(label, str) for label in schema.classes) else []
+        table, where = tables.parsed(files, folder, [*schema.text_sources, *labels]), str(files[0])
         table_targets.check_columns(table.collect_schema().names(), self.targets, "data.test_path", where)
         columns.check(table, schema.columns, where)
         special = [name for option, name in self.by.items() if name is not None and option != "split"]
@@ -155,6 +156,11 @@ class Preparation(NamedTuple):
         part = np.where(missing, LEFT_OUT, 0).astype(np.uint8)
         write_parts(folder, files, table, schema, y, ("test",), part)
         return [*self._leaks(train, known, "test"), *([_without_target(part, where)] if missing.any() else [])]
+
+
+def _shared(one: pl.Series, other: pl.Series) -> int:
+    """How many different values are in both."""
+    return one.unique().to_frame().join(other.unique().to_frame(), on=one.name, how="semi").height
 
 
 def _without_target(part: Array, where: str) -> Finding:

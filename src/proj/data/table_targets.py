@@ -49,7 +49,15 @@ def labels_of(values: pl.Series, task: Task, where: str) -> tuple[Label, ...]:
         found = f"{len(labels)} ({', '.join(map(str, labels[:5]))})" if labels else "none, every value is missing"
         raise UserError(f"{where}: column {values.name}: expected {wanted} for the task {task}, got {found}; "
                         "set data.target or data.task.")  # fmt: skip
-    return tuple(label if isinstance(label, str | int | float | bool) else str(label) for label in labels)
+    return labels
+
+
+def plain(column: pl.Series) -> pl.Series:
+    """Labels as values that a checkpoint can hold: text, whole numbers, floats or truth values."""
+    kind = type_of(column.dtype)
+    if kind == "number":
+        return column if column.dtype.is_integer() else column.cast(pl.Float64)
+    return column if kind == "boolean" else column.cast(pl.String)
 
 
 def check_numbers(values: pl.DataFrame, task: Task, where: str) -> None:
@@ -60,6 +68,9 @@ def check_numbers(values: pl.DataFrame, task: Task, where: str) -> None:
                             f"{f', such as {given[0]!r}' if given else ''}; set data.target or data.task.")  # fmt: skip
         if column.null_count() == len(column):
             raise UserError(f"{where}: column {column.name}: expected targets, got missing values alone.")
+        if (infinite := column.cast(pl.Float64).is_infinite()).any():
+            raise UserError(f"{where}: column {column.name}: expected finite targets, got an infinite one in row "
+                            f"{infinite.arg_max()}; correct it, or leave it empty.")  # fmt: skip
         if task == "multilabel" and not column.drop_nulls().cast(pl.Float64).is_in([0.0, 1.0]).all():
             raise UserError(f"{where}: column {column.name}: expected 0 and 1 alone for the task multilabel; set data.task.")
 
@@ -72,9 +83,7 @@ def encode(values: pl.DataFrame, schema: Schema, where: str) -> np.ndarray[Any, 
     if schema.task in ("regression", "multilabel"):
         check_numbers(values, schema.task, where)
         return values.select(pl.all().cast(pl.Float32).fill_null(float("nan"))).to_numpy()
-    column = values.to_series()
-    if column.dtype in (pl.Categorical, pl.Enum):
-        column = column.cast(pl.String)
+    column = plain(values.to_series())
     known = pl.Series(list(schema.classes))
     if type_of(known.dtype) != type_of(column.dtype) and column.null_count() < len(column):
         raise UserError(f"{where}: column {column.name}: expected labels such as {schema.classes[0]!r}, as in training, "
@@ -94,8 +103,7 @@ def fit(task: Task, values: pl.DataFrame, where: str) -> dict[str, Any]:
     fields: dict[str, Any] = {"task": task, "target_names": names}
     fields |= dict.fromkeys(("classes", "class_counts", "target_mean", "target_std"), ())
     if task in ("binary", "multiclass"):
-        column = values.to_series()
-        column = column.cast(pl.String) if column.dtype in (pl.Categorical, pl.Enum) else column
+        column = plain(values.to_series())
         classes = labels_of(column, task, where)
         counts = dict(column.value_counts().rows())
         return fields | {"classes": classes, "class_counts": tuple(counts[label] for label in classes)}

@@ -71,7 +71,12 @@ def parsed(files: list[Path], folder: Path, text: Iterable[str] = ()) -> pl.Lazy
         raise UserError(f"{files[0]}: expected rows of data, got {'a header alone' if names else 'an empty file'}.")
     if files[0].suffix != ".parquet" and len(names) > 1 and read(files, table.select(pl.col(names[-1]).null_count())).item():
         _find_ragged(files, _header(files[0])[1], len(names))  # a line with too few fields ends in missing values
-    return table
+    return without_nan(table)
+
+
+def without_nan(table: pl.LazyFrame) -> pl.LazyFrame:
+    """Not-a-number is how other programs write a missing number."""
+    return table.with_columns(pl.col(pl.Float32, pl.Float64).fill_nan(None))
 
 
 def _stored(files: list[Path], file: Path, text: list[str]) -> pl.LazyFrame:

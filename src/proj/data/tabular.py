@@ -74,7 +74,7 @@ class Tabular(SplitData):
     @classmethod
     def encode(cls, rows: Any, schema: Schema) -> dict[str, Tensor]:
         """``rows``, a polars or pandas frame or a dict of columns, as ``x``."""
-        frame = rows if isinstance(rows, pl.DataFrame) else tables.from_columns(rows)
+        frame = tables.without_nan(rows.lazy()).collect() if isinstance(rows, pl.DataFrame) else tables.from_columns(rows)
         columns.check(frame.lazy(), schema.columns, "rows")
         kinds = {"numeric": (schema.numeric, np.float32), "categorical": (schema.categorical, np.int32)}
         return {
