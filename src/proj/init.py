@@ -41,7 +41,11 @@ def init(args: list[str]) -> None:
 
 
 def _arguments(args: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(f"python -m {__package__} init", description=init.__doc__, allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        f"python -m {__package__} init",
+        description="Look at data and write an experiment for them.",
+        allow_abbrev=False,
+    )
     parser.add_argument("data", help="a .csv, .tsv, .txt or .parquet file, a glob of them, or a folder of pictures")
     parser.add_argument("--target", help="the column to predict, or several with commas between them")
     parser.add_argument("--task", choices=list(MODELS), help="what the targets are, if it is not what they seem")

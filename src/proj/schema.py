@@ -11,6 +11,7 @@ from proj.errors import UserError
 
 Task: TypeAlias = Literal["binary", "multiclass", "multilabel", "regression"]
 Label: TypeAlias = str | int | float | bool
+STAGES = ("train", "val", "test")
 Tensors: TypeAlias = Tensor | dict[str, Tensor]
 
 

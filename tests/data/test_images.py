@@ -333,23 +333,24 @@ def test_damaged_pictures_are_an_error_or_are_left_out(capsys: pytest.CaptureFix
     assert capsys.readouterr().err == ""
     for _ in range(2):  # from the cache too
         data = ready(root, skip_unreadable=True)
-        assert "warning: 3 of 40 pictures cannot be read (cat/00.png: it has 0 bytes, cat/01.png" in capsys.readouterr().err
+        (finding,) = data.findings
+        assert "3 of 40 pictures cannot be read (cat/00.png: it has 0 bytes, cat/01.png" in str(finding)
     names = whole(data)
     assert len(names) == 37
     for name, x in names.items():
         assert np.array_equal(x[0], np.asarray(Image.open(root / name))), name
 
 
-def test_files_that_are_no_pictures_are_left_out_with_one_warning(capsys: pytest.CaptureFixture[str]) -> None:
+def test_files_that_are_no_pictures_are_left_out_and_found() -> None:
     root = folder()
     for name in ("cat/Thumbs.db", "cat/notes.txt", "dog/a.csv", "labels.csv", ".hidden", "cat/.DS_Store"):
         (root / name).write_text("")
     (root / ".git").mkdir()
     data = ready(root)
-    data.prepare_data()
-    assert capsys.readouterr().err == (
-        "warning: 4 files in pets have no picture's ending and are left out (labels.csv, cat/Thumbs.db, cat/notes.txt, …).\n"
-    )
+    assert [str(finding) for finding in data.findings] == [
+        "4 files in pets have no picture's ending (labels.csv, cat/Thumbs.db, cat/notes.txt, …): they are left out; "
+        "remove them, or give them their format's ending."
+    ]
     assert len(whole(data)) == 40
 
 

@@ -11,7 +11,7 @@ from proj.data.sources import Array, fingerprint, load, read, stages, to_inputs
 from proj.data.splits import split
 from proj.data.targets import Targets
 from proj.errors import UserError
-from proj.schema import Batch, Schema, Task
+from proj.schema import STAGES, Batch, Schema, Task
 
 
 class Arrays(SplitData):
@@ -43,8 +43,8 @@ class Arrays(SplitData):
         split_seed: int = 0,
         shuffle: bool = True,
     ) -> None:
-        super().__init__(batch_size, shuffle)
-        self.path, self.predict_path, self.task = path, predict_path, task
+        super().__init__(batch_size, shuffle, predict_path)
+        self.path, self.task = path, task
         self.val_fraction, self.test_fraction, self.split_seed = val_fraction, test_fraction, split_seed
 
     @classmethod
@@ -62,8 +62,7 @@ class Arrays(SplitData):
         return torch.from_numpy(x)
 
     def setup(self, stage: str) -> None:
-        new_rows = stage == "predict" and self.predict_path is not None and self.schema is not None
-        if not self.parts and not new_rows:
+        if not self.parts and not self._only_new_rows():
             self._read()
         if stage == "predict" and "predict" not in self.parts:
             self._read_predict()
@@ -90,7 +89,7 @@ class Arrays(SplitData):
         )
         if self.schema is None:
             self.schema = _fit(x["train"][parts["train"]], targets, parts["train"], source.input_names)
-        for s in ("train", "val", "test"):
+        for s in STAGES:
             own = s if s in x and s != "train" else "train"  # the array the rows are numbered in
             rows = np.arange(len(x[own])) if own != "train" else parts[s]
             y = targets.encode(arrays[f"y_{own}"][rows], self.schema, s, rows)

@@ -29,11 +29,12 @@ class SplitData(LightningDataModule, ABC):
     Args:
         batch_size: rows a batch and device; null means all rows of a part at once.
         shuffle: draw a new order of the training rows each epoch, from the seed and the epoch alone.
+        predict_path: where the rows for ``predict`` are; null means the test part.
     """
 
-    def __init__(self, batch_size: int | None, shuffle: bool) -> None:
+    def __init__(self, batch_size: int | None, shuffle: bool, predict_path: str | None = None) -> None:
         super().__init__()
-        self.batch_size, self.shuffle = batch_size, shuffle
+        self.batch_size, self.shuffle, self.predict_path = batch_size, shuffle, predict_path
         self.seed = torch.initial_seed() % 2**32
         self.parts: dict[str, Batch] = {}
         self.schema: Schema | None = None  # set from a checkpoint before `setup`, nothing is fitted again
@@ -44,6 +45,11 @@ class SplitData(LightningDataModule, ABC):
     @abstractmethod
     def encode(cls, rows: Any, schema: Schema) -> Tensors:
         """Raw rows as the net's input; raises UserError where they do not fit the schema."""
+
+    def _only_new_rows(self) -> bool:
+        """Whether the rows to predict and the schema of a run are all that is needed."""
+        predicting = self.trainer is not None and self.trainer.predicting
+        return predicting and self.predict_path is not None and self.schema is not None
 
     @property
     def identity(self) -> list[str]:

@@ -8,8 +8,7 @@ from typing import NamedTuple
 from PIL import Image
 
 from proj.errors import UserError, nearest
-
-PARTS = ("train", "val", "test")
+from proj.schema import STAGES
 
 
 class Folder(NamedTuple):
@@ -83,12 +82,12 @@ def _visible(folder: Path) -> list[str]:
 def _parts(root: Path) -> list[str]:
     """The folders train, val and test that ``root`` has; none if its folders are classes."""
     folders = [name for name in sorted(_visible(root)) if (root / name).is_dir()]
-    parts = [name for name in PARTS if name in folders]
+    parts = [name for name in STAGES if name in folders]
     if parts and "train" not in parts:
         raise UserError(f"data.path: expected a folder train beside {' and '.join(parts)} in {root}, got none.")
-    if parts and (others := [name for name in folders if name not in PARTS]):
+    if parts and (others := [name for name in folders if name not in STAGES]):
         raise UserError(f"data.path: expected no folders beside train, val and test in {root}, got {', '.join(others[:3])}; "
-                        f"move or rename what is not a part.{nearest(others[0], PARTS)}")  # fmt: skip
+                        f"move or rename what is not a part.{nearest(others[0], STAGES)}")  # fmt: skip
     return parts
 
 

@@ -1,7 +1,6 @@
 """Folders of pictures, and arrays of them, as a data module."""
 
 import json
-import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import cache
@@ -12,6 +11,7 @@ import numpy as np
 import PIL
 import polars as pl
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from PIL import Image
 from torch import Tensor
 
@@ -20,11 +20,10 @@ from proj.data.augment import augment
 from proj.data.base import SplitData
 from proj.data.cache import prepared
 from proj.data.decode import Picture, Shape, decode
-from proj.data.folders import PARTS
 from proj.data.prepare_pictures import COLOURS, Plan, Prepared, prepare, shape_of
 from proj.data.targets import Targets
 from proj.errors import UserError
-from proj.schema import Batch, Schema, Task
+from proj.schema import STAGES, Batch, Schema, Task
 
 CHANNELS = {"grey": 1, "rgb": 3}
 
@@ -74,15 +73,14 @@ class Images(SplitData):
         shuffle: bool = True,
         cache_dir: str = f".cache/{__name__.partition('.')[0]}",
     ) -> None:
-        super().__init__(batch_size, shuffle)
-        self.path, self.predict_path, self.task = path, predict_path, task
+        super().__init__(batch_size, shuffle, predict_path)
+        self.path, self.task = path, task
         self.size = (size, size) if isinstance(size, int) else size
         self.channels, self.skip_unreadable = CHANNELS.get(channels), skip_unreadable
         self.flip, self.crop, self.erase = flip, crop, erase
         self.val_fraction, self.test_fraction, self.split_seed = val_fraction, test_fraction, split_seed
         self.cache = Path(cache_dir)
         self.files: dict[str, list[str]] = {}  # by stage: the file of each row number, for pictures from a folder
-        self._said: set[str] = set()  # warnings, each of them once
 
     @classmethod
     def encode(cls, rows: Any, schema: Schema) -> Tensor:
@@ -108,13 +106,13 @@ class Images(SplitData):
         return torch.from_numpy(x)
 
     def prepare_data(self) -> None:
-        if not self._only_predicts():
-            self._warn(self._prepared(self.path))
+        if not self._only_new_rows():
+            self._prepared(self.path)
         elif self.predict_path:
-            self._warn(self._prepared(self.predict_path, predict=True))
+            self._prepared(self.predict_path, predict=True)
 
     def setup(self, stage: str) -> None:
-        if not self.parts and not (stage == "predict" and self.predict_path and self.schema):
+        if not self.parts and not self._only_new_rows():
             self._setup_all()
         if stage == "predict" and "predict" not in self.parts:
             self._setup_predict()
@@ -135,10 +133,6 @@ class Images(SplitData):
         return batch._replace(x=augment(batch.x, self.flip, self.crop, self.erase))
 
     # From source to parts
-
-    def _only_predicts(self) -> bool:
-        predicting = self.trainer is not None and self.trainer.state.fn == "predict"
-        return predicting and self.predict_path is not None and self.schema is not None
 
     def _prepared(self, path: str, predict: bool = False) -> Prepared:
         """What was decoded of ``path``, now or in an earlier run."""
@@ -180,10 +174,10 @@ class Images(SplitData):
 
     def _setup_all(self) -> None:
         done = self._prepared(self.path)
-        self.fingerprint = done.source
+        self.fingerprint, self.findings = done.source, done.findings
         self.schema = self.schema or Schema.from_dict(done.facts["schema"])
         targets = Targets(done.load("y", "train"), self.task, (), self.path)
-        for stage in PARTS:
+        for stage in STAGES:
             y = targets.encode(done.load("y", stage), self.schema, stage, done.load("row", stage))
             self.parts[stage] = done.part(stage, torch.from_numpy(y))
             self.files[stage] = done.names
@@ -194,14 +188,5 @@ class Images(SplitData):
             return
         done = self._prepared(self.predict_path, predict=True)
         self.parts["predict"], self.files["predict"] = done.part("predict", None), done.names
-
-    def _warn(self, done: Prepared) -> None:
-        """Say once what is not used: files that are no pictures, and pictures that cannot be read."""
-        lines = [done.facts["unreadable"]] if done.facts["unreadable"] else []
-        if done.listing and (left_out := done.listing.left_out):
-            some = ", ".join(left_out[:3]) + ", …" * (len(left_out) > 3)
-            lines.append(f"{len(left_out)} files in {done.listing.root} have no picture's ending and are left out ({some})")
-        for line in lines:
-            if line not in self._said:
-                print(f"warning: {line}.", file=sys.stderr, flush=True)
-        self._said |= set(lines)
+        for finding in done.findings:
+            rank_zero_warn(str(finding))

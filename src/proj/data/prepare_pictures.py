@@ -10,14 +10,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from proj.data.base import Finding
 from proj.data.cache import create, mapped
 from proj.data.decode import Shape, decode, in_parallel, look
-from proj.data.folders import PARTS, Folder
+from proj.data.folders import Folder
 from proj.data.pictures import Pictures
 from proj.data.splits import split
 from proj.data.targets import Targets
 from proj.errors import UserError
-from proj.schema import Batch, Schema, Task
+from proj.schema import STAGES, Batch, Schema, Task
 
 Array: TypeAlias = np.ndarray[Any, Any]
 
@@ -55,6 +56,18 @@ class Prepared(NamedTuple):
     def names(self) -> list[str]:
         """The file of each row number."""
         return self.listing.names if self.listing else []
+
+    @property
+    def findings(self) -> list[Finding]:
+        """What is not used: pictures that cannot be read, and files that are no pictures."""
+        effect, found = "they are left out", []
+        if failed := self.facts["unreadable"]:
+            found.append(Finding(failed, effect, "mend or remove them"))
+        if self.listing and (others := self.listing.left_out):
+            some = ", ".join(others[:3]) + ", …" * (len(others) > 3)
+            what = f"{len(others)} files in {self.listing.root} have no picture's ending ({some})"
+            found.append(Finding(what, effect, "remove them, or give them their format's ending"))
+        return found
 
     def load(self, what: str, stage: str) -> Array:
         array: Array = np.load(self.folder / f"{what}_{stage}.npy")
@@ -123,14 +136,14 @@ def prepare(folder: Path, pictures: Pictures, plan: Plan, where: str) -> None:
 
 def _parts(pictures: Pictures, plan: Plan, where: str) -> dict[str, Array]:
     """Positions of each part's pictures; a part that the source does not have is cut off train."""
-    own = {part: np.flatnonzero(pictures.parts == part) for part in ("predict", *PARTS)}
+    own = {part: np.flatnonzero(pictures.parts == part) for part in ("predict", *STAGES)}
     if len(own["predict"]):
         return {"predict": own["predict"]}
     train = own["train"]
     targets = Targets(pictures.labels[train], plan.task, (), where)
     val, test = (0.0 if len(own[part]) else getattr(plan, f"{part}_fraction") for part in ("val", "test"))
     dealt = split(train, val, test, plan.split_seed, targets.strata)
-    return {part: dealt[part] if part == "train" or not len(own[part]) else own[part] for part in PARTS}
+    return {part: dealt[part] if part == "train" or not len(own[part]) else own[part] for part in STAGES}
 
 
 def _fit(x: Array, targets: Targets) -> Schema:

@@ -13,9 +13,8 @@ from proj.data.columns import Override
 from proj.data.splits import split, split_by_time, split_groups
 from proj.data.write_table import batches, write_parts
 from proj.errors import UserError
-from proj.schema import Schema, Task
+from proj.schema import STAGES, Schema, Task
 
-PARTS = ("train", "val", "test")
 LEFT_OUT = 3  # the part of rows without a target
 SAMPLE = 1_000_000  # training rows, evenly spread, that kinds, quantiles and categories are fitted on
 
@@ -45,7 +44,7 @@ class Preparation(NamedTuple):
         part = self._assign(known, targets, task, where)
         findings = [_without_target(part, where)] if (part == LEFT_OUT).any() else []
         findings += [
-            f for stage in (1, 2) for f in self._leaks(known.filter(part == 0), known.filter(part == stage), PARTS[stage])
+            f for stage in (1, 2) for f in self._leaks(known.filter(part == 0), known.filter(part == stage), STAGES[stage])
         ]
         if schema is None:
             schema, left = self._fit(files, table, targets, part, task, where)
@@ -54,7 +53,7 @@ class Preparation(NamedTuple):
             columns.check(table, schema.columns, where)
         y = table_targets.encode(targets, schema, where)
         del targets
-        write_parts(folder, files, table, schema, y, PARTS if not test else PARTS[:2], part)
+        write_parts(folder, files, table, schema, y, STAGES if not test else STAGES[:2], part)
         if test:
             findings += self._prepare_test(folder, test, schema, known.filter(part == 0))
         for parsed in folder.glob("*.parquet"):
@@ -86,14 +85,14 @@ class Preparation(NamedTuple):
             strata = targets.to_series().gather(rows).rank("dense").to_numpy() if classes else None
             parts = split(rows, *self.fractions, self.seed, strata)
         elif option == "split":
-            parts = {stage: rows[(by.cast(pl.String) == stage).to_numpy()] for stage in PARTS}
-            if (strange := by.filter(~by.cast(pl.String).is_in(PARTS))).len():
+            parts = {stage: rows[(by.cast(pl.String) == stage).to_numpy()] for stage in STAGES}
+            if (strange := by.filter(~by.cast(pl.String).is_in(STAGES))).len():
                 raise UserError(f"data.split: expected train, val or test in column {name}, got {strange[0]!r}.")
         elif option == "group":
             parts = split_groups(rows, *self.fractions, self.seed, by.rank("dense").to_numpy())
         else:
             parts = split_by_time(rows, *self.fractions, by.rank("dense").to_numpy())
-        for number, stage in enumerate(PARTS):
+        for number, stage in enumerate(STAGES):
             part[parts[stage]] = number
         if not (part == 0).any():
             raise UserError(f"{where}: no row is left to train on; check data.{option or 'val_fraction'}.")

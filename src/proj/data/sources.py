@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 
 from proj.errors import UserError, nearest
+from proj.schema import STAGES
 
 Array: TypeAlias = np.ndarray[Any, Any]
 
@@ -46,7 +47,7 @@ def to_inputs(x: Array, what: str) -> Array:
 
 def stages(arrays: dict[str, Array]) -> list[str]:
     """Which of train, val and test the arrays have rows of their own for."""
-    return [s for s in ("train", "val", "test") if f"x_{s}" in arrays]
+    return [s for s in STAGES if f"x_{s}" in arrays]
 
 
 def fingerprint(arrays: dict[str, Array]) -> str:
@@ -75,7 +76,7 @@ def _bundled(name: str) -> Source:
 def _npz(path: str) -> Source:
     arrays = load(path)
     found = {f"{a}_train" if a in ("x", "y") else a: v for a, v in arrays.items()}
-    known = [f"{axis}_{stage}" for stage in ("train", "val", "test") for axis in "xy"]
+    known = [f"{axis}_{stage}" for stage in STAGES for axis in "xy"]
     if len(found) < len(arrays):
         raise UserError(f"{path}: expected x and y or x_train and y_train, got both; the arrays are {', '.join(arrays)}.")
     for required in ("x_train", "y_train", *(f"y_{s}" for s in stages(found))):

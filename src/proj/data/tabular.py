@@ -13,10 +13,10 @@ from proj.data import columns, tables
 from proj.data.base import Finding, SplitData
 from proj.data.cache import fingerprint, mapped, place, prepared
 from proj.data.columns import Override
-from proj.data.prepare_table import PARTS, Preparation
+from proj.data.prepare_table import Preparation
 from proj.data.table_targets import check_columns, target_names
 from proj.data.write_table import write_parts
-from proj.schema import Batch, Schema, Task
+from proj.schema import STAGES, Batch, Schema, Task
 
 
 class Tabular(SplitData):
@@ -59,8 +59,8 @@ class Tabular(SplitData):
         shuffle: bool = True,
         cache_dir: str = ".cache/proj",
     ) -> None:
-        super().__init__(batch_size, shuffle)
-        self.path, self.test_path, self.predict_path = path, test_path, predict_path
+        super().__init__(batch_size, shuffle, predict_path)
+        self.path, self.test_path = path, test_path
         self.cache = Path(cache_dir)
         self.preparation = Preparation(
             targets=target_names(target),
@@ -87,21 +87,17 @@ class Tabular(SplitData):
         }
 
     def prepare_data(self) -> None:
-        if not self._new_rows("predict" if self.trainer and self.trainer.predicting else ""):
+        if not self._only_new_rows():
             self._folder()
 
     def setup(self, stage: str) -> None:
-        if not self.parts and not self._new_rows(stage):
+        if not self.parts and not self._only_new_rows():
             folder = self._folder()
             self.schema = _schema(folder)
             self.findings = [Finding(*found) for found in json.loads((folder / "findings.json").read_text())]
-            self.parts = {part: _part(folder, part) for part in PARTS}
+            self.parts = {part: _part(folder, part) for part in STAGES}
         if stage == "predict" and "predict" not in self.parts:
             self.parts["predict"] = self._to_predict()
-
-    def _new_rows(self, stage: str) -> bool:
-        """Whether nothing but the rows to predict and the schema of a run is needed."""
-        return stage == "predict" and self.predict_path is not None and self.schema is not None
 
     def _folder(self) -> Path:
         """Where the prepared parts are: those of the run's own schema, where there is one already."""

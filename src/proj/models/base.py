@@ -16,9 +16,7 @@ from proj.exact import EXACT
 from proj.models.fitting import build, check_outputs, check_targets, check_task
 from proj.models.parameters import check_rates, freeze_matching, parameter_groups
 from proj.models.schedule import schedule
-from proj.schema import Batch, Schema, Task, Tensors
-
-STAGES = ("train", "val", "test")
+from proj.schema import STAGES, Batch, Schema, Task, Tensors
 
 # A plain module is taken as it is; a class whose first argument is the schema is built from it. The order matters: the
 # command line tries a module first.
