@@ -1,6 +1,6 @@
 """How fast data are prepared and loaded, and how much memory a large table takes.
 
-usage: python scripts/bench_data.py [--rows 20_000_000] [--pictures 5_000]
+usage: python scripts/bench_data.py [--rows 20_000_000]
 
 Makes a table of 20 columns (17 numbers, 2 categories, the target) in a temporary folder, prepares it from CSV and from
 Parquet, trains on it, and prints rows a second and the peak of anonymous memory (Linux' RssAnon, of the process itself).

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
 from proj import metrics
-from proj.errors import TrainingError, UserError
+from proj.errors import TrainingError
 from proj.exact import EXACT
-from proj.models.fitting import build, check_outputs, check_targets, check_task
+from proj.models.fitting import build, check_outputs, check_targets, check_task, schema_of_a_batch
 from proj.models.parameters import check_rates, freeze_matching, parameter_groups
 from proj.models.schedule import schedule
 from proj.schema import STAGES, Batch, Schema, Task, Tensors
@@ -83,7 +83,7 @@ class Model(LightningModule, ABC):
             return
         if self.schema is None:
             data = getattr(self.trainer, "datamodule", None)
-            self.schema = getattr(data, "schema", None) or self._schema_of_a_batch(data or self)
+            self.schema = getattr(data, "schema", None) or schema_of_a_batch(self, data or self)
         check_task(self.task, self.schema, type(self).__name__)
         if not isinstance(self.net, nn.Module):
             self.net = build(self.net, self.schema)
@@ -92,22 +92,6 @@ class Model(LightningModule, ABC):
         self.meters = nn.ModuleList(metrics.Meter(self.schema, stage) for stage in STAGES)
         if self.compile_what == "net":
             self.net.compile()  # in place, so that the checkpoint's keys stay as they are
-
-    def _schema_of_a_batch(self, source: Any) -> Schema:
-        """For a user's data module without a schema: shapes from one batch, numbers of outputs from the net itself."""
-        if not isinstance(self.net, nn.Module):
-            raise UserError(
-                "the net is built from a schema, and the data module has none: give the data module an attribute "
-                "`schema`, or use a net with sizes of its own."
-            )
-        training = [module for module in self.net.modules() if module.training]
-        with torch.random.fork_rng(), torch.no_grad():  # a DataLoader draws a seed when it starts
-            x, *_ = next(iter(source.train_dataloader()))
-            self.net.eval()
-            columns = self(x[:1]).shape[-1]
-        for module in training:
-            module.training = True
-        return Schema.without_statistics(self.task, tuple(x.shape[1:]), columns)
 
     # Steps
 

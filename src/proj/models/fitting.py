@@ -1,12 +1,31 @@
 """Whether a model, a net and the data fit together, said in words where they do not."""
 
 from collections.abc import Callable
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from proj.errors import UserError
 from proj.schema import Schema, Task
+
+
+def schema_of_a_batch(model: Any, source: Any) -> Schema:
+    """For a user's data module without a schema: shapes from one batch, numbers of outputs from the net itself."""
+    if not isinstance(model.net, nn.Module):
+        raise UserError(
+            "the net is built from a schema, and the data module has none: give the data module an attribute "
+            "`schema`, or use a net with sizes of its own."
+        )
+    training = [module for module in model.net.modules() if module.training]
+    with torch.random.fork_rng(), torch.no_grad():  # a DataLoader draws a seed when it starts
+        x, *_ = next(iter(source.train_dataloader()))
+        model.net.eval()
+        columns = model(x[:1]).shape[-1]
+    for module in training:
+        module.training = True
+    return Schema.without_statistics(model.task, tuple(x.shape[1:]), columns)
 
 
 def check_task(task: Task, schema: Schema, model: str) -> None:
