@@ -118,6 +118,17 @@ def test_a_type_that_shows_late_counts_for_the_whole_column(monkeypatch: pytest.
     assert {c.source: c.type for c in data.schema.columns} == {"whole": "number", "empty": "number", "word": "text"}
 
 
+def test_text_that_is_to_be_numbers_is_counted_where_it_is_none() -> None:
+    values = [*map(str, range(95)), "many", "few", None, "1.5", "-2"]
+    pl.DataFrame({"n": values, "y": ["a", "b"] * 50}).write_csv("odd.csv")
+    data = ready("odd.csv", "y", columns={"n": "number"}, val_fraction=0.0, test_fraction=0.0)
+    (finding,) = data.findings
+    assert finding.what == "2 of 100 values of column n cannot be read as data.columns says ('many' is one)"
+    numbers = data.parts["train"].x["numeric"][:, 0]
+    assert numbers.isnan().sum() == 3
+    assert numbers.nansum() == sum(range(95)) - 0.5
+
+
 def test_kinds_can_be_set(table: pl.DataFrame) -> None:
     data = ready(columns={"age": "category", "customer": "category", "joined": "drop", "same": "drop"})
     assert data.schema is not None

@@ -109,6 +109,13 @@ def quantiles(values: Array) -> tuple[Array, Array]:
     return edges, (below + upto) / 2 / max(len(values), 1)
 
 
+def not_read(rows: pl.DataFrame, column: Column) -> pl.Series:
+    """Values of text that is to be numbers or dates, and that are none: they count as missing."""
+    if column.type != "text" or column.kind == "category":
+        return pl.Series([])
+    return rows.filter(pl.col(column.source).is_not_null() & encode(column).is_nan())[column.source]
+
+
 def encode(column: Column) -> pl.Expr:
     """The column's input: float32, NaN where missing; or int32 numbers of categories."""
     values = pl.col(column.source)

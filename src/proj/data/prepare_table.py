@@ -47,8 +47,8 @@ class Preparation(NamedTuple):
             f for stage in (1, 2) for f in self._leaks(known.filter(part == 0), known.filter(part == stage), STAGES[stage])
         ]
         if schema is None:
-            schema, left = self._fit(files, table, targets, part, task, where)
-            findings += [_left_out(name, why) for name, why in left.items() if self.columns.get(name) != "drop"]
+            schema, found = self._fit(files, table, targets, part, task, where)
+            findings += found
         else:
             columns.check(table, schema.columns, where)
         y = table_targets.encode(targets, schema, where)
@@ -100,7 +100,7 @@ class Preparation(NamedTuple):
 
     def _fit(
         self, files: list[Path], table: pl.LazyFrame, targets: pl.DataFrame, part: Array, task: Task, where: str
-    ) -> tuple[Schema, dict[str, str]]:
+    ) -> tuple[Schema, list[Finding]]:
         train = np.flatnonzero(part == 0)
         chosen = np.zeros(len(part), bool)
         chosen[train[:: -(-len(train) // SAMPLE)]] = True
@@ -123,7 +123,13 @@ class Preparation(NamedTuple):
             columns=fitted,
             **table_targets.fit(task, targets[train], where),
         )
-        return schema, left
+        findings = [_left_out(name, why) for name, why in left.items() if self.columns.get(name) != "drop"]
+        for column in {column.source: column for column in fitted}.values():
+            if len(strange := columns.not_read(sample, column)):
+                findings.append(Finding(f"{len(strange)} of {len(sample)} values of column {column.source} cannot be read "
+                                        f"as data.columns says ({strange[0]!r} is one)", "they count as missing",
+                                        "correct them, or choose another kind"))  # fmt: skip
+        return schema, findings
 
     def _leaks(self, train: pl.DataFrame, other: pl.DataFrame, stage: str) -> list[Finding]:
         """Groups, or moments, of another part that are among the training rows'."""

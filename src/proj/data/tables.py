@@ -26,7 +26,7 @@ def files_of(path: str, option: str) -> list[Path]:
         if file.suffix not in ENDINGS:
             raise UserError(f"{option}: expected a table that ends in {', '.join(ENDINGS)}, got {file}.")
         if not file.is_file():
-            there = [str(p) for p in file.parent.glob("*") if p.suffix in ENDINGS] if file.parent.is_dir() else []
+            there = [str(p) for p in file.parent.glob(f"*{file.suffix}")] if file.parent.is_dir() else []
             raise UserError(f"{option}: no file {file}.{nearest(str(file), there)}")
     if not found:
         raise UserError(f"{option}: no file matches {path}.")
