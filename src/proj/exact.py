@@ -64,7 +64,10 @@ def ranked_areas(score: Tensor, hit: Tensor) -> Tensor:
 
 
 class MeanLoss(Metric):
-    """Mean of batch means by their weights. A NaN stays one, where torchmetrics' ``MeanMetric`` drops it."""
+    """Mean of batch means by their weights. A NaN stays one, where torchmetrics' ``MeanMetric`` drops it.
+
+    Batches are added one by one, so that the sum is the same however many are given at once.
+    """
 
     full_state_update = False
     total: Tensor
@@ -75,9 +78,10 @@ class MeanLoss(Metric):
         self.add_state("total", torch.zeros((), dtype=EXACT), dist_reduce_fx="sum")
         self.add_state("weight", torch.zeros((), dtype=EXACT), dist_reduce_fx="sum")
 
-    def update(self, loss: Tensor, weight: Tensor | float) -> None:
-        self.total += loss.to(EXACT) * weight
-        self.weight += weight
+    def update(self, loss: Tensor, weight: Tensor) -> None:
+        """Mean losses of batches [batches], and their weights [batches]."""
+        self.total = _added(self.total, loss.to(EXACT) * weight)
+        self.weight = _added(self.weight, weight)
 
     def compute(self) -> Tensor:
         return self.total / self.weight
@@ -110,10 +114,10 @@ class Errors(Metric):
         preds, target = preds.to(EXACT), target.to(EXACT)
         error, centered = preds - target, target - self.center
         self.rows += len(target)
-        self.squared += error.square().sum(0)
-        self.absolute += error.abs().sum(0)
-        self.sum += centered.sum(0)
-        self.sum_of_squares += centered.square().sum(0)
+        self.squared = _added(self.squared, error.square())
+        self.absolute = _added(self.absolute, error.abs())
+        self.sum = _added(self.sum, centered)
+        self.sum_of_squares = _added(self.sum_of_squares, centered.square())
 
     def compute(self) -> dict[str, Tensor]:
         mse = self.squared / self.rows
@@ -121,3 +125,8 @@ class Errors(Metric):
         varies = (variation > 1e-12 * self.sum_of_squares) & (self.rows > 1)
         r2 = torch.where(varies, 1 - self.squared / variation, torch.nan)
         return {"mse": mse, "rmse": mse.sqrt(), "mae": self.absolute / self.rows, "r2": r2}
+
+
+def _added(total: Tensor, values: Tensor) -> Tensor:
+    """``total`` [...] plus ``values`` [rows, ...], row by row: the same bits (on a CPU) however the rows are batched."""
+    return torch.cat([total[None], values]).cumsum(0)[-1]

@@ -10,14 +10,15 @@ import torch
 import yaml
 from jsonargparse import ArgumentError
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ProgressBar
+from lightning.pytorch.callbacks import Callback, ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only
 
 from proj import metrics
 from proj.arguments import OPTIONS
 from proj.callbacks.checkpoint import Checkpoint, EarlyStopping
-from proj.callbacks.watch import GradientNorm, Progress, RunLogger, Summary
+from proj.callbacks.execution import Execution
+from proj.callbacks.watch import Progress, RunLogger, Summary, Watch
 from proj.errors import UserError
 from proj.guard import explained
 from proj.messages import explain
@@ -130,9 +131,7 @@ class ExperimentCLI(LightningCLI):
         trainer = self.config_init.trainer
         if trainer.fast_dev_run or trainer.barebones:
             return []
-        callbacks: list[Callback] = [Summary(self.experiment), GradientNorm()]
-        if trainer.logger is not False:
-            callbacks.append(LearningRateMonitor())
+        callbacks: list[Callback] = [Summary(self.experiment), Watch(), Execution()]
         options = self.monitors()
         if "early_stopping" in options:
             callbacks.append(EarlyStopping(**options["early_stopping"]))

@@ -72,8 +72,10 @@ class Meter(nn.Module):
             else MetricCollection(_COUNTED[schema.task](len(schema.class_names)))
         )
 
-    def update(self, preds: Tensor, target: Tensor, loss: Tensor, weight: Tensor | float) -> None:
-        """Take in a batch: what ``Model.predictions`` made of it, its targets, its mean loss and that mean's weight."""
+    def update(self, preds: Tensor, target: Tensor, loss: Tensor, weight: Tensor) -> None:
+        """Take in some batches: what ``Model.predictions`` made of their rows, the rows' targets, and of each batch the
+        mean loss and that mean's weight.
+        """
         if self.ranked is not None:  # an empty shard too: all processes gather their scores together at the end
             self.ranked.update(preds, target)
         if len(target):

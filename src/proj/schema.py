@@ -1,10 +1,12 @@
 """What data and nets both know: the schema of the data and the form of a batch."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
+from itertools import repeat
 from typing import Any, Literal, NamedTuple, TypeAlias
 
+import torch
 from torch import Tensor
 
 from proj.errors import UserError
@@ -21,6 +23,28 @@ class Batch(NamedTuple):
     x: Tensors  # [rows, ...], or a dict of such tensors for tables
     y: Tensor | None  # [rows] class numbers, [rows, labels] of 0 and 1, or [rows, targets]; None when predicting
     row: Tensor  # [rows], each row's number in its source
+
+
+class Block(NamedTuple):
+    """Consecutive training batches in one piece, for several optimizer steps in one ``training_step``."""
+
+    rows: Batch
+    batch_size: int
+
+    def batches(self) -> list[Batch]:
+        """The batches, each of ``batch_size`` rows but perhaps the last."""
+        x, y, row = self.rows
+
+        def parts(values: Tensor) -> Iterable[Tensor]:
+            return torch.split(values, self.batch_size)
+
+        xs: Iterable[Tensors] = (
+            (dict(zip(x, columns, strict=True)) for columns in zip(*map(parts, x.values()), strict=True))
+            if isinstance(x, dict)
+            else parts(x)
+        )
+        ys = repeat(None) if y is None else parts(y)
+        return [Batch(*of) for of in zip(xs, ys, parts(row), strict=False)]
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
-"""What TensorBoard shows beside the metrics: gradient norm, the config as text, hyper-parameters with final metrics."""
+"""What TensorBoard shows beside the metrics: single steps, the config as text, hyper-parameters with final metrics."""
 
+import sys
 from pathlib import Path
 from typing import Any, cast
 
@@ -7,7 +8,7 @@ import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from proj.callbacks.checkpoint import Checkpoint
@@ -24,7 +25,17 @@ class RunLogger(TensorBoardLogger):
 
 
 class Progress(RichProgressBar):
-    """Lightning's progress bar, without the last letters of the run's name."""
+    """Lightning's progress bar in steps, without the last letters of the run's name."""
+
+    @property
+    def total_train_batches(self) -> int | float:
+        return getattr(self.trainer.train_dataloader, "batches", super().total_train_batches)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        done = getattr(trainer.train_dataloader, "position", batch_idx + 1)
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, done - 1)
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         items: dict[str, Any] = super().get_metrics(trainer, pl_module)
@@ -32,16 +43,48 @@ class Progress(RichProgressBar):
         return items
 
 
-class GradientNorm(Callback):
-    """Log the norm of all gradients, before clipping, as often as the Trainer logs."""
+class Watch(Callback):
+    """Log the loss of a step, the norm of its gradients before clipping, and the learning rates, as often as the Trainer
+    logs. Of a block of steps, the last one is looked at.
+    """
+
+    def __init__(self) -> None:
+        self.logged = -1  # how often so far, in multiples of `log_every_n_steps`
+        self.norm: Tensor | None = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.logged = trainer.global_step // self._every(trainer) - 1
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        every = cast(Any, trainer).log_every_n_steps
-        if every > 0 and trainer.global_step % every == 0:
-            gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
-            norm = nn.utils.get_total_norm(gradients)
-            for logger in trainer.loggers:
-                logger.log_metrics({"gradient_norm": norm.item()}, step=trainer.global_step)
+        if trainer.loggers and trainer.global_step // self._every(trainer) > self.logged:
+            self.norm = nn.utils.get_total_norm([p.grad for p in pl_module.parameters() if p.grad is not None])
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self.norm is None:
+            return
+        step = trainer.global_step - 1
+        self.logged = step // self._every(trainer)
+        values = {"gradient_norm": self.norm.item(), **_rates(trainer.optimizers)}
+        self.norm = None
+        if isinstance(outputs, dict) and "loss" in outputs:
+            values["train/loss_step"] = outputs["loss"].item()
+        for logger in trainer.loggers:
+            logger.log_metrics(values, step=step)
+
+    def _every(self, trainer: Trainer) -> int:
+        return cast(int, cast(Any, trainer).log_every_n_steps) or sys.maxsize
+
+
+def _rates(optimizers: list[Optimizer]) -> dict[str, float]:
+    """The learning rate of each group, under the names that Lightning's LearningRateMonitor gives."""
+    rates: dict[str, float] = {}
+    for optimizer in optimizers:
+        name, groups = f"lr-{type(optimizer).__name__}", optimizer.param_groups
+        for i, group in enumerate(groups, 1):
+            rates[name if len(groups) == 1 else f"{name}/pg{i}"] = float(group["lr"])
+    return rates
 
 
 class Summary(Callback):

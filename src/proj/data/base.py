@@ -40,6 +40,8 @@ class SplitData(LightningDataModule, ABC):
         self.schema: Schema | None = None  # set from a checkpoint before `setup`, nothing is fitted again
         self.findings: list[Finding] = []  # what `setup` itself came across
         self.fingerprint = ""  # a hash of the source's content, for the run's manifest
+        self.steps_per_execution: int | None = None  # batches in a block of training batches; null: batches one by one
+        self.validation_period: int | None = None  # batches from one validation to the next, if not an epoch
 
     @classmethod
     @abstractmethod
@@ -60,9 +62,19 @@ class SplitData(LightningDataModule, ABC):
         """Columns of the source that `predict` works on, for these of its rows; raises UserError where there are none."""
         raise UserError(f"--keep: expected a table as the source, {type(self).__name__} has no columns to keep.")
 
+    def changed(self, batch: Batch) -> Batch:
+        """A training batch on its device, changed by chance, as pictures are; as it is, if not overridden."""
+        return batch
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        if self.trainer is None or not self.trainer.training or not isinstance(batch, Batch):
+            return batch  # the batches of a block are changed one by one, before the step of each
+        return self.changed(batch)
+
     def train_dataloader(self) -> ArrayLoader:
         overfitting = getattr(self.trainer, "overfit_batches", 0) > 0  # on the same batches each epoch
         loader = self._loader("train", shuffle=self.shuffle and not overfitting, exact=False)
+        loader.steps, loader.period = self.steps_per_execution, self.validation_period
         rows, world = len(self.parts["train"].row), loader.world
         if loader.batch_size > rows // world:
             share = f"{rows} training rows" + (f" on {world} processes" if world > 1 else "")

@@ -127,9 +127,8 @@ class Images(SplitData):
             raise UserError(f"--keep: expected file, for pictures from a folder, got {', '.join(names)}.")
         return pl.DataFrame({"file": [files[row] for row in rows]})
 
-    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        if self.trainer is None or not self.trainer.training or not isinstance(batch.x, Tensor):
-            return batch
+    def changed(self, batch: Batch) -> Batch:
+        assert isinstance(batch.x, Tensor)
         return batch._replace(x=augment(batch.x, self.flip, self.crop, self.erase))
 
     # From source to parts

@@ -1,11 +1,12 @@
 """Whole batches sliced out of tensors: no per-row Python, no collation, no worker processes."""
 
 from collections.abc import Iterator
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from proj.schema import Batch, Tensors
+from proj.schema import Batch, Block, Tensors
 
 
 class ArrayLoader:
@@ -15,6 +16,9 @@ class ArrayLoader:
     processes get equally many rows, and at most ``world - 1`` rows are left out of an epoch, other ones each time. In
     evaluation (``exact``) each row is seen by exactly one process, and all of them make equally many batches, of which
     the last may be empty. ``state_dict`` holds the epoch and the batches handed out, so a resumed epoch goes on there.
+
+    With ``steps`` it hands out blocks of up to so many batches. ``period`` is the number of batches from one validation
+    to the next: blocks end there, and each period has equally many, while what is left at the end of the epoch has fewer.
     """
 
     def __init__(
@@ -28,29 +32,56 @@ class ArrayLoader:
         rank: int = 0,
         world: int = 1,
         pin_memory: bool = False,
+        steps: int | None = None,
+        period: int | None = None,
     ) -> None:
         self.part, self.batch_size, self.seed = part, batch_size, seed
         self.shuffle, self.exact, self.rank, self.world, self.pin_memory = shuffle, exact, rank, world, pin_memory
         self.sampler, self.batch_sampler = self, None  # Lightning calls `sampler.set_epoch` at the start of each epoch
+        self.steps, self.period = steps, period
         self.epoch = self.position = 0
         self._resume: tuple[int, int] | None = None
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
-    def __len__(self) -> int:
+    @property
+    def batches(self) -> int:
+        """Batches an epoch."""
         rows = len(self.part.row)
         share = -(-rows // self.world) if self.exact else rows // self.world
         return -(-share // self.batch_size)
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __len__(self) -> int:
+        return len(self.cuts()) - 1
+
+    def cuts(self) -> list[int]:
+        """The numbers of the batches that a piece begins with, and of the one after the last: [pieces + 1]."""
+        if self.steps is None:
+            return list(range(self.batches + 1))
+        period = min(self.period or self.batches, self.batches)
+        left = self.batches % period
+        steps = min(self.steps, period if not left else -(-period // 2))
+        starts = [i for start in range(0, self.batches - left, period) for i in range(start, start + period, steps)]
+        if left:
+            fewer = max(1, -(-period // steps) - 1)  # pieces, so that no validation falls on the last of them
+            starts += range(self.batches - left, self.batches, -(-left // fewer))
+        return [*starts, self.batches]
+
+    def __iter__(self) -> Iterator[Batch | Block]:
         start, self._resume = self._resume, None
         self.position = start[1] if start is not None and start[0] == self.epoch else 0
-        order = self._order()
-        for i in range(self.position, len(self)):
-            self.position = i + 1  # before the batch is used: a checkpoint taken during its step counts it as done
-            batch = take(self.part, order[i * self.batch_size : (i + 1) * self.batch_size])
-            yield pin(batch) if self.pin_memory else batch
+        order, size = self._order(), self.batch_size
+        for begin, end in pairwise(self.cuts()):
+            if end <= self.position:
+                continue
+            begin, self.position = (
+                max(begin, self.position),
+                end,
+            )  # before the batches are used: a checkpoint taken during their steps counts them as done
+            batch = take(self.part, order[begin * size : end * size])
+            batch = pin(batch) if self.pin_memory else batch
+            yield batch if self.steps is None else Block(batch, size)
 
     def _order(self) -> Tensor:
         """This process' row positions for this epoch, in order: [share]."""

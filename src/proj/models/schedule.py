@@ -40,9 +40,9 @@ def training_length(trainer: Trainer, interval: Literal["step", "epoch"]) -> int
 
 def _steps(trainer: Any) -> float:
     loader = trainer.datamodule.train_dataloader() if trainer.datamodule else None
-    if loader is None or not hasattr(loader, "exact"):
+    if loader is None or not hasattr(loader, "batches"):
         return float(trainer.estimated_stepping_batches)
-    batches: float = len(loader)
+    batches: float = loader.batches
     limit = trainer.limit_train_batches
     batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
     steps = math.ceil(batches / trainer.accumulate_grad_batches) * _epochs(trainer)

@@ -1,0 +1,264 @@
+"""How fast training is, beside loops written by hand and plain Lightning.
+
+usage: python scripts/bench.py [--work tiny mid conv] [--rounds 5] [--json FILE]
+
+Everyone trains the same net on the same batches with Adam, validates after each epoch with the same metrics, and must reach
+the same accuracy. This project runs through ``main(args)`` with everything on: TensorBoard, checkpoints, progress, early
+stopping. Rounds are interleaved; rows a second are medians over rounds, counted from the first step to the end of the last
+epoch, and ratios are medians of each round's ratio to the loop by hand. What comes before the first step is shown apart.
+"""
+
+import argparse
+import contextlib
+import io
+import json
+import logging
+import os
+import platform
+import statistics
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import lightning.pytorch as L
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.utils.data import DataLoader, TensorDataset
+from torchmetrics import MetricCollection
+from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score, MulticlassPrecision, MulticlassRecall
+
+PACKAGE = next(path.parent.name for path in Path(__file__).parent.parent.glob("src/*/__main__.py"))
+
+
+class Net(nn.Sequential):
+    """Linear layers of the given sizes."""
+
+    def __init__(self, sizes: list[int]) -> None:
+        layers: list[nn.Module] = []
+        for a, b in zip(sizes, sizes[1:], strict=False):
+            layers += [nn.Linear(a, b), nn.ReLU()]
+        super().__init__(*layers[:-1])
+
+
+class Conv(nn.Sequential):
+    """Two convolutions at full size: a step takes tens of milliseconds."""
+
+    def __init__(self, sizes: list[int]) -> None:
+        width, classes = sizes
+        super().__init__(nn.Unflatten(1, (1, 28, 28)), nn.Conv2d(1, width, 3, padding=1), nn.ReLU(),
+                         nn.Conv2d(width, width, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(7), nn.Flatten(),
+                         nn.Linear(49 * width, classes))  # fmt: skip
+
+
+class Work(NamedTuple):
+    net: type[nn.Module]
+    sizes: list[int]
+    rows: int
+    features: int
+    classes: int
+    batch: int
+    epochs: int
+
+
+WORK = {
+    "tiny": Work(Net, [10, 50, 3], 50_000, 10, 3, 64, 6),
+    "mid": Work(Net, [784, 512, 512, 10], 30_000, 784, 10, 256, 3),
+    "conv": Work(Conv, [24, 10], 6_000, 784, 10, 128, 2),
+}
+
+
+class Result(NamedTuple):
+    start: float  # seconds before the first step
+    rate: float  # rows a second from there to the end
+    accuracy: float  # on the validation rows, after the last epoch
+
+
+def arrays(work: Work) -> dict[str, np.ndarray[Any, Any]]:
+    rng = np.random.default_rng(0)
+    count = work.rows + work.rows // 5
+    x = rng.normal(size=(count, work.features)).astype(np.float32)
+    y = (x @ rng.normal(size=(work.features, work.classes))).argmax(1)
+    n = work.rows
+    return {"x_train": x[:n], "y_train": y[:n], "x_val": x[n:], "y_val": y[n:]}
+
+
+def by_hand(work: Work, data: dict[str, Tensor], fused: bool | None = None, loader: bool = False) -> Result:
+    """The tutorial's loop, over slices of the tensors or over a DataLoader."""
+    start = time.perf_counter()
+    net = work.net(work.sizes)
+    optimizer = torch.optim.Adam(net.parameters(), fused=fused)
+    x, y = data["x_train"], data["y_train"]
+    batches = DataLoader(TensorDataset(x, y), work.batch, shuffle=True) if loader else None
+    begin, share = time.perf_counter(), 0.0
+    for _ in range(work.epochs):
+        net.train()
+        order = torch.randperm(len(x))
+        slices = zip(x[order].split(work.batch), y[order].split(work.batch), strict=True)
+        for a, b in batches or slices:
+            loss = cross_entropy(net(a), b)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        net.eval()
+        metrics = four_metrics(work.classes)
+        with torch.no_grad():
+            for a, b in zip(data["x_val"].split(work.batch), data["y_val"].split(work.batch), strict=True):
+                metrics.update(net(a), b)
+        share = metrics.compute()["accuracy"].item()
+    return Result(begin - start, work.rows * work.epochs / (time.perf_counter() - begin), share)
+
+
+def four_metrics(classes: int) -> MetricCollection:
+    return MetricCollection({
+        "accuracy": MulticlassAccuracy(classes, average="micro"),
+        "precision": MulticlassPrecision(classes),
+        "recall": MulticlassRecall(classes),
+        "f1": MulticlassF1Score(classes),
+    })  # fmt: skip
+
+
+class Plain(L.LightningModule):
+    """What Lightning's documentation shows."""
+
+    def __init__(self, work: Work) -> None:
+        super().__init__()
+        self.net = work.net(work.sizes)
+        self.train_metrics = four_metrics(work.classes).clone(prefix="train/")
+        self.val_metrics = four_metrics(work.classes).clone(prefix="val/")
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        x, y = batch
+        outputs = self.net(x)
+        loss = cross_entropy(outputs, y)
+        self.train_metrics(outputs, y)
+        self.log("train/loss", loss, on_step=True, on_epoch=True)
+        self.log_dict(dict(self.train_metrics), on_step=False, on_epoch=True)
+        return loss
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        x, y = batch
+        outputs = self.net(x)
+        self.val_metrics(outputs, y)
+        self.log("val/loss", cross_entropy(outputs, y))
+        self.log_dict(dict(self.val_metrics), on_step=False, on_epoch=True)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.Adam(self.parameters())
+
+
+class Clock(L.Callback):
+    """When training began and ended, and how well it did."""
+
+    last: "Clock"
+
+    def __init__(self) -> None:
+        Clock.last = self
+        self.begin = self.end = 0.0
+        self.accuracy = 0.0
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.begin = time.perf_counter()
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.end = time.perf_counter()
+        self.accuracy = trainer.callback_metrics["val/accuracy"].item()
+
+    def result(self, start: float, work: Work) -> Result:
+        return Result(self.begin - start, work.rows * work.epochs / (self.end - self.begin), self.accuracy)
+
+
+def plain_lightning(work: Work, data: dict[str, Tensor], folder: Path) -> Result:
+    start = time.perf_counter()
+    train = DataLoader(TensorDataset(data["x_train"], data["y_train"]), work.batch, shuffle=True)
+    val = DataLoader(TensorDataset(data["x_val"], data["y_val"]), work.batch)
+    callbacks = [clock := Clock(), ModelCheckpoint(monitor="val/f1", mode="max", save_last=True),
+                 EarlyStopping("val/f1", mode="max", patience=1000)]  # fmt: skip
+    trainer = L.Trainer(max_epochs=work.epochs, accelerator="cpu", default_root_dir=folder, callbacks=callbacks)
+    trainer.fit(Plain(work), train, val)
+    return clock.result(start, work)
+
+
+def ours(work: Work, folder: Path, *more: str) -> Result:
+    start = time.perf_counter()
+    flags = ["--data", "Arrays", "--data.path", str(folder / "data.npz"), "--data.test_fraction", "0",
+             "--data.batch_size", str(work.batch), "--model", "MulticlassClassifier",
+             "--model.net", f"__main__.{work.net.__name__}", "--model.net.sizes", str(work.sizes),
+             "--trainer.max_epochs", str(work.epochs), "--trainer.accelerator", "cpu",
+             "--trainer.default_root_dir", str(folder), "--trainer.callbacks", "__main__.Clock",
+             "--early_stopping.patience", "1000", *more]  # fmt: skip
+    code = import_module(f"{PACKAGE}.cli").main(["fit", *flags])
+    assert code == 0, code
+    return Clock.last.result(start, work)
+
+
+def contenders(work: Work, folder: Path) -> dict[str, Callable[[], Result]]:
+    data = {name: torch.from_numpy(values) for name, values in arrays(work).items()}
+    np.savez(folder / "data.npz", **arrays(work))
+    return {
+        "by hand, slices": lambda: by_hand(work, data),
+        "by hand, slices, fused Adam": lambda: by_hand(work, data, fused=True),
+        "by hand, DataLoader": lambda: by_hand(work, data, loader=True),
+        "plain Lightning": lambda: plain_lightning(work, data, folder),
+        PACKAGE: lambda: ours(work, folder),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", nargs="+", choices=WORK, default=list(WORK))
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--json", type=Path)
+    given = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    machine = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count(),
+               "threads": torch.get_num_threads(), "python": platform.python_version(), "torch": torch.__version__,
+               "lightning": L.__version__}  # fmt: skip
+    out: dict[str, Any] = {"machine": machine, "rounds": given.rounds}
+    console = Console()
+    console.print(", ".join(f"{name} {value}" for name, value in machine.items()))
+    for name in given.work:
+        work = WORK[name]
+        with tempfile.TemporaryDirectory() as folder:
+            names = contenders(work, Path(folder))
+            results: dict[str, list[Result]] = {who: [] for who in names}
+            for _ in range(given.rounds):
+                for who, run in names.items():
+                    torch.manual_seed(0)
+                    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+                        results[who].append(run())
+        out[name] = report(console, f"{name}: {work}", results)
+    if given.json:
+        given.json.write_text(json.dumps(out, indent=2))
+
+
+def report(console: Console, title: str, results: dict[str, list[Result]]) -> dict[str, Any]:
+    hand = next(iter(results.values()))
+    table = Table("who", "rows a second", "least to most", "ratio", "before the first step, s", "accuracy")
+    summary = {}
+    for who, runs in results.items():
+        rates = [run.rate for run in runs]
+        ratio = statistics.median(run.rate / first.rate for run, first in zip(runs, hand, strict=True))
+        start = statistics.median(run.start for run in runs)
+        accuracy = statistics.median(run.accuracy for run in runs)
+        table.add_row(who, f"{statistics.median(rates):,.0f}", f"{min(rates):,.0f} to {max(rates):,.0f}", f"{ratio:.2f}",
+                      f"{start:.1f}", f"{accuracy:.3f}")  # fmt: skip
+        summary[who] = {"rates": rates, "ratio": ratio, "start": start, "accuracy": accuracy}
+    console.print(title)
+    console.print(table)
+    reached = [entry["accuracy"] for entry in summary.values()]
+    assert max(reached) - min(reached) < 0.03, "not the same training: the accuracies differ"
+    return summary
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,125 @@
+"""How many optimizer steps one ``training_step`` makes: decided before the first one."""
+
+import copy
+import math
+import time
+from bisect import bisect_left
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import EarlyStopping, LearningRateFinder, ProgressBar
+from lightning.pytorch.strategies import SingleDeviceStrategy
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from proj.callbacks.checkpoint import Checkpoint
+from proj.callbacks.watch import Watch
+from proj.data.base import SplitData
+from proj.data.loader import ArrayLoader, take
+from proj.errors import UserError
+from proj.models.base import Model
+from proj.schema import Batch
+
+SECONDS = 0.03  # that a block is to last: so long that Lightning's work for it is a percent or two
+MOST = 512  # steps in a block, so that curves stay curves
+
+BATCH_HOOKS = ("on_train_batch_start", "on_train_batch_end", "on_before_zero_grad", "on_before_backward",
+               "on_after_backward", "on_before_optimizer_step")  # fmt: skip
+STEP_HOOKS = ("training_step", "loss_of", "count", "backward", "optimizer_step", "optimizer_zero_grad", "lr_scheduler_step",
+              "configure_gradient_clipping", *BATCH_HOOKS)  # fmt: skip
+TRANSFER_HOOKS = ("train_dataloader", "on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
+
+
+class Execution(Callback):
+    """Lets the loader hand out blocks of batches, where that changes nothing but the speed; else says why not."""
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        wanted = getattr(pl_module, "steps_per_execution", "auto")
+        if isinstance(wanted, int) and wanted < 1:
+            raise UserError(f"model.steps_per_execution: expected auto or a number from 1 up, got {wanted}.")
+        if why := next(obstacles(trainer, pl_module), None):
+            say = rank_zero_info if wanted in ("auto", 1) else rank_zero_warn
+            say(f"model.steps_per_execution is 1: {why}.")
+            return
+        data: Any = getattr(trainer, "datamodule", None)
+        assert isinstance(pl_module, Model)
+        loader, interval = data.train_dataloader(), trainer.val_check_interval
+        loader.period = max(1, int(loader.batches * interval)) if isinstance(interval, float) else int(interval)
+        loader.steps = wanted if isinstance(wanted, int) else _fitting_steps(trainer, pl_module, data)
+        while not _ends_well(loader, max(0, trainer.max_steps) % loader.batches):
+            loader.steps -= 1
+        data.steps_per_execution, data.validation_period = loader.steps, loader.period
+        if loader.period < loader.batches:
+            trainer.val_check_interval = loader.cuts().index(loader.period)
+
+
+def _ends_well(loader: ArrayLoader, stop: int) -> bool:
+    """Whether ``max_steps``, after ``stop`` batches of an epoch, does not cut off a block that a validation follows."""
+    assert loader.period is not None
+    cuts = loader.cuts()
+    block = bisect_left(cuts, stop)
+    return cuts[block] == stop or (block < len(cuts) - 1 and block % cuts.index(min(loader.period, loader.batches)) > 0)
+
+
+def obstacles(trainer: Any, model: LightningModule) -> Iterator[str]:
+    """Why optimizer steps have to be made one by one."""
+    flags: dict[str, Any] = {"accumulate_grad_batches": 1, "gradient_clip_val": None, "limit_train_batches": 1.0,
+                             "overfit_batches": 0.0}  # fmt: skip
+    for flag, off in flags.items():
+        if getattr(trainer, flag) not in (off, 0 if off is None else off):
+            yield f"trainer.{flag} {getattr(trainer, flag)} is for single steps"
+    if trainer.check_val_every_n_epoch is None:
+        yield "trainer.val_check_interval counts single steps over several epochs"
+    if not isinstance(trainer.val_check_interval, int | float):
+        yield "trainer.val_check_interval is a time"
+    if not isinstance(trainer.strategy, SingleDeviceStrategy):
+        yield "several processes exchange gradients after each step"
+    if trainer.precision not in ("32-true", "64-true"):
+        yield f"trainer.precision {trainer.precision} is for single steps"
+    if not isinstance(model, Model):
+        yield f"{type(model).__name__} has a training_step of its own"
+    if hook := _overridden(model, Model, STEP_HOOKS):
+        yield f"{type(model).__name__} has a {hook} of its own"
+    data = trainer.datamodule
+    if not isinstance(data, SplitData):
+        yield "the batches do not come from one of our data modules"
+    if hook := _overridden(data, SplitData, TRANSFER_HOOKS):
+        yield f"{type(data).__name__} has a {hook} of its own"
+    for callback in trainer.callbacks:
+        known = isinstance(callback, Checkpoint | Watch | EarlyStopping | ProgressBar | Execution)
+        if not known and (hook := _overridden(callback, Callback, BATCH_HOOKS)):
+            yield f"{type(callback).__name__} has a {hook}, which is for single steps"
+        if isinstance(callback, LearningRateFinder):
+            yield "the learning-rate finder looks at single steps"
+    for optimizer in trainer.optimizers:
+        if not type(optimizer).__module__.startswith("torch.optim") or isinstance(optimizer, torch.optim.LBFGS):
+            yield f"{type(optimizer).__name__} may want to see the loss of a step several times"
+    for config in trainer.lr_scheduler_configs:
+        if isinstance(config.scheduler, ReduceLROnPlateau) and config.interval == "step":
+            yield "ReduceLROnPlateau looks at a metric after each step"
+
+
+def _overridden(of: Any, base: type, hooks: tuple[str, ...]) -> str | None:
+    """The first of ``hooks`` that an object does not have from ``base``."""
+    return next((hook for hook in hooks if getattr(type(of), hook, None) is not getattr(base, hook, None)), None)
+
+
+def _fitting_steps(trainer: Any, model: Model, data: SplitData) -> int:
+    """How many steps take about ``SECONDS``, by some that are made with a copy of the net."""
+    rows = torch.arange(min(data.rows("train"), data.batch_size or data.rows("train")))
+    batch: Batch = trainer.strategy.batch_to_device(take(data.parts["train"], rows))
+    seconds = float("inf")
+    with isolate_rng():
+        twin = copy.deepcopy(model)
+        for _ in range(4):
+            start = time.perf_counter()
+            _, loss, _ = twin.loss_of(data.changed(batch), "train")
+            torch.autograd.backward(loss)
+            loss.item()  # waits for the device
+            seconds = min(seconds, time.perf_counter() - start)
+            if seconds > SECONDS:
+                return 1
+    return int(max(1, min(MOST, 2 ** round(math.log2(SECONDS / seconds)))))
