@@ -17,9 +17,9 @@ from lightning.pytorch.utilities import rank_zero_only
 from proj import metrics
 from proj.arguments import OPTIONS
 from proj.callbacks.checkpoint import Checkpoint, EarlyStopping
-from proj.callbacks.execution import Execution
 from proj.callbacks.watch import Progress, RunLogger, Summary, Watch
 from proj.errors import UserError
+from proj.execution import Execution
 from proj.guard import explained
 from proj.messages import explain
 

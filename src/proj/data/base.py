@@ -7,7 +7,7 @@ import polars as pl
 import torch
 from lightning.pytorch import LightningDataModule
 
-from proj.data.loader import ArrayLoader
+from proj.data.loader import ArrayLoader, take
 from proj.errors import UserError
 from proj.schema import Batch, Schema, Tensors
 
@@ -104,9 +104,10 @@ class SplitData(LightningDataModule, ABC):
         if not self.rows(stage):
             option = "data.predict_path" if stage == "predict" else f"data.{stage}_fraction"
             raise UserError(f"the {stage} part has no rows; expected at least one, set {option}.")
+        size = self.batch_size or -(-self.rows(stage) // world)
         return ArrayLoader(
             self.parts[stage],
-            self.batch_size or -(-self.rows(stage) // world),
+            max(size, self._at_once(stage)) if exact else size,
             seed=self.seed,
             shuffle=shuffle,
             exact=exact,
@@ -114,3 +115,13 @@ class SplitData(LightningDataModule, ABC):
             world=world,
             pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
         )
+
+    def _at_once(self, stage: str) -> int:
+        """How many rows the model would like to evaluate at once, where the Trainer does not count batches."""
+        rows_at_once = getattr(getattr(self.trainer, "lightning_module", None), "rows_at_once", None)
+        limits = {getattr(self.trainer, f"limit_{name}_batches", 1.0) for name in (stage, "train")}
+        if rows_at_once is None or limits != {1.0}:
+            return 0
+        assert self.trainer is not None
+        some = take(self.parts[stage], torch.arange(min(2, self.rows(stage))))
+        return int(rows_at_once(self.trainer.strategy.batch_to_device(some).x))

@@ -14,8 +14,8 @@ from proj import metrics
 from proj.errors import TrainingError
 from proj.exact import EXACT
 from proj.models.blocks import run_block
-from proj.models.fitting import build, check_outputs, check_targets, check_task, schema_of_a_batch
-from proj.models.parameters import check_rates, freeze_matching, parameter_groups
+from proj.models.fitting import build, check_outputs, check_targets, check_task, rows_at_once, schema_of_a_batch
+from proj.models.parameters import check_rates, freeze_matching, fuse, parameter_groups
 from proj.models.schedule import schedule
 from proj.schema import STAGES, Batch, Block, Schema, Task, Tensors
 
@@ -97,6 +97,10 @@ class Model(LightningModule, ABC):
         self.meters = nn.ModuleList(metrics.Meter(self.schema, stage) for stage in STAGES)
         if self.compile_what == "net":
             self.net.compile()  # in place, so that the checkpoint's keys stay as they are
+
+    def rows_at_once(self, x: Tensors) -> int:
+        """How many rows like ``x`` to evaluate at once."""
+        return rows_at_once(self, x)
 
     # Steps
 
@@ -214,6 +218,7 @@ class Model(LightningModule, ABC):
     def configure_optimizers(self) -> Any:
         assert isinstance(self.net, nn.Module)
         optimizer = self.optimizer(parameter_groups(self.net, self.learning_rates))
+        fuse(optimizer)
         if self.scheduler is None:
             return optimizer
         scheduler = schedule(self.scheduler, optimizer, self.scheduler_interval, self.trainer)

@@ -32,6 +32,8 @@ def run_block(model: Any, block: Block) -> Tensor:
                 parameter.grad = None
             torch.autograd.backward(losses[-1])
             losses[-1] = losses[-1].detach()
+            if trainer.gradient_clip_val:
+                model.configure_gradient_clipping(optimizer, trainer.gradient_clip_val, trainer.gradient_clip_algorithm)
             optimizer.step()
             if scheduler is not None:
                 scheduler.step()

@@ -1,6 +1,7 @@
 """Whether a model, a net and the data fit together, said in words where they do not."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -8,7 +9,9 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from proj.errors import UserError
-from proj.schema import Schema, Task
+from proj.schema import Schema, Task, Tensors
+
+MEMORY = 64 * 2**20  # bytes, for the layers' outputs in evaluation
 
 
 def schema_of_a_batch(model: Any, source: Any) -> Schema:
@@ -18,14 +21,45 @@ def schema_of_a_batch(model: Any, source: Any) -> Schema:
             "the net is built from a schema, and the data module has none: give the data module an attribute "
             "`schema`, or use a net with sizes of its own."
         )
-    training = [module for module in model.net.modules() if module.training]
-    with torch.random.fork_rng(), torch.no_grad():  # a DataLoader draws a seed when it starts
+    with evaluating(model.net):  # generators, too: a DataLoader draws a seed when it starts
         x, *_ = next(iter(source.train_dataloader()))
-        model.net.eval()
         columns = model(x[:1]).shape[-1]
-    for module in training:
-        module.training = True
     return Schema.without_statistics(model.task, tuple(x.shape[1:]), columns)
+
+
+def rows_at_once(net: nn.Module, x: Tensors) -> int:
+    """How many rows to evaluate at once: what the net's layers give out for them takes about ``MEMORY``.
+
+    ``x`` are some rows, for a look at the layers' outputs. More rows a batch are faster only where layers are small.
+    """
+    sizes: list[int] = []
+
+    def note(layer: nn.Module, inputs: Any, output: Any) -> None:
+        if isinstance(output, Tensor):
+            sizes.append(output.nbytes)
+
+    hooks = [module.register_forward_hook(note) for module in net.modules() if not list(module.children())]
+    try:
+        with evaluating(net):
+            net(x)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    rows = len(next(iter(x.values())) if isinstance(x, dict) else x)
+    return max(1, MEMORY * rows // max(sum(sizes), 1))
+
+
+@contextmanager
+def evaluating(net: nn.Module) -> Iterator[None]:
+    """The net in evaluation mode, without gradients; modes and generators are put back."""
+    training = [module for module in net.modules() if module.training]
+    net.eval()
+    try:
+        with torch.random.fork_rng(), torch.no_grad():
+            yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 def check_task(task: Task, schema: Schema, model: str) -> None:

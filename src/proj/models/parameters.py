@@ -4,7 +4,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import nn
-from torch.optim import Optimizer
+from torch.optim import Adam, AdamW, Optimizer
 
 from proj.errors import UserError
 
@@ -30,6 +30,14 @@ def parameter_groups(net: nn.Module, learning_rates: dict[str, float]) -> list[d
         groups.append({"params": [net.get_parameter(name) for name in own], "lr": rate})
     groups.append({"params": [net.get_parameter(name) for name in names]})
     return [group for group in groups if group["params"]]
+
+
+def fuse(optimizer: Optimizer) -> None:
+    """Let Adam and AdamW use their fused step where the user left it open: a third faster, equal but for rounding."""
+    for group in optimizer.param_groups if type(optimizer) in (Adam, AdamW) else ():
+        has_one = all(p.device.type in ("cpu", "cuda", "mps") and p.is_floating_point() for p in group["params"])
+        if has_one and group["fused"] is None and not (group["foreach"] or group["capturable"] or group["differentiable"]):
+            group["fused"] = True
 
 
 def check_rates(optimizer: Optimizer, learning_rates: dict[str, float], scheduler: str) -> None:

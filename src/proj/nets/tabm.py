@@ -27,7 +27,7 @@ class TabM(nn.Module):
         members: int = 16,
         width: int = 256,
         blocks: int = 2,
-        dropout: float = 0.1,
+        dropout: float = 0.0,
         embedding: int = 16,
     ) -> None:
         super().__init__()

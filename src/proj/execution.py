@@ -11,10 +11,10 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, LearningRateFinder, ProgressBar
 from lightning.pytorch.strategies import SingleDeviceStrategy
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from proj import console
 from proj.callbacks.checkpoint import Checkpoint
 from proj.callbacks.watch import Watch
 from proj.data.base import SplitData
@@ -29,7 +29,7 @@ MOST = 512  # steps in a block, so that curves stay curves
 BATCH_HOOKS = ("on_train_batch_start", "on_train_batch_end", "on_before_zero_grad", "on_before_backward",
                "on_after_backward", "on_before_optimizer_step")  # fmt: skip
 STEP_HOOKS = ("training_step", "loss_of", "count", "backward", "optimizer_step", "optimizer_zero_grad", "lr_scheduler_step",
-              "configure_gradient_clipping", *BATCH_HOOKS)  # fmt: skip
+              *BATCH_HOOKS)  # fmt: skip
 TRANSFER_HOOKS = ("train_dataloader", "on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
 
 
@@ -41,8 +41,8 @@ class Execution(Callback):
         if isinstance(wanted, int) and wanted < 1:
             raise UserError(f"model.steps_per_execution: expected auto or a number from 1 up, got {wanted}.")
         if why := next(obstacles(trainer, pl_module), None):
-            say = rank_zero_info if wanted in ("auto", 1) else rank_zero_warn
-            say(f"model.steps_per_execution is 1: {why}.")
+            if trainer.is_global_zero and wanted != 1:
+                console.say(f"one optimizer step at a time: {why}.")
             return
         data: Any = getattr(trainer, "datamodule", None)
         assert isinstance(pl_module, Model)
@@ -66,11 +66,9 @@ def _ends_well(loader: ArrayLoader, stop: int) -> bool:
 
 def obstacles(trainer: Any, model: LightningModule) -> Iterator[str]:
     """Why optimizer steps have to be made one by one."""
-    flags: dict[str, Any] = {"accumulate_grad_batches": 1, "gradient_clip_val": None, "limit_train_batches": 1.0,
-                             "overfit_batches": 0.0}  # fmt: skip
-    for flag, off in flags.items():
-        if getattr(trainer, flag) not in (off, 0 if off is None else off):
-            yield f"trainer.{flag} {getattr(trainer, flag)} is for single steps"
+    for flag, off in {"accumulate_grad_batches": 1, "limit_train_batches": 1.0, "overfit_batches": 0.0}.items():
+        if getattr(trainer, flag) != off:
+            yield f"trainer.{flag} {getattr(trainer, flag)} counts batches"
     if trainer.check_val_every_n_epoch is None:
         yield "trainer.val_check_interval counts single steps over several epochs"
     if not isinstance(trainer.val_check_interval, int | float):
@@ -78,7 +76,7 @@ def obstacles(trainer: Any, model: LightningModule) -> Iterator[str]:
     if not isinstance(trainer.strategy, SingleDeviceStrategy):
         yield "several processes exchange gradients after each step"
     if trainer.precision not in ("32-true", "64-true"):
-        yield f"trainer.precision {trainer.precision} is for single steps"
+        yield f"trainer.precision {trainer.precision} is made for single steps"
     if not isinstance(model, Model):
         yield f"{type(model).__name__} has a training_step of its own"
     if hook := _overridden(model, Model, STEP_HOOKS):
@@ -91,7 +89,7 @@ def obstacles(trainer: Any, model: LightningModule) -> Iterator[str]:
     for callback in trainer.callbacks:
         known = isinstance(callback, Checkpoint | Watch | EarlyStopping | ProgressBar | Execution)
         if not known and (hook := _overridden(callback, Callback, BATCH_HOOKS)):
-            yield f"{type(callback).__name__} has a {hook}, which is for single steps"
+            yield f"{type(callback).__name__} has a {hook}, and batches come one by one to that"
         if isinstance(callback, LearningRateFinder):
             yield "the learning-rate finder looks at single steps"
     for optimizer in trainer.optimizers:
