@@ -94,7 +94,6 @@ WRONG_FLAGS = [
     (["--data.val_fraction", "0"], "checkpoint.monitor: there is no 'val/f1', the validation part has no rows"),
     (["--checkpoint.monitor", "val/f2"], "no metric 'val/f2' is logged in fit. Did you mean 'val/f1'?"),
     (["--checkpoint.monitor", "val/acuracy", "--checkpoint.mode", "max"], "Did you mean 'val/accuracy'?"),
-    (["--checkpoint.monitor", "train/loss_step"], "checkpoint.mode: expected min or max for the metric train/loss_step"),
     (["--early_stopping.patience", "3", "--early_stopping.monitor", "val/los"], "Did you mean 'val/loss'?"),
     (["--model.net", "torch.nn.Linear", "--model.net.in_features", "6", "--model.net.out_features", "2"],
      "net Linear: expected outputs of shape [16, 3] (3 classes), got [16, 2]"),

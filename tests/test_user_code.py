@@ -139,7 +139,9 @@ def test_a_data_module_with_data_loaders(modules: str, cli: Cli) -> None:
 @pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers")
 def test_a_model_with_manual_optimization_and_two_optimizers(modules: str, cli: Cli) -> None:
     monitor = ["--checkpoint.monitor", "val_gap", "--checkpoint.mode", "min"]
-    cli("fit", "--model", f"{modules}.MyGan", "--model.lr", "0.1", "--data", f"{modules}.MyData", *FLAGS, *monitor)
+    gan = ["--model", f"{modules}.MyGan", "--model.lr", "0.1", "--data", f"{modules}.MyData", *FLAGS]
+    assert "checkpoint.mode: expected min or max for the metric val_gap" in cli("fit", *gan, *monitor[:2], code=2)
+    cli("fit", *gan, *monitor)
     for verb in ("validate", "test", "predict"):
         cli(verb)
     checkpoint = read_checkpoint(LOGS / "checkpoints/best.ckpt")

@@ -540,7 +540,7 @@ def test_pictures_are_changed_in_training_only(experiment: Path, cli: Cli, monke
     seen: list[bool] = []
     monkeypatch.setattr("proj.data.images.augment", lambda x, *options: seen.append(len(x) == 7) or x)
     folder()
-    cli("fit", "--config", experiment)
+    cli("fit", "--config", experiment, "--model.steps_per_execution", "2")
     cli("test")
     assert len(seen) == 1 + 3 * 4  # a batch of the preflight, and 28 rows by 7 in three epochs
     assert all(seen)

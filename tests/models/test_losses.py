@@ -85,7 +85,7 @@ def test_the_mean_loss_of_a_stage_does_not_depend_on_the_batches(weights: list[f
     whole, _ = model.losses(model(x), y)
     for rows in torch.arange(10).split([1, 2, 7]):
         loss, weight = model.losses(model(x[rows]), y[rows])
-        model.meters[1].update(model.predictions(model(x[rows])), y[rows], loss, weight)
+        model.meters[1].update(model.predictions(model(x[rows])), y[rows], loss[None], torch.as_tensor(weight)[None])
     assert torch.allclose(model.meters[1].finish()["loss"].float(), whole)
 
 

@@ -12,7 +12,7 @@ from proj.data.columns import BINS, quantiles
 from proj.errors import UserError
 from proj.nets.mlp import MLP
 from proj.nets.table import Normalize
-from proj.nets.tabm import TabM
+from proj.nets.tabm import Dropout, TabM
 from proj.schema import Column, Schema
 
 
@@ -96,3 +96,22 @@ def test_nets_take_any_mix_of_columns_and_a_gradient_reaches_every_parameter(kin
 def test_a_net_for_tables_refuses_other_rows() -> None:
     with pytest.raises(UserError, match=r"this net is for tables: expected columns, got rows of shape \(3,\)"):
         TabM(Schema.without_statistics("binary", (3,), 1))
+
+
+@pytest.mark.parametrize("p", [0.1, 0.5])
+def test_dropout_drops_and_scales_as_torchs_own(p: float) -> None:
+    torch.manual_seed(0)
+    x = torch.ones(999, 7, 31, requires_grad=True)
+    dropout = Dropout(p)
+    y = dropout(x)
+    y.sum().backward()
+    dropped = y == 0
+    assert dropped.float().mean().item() == pytest.approx(p, abs=4 * (p * (1 - p) / x.numel()) ** 0.5)
+    assert torch.equal(y, torch.where(dropped, 0.0, 1 / (1 - p)))
+    assert torch.equal(x.grad, y)  # of ones
+    share = dropped.float().mean(0)  # no place in a row is dropped more often than another
+    assert (share - p).abs().max() < 5 * (p * (1 - p) / len(x)) ** 0.5
+    assert not torch.equal(dropout(x) == 0, dropped)
+    assert dropout.eval()(x) is x
+    net = TabM(schema(category(3)), dropout=p)
+    assert {type(m) for m in net.modules() if isinstance(m, nn.Dropout)} == {Dropout}

@@ -50,26 +50,27 @@ class Watch(Callback):
 
     def __init__(self) -> None:
         self.logged = -1  # how often so far, in multiples of `log_every_n_steps`
-        self.norm: Tensor | None = None
+        self.values: dict[str, Tensor | float] = {}  # of the step to log
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.logged = trainer.global_step // self._every(trainer) - 1
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         if trainer.loggers and trainer.global_step // self._every(trainer) > self.logged:
-            self.norm = nn.utils.get_total_norm([p.grad for p in pl_module.parameters() if p.grad is not None])
+            norm = nn.utils.get_total_norm([p.grad for p in pl_module.parameters() if p.grad is not None])
+            self.values = {"gradient_norm": norm, **_rates(trainer.optimizers)}
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if self.norm is None:
+        if not self.values:
             return
         step = trainer.global_step - 1
         self.logged = step // self._every(trainer)
-        values = {"gradient_norm": self.norm.item(), **_rates(trainer.optimizers)}
-        self.norm = None
         if isinstance(outputs, dict) and "loss" in outputs:
-            values["train/loss_step"] = outputs["loss"].item()
+            self.values["train/loss_step"] = outputs["loss"]
+        values = {name: float(value) for name, value in self.values.items()}
+        self.values = {}
         for logger in trainer.loggers:
             logger.log_metrics(values, step=step)
 

@@ -1,6 +1,7 @@
 """An ensemble of multilayer perceptrons for tables that share most of their weights."""
 
 import tabm
+import torch
 from torch import Tensor, nn
 
 from proj.nets.table import Table, piecewise_linear
@@ -27,7 +28,7 @@ class TabM(nn.Module):
         members: int = 16,
         width: int = 256,
         blocks: int = 2,
-        dropout: float = 0.0,
+        dropout: float = 0.1,
         embedding: int = 16,
     ) -> None:
         super().__init__()
@@ -43,9 +44,24 @@ class TabM(nn.Module):
             n_blocks=blocks,
             dropout=dropout,
         )
+        for module in list(self.ensemble.modules()):
+            for name, child in module.named_children():
+                if isinstance(child, nn.Dropout):
+                    setattr(module, name, Dropout(child.p))
 
     def forward(self, x: dict[str, Tensor]) -> Tensor:
         """Raw outputs of each member: [rows, members, outputs]."""
         numbers, categories = self.table(x)
         outputs: Tensor = self.ensemble(numbers if numbers.shape[1] else None, categories if categories.shape[1] else None)
         return outputs
+
+
+class Dropout(nn.Dropout):
+    """Dropout by 16 random bits a unit. torch's own, on a CPU, draws so slowly that it takes a third of a step here."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.p == 0:
+            return x
+        words = torch.empty(-(-x.numel() // 4), dtype=torch.int64, device=x.device).random_(-(2**63), None)
+        kept = words.view(torch.int16)[: x.numel()].view(x.shape) >= round(self.p * 2**16) - 2**15
+        return x * (kept.to(x.dtype) / (1 - self.p))
