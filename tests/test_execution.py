@@ -10,6 +10,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from conftest import Cli
+from proj.cli import main
 from proj.data.loader import ArrayLoader
 from proj.run import read_checkpoint
 from proj.schema import Batch
@@ -141,6 +142,14 @@ class Moved(Arrays):
     assert f"one optimizer step at a time: {why}" in said
     if "mine.Counts" in flags:
         assert said.count("batch of") >= 2 * 5  # 70 rows in batches of 16, two epochs
+
+
+def test_the_bar_counts_steps_and_shows_the_loss(experiment: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    config = experiment(rows=250, trainer={"max_epochs": 1})
+    assert main(["fit", "--config", str(config), "--model.steps_per_execution", "4"]) == 0
+    drawn = " ".join(capsys.readouterr().out.split())
+    assert " 11/11 " in drawn  # batches, in three blocks
+    assert "train/loss_step:" in drawn
 
 
 def test_nobody_is_told_where_nothing_stands_in_the_way(experiment: Any, cli: Cli) -> None:

@@ -118,3 +118,18 @@ def test_plateau_follows_its_metric(experiment: Any, cli: Cli, work: Any) -> Non
     cli("fit", "--config", config)
     assert rates(find(work / "lightning_logs", None))[-1] < 1e-3
     assert functools.reduce(lambda a, b: b <= a and b, rates(find(work / "lightning_logs", None)))
+
+
+@pytest.mark.parametrize(
+    ("options", "fused"),
+    [([], True), (["AdamW"], True), (["Adam", "--model.optimizer.fused", "false"], False),
+     (["Adam", "--model.optimizer.foreach", "true"], None), (["SGD"], None)],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)  # fmt: skip
+def test_adam_is_fused_where_the_user_leaves_it_open(
+    options: list[str], fused: bool | None, experiment: Any, cli: Cli, work: Any
+) -> None:
+    flags = ["--model.optimizer", *options] if options else []
+    cli("fit", "--config", experiment(), "--trainer.max_epochs", "1", *flags)
+    checkpoint = read_checkpoint(find(work / "lightning_logs", None).path / "checkpoints/last.ckpt")
+    assert checkpoint["optimizer_states"][0]["param_groups"][0]["fused"] is fused

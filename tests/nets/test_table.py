@@ -112,6 +112,7 @@ def test_dropout_drops_and_scales_as_torchs_own(p: float) -> None:
     share = dropped.float().mean(0)  # no place in a row is dropped more often than another
     assert (share - p).abs().max() < 5 * (p * (1 - p) / len(x)) ** 0.5
     assert not torch.equal(dropout(x) == 0, dropped)
-    assert dropout.eval()(x) is x
+    assert not Dropout(1.0)(x).any()
+    assert torch.equal(dropout.eval()(x), x)
     net = TabM(schema(category(3)), dropout=p)
     assert {type(m) for m in net.modules() if isinstance(m, nn.Dropout)} == {Dropout}

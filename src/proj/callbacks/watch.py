@@ -25,7 +25,9 @@ class RunLogger(TensorBoardLogger):
 
 
 class Progress(RichProgressBar):
-    """Lightning's progress bar in steps, without the last letters of the run's name."""
+    """Lightning's progress bar in steps, with the last step's loss, without the last letters of the run's name."""
+
+    loss: Tensor | None = None
 
     @property
     def total_train_batches(self) -> int | float:
@@ -34,13 +36,14 @@ class Progress(RichProgressBar):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        self.loss = outputs.get("loss") if isinstance(outputs, dict) else None
         done = getattr(trainer.train_dataloader, "position", batch_idx + 1)
         super().on_train_batch_end(trainer, pl_module, outputs, batch, done - 1)
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         items: dict[str, Any] = super().get_metrics(trainer, pl_module)
         items.pop("v_num", None)
-        return items
+        return items if self.loss is None else {"train/loss_step": self.loss.item(), **items}
 
 
 class Watch(Callback):
@@ -53,7 +56,7 @@ class Watch(Callback):
         self.values: dict[str, Tensor | float] = {}  # of the step to log
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.logged = trainer.global_step // self._every(trainer) - 1
+        self.logged = (trainer.global_step - 1) // self._every(trainer)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         if trainer.loggers and trainer.global_step // self._every(trainer) > self.logged:
