@@ -179,7 +179,7 @@ def test_the_preflight_leaves_no_trace_in_the_weights(experiment: Any, cli: Cli)
     data = Arrays("data.npz", batch_size=16)
     data.setup("fit")
     net = MLP(data.schema, (8,), dropout=0.5)
-    optimizer, loader = torch.optim.Adam(net.parameters()), data.train_dataloader()
+    optimizer, loader = torch.optim.Adam(net.parameters(), fused=True), data.train_dataloader()
     for epoch in range(2):
         loader.set_epoch(epoch)
         for batch in loader:

@@ -2,6 +2,7 @@
 
 import argparse
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,15 @@ import numpy as np
 
 from proj import console
 from proj.data import pictures, tables
-from proj.data.decode import in_parallel, look
+from proj.data.decode import Picture, in_parallel, look
 from proj.data.doctor import examine
 from proj.data.images import Images
 from proj.data.tabular import Tabular
 from proj.errors import UserError
 from proj.run import write
 from proj.templates import MODELS, picture_experiment, table_experiment
+
+CHOOSING = 5_000  # pictures to choose the best epoch by, where there are many: more would be missed in training
 
 
 def init(args: list[str]) -> None:
@@ -73,17 +76,17 @@ def _open(given: argparse.Namespace) -> Tabular | Images:
     if Path(given.data).is_dir() or given.data.endswith(".npz"):
         if given.target or given.task:
             raise UserError("--target and --task are for tables; the class of a picture is its folder's name, or in y.")
-        return Images(given.data, size=fitting_size(given.data))
+        source = pictures.pictures_of(given.data, pictures.folder_of(given.data, predict=False), predict=False)
+        share = min(0.15, round(CHOOSING / max(1, (source.parts == "train").sum()), 3))
+        return Images(given.data, size=fitting_size(source.items), val_fraction=share)
     if given.target is None:
         names = tables.scan(tables.files_of(given.data, "DATA")).collect_schema().names()
         raise UserError(f"--target: expected a column of {given.data}, got none; it has {', '.join(names[:30])}.")
     return Tabular(given.data, given.target, task=given.task)
 
 
-def fitting_size(path: str) -> int | None:
+def fitting_size(items: Sequence[Picture]) -> int | None:
     """What to scale pictures to that are not small and all alike: 32 or 64 pixels, by the size that is in the middle."""
-    listing = pictures.folder_of(path, predict=False)
-    items = pictures.pictures_of(path, listing, predict=False).items
     items = items[:: -(-len(items) // 500)]
     sizes = np.zeros((len(items), 2), np.int64)
 

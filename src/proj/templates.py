@@ -68,6 +68,7 @@ def picture_experiment(data: Images, path: str) -> str:
     size, letters = data.size[0] if data.size else None, all(len(name) == 1 for name in schema.class_names)
     epochs = max(7, min(60, PICTURES // schema.rows))
     flip = not letters or path.endswith(".npz")
+    mirror = ", mirror: true" if flip else ""
     smoothing = "    label_smoothing: 0.1\n" if schema.task == "multiclass" else ""
     return f"""\
 # Pictures of {path}: {schema.rows} to train on, {len(schema.class_names)} classes.
@@ -78,7 +79,7 @@ trainer:
 model:
   class_path: {MODELS[schema.task]} # {_targets(schema)}
   init_args:
-    net: {{class_path: CNN, init_args: {{width: 48}}}}
+    net: {{class_path: CNN, init_args: {{width: 40{mirror}}}}}
     optimizer: {{class_path: AdamW, init_args: {{weight_decay: 0.01}}}}
     scheduler: {{class_path: OneCycleLR, init_args: {{max_lr: 0.01}}}} # its length is filled in
     scheduler_interval: step
@@ -90,7 +91,7 @@ model:
     flip: {str(flip).lower()} # left to right; not for writing, or where the side means something
     crop: {min(schema.input_shape[1:]) // 14 if epochs >= LONG else 0} # pixels to shift pictures by; pays in long trainings
     batch_size: {min(128, batch_size(schema.rows))}
-    val_fraction: 0.15 # of what has no folder val
+    val_fraction: {data.val_fraction} # of what has no folder val
     test_fraction: 0.15 # of what has no folder test
 """
 

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from proj.errors import UserError
+from proj.models.multiclass import MulticlassClassifier
 from proj.nets.cnn import CNN
 from proj.nets.mlp import MLP
 from proj.nets.standardize import Standardize
@@ -25,6 +26,18 @@ def schema(shape: tuple[int, ...], classes: int = 4) -> Schema:
 def test_cnn_takes_pictures_from_8_to_64(size: int, channels: int) -> None:
     net = CNN(schema((channels, size, size)), width=4)
     assert net(torch.rand(2, channels, size, size)).shape == (2, 4)
+
+
+def test_a_mirrored_cnn_predicts_the_same_for_both_sides_and_means_both() -> None:
+    net = CNN(schema((1, 9, 9)), width=4, mirror=True).eval()
+    plain = CNN(schema((1, 9, 9)), width=4).eval()
+    plain.load_state_dict(net.state_dict())
+    x = torch.rand(3, 1, 9, 9)
+    pair = MulticlassClassifier(net).average(net(x)).softmax(1)
+    mean = (plain(x).softmax(1) + plain(x.flip(3)).softmax(1)) / 2
+    assert torch.allclose(pair, mean, atol=1e-6)
+    assert torch.allclose(MulticlassClassifier(net).average(net(x.flip(3))).softmax(1), mean, atol=1e-6)
+    assert net.train()(x).shape == (3, 4)
 
 
 @pytest.mark.parametrize("norm", [None, "batch", "layer"])

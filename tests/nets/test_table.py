@@ -10,9 +10,10 @@ from torch import nn
 
 from proj.data.columns import BINS, quantiles
 from proj.errors import UserError
+from proj.nets.dropout import Dropout
 from proj.nets.mlp import MLP
 from proj.nets.table import Normalize
-from proj.nets.tabm import Dropout, TabM
+from proj.nets.tabm import TabM
 from proj.schema import Column, Schema
 
 

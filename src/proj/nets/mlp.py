@@ -5,6 +5,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from proj.nets.dropout import Dropout
 from proj.nets.standardize import Standardize
 from proj.nets.table import Embedded
 from proj.schema import Schema, Tensors
@@ -44,7 +45,7 @@ class MLP(nn.Module):
                 layers.append(NORMS[norm](size))
             layers.append(ACTIVATIONS[activation]())
             if dropout:
-                layers.append(nn.Dropout(dropout))
+                layers.append(Dropout(dropout))
             width = size
         self.layers = nn.Sequential(*layers, nn.Linear(width, schema.outputs))
 

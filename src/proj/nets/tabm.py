@@ -1,9 +1,9 @@
 """An ensemble of multilayer perceptrons for tables that share most of their weights."""
 
 import tabm
-import torch
 from torch import Tensor, nn
 
+from proj.nets.dropout import Dropout
 from proj.nets.table import Table, piecewise_linear
 from proj.schema import Schema
 
@@ -54,14 +54,3 @@ class TabM(nn.Module):
         numbers, categories = self.table(x)
         outputs: Tensor = self.ensemble(numbers if numbers.shape[1] else None, categories if categories.shape[1] else None)
         return outputs
-
-
-class Dropout(nn.Dropout):
-    """Dropout by 16 random bits a unit. torch's own, on a CPU, draws so slowly that it takes a third of a step here."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training or self.p in (0, 1):
-            return super().forward(x)
-        words = torch.empty(-(-x.numel() // 4), dtype=torch.int64, device=x.device).random_(-(2**63), None)
-        kept = words.view(torch.int16)[: x.numel()].view(x.shape) >= round(self.p * 2**16) - 2**15
-        return x * (kept.to(x.dtype) / (1 - self.p))
