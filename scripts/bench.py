@@ -31,6 +31,8 @@ import torch
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from rich.console import Console
 from rich.table import Table
+from sklearn.metrics import accuracy_score, precision_recall_fscore_support
+from sklearn.neural_network import MLPClassifier
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
@@ -156,6 +158,20 @@ class Plain(L.LightningModule):
         return torch.optim.Adam(self.parameters())
 
 
+def scikit_learn(work: Work, data: dict[str, Tensor]) -> Result:
+    """MLPClassifier, an epoch a call, with the same metrics after each."""
+    start = time.perf_counter()
+    x, y, x_val, y_val = (data[name].numpy() for name in ("x_train", "y_train", "x_val", "y_val"))
+    net = MLPClassifier(work.sizes[1:-1], batch_size=work.batch, alpha=0.0)
+    begin, share = time.perf_counter(), 0.0
+    for _ in range(work.epochs):
+        net.partial_fit(x, y, classes=range(work.classes))
+        predicted = net.predict(x_val)
+        share = float(accuracy_score(y_val, predicted))
+        precision_recall_fscore_support(y_val, predicted, average="macro")
+    return Result(begin - start, work.rows * work.epochs / (time.perf_counter() - begin), share)
+
+
 class Clock(L.Callback):
     """When training began and ended, and how well it did."""
 
@@ -204,12 +220,17 @@ def ours(work: Work, folder: Path, *more: str) -> Result:
 def contenders(work: Work, folder: Path) -> dict[str, Callable[[], Result]]:
     data = {name: torch.from_numpy(values) for name, values in arrays(work).items()}
     np.savez(folder / "data.npz", **arrays(work))
+    more: dict[str, Callable[[], Result]] = {}
+    if work.net is Net:
+        more = {"scikit-learn": lambda: scikit_learn(work, data),
+                f"{PACKAGE}, compiled step": lambda: ours(work, folder, "--model.compile", "step")}  # fmt: skip
     return {
         "by hand, slices": lambda: by_hand(work, data),
         "by hand, slices, fused Adam": lambda: by_hand(work, data, fused=True),
         "by hand, DataLoader": lambda: by_hand(work, data, loader=True),
         "plain Lightning": lambda: plain_lightning(work, data, folder),
         PACKAGE: lambda: ours(work, folder),
+        **more,
     }
 
 

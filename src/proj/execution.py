@@ -21,6 +21,7 @@ from proj.data.base import SplitData
 from proj.data.loader import ArrayLoader, take
 from proj.errors import UserError
 from proj.models.base import Model
+from proj.models.compiled import CompiledStep, NotCompiled
 from proj.schema import Batch
 
 SECONDS = 0.03  # that a block is to last: so long that Lightning's work for it is a percent or two
@@ -38,22 +39,30 @@ class Execution(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         wanted = getattr(pl_module, "steps_per_execution", "auto")
+        compiled = getattr(pl_module, "compile_what", "none") == "step"
         if isinstance(wanted, int) and wanted < 1:
             raise UserError(f"model.steps_per_execution: expected auto or a number from 1 up, got {wanted}.")
         if why := next(obstacles(trainer, pl_module), None):
-            if trainer.is_global_zero and wanted != 1:
-                console.say(f"one optimizer step at a time: {why}.")
+            if trainer.is_global_zero and (wanted != 1 or compiled):
+                console.say(f"one optimizer step at a time{', not compiled' if compiled else ''}: {why}.")
             return
         data: Any = getattr(trainer, "datamodule", None)
         assert isinstance(pl_module, Model)
         loader, interval = data.train_dataloader(), trainer.val_check_interval
         loader.period = max(1, int(loader.batches * interval)) if isinstance(interval, float) else int(interval)
-        loader.steps = wanted if isinstance(wanted, int) else _fitting_steps(trainer, pl_module, data)
+        with isolate_rng():
+            if compiled:
+                pl_module.compiled_step = _compiled(trainer, pl_module, data.changed(_example(trainer, data)))
+            loader.steps = wanted if isinstance(wanted, int) else _fitting_steps(trainer, pl_module, data)
         while not _ends_well(loader, max(0, trainer.max_steps) % loader.batches):
             loader.steps -= 1
         data.steps_per_execution, data.validation_period = loader.steps, loader.period
         if loader.period < loader.batches:
             trainer.val_check_interval = loader.cuts().index(loader.period)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if (step := getattr(pl_module, "compiled_step", None)) is not None:
+            step.bind(pl_module, trainer.optimizers[0])  # whose state may have come from a checkpoint since
 
 
 def _ends_well(loader: ArrayLoader, stop: int) -> bool:
@@ -105,19 +114,38 @@ def _overridden(of: Any, base: type, hooks: tuple[str, ...]) -> str | None:
     return next((hook for hook in hooks if getattr(type(of), hook, None) is not getattr(base, hook, None)), None)
 
 
-def _fitting_steps(trainer: Any, model: Model, data: SplitData) -> int:
-    """How many steps take about ``SECONDS``, by some that are made with a copy of the net."""
+def _example(trainer: Any, data: SplitData) -> Batch:
     rows = torch.arange(min(data.rows("train"), data.batch_size or data.rows("train")))
     batch: Batch = trainer.strategy.batch_to_device(take(data.parts["train"], rows))
-    seconds = float("inf")
-    with isolate_rng():
-        twin = copy.deepcopy(model)
-        for _ in range(4):
-            start = time.perf_counter()
-            _, loss, _ = twin.loss_of(data.changed(batch), "train")
-            torch.autograd.backward(loss)
-            loss.item()  # waits for the device
-            seconds = min(seconds, time.perf_counter() - start)
-            if seconds > SECONDS:
-                return 1
+    return batch
+
+
+def _compiled(trainer: Any, model: Model, batch: Batch) -> CompiledStep | None:
+    limit = trainer.gradient_clip_val
+    clip = (str(trainer.gradient_clip_algorithm or "norm"), float(limit)) if limit else None
+    try:
+        return CompiledStep(model, trainer.optimizers[0], clip, batch)
+    except NotCompiled as reason:
+        console.say(f"steps are not compiled: {reason}.")
+        return None
+
+
+def _fitting_steps(trainer: Any, model: Model, data: SplitData) -> int:
+    """How many steps take about ``SECONDS``, by some that are made with a copy of the net."""
+    if model.compiled_step is not None:
+        return _steps_in_a_block(model.compiled_step.seconds)
+    batch, seconds, twin = _example(trainer, data), math.inf, copy.deepcopy(model)
+    for _ in range(4):
+        start = time.perf_counter()
+        _, loss, _ = twin.loss_of(data.changed(batch), "train")
+        torch.autograd.backward(loss)
+        loss.item()  # waits for the device
+        seconds = min(seconds, time.perf_counter() - start)
+        if seconds > SECONDS:
+            break
+    return _steps_in_a_block(seconds)
+
+
+def _steps_in_a_block(seconds: float) -> int:
+    """A power of two, so that a measurement repeated mostly finds the same."""
     return int(max(1, min(MOST, 2 ** round(math.log2(SECONDS / seconds)))))

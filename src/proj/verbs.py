@@ -117,6 +117,7 @@ def _checkpoint_to_go_on(cli: ExperimentCLI) -> Path | None:
         raise UserError(f"--ckpt_path: {path} holds weights only; start from them with --init_from.")
     before = checkpoint.get("config", cli.experiment)
     changes = differences(before["model"], cli.experiment["model"])
+    changes = [line for line in changes if not line.startswith("init_args.compile:")]  # the weights are interchangeable
     if getattr(cli.model, "scheduler", None) is not None:
         keys = ("max_epochs", "max_steps")  # a schedule's length
         lengths = [{key: config["trainer"][key] for key in keys} for config in (before, cli.experiment)]

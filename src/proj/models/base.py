@@ -14,6 +14,7 @@ from proj import metrics
 from proj.errors import TrainingError
 from proj.exact import EXACT
 from proj.models.blocks import run_block
+from proj.models.compiled import CompiledStep
 from proj.models.fitting import build, check_outputs, check_targets, check_task, rows_at_once, schema_of_a_batch
 from proj.models.parameters import check_rates, freeze_matching, fuse, parameter_groups
 from proj.models.schedule import schedule
@@ -34,7 +35,8 @@ class Model(LightningModule, ABC):
         scheduler_interval: whether the scheduler steps after each optimizer step or after each epoch.
         freeze: name patterns (``layers.1.*``) of the net's parameters that are not trained.
         learning_rates: learning rate by name pattern, for parameters that want their own.
-        compile: ``net`` runs the net through ``torch.compile``.
+        compile: ``net`` runs the net through ``torch.compile``; ``step`` the whole optimizer step, for small nets in long
+            runs: it takes some ten seconds to compile.
         steps_per_execution: optimizer steps in one ``training_step``, so that Lightning's own work is done once for all of
             them; auto: as many as take some tens of milliseconds. It changes the speed and nothing else.
     """
@@ -50,7 +52,7 @@ class Model(LightningModule, ABC):
         scheduler_interval: Literal["step", "epoch"] = "epoch",
         freeze: list[str] | None = None,
         learning_rates: dict[str, float] | None = None,
-        compile: Literal["none", "net"] = "none",
+        compile: Literal["none", "net", "step"] = "none",
         steps_per_execution: int | Literal["auto"] = "auto",
     ) -> None:
         super().__init__()
@@ -61,6 +63,7 @@ class Model(LightningModule, ABC):
         self.schema: Schema | None = None  # from the data module, or from a checkpoint before the Trainer runs
         self.monitor = metrics.MONITOR[self.task]
         self.mode = metrics.ABOUT[self.monitor.split("/")[1]].mode
+        self.compiled_step: CompiledStep | None = None  # set before training, if it is wanted and can be had
         self._seen = 0  # rows of this stage so far, to number the rows of a user's own (x, y) batches
 
     # What a task's class says
@@ -119,6 +122,10 @@ class Model(LightningModule, ABC):
         outputs, loss, weight = self.loss_of(batch, "train")
         self.count(outputs, batch.y, [loss], [weight], "train")
         return loss
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        if loss.requires_grad:  # else a compiled step has been made of it
+            super().backward(loss, *args, **kwargs)
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         self._evaluate(batch, "val")

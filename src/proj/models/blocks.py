@@ -1,14 +1,17 @@
 """Several optimizer steps in one ``training_step``: Keras' ``steps_per_execution``.
 
 For a small net most of a step's time is Lightning's own work around it, some 0.4 ms, which is done once a block here. All
-steps but the last are made here; the last one's loss is returned, and Lightning makes that step as it always does.
+steps but the last are made here; the last one's loss is returned, and Lightning makes that step as it always does, unless
+it was a compiled one: of a loss without a graph nothing goes back, and an optimizer without gradients changes nothing.
 """
 
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
+from proj.models.compiled import CompiledStep
 from proj.schema import Block
 
 
@@ -26,26 +29,34 @@ def run_block(model: Any, block: Block) -> Tensor:
     outputs: list[Tensor] = []
     losses: list[Tensor] = []
     weights: list[Tensor | float] = []
-    for i, batch in enumerate(batches):
-        if i:
-            for parameter in parameters:
-                parameter.grad = None
-            torch.autograd.backward(losses[-1])
-            losses[-1] = losses[-1].detach()
-            if trainer.gradient_clip_val:
-                model.configure_gradient_clipping(optimizer, trainer.gradient_clip_val, trainer.gradient_clip_algorithm)
-            optimizer.step()
+    compiled: CompiledStep | None = model.compiled_step
+    for i, batch in enumerate(batches, 1):
+        batch = trainer.datamodule.changed(batch)
+        whole = compiled is not None and len(batch.row) == compiled.rows
+        output, loss, weight = compiled(batch) if compiled is not None and whole else model.loss_of(batch, "train")
+        if i < len(batches):
+            if not whole:
+                _update(model, optimizer, parameters, loss)
             if scheduler is not None:
                 scheduler.step()
-        output, loss, weight = model.loss_of(trainer.datamodule.changed(batch), "train")
         outputs.append(output.detach())
-        losses.append(loss)
+        losses.append(loss if i == len(batches) else loss.detach())
         weights.append(weight)
     _count_steps(trainer, len(batches) - 1)
     assert block.rows.y is not None
     y = block.rows.y[: sum(len(output) for output in outputs)]
     model.count(torch.cat(outputs), y, losses, weights, "train")
     return losses[-1]
+
+
+def _update(model: Any, optimizer: Optimizer, parameters: list[Tensor], loss: Tensor) -> None:
+    """The rest of an optimizer step, as Lightning makes it."""
+    for parameter in parameters:
+        parameter.grad = None
+    torch.autograd.backward(loss)
+    if clip := model.trainer.gradient_clip_val:
+        model.configure_gradient_clipping(optimizer, clip, model.trainer.gradient_clip_algorithm)
+    optimizer.step()
 
 
 def _count_steps(trainer: Any, steps: int) -> None:
