@@ -148,6 +148,8 @@ class ExperimentCLI(LightningCLI):
 
     def monitors(self) -> dict[str, dict[str, Any]]:
         """The options of the checkpoint, and of early stopping if it is on, with monitor and mode settled."""
+        if not (pace := self.config.checkpoint.every_seconds) >= 0:
+            raise UserError(f"checkpoint.every_seconds: expected seconds from 0 up, got {pace}.")
         options = {}
         for key, monitor in self.monitored().items():
             options[key] = {**self.config[key].as_dict(), "monitor": monitor}

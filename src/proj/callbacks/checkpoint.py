@@ -6,22 +6,25 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch import callbacks as lightning
+from lightning.pytorch.plugins import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
+from proj.callbacks.pace import PacedCheckpointIO
 from proj.errors import TrainingError
 from proj.models.weights import load_fitting
 from proj.schema import Schema
 
 
 class Checkpoint(lightning.ModelCheckpoint):
-    """``best.ckpt`` by a metric, ``last.ckpt`` at the end of each epoch.
+    """``best.ckpt`` by a metric, ``last.ckpt`` of the last epoch that was finished.
 
     Each holds the experiment's config and the data's schema as plain values, so that it can be used with nothing else.
 
     Args:
         monitor: metric to choose the best epoch by; null means the model's own (``val/f1``, ``val/rmse``).
         mode: which way is better; null means the metric's own way.
+        every_seconds: each file is written at most once in so many seconds, and when the training ends; 0: each epoch.
         dirpath: folder of the two files.
         config: the experiment, for the checkpoints to carry.
     """
@@ -30,10 +33,11 @@ class Checkpoint(lightning.ModelCheckpoint):
         self,
         monitor: str | None = None,
         mode: Literal["min", "max"] | None = None,
+        every_seconds: float = 10.0,
         dirpath: Path | None = None,
         config: dict[str, Any] | None = None,
     ) -> None:
-        self.config = config or {}
+        self.config, self.every_seconds = config or {}, every_seconds
         self.best_metrics: dict[str, float] = {}  # all metrics, as they were when best.ckpt was written
         super().__init__(
             dirpath=dirpath,
@@ -44,6 +48,11 @@ class Checkpoint(lightning.ModelCheckpoint):
             enable_version_counter=False,
             save_on_train_epoch_end=_after_training_epoch(monitor),
         )
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # else one of the user's own
+            trainer.strategy.checkpoint_io = PacedCheckpointIO(Path(str(self.dirpath)), self.every_seconds)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         before = self.best_model_score

@@ -1,6 +1,7 @@
 """What TensorBoard shows beside the metrics: single steps, the config as text, hyper-parameters with final metrics."""
 
 import sys
+import time
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from proj.callbacks.checkpoint import Checkpoint
+
+FRAMES = 10  # of the progress bar a second
 
 
 class RunLogger(TensorBoardLogger):
@@ -25,9 +28,16 @@ class RunLogger(TensorBoardLogger):
 
 
 class Progress(RichProgressBar):
-    """Lightning's progress bar in steps, with the last step's loss, without the last letters of the run's name."""
+    """Lightning's progress bar in steps, with the last step's loss, without the last letters of the run's name.
+
+    It is drawn ten times a second. Lightning's way, after each batch, takes a tenth of the time of a tiny net.
+    """
 
     loss: Tensor | None = None
+    drawn = 0.0  # when, by the monotonic clock
+
+    def __init__(self) -> None:
+        super().__init__(refresh_rate=FRAMES)
 
     @property
     def total_train_batches(self) -> int | float:
@@ -38,7 +48,9 @@ class Progress(RichProgressBar):
     ) -> None:
         self.loss = outputs.get("loss") if isinstance(outputs, dict) else None
         done = getattr(trainer.train_dataloader, "position", batch_idx + 1)
-        super().on_train_batch_end(trainer, pl_module, outputs, batch, done - 1)
+        if done == self.total_train_batches or time.monotonic() - self.drawn >= 1 / FRAMES:
+            self.drawn = time.monotonic()
+            super().on_train_batch_end(trainer, pl_module, outputs, batch, done - 1)
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         items: dict[str, Any] = super().get_metrics(trainer, pl_module)
@@ -60,7 +72,8 @@ class Watch(Callback):
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         if trainer.loggers and trainer.global_step // self._every(trainer) > self.logged:
-            norm = nn.utils.get_total_norm([p.grad for p in pl_module.parameters() if p.grad is not None])
+            gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
+            norm = nn.utils.get_total_norm(gradients) if gradients else cast(Any, pl_module).compiled_step.gradient_norm
             self.values = {"gradient_norm": norm, **_rates(trainer.optimizers)}
 
     def on_train_batch_end(
