@@ -1,11 +1,16 @@
-"""How fast training is, beside loops written by hand and plain Lightning.
+"""How fast training is, beside loops written by hand, plain Lightning and scikit-learn.
 
-usage: python scripts/bench.py [--work tiny mid conv] [--rounds 5] [--json FILE]
+usage: python scripts/bench.py [--work tiny mid conv test growth start] [--rounds 5] [--json FILE]
 
-Everyone trains the same net on the same batches with Adam, validates after each epoch with the same metrics, and must reach
-the same accuracy. This project runs through ``main(args)`` with everything on: TensorBoard, checkpoints, progress, early
-stopping. Rounds are interleaved; rows a second are medians over rounds, counted from the first step to the end of the last
-epoch, and ratios are medians of each round's ratio to the loop by hand. What comes before the first step is shown apart.
+tiny, mid, conv: everyone trains the same net on the same batches with Adam, validates after each epoch with the same
+metrics, and must reach the same accuracy. This project runs through ``main(args)`` with everything on: TensorBoard,
+checkpoints, progress, early stopping. Rounds are interleaved; rows a second are medians over rounds, counted from the first
+step to the end of the last epoch, and ratios are medians of each round's ratio to the loop by hand. What comes before the
+first step, compiling included, is shown apart.
+
+test: a million rows through ``test``, from its first batch to the predictions in their file, beside loops by hand with the
+same metrics. growth: seconds a million rows, and peak memory, from ten thousand to ten million rows, each in a process of
+its own. start: from the command to the first step, data of a few rows, beside ``import lightning.pytorch`` alone.
 """
 
 import argparse
@@ -13,13 +18,17 @@ import contextlib
 import io
 import json
 import logging
+import multiprocessing
 import os
 import platform
+import resource
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
@@ -36,8 +45,15 @@ from sklearn.neural_network import MLPClassifier
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
-from torchmetrics import MetricCollection
-from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score, MulticlassPrecision, MulticlassRecall
+from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics.classification import (
+    MulticlassAccuracy,
+    MulticlassAUROC,
+    MulticlassAveragePrecision,
+    MulticlassF1Score,
+    MulticlassPrecision,
+    MulticlassRecall,
+)
 
 PACKAGE = next(path.parent.name for path in Path(__file__).parent.parent.glob("src/*/__main__.py"))
 
@@ -85,13 +101,16 @@ class Result(NamedTuple):
     accuracy: float  # on the validation rows, after the last epoch
 
 
-def arrays(work: Work) -> dict[str, np.ndarray[Any, Any]]:
+def arrays(work: Work, test: int = 0) -> dict[str, np.ndarray[Any, Any]]:
+    """Rows to train on, a fifth as many to validate with, and some to test."""
     rng = np.random.default_rng(0)
-    count = work.rows + work.rows // 5
-    x = rng.normal(size=(count, work.features)).astype(np.float32)
-    y = (x @ rng.normal(size=(work.features, work.classes))).argmax(1)
-    n = work.rows
-    return {"x_train": x[:n], "y_train": y[:n], "x_val": x[n:], "y_val": y[n:]}
+    weights = rng.normal(size=(work.features, work.classes))
+    found = {}
+    for part, rows in {"train": work.rows, "val": work.rows // 5, "test": test}.items():
+        if rows:
+            found[f"x_{part}"] = x = rng.standard_normal(size=(rows, work.features), dtype=np.float32)
+            found[f"y_{part}"] = (x @ weights).argmax(1)
+    return found
 
 
 def by_hand(work: Work, data: dict[str, Tensor], fused: bool | None = None, loader: bool = False) -> Result:
@@ -189,6 +208,13 @@ class Clock(L.Callback):
         self.end = time.perf_counter()
         self.accuracy = trainer.callback_metrics["val/accuracy"].item()
 
+    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.begin = time.perf_counter()
+
+    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.end = time.perf_counter()
+        self.accuracy = trainer.callback_metrics["test/accuracy"].item()
+
     def result(self, start: float, work: Work) -> Result:
         return Result(self.begin - start, work.rows * work.epochs / (self.end - self.begin), self.accuracy)
 
@@ -204,16 +230,23 @@ def plain_lightning(work: Work, data: dict[str, Tensor], folder: Path) -> Result
     return clock.result(start, work)
 
 
+def command(work: Work, folder: Path) -> list[str]:
+    return ["fit", "--data", "Arrays", "--data.path", str(folder / "data.npz"), "--data.test_fraction", "0",
+            "--data.batch_size", str(work.batch), "--model", "MulticlassClassifier",
+            "--model.net", f"__main__.{work.net.__name__}", "--model.net.sizes", str(work.sizes),
+            "--trainer.max_epochs", str(work.epochs), "--trainer.accelerator", "cpu",
+            "--trainer.default_root_dir", str(folder), "--trainer.callbacks", "__main__.Clock",
+            "--early_stopping.patience", "1000"]  # fmt: skip
+
+
+def call(args: list[str]) -> None:
+    code = import_module(f"{PACKAGE}.cli").main(args)
+    assert code == 0, code
+
+
 def ours(work: Work, folder: Path, *more: str) -> Result:
     start = time.perf_counter()
-    flags = ["--data", "Arrays", "--data.path", str(folder / "data.npz"), "--data.test_fraction", "0",
-             "--data.batch_size", str(work.batch), "--model", "MulticlassClassifier",
-             "--model.net", f"__main__.{work.net.__name__}", "--model.net.sizes", str(work.sizes),
-             "--trainer.max_epochs", str(work.epochs), "--trainer.accelerator", "cpu",
-             "--trainer.default_root_dir", str(folder), "--trainer.callbacks", "__main__.Clock",
-             "--early_stopping.patience", "1000", *more]  # fmt: skip
-    code = import_module(f"{PACKAGE}.cli").main(["fit", *flags])
-    assert code == 0, code
+    call([*command(work, folder), *more])
     return Clock.last.result(start, work)
 
 
@@ -234,9 +267,128 @@ def contenders(work: Work, folder: Path) -> dict[str, Callable[[], Result]]:
     }
 
 
+def training(name: str, rounds: int) -> dict[str, list[Result]]:
+    work = WORK[name]
+    with tempfile.TemporaryDirectory() as folder:
+        return interleaved(contenders(work, Path(folder)), rounds)
+
+
+def interleaved(contenders: dict[str, Callable[[], Result]], rounds: int) -> dict[str, list[Result]]:
+    results: dict[str, list[Result]] = {who: [] for who in contenders}
+    for _ in range(rounds):
+        for who, run in contenders.items():
+            torch.manual_seed(0)
+            with silence():
+                results[who].append(run())
+    return results
+
+
+@contextlib.contextmanager
+def silence() -> Iterator[None]:
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        yield
+
+
+def testing(rounds: int) -> dict[str, list[Result]]:
+    """A million rows of tiny, by the metrics and the loss that ``test`` computes."""
+    work = WORK["tiny"]._replace(epochs=1)
+    with tempfile.TemporaryDirectory() as name, silence():
+        folder = Path(name)
+        data = arrays(work, test=1_000_000)
+        np.savez(folder / "data.npz", **data)
+        call(command(work, folder))
+        run = next((folder / "lightning_logs").iterdir())
+        state = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
+        net = Net(work.sizes)
+        net.load_state_dict({key.removeprefix("net."): v for key, v in state.items() if key.startswith("net.")})
+        x, y = torch.from_numpy(data["x_test"]), torch.from_numpy(data["y_test"])
+
+        def tested_by_hand(batch: int) -> Result:
+            begin = time.perf_counter()
+            counted = MetricCollection({**four_metrics(work.classes), "auroc": MulticlassAUROC(work.classes),
+                                        "average_precision": MulticlassAveragePrecision(work.classes)})  # fmt: skip
+            mean = MeanMetric()
+            net.eval()
+            with torch.no_grad():
+                for a, b in zip(x.split(batch), y.split(batch), strict=True):
+                    outputs = net(a)
+                    mean.update(cross_entropy(outputs, b), len(b))
+                    counted.update(outputs.softmax(1), b)
+            share = counted.compute()["accuracy"].item()
+            mean.compute()
+            return Result(0.0, len(x) / (time.perf_counter() - begin), share)
+
+        def tested() -> Result:
+            start = time.perf_counter()
+            call(["test", "--run", str(run)])
+            clock = Clock.last
+            return Result(clock.begin - start, len(x) / (clock.end - clock.begin), clock.accuracy)
+
+        return interleaved({"by hand, batches of 64": lambda: tested_by_hand(64),
+                            "by hand, batches of 8192": lambda: tested_by_hand(8192), PACKAGE: tested}, rounds)  # fmt: skip
+
+
+def grown(rows: int) -> tuple[float, float]:
+    """Seconds a million rows of tiny, in training with all that belongs to it, and the peak of memory in MB."""
+    work = WORK["tiny"]._replace(rows=rows, epochs=max(1, 1_000_000 // rows))
+    warnings.filterwarnings("ignore")
+    with tempfile.TemporaryDirectory() as folder, silence():
+        np.savez(Path(folder) / "data.npz", **arrays(work))
+        result = ours(work, Path(folder))
+    return 1e6 / result.rate, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
+
+
+def growth(console: Console) -> dict[str, Any]:
+    table = Table("rows", "data, MB", "seconds a million rows", "peak memory, MB")
+    found = {}
+    for rows in (10_000, 100_000, 1_000_000, 10_000_000):
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            seconds, memory = pool.apply(grown, (rows,))
+        size = rows * 1.2 * (10 * 4 + 8) / 1e6
+        table.add_row(f"{rows:,}", f"{size:,.0f}", f"{seconds:.2f}", f"{memory:,.0f}")
+        found[str(rows)] = {"seconds": seconds, "memory": memory}
+    console.print(table)
+    return found
+
+
+FIRST_STEP = """
+import sys, time
+from lightning.pytorch import Callback
+class First(Callback):
+    def on_train_epoch_start(self, trainer, pl_module):
+        print("first step at", time.time(), file=sys.stderr)
+"""
+
+
+def start(console: Console, rounds: int) -> dict[str, Any]:
+    work = WORK["tiny"]._replace(rows=200, epochs=1)
+    took: dict[str, list[float]] = {"import lightning.pytorch": [], f"python -m {PACKAGE} fit, to the first step": []}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        np.savez(folder / "data.npz", **arrays(work))
+        (folder / "first.py").write_text(FIRST_STEP)
+        flags = ["fit", "--data", "Arrays", "--data.path", "data.npz", "--model", "MulticlassClassifier", "--model.net",
+                 "MLP", "--trainer.max_epochs", "1", "--trainer.accelerator", "cpu", "--trainer.callbacks",
+                 "first.First"]  # fmt: skip
+        commands = [["-c", "import lightning.pytorch, time, sys; print('first step at', time.time(), file=sys.stderr)"],
+                    ["-m", PACKAGE, *flags]]  # fmt: skip
+        for _ in range(rounds + 1):
+            for taken, arguments in zip(took.values(), commands, strict=True):
+                begin = time.time()
+                done = subprocess.run([sys.executable, *arguments], cwd=folder, capture_output=True, text=True, check=True)
+                taken.append(float(done.stderr.split("first step at ")[1].split()[0]) - begin)
+    table = Table("process", "seconds", "least to most")
+    for what, seconds in took.items():
+        del seconds[0]  # of cold files
+        table.add_row(what, f"{statistics.median(seconds):.2f}", f"{min(seconds):.2f} to {max(seconds):.2f}")
+    console.print(table)
+    return took
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", nargs="+", choices=WORK, default=list(WORK))
+    kinds = [*WORK, "test", "growth", "start"]
+    parser.add_argument("--work", nargs="+", choices=kinds, default=kinds)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
@@ -249,16 +401,12 @@ def main() -> None:
     console = Console()
     console.print(", ".join(f"{name} {value}" for name, value in machine.items()))
     for name in given.work:
-        work = WORK[name]
-        with tempfile.TemporaryDirectory() as folder:
-            names = contenders(work, Path(folder))
-            results: dict[str, list[Result]] = {who: [] for who in names}
-            for _ in range(given.rounds):
-                for who, run in names.items():
-                    torch.manual_seed(0)
-                    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-                        results[who].append(run())
-        out[name] = report(console, f"{name}: {work}", results)
+        if name in WORK:
+            out[name] = report(console, f"{name}: {WORK[name]}", training(name, given.rounds))
+        elif name == "test":
+            out[name] = report(console, "test: a million rows of tiny", testing(given.rounds))
+        else:
+            out[name] = growth(console) if name == "growth" else start(console, given.rounds)
     if given.json:
         given.json.write_text(json.dumps(out, indent=2))
 

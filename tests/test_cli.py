@@ -33,6 +33,20 @@ def test_help_version_and_mistyped_verbs_answer_without_torch(args: list[str], c
     assert text in done.stdout + done.stderr
 
 
+def test_fit_imports_what_it_uses_and_nothing_else(experiment: Any, work: Path) -> None:
+    """Arrays that come split need neither scikit-learn nor polars, which take a second together."""
+    config = experiment()
+    arrays = dict(np.load("data.npz"))
+    np.savez("data.npz", **{f"{name}_{part}": array for name, array in arrays.items() for part in ("train", "val", "test")})
+    script = (
+        f"import sys; from proj.cli import main; code = main(['fit', '--config', {str(config)!r}]); "
+        "unused = {'sklearn', 'polars', 'tabm', 'rtdl_num_embeddings', 'matplotlib', 'pandas'} & set(sys.modules); "
+        "sys.exit(f'imported: {unused}' if unused else code)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_the_verbs_help_tells_trainer_flags_and_our_own(cli: Cli) -> None:
     text = cli("fit", "--help")
     for option in (

@@ -69,13 +69,14 @@ def picture_experiment(data: Images, path: str) -> str:
     epochs = max(7, min(60, PICTURES // schema.rows))
     flip = not letters or path.endswith(".npz")
     mirror = ", mirror: true" if flip else ""
+    crop = min(schema.input_shape[1:]) // 14
     smoothing = "    label_smoothing: 0.1\n" if schema.task == "multiclass" else ""
     return f"""\
 # Pictures of {path}: {schema.rows} to train on, {len(schema.class_names)} classes.
 # Written by `init`; it is yours to change. Each key is a flag, too: --model.net.width 32
 seed_everything: 0
 trainer:
-  max_epochs: {epochs} # three times as many, and three times the time, are a bit better
+  max_epochs: {epochs}{f" # with three times as many and crop: {crop} it gets better, in three times the time" if epochs < LONG else ""}
 model:
   class_path: {MODELS[schema.task]} # {_targets(schema)}
   init_args:
@@ -89,7 +90,7 @@ model:
     path: {_scalar(path)}
     size: {"null # all are alike" if size is None else f"{size} # height and width that all are scaled to"}
     flip: {str(flip).lower()} # left to right; not for writing, or where the side means something
-    crop: {min(schema.input_shape[1:]) // 14 if epochs >= LONG else 0} # pixels to shift pictures by; pays in long trainings
+    crop: {crop if epochs >= LONG else 0} # pixels to shift pictures by; pays in long trainings
     batch_size: {min(128, batch_size(schema.rows))}
     val_fraction: {data.val_fraction} # of what has no folder val
     test_fraction: 0.15 # of what has no folder test

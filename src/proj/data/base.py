@@ -1,15 +1,17 @@
 """What the data modules have in common: three parts of rows, a schema, and loaders over them."""
 
 from abc import ABC, abstractmethod
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import polars as pl
 import torch
 from lightning.pytorch import LightningDataModule
 
 from proj.data.loader import ArrayLoader, take
 from proj.errors import UserError
 from proj.schema import Batch, Schema, Tensors
+
+if TYPE_CHECKING:  # half a second, and arrays need none of it
+    import polars as pl
 
 
 class Finding(NamedTuple):
@@ -58,7 +60,7 @@ class SplitData(LightningDataModule, ABC):
         """Columns of the source that tell a row better than its number; they are always kept beside predictions."""
         return []
 
-    def kept(self, names: list[str], rows: Any) -> pl.DataFrame:
+    def kept(self, names: list[str], rows: Any) -> "pl.DataFrame":
         """Columns of the source that `predict` works on, for these of its rows; raises UserError where there are none."""
         raise UserError(f"--keep: expected a table as the source, {type(self).__name__} has no columns to keep.")
 

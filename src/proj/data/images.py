@@ -5,11 +5,10 @@ from collections.abc import Callable
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import PIL
-import polars as pl
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from PIL import Image
@@ -24,6 +23,9 @@ from proj.data.prepare_pictures import COLOURS, Plan, Prepared, prepare, shape_o
 from proj.data.targets import Targets
 from proj.errors import UserError
 from proj.schema import STAGES, Batch, Schema, Task
+
+if TYPE_CHECKING:
+    import polars as pl
 
 CHANNELS = {"grey": 1, "rgb": 3}
 
@@ -121,7 +123,9 @@ class Images(SplitData):
     def identity(self) -> list[str]:
         return ["file"] if any(self.files.values()) else []
 
-    def kept(self, names: list[str], rows: Any) -> pl.DataFrame:
+    def kept(self, names: list[str], rows: Any) -> "pl.DataFrame":
+        import polars as pl
+
         files = self.files["predict" if "predict" in self.parts else "test"]
         if names != ["file"] or not files:
             raise UserError(f"--keep: expected file, for pictures from a folder, got {', '.join(names)}.")

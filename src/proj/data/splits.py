@@ -3,7 +3,6 @@
 from typing import Any, TypeAlias
 
 import numpy as np
-from sklearn.model_selection import train_test_split
 
 from proj.errors import UserError
 
@@ -42,6 +41,8 @@ def _share(rows: Rows, fraction: float) -> int:
 def _cut(rows: Rows, count: int, seed: int, stratify: np.ndarray[Any, Any] | None, name: str) -> tuple[Rows, Rows]:
     if count == 0:
         return rows, rows[:0]
+    from sklearn.model_selection import train_test_split  # half a second, and some data come split
+
     try:
         kept, cut = train_test_split(rows, test_size=count, random_state=seed, stratify=stratify)
     except ValueError as error:  # a class too rare for every part, or no row left for one

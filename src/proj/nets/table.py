@@ -3,7 +3,6 @@
 import warnings
 
 import torch
-from rtdl_num_embeddings import PiecewiseLinearEmbeddings
 from torch import Tensor, nn
 
 from proj.errors import UserError
@@ -99,8 +98,11 @@ class Embedded(nn.Module):
         return torch.cat(parts, dim=1)
 
 
-def piecewise_linear(bins: list[Tensor], size: int) -> PiecewiseLinearEmbeddings:
+def piecewise_linear(bins: list[Tensor], size: int) -> nn.Module:
     """Embeddings of normalised numbers: [rows, numbers] to [rows, numbers, size]."""
+    from rtdl_num_embeddings import PiecewiseLinearEmbeddings  # which imports scikit-learn; MLP on arrays needs neither
+
     with warnings.catch_warnings():  # truth values given as 0 and 1 have one bin, and that is all right
         warnings.filterwarnings("ignore", "The .* feature has just two bin edges")
-        return PiecewiseLinearEmbeddings(bins, size, activation=False, version="B")
+        embeddings: nn.Module = PiecewiseLinearEmbeddings(bins, size, activation=False, version="B")
+    return embeddings
