@@ -24,7 +24,7 @@ from proj.models.base import Model
 from proj.models.compiled import CompiledStep, NotCompiled
 from proj.schema import Batch
 
-SECONDS = 0.03  # that a block is to last: so long that Lightning's work for it is a percent or two
+SECONDS = 0.05  # that a block is to last: so long that Lightning's work for it is a percent or two
 MOST = 512  # steps in a block, so that curves stay curves
 
 BATCH_HOOKS = ("on_train_batch_start", "on_train_batch_end", "on_before_zero_grad", "on_before_backward",

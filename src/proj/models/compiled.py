@@ -76,10 +76,7 @@ class CompiledStep:
         for step, output in zip(expected, outputs, strict=True):
             _check("the outputs", step.outputs, output)
         _compare(model, eager, compiled, expected)
-        start = time.perf_counter()
-        for _ in range(4):
-            self(batch)[1].item()
-        self.seconds = (time.perf_counter() - start) / 4
+        self.seconds = min(self._seconds(batch) for _ in range(5))
 
     def bind(self, model: Any, optimizer: Optimizer) -> None:
         """Work on these tensors from now on. State that is missing is made as the optimizer's first step would make it."""
@@ -98,6 +95,13 @@ class CompiledStep:
                 self.state[names[parameter]] = {key: state[key] for key in _state_of(optimizer, group)}
         self.buffers = dict(model.net.named_buffers(prefix="net"))
         self.settings: list[list[float]] = []
+
+    def _seconds(self, batch: Batch, steps: int = 20) -> float:
+        start = time.perf_counter()
+        for _ in range(steps):
+            loss = self(batch)[1]
+        loss.item()  # waits for the device
+        return (time.perf_counter() - start) / steps
 
     def __call__(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor | float]:
         """Make a step; return raw outputs, mean loss and its weight, as ``Model.loss_of``."""
@@ -143,7 +147,7 @@ def _whole(model: Any, optimizer: Optimizer, clip: tuple[str, float] | None) -> 
     # Guards and asserts take half of the time, and nothing they watch can change here. Dropout is that of eager steps.
     options: dict[str, Any] = {"guard_filter_fn": lambda guards: [False] * len(guards), "size_asserts": False,
                                "alignment_asserts": False, "fallback_random": True}  # fmt: skip
-    return torch.compile(whole, fullgraph=True, dynamic=False, options=options)
+    return torch.compile(whole, fullgraph=True, options=options)
 
 
 def _settings(group: dict[str, Any]) -> list[float]:
