@@ -71,12 +71,13 @@ def picture_experiment(data: Images, path: str) -> str:
     mirror = ", mirror: true" if flip else ""
     crop = min(schema.input_shape[1:]) // 14
     smoothing = "    label_smoothing: 0.1\n" if schema.task == "multiclass" else ""
+    longer = "" if epochs >= LONG else f" # three times as many and crop: {crop} get better, in three times the time"
     return f"""\
 # Pictures of {path}: {schema.rows} to train on, {len(schema.class_names)} classes.
 # Written by `init`; it is yours to change. Each key is a flag, too: --model.net.width 32
 seed_everything: 0
 trainer:
-  max_epochs: {epochs}{f" # with three times as many and crop: {crop} it gets better, in three times the time" if epochs < LONG else ""}
+  max_epochs: {epochs}{longer}
 model:
   class_path: {MODELS[schema.task]} # {_targets(schema)}
   init_args:
