@@ -4,8 +4,10 @@ from itertools import pairwise
 
 import pytest
 import torch
+from lightning.pytorch import Trainer
 
-from proj.data.loader import ArrayLoader
+from proj.data.arrays import Arrays
+from proj.data.loader import ArrayLoader, nbytes, to
 from proj.schema import Batch
 
 
@@ -91,3 +93,31 @@ def test_a_loaded_state_goes_on_where_the_epoch_was_left_and_only_there() -> Non
     other.load_state_dict(loader.state_dict())
     other.set_epoch(3)
     assert len(list(other)) == len(whole)
+
+
+def test_batches_are_taken_where_the_part_is() -> None:
+    there = to(part(10), torch.device("meta"))  # a device that has shapes and no values
+    batches = list(ArrayLoader(there, 4, shuffle=True, exact=False))
+    assert [(b.x.shape, b.x.device.type, b.row.device.type) for b in batches] == [
+        ((rows, 2), "meta", "meta") for rows in (4, 4, 2)
+    ]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_parts_that_fit_lie_on_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = Arrays(path="digits")
+    data.trainer = Trainer(accelerator="gpu", devices=1, logger=False)
+    data.prepare_data()
+    data.setup("fit")
+    assert next(iter(data.train_dataloader())).x.device.type == "cuda"
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (nbytes(data.parts["val"]) * 4 - 1, 0))
+    loader = data.val_dataloader()
+    assert isinstance(loader, ArrayLoader)
+    assert loader.pin_memory
+    assert next(iter(loader)).x.device.type == "cpu"
+
+
+def test_the_size_of_a_part_is_the_memory_its_tensors_take() -> None:
+    table = Batch({"numeric": torch.zeros(5, 3), "categorical": torch.zeros(5, 2, dtype=torch.int64)}, None, torch.arange(5))
+    assert nbytes(part(5)) == 5 * (2 * 4 + 8 + 8)
+    assert nbytes(table) == 5 * (3 * 4 + 2 * 8 + 8)

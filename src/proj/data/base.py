@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from lightning.pytorch import LightningDataModule
 
-from proj.data.loader import ArrayLoader, take
+from proj.data.loader import ArrayLoader, nbytes, take, to
 from proj.errors import UserError
 from proj.schema import Batch, Schema, Tensors
 
@@ -39,6 +39,7 @@ class SplitData(LightningDataModule, ABC):
         self.batch_size, self.shuffle, self.predict_path = batch_size, shuffle, predict_path
         self.seed = torch.initial_seed() % 2**32
         self.parts: dict[str, Batch] = {}
+        self.resident: dict[str, Batch] = {}  # parts that an accelerator has the memory to hold
         self.schema: Schema | None = None  # set from a checkpoint before `setup`, nothing is fitted again
         self.findings: list[Finding] = []  # what `setup` itself came across
         self.fingerprint = ""  # a hash of the source's content, for the run's manifest
@@ -107,16 +108,29 @@ class SplitData(LightningDataModule, ABC):
             option = "data.predict_path" if stage == "predict" else f"data.{stage}_fraction"
             raise UserError(f"the {stage} part has no rows; expected at least one, set {option}.")
         size = self.batch_size or -(-self.rows(stage) // world)
+        part = self._placed(stage)
         return ArrayLoader(
-            self.parts[stage],
+            part,
             max(size, self._at_once(stage)) if exact else size,
             seed=self.seed,
             shuffle=shuffle,
             exact=exact,
             rank=rank,
             world=world,
-            pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
+            pin_memory=part.row.device.type == "cpu" and self._device().type == "cuda",
         )
+
+    def _device(self) -> torch.device:
+        return self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
+
+    def _placed(self, stage: str) -> Batch:
+        """A part on the GPU, once and for all, if it takes no more than a quarter of what is free there; else as it is."""
+        device, part = self._device(), self.parts[stage]
+        if device.type != "cuda":
+            return part
+        if stage not in self.resident and 4 * nbytes(part) <= torch.cuda.mem_get_info(device)[0]:
+            self.resident[stage] = to(part, device)
+        return self.resident.get(stage, part)
 
     def _at_once(self, stage: str) -> int:
         """How many rows the model would like to evaluate at once, where the Trainer does not count batches."""

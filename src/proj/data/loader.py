@@ -1,12 +1,12 @@
 """Whole batches sliced out of tensors: no per-row Python, no collation, no worker processes."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from proj.schema import Batch, Block, Tensors
+from proj.schema import Batch, Block
 
 
 class ArrayLoader:
@@ -75,10 +75,8 @@ class ArrayLoader:
         for begin, end in pairwise(self.cuts()):
             if end <= self.position:
                 continue
-            begin, self.position = (
-                max(begin, self.position),
-                end,
-            )  # before the batches are used: a checkpoint taken during their steps counts them as done
+            # Set before the batches are used: a checkpoint taken during their steps counts them as done.
+            begin, self.position = max(begin, self.position), end
             batch = take(self.part, order[begin * size : end * size])
             batch = pin(batch) if self.pin_memory else batch
             yield batch if self.steps is None else Block(batch, size)
@@ -103,15 +101,26 @@ class ArrayLoader:
 
 
 def take(part: Batch, positions: Tensor) -> Batch:
-    """The rows of ``part`` at ``positions``."""
-
-    def of(values: Tensors) -> Tensors:
-        return {k: v[positions] for k, v in values.items()} if isinstance(values, dict) else values[positions]
-
-    return Batch(of(part.x), None if part.y is None else part.y[positions], part.row[positions])
+    """The rows of ``part`` at ``positions``, on the part's device."""
+    positions = positions.to(part.row.device, non_blocking=True)
+    return each(lambda values: values[positions], part)
 
 
 def pin(batch: Batch) -> Batch:
     """The batch in page-locked memory, from which copies to an accelerator need not wait."""
-    x = {k: v.pin_memory() for k, v in batch.x.items()} if isinstance(batch.x, dict) else batch.x.pin_memory()
-    return Batch(x, None if batch.y is None else batch.y.pin_memory(), batch.row.pin_memory())
+    return each(Tensor.pin_memory, batch)
+
+
+def to(part: Batch, device: torch.device) -> Batch:
+    return each(lambda values: values.to(device), part)
+
+
+def nbytes(part: Batch) -> int:
+    inputs = part.x.values() if isinstance(part.x, dict) else [part.x]
+    return sum(values.nbytes for values in (*inputs, part.row, *([] if part.y is None else [part.y])))
+
+
+def each(change: Callable[[Tensor], Tensor], batch: Batch) -> Batch:
+    """``change`` done to every tensor of a batch."""
+    x = {name: change(values) for name, values in batch.x.items()} if isinstance(batch.x, dict) else change(batch.x)
+    return Batch(x, None if batch.y is None else change(batch.y), change(batch.row))
