@@ -32,8 +32,15 @@ def test_a_run_is_one_folder(experiment: Any, cli: Cli) -> None:
     out = cli("fit", "--config", experiment())
     run = LOGS / "version_0"
     files = [f for f in files_in(run) if "tfevents" not in f]
-    assert files == ["checkpoints/best.ckpt", "checkpoints/last.ckpt", "config.yaml", "findings.json", "manifest.json"]
-    assert len(files_in(run)) == 6
+    assert files == [
+        "checkpoints/best.ckpt",
+        "checkpoints/last.ckpt",
+        "checkpoints/previous.ckpt",
+        "config.yaml",
+        "findings.json",
+        "manifest.json",
+    ]
+    assert len(files_in(run)) == 7
     assert "tensorboard --logdir lightning_logs" in out
     cli("validate")
     cli("test")
@@ -68,7 +75,14 @@ def test_a_runs_own_config_gives_the_same_weights(experiment: Any, cli: Cli) -> 
 )
 def test_the_folder_does_not_depend_on_the_logger(logger: list[str], experiment: Any, cli: Cli) -> None:
     cli("fit", "--config", experiment(), *logger)
-    files = ("checkpoints/best.ckpt", "checkpoints/last.ckpt", "config.yaml", "findings.json", "manifest.json")
+    files = (
+        "checkpoints/best.ckpt",
+        "checkpoints/last.ckpt",
+        "checkpoints/previous.ckpt",
+        "config.yaml",
+        "findings.json",
+        "manifest.json",
+    )
     assert files_in(LOGS) == [f"version_0/{file}" for file in files]
     cli("test")
     assert (LOGS / "version_0/test/metrics.json").exists()

@@ -18,6 +18,7 @@ OPTIONS = {
         "name": "Name of the run; null means the next version_N.",
         "init_from": "Run, or checkpoint file, whose weights to start from, as far as they fit.",
         "ckpt_path": "Checkpoint file to go on training from, in a new run.",
+        "resume": "Go on with a run where it was stopped, in its own folder; without a name, the newest.",
     },
     "check": {"init_from": "Run, or checkpoint file, whose weights are to fit."},
     "validate": {},
@@ -41,6 +42,7 @@ class Arguments(NamedTuple):
     configs: list[dict[str, Any]]  # their content, in the same order, with full class paths
     flags: list[str]
     run: str | None
+    resume: str | None  # a run's name, or "" for the newest
 
     @property
     def root(self) -> Path:
@@ -60,11 +62,13 @@ class Arguments(NamedTuple):
         return found
 
 
-def read_arguments(args: list[str]) -> Arguments:
+def read_arguments(args: list[str], verb: str = "") -> Arguments:
     add_working_directory()
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("-c", "--config", action="append", default=[])
     parser.add_argument("--run")
+    if verb == "fit":
+        parser.add_argument("--resume", nargs="?", const="")
     try:
         known, flags = parser.parse_known_args(args)
     except argparse.ArgumentError as error:
@@ -75,7 +79,8 @@ def read_arguments(args: list[str]) -> Arguments:
             flags[i] = f"{name}={resolve_flag(name, value)}"
         elif name.startswith("--") and i + 1 < len(flags):
             flags[i + 1] = resolve_flag(name, flags[i + 1])
-    return Arguments(known.config, [read_config(Path(file)) for file in known.config], flags, known.run)
+    return Arguments(known.config, [read_config(Path(file)) for file in known.config], flags, known.run,
+                     getattr(known, "resume", None))  # fmt: skip
 
 
 def read_config(path: Path) -> dict[str, Any]:

@@ -12,6 +12,14 @@ class TrainingError(RuntimeError):
     """Training itself failed, by a loss that is not finite, say. Exit code 3."""
 
 
+class Stopped(BaseException):
+    """A signal has stopped training, after a checkpoint. Exit code 128 and the signal's number."""
+
+    def __init__(self, signal: int) -> None:
+        super().__init__(f"stopped by signal {signal}")
+        self.signal = signal
+
+
 def nearest(given: str, valid: Iterable[str]) -> str:
     """`` Did you mean 'x'?``, or all valid names when none is near and they are few, or nothing.
 

@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from proj import console
 from proj.callbacks.checkpoint import Checkpoint
+from proj.callbacks.last import LastCheckpoint
 from proj.callbacks.watch import Watch
 from proj.data.base import SplitData
 from proj.data.loader import ArrayLoader, take
@@ -35,7 +36,18 @@ TRANSFER_HOOKS = ("train_dataloader", "on_before_batch_transfer", "transfer_batc
 
 
 class Execution(Callback):
-    """Lets the loader hand out blocks of batches, where that changes nothing but the speed; else says why not."""
+    """Lets the loader hand out blocks of batches, where that changes nothing but the speed; else says why not.
+
+    Lightning counts blocks. So training that goes on has the same number of steps in each, not one measured anew.
+    """
+
+    steps: int | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"steps": self.steps}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.steps = state_dict["steps"]
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         wanted = getattr(pl_module, "steps_per_execution", "auto")
@@ -53,9 +65,10 @@ class Execution(Callback):
         with isolate_rng():
             if compiled:
                 pl_module.compiled_step = _compiled(trainer, pl_module, data.changed(_example(trainer, data)))
-            loader.steps = wanted if isinstance(wanted, int) else _fitting_steps(trainer, pl_module, data)
+            loader.steps = self.steps or (wanted if isinstance(wanted, int) else _fitting_steps(trainer, pl_module, data))
         while not _ends_well(loader, max(0, trainer.max_steps) % loader.batches):
             loader.steps -= 1
+        self.steps = loader.steps
         data.steps_per_execution, data.validation_period = loader.steps, loader.period
         if loader.period < loader.batches:
             trainer.val_check_interval = loader.cuts().index(loader.period)
@@ -96,7 +109,7 @@ def obstacles(trainer: Any, model: LightningModule) -> Iterator[str]:
     if hook := _overridden(data, SplitData, TRANSFER_HOOKS):
         yield f"{type(data).__name__} has a {hook} of its own"
     for callback in trainer.callbacks:
-        known = isinstance(callback, Checkpoint | Watch | EarlyStopping | ProgressBar | Execution)
+        known = isinstance(callback, Checkpoint | LastCheckpoint | Watch | EarlyStopping | ProgressBar | Execution)
         if not known and (hook := _overridden(callback, Callback, BATCH_HOOKS)):
             yield f"{type(callback).__name__} has a {hook}, and batches come one by one to that"
         if isinstance(callback, LearningRateFinder):

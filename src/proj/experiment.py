@@ -17,6 +17,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from proj import metrics
 from proj.arguments import OPTIONS
 from proj.callbacks.checkpoint import Checkpoint, EarlyStopping
+from proj.callbacks.last import LastCheckpoint
 from proj.callbacks.watch import Progress, RunLogger, Summary, Watch
 from proj.errors import UserError
 from proj.execution import Execution
@@ -31,6 +32,8 @@ SILENT = (
     r"Be aware that when using `ckpt_path`, callbacks used to create the checkpoint.*",
     # `fit --ckpt_path` goes on in a folder of its own, where the best checkpoint is chosen anew
     r"The dirpath has changed from.*",
+    # `fit --resume` goes on in the run's own
+    r"Checkpoint directory .* exists and is not empty.*",
     # what is logged each epoch is logged however few batches it has
     r"The number of training batches \(\d+\) is smaller than the logging interval.*",
     # our loaders leave their order as it is then; Lightning knows of torch's samplers only
@@ -72,6 +75,10 @@ class ExperimentCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_class_arguments(Checkpoint, "checkpoint", instantiate=False, skip={"dirpath", "config"})
+        parser.add_argument("--checkpoint.every_seconds", type=float | None, default=10.0,
+                            help="How old last.ckpt may become; 0 saves after each step, or block of steps.")  # fmt: skip
+        parser.add_argument("--checkpoint.every_n_steps", type=int | None, default=None,
+                            help="Optimizer steps from one last.ckpt to the next.")  # fmt: skip
         parser.add_class_arguments(EarlyStopping, "early_stopping", instantiate=False)
         for option, text in OPTIONS[self.verb].items():
             parser.add_argument(f"--{option}", type=str | None, default=None, help=text)
@@ -110,7 +117,7 @@ class ExperimentCLI(LightningCLI):
         value: str | None = self.config.get(name)
         return value
 
-    def build_trainer(self, folder: Path | None, callbacks: list[Callback]) -> Trainer:
+    def build_trainer(self, folder: Path | None, callbacks: list[Callback], purge_step: int | None = None) -> Trainer:
         """The Trainer of the experiment, with its files in ``folder`` (None: it keeps none)."""
         given = dict(self.config_init.trainer)
         own = given.pop("callbacks") or []
@@ -120,7 +127,7 @@ class ExperimentCLI(LightningCLI):
             if self.verb not in ("fit", "check"):
                 given["logger"] = False  # a score of `test` belongs to no step of the curves
             elif given["logger"] in (None, True) and not given["barebones"]:
-                given["logger"] = RunLogger(folder)
+                given["logger"] = RunLogger(folder, purge_step)
         if given["enable_progress_bar"] in (None, True) and not given["barebones"]:
             own += [] if any(isinstance(callback, ProgressBar) for callback in own) else [Progress()]
         with explained("the Trainer cannot be built"):
@@ -136,7 +143,10 @@ class ExperimentCLI(LightningCLI):
         if "early_stopping" in options:
             callbacks.append(EarlyStopping(**options["early_stopping"]))
         if trainer.enable_checkpointing is not False:
-            callbacks.append(Checkpoint(**options["checkpoint"], dirpath=folder / "checkpoints", config=self.experiment))
+            pace = {name: options["checkpoint"].pop(name) for name in ("every_seconds", "every_n_steps")}
+            folder = folder / "checkpoints"
+            callbacks.append(Checkpoint(**options["checkpoint"], dirpath=folder, config=self.experiment))
+            callbacks.append(LastCheckpoint(folder, **pace))
         return callbacks
 
     def monitored(self) -> dict[str, str | None]:
@@ -148,8 +158,10 @@ class ExperimentCLI(LightningCLI):
 
     def monitors(self) -> dict[str, dict[str, Any]]:
         """The options of the checkpoint, and of early stopping if it is on, with monitor and mode settled."""
-        if not (pace := self.config.checkpoint.every_seconds) >= 0:
-            raise UserError(f"checkpoint.every_seconds: expected seconds from 0 up, got {pace}.")
+        if not ((pace := self.config.checkpoint.every_seconds) is None or pace >= 0):
+            raise UserError(f"checkpoint.every_seconds: expected seconds from 0 up, or null, got {pace}.")
+        if not ((pace := self.config.checkpoint.every_n_steps) is None or pace >= 1):
+            raise UserError(f"checkpoint.every_n_steps: expected steps from 1 up, or null, got {pace}.")
         options = {}
         for key, monitor in self.monitored().items():
             options[key] = {**self.config[key].as_dict(), "monitor": monitor}
@@ -181,6 +193,6 @@ def differences(old: dict[str, Any], new: dict[str, Any], key: str = "") -> list
         a, b, path = old.get(name), new.get(name), f"{key}.{name}".strip(".")
         if isinstance(a, dict) and isinstance(b, dict):
             lines += differences(a, b, path)
-        elif a != b:
+        elif a != b and not (a in (None, {}) and b in (None, {})):  # no options are written in two ways
             lines.append(f"{path}: {a} -> {b}")
     return lines

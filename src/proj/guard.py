@@ -1,5 +1,6 @@
 """What becomes of exceptions: one sentence for the user, or the exit code of a signal."""
 
+import errno
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +9,9 @@ from pathlib import Path
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from proj.errors import TrainingError, UserError
+from proj.errors import Stopped, TrainingError, UserError
+
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
 
 @contextmanager
@@ -35,7 +38,13 @@ def exit_codes(trainer: Trainer) -> Iterator[None]:
     """Being stopped by a signal ends in the usual exit code, 128 + its number, where Lightning has 0 or 1."""
     try:
         yield
+    except Stopped as stopped:  # Lightning kills process 0 if another one ends with an error
+        raise SystemExit(128 + stopped.signal if trainer.is_global_zero else 0) from None
     except SIGTERMException:
         raise SystemExit(143) from None
     except SystemExit:
         raise SystemExit(130 if trainer.interrupted else 1) from None
+    except OSError as error:
+        if error.errno not in DISK:
+            raise
+        raise TrainingError(f"the disk takes no more: {error}; the checkpoints written before are whole.") from error

@@ -1,9 +1,9 @@
 """The metrics of each task, and what every metric means: its direction and its unit."""
 
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 from torch import Tensor, nn
-from torchmetrics import MetricCollection
+from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import (
     BinaryAccuracy,
     BinaryF1Score,
@@ -81,6 +81,21 @@ class Meter(nn.Module):
         if len(target):
             self.counted.update(preds, target)
             self.loss.update(loss, weight)
+
+    def sums(self) -> dict[str, Tensor]:
+        """What has been counted so far, for another process to go on from."""
+        return {f"{i}.{name}": value for i, metric in enumerate(self._metrics()) for name, value in
+                cast(dict[str, Tensor], metric.metric_state).items()}  # fmt: skip
+
+    def go_on(self, sums: dict[str, Tensor]) -> None:
+        for i, metric in enumerate(self._metrics()):
+            for name in metric.metric_state:
+                setattr(metric, name, sums[f"{i}.{name}"].to(metric.device))
+
+    def _metrics(self) -> list[Metric]:
+        counted = cast(list[Metric], list(self.counted.values(copy_state=False)))
+        assert self.ranked is None, "its lists of scores are not kept"
+        return [self.loss, *counted]
 
     def finish(self) -> dict[str, Tensor]:
         """The stage's metrics over all processes by name, those of single classes as ``f1/CLASS``; then start anew."""

@@ -19,6 +19,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from proj.errors import UserError, nearest
 
+LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 PACKAGES = ("torch", "lightning", "torchmetrics", "jsonargparse", "numpy", "polars", "scikit-learn")
 
 
@@ -144,8 +145,11 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return checkpoint
 
 
-def write(path: Path, fill: Callable[[IO[bytes]], Any]) -> None:
-    """Write a file atomically: into a temporary file beside it, to the disk, then under its name."""
+def write(path: Path, fill: Callable[[IO[bytes]], Any], keep: str | None = None) -> None:
+    """Write a file atomically: into a temporary file beside it, to the disk, then under its name.
+
+    ``keep`` is the name that the file of before gets, if it is to be kept.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -153,9 +157,17 @@ def write(path: Path, fill: Callable[[IO[bytes]], Any]) -> None:
             fill(file)
             file.flush()
             os.fsync(file.fileno())
+        if keep and path.exists():
+            path.replace(path.with_name(keep))
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+    if os.name == "posix":  # the names, too
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
 
 def write_metrics(path: Path, values: dict[str, float]) -> None:
@@ -165,28 +177,52 @@ def write_metrics(path: Path, values: dict[str, float]) -> None:
 
 
 @contextmanager
-def recording(run: Run, command: list[str], seed: int, fingerprint: str) -> Iterator[None]:
-    """Keep the manifest while the run trains: what it is at the start, how it ended at the end."""
+def locked(run: Run) -> Iterator[None]:
+    """Nobody else trains into this run meanwhile. The lock goes with the process, however it ends."""
+    if os.name != "posix":
+        yield
+        return
+    import fcntl
+
+    folder = os.open(run.path, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as error:
+        raise UserError(
+            f"{run.path} is being trained by another process: expected it to be stopped; wait for it."
+        ) from error
+    finally:
+        os.close(folder)
+
+
+@contextmanager
+def recording(run: Run, command: list[str], seed: int, fingerprint: str, again: bool = False) -> Iterator[None]:
+    """Keep the manifest while the run trains: what it is at the start, how it ended at the end.
+
+    ``again`` is for a run that is gone on with: it keeps the time of its start, and each further one is noted.
+    """
+    begun = {"resumed": [*run.manifest.get("resumed", []), _now()]} if again else {"start": _now(), "command": command}
     run.write_manifest(
-        command=command,
+        **begun,
         seed=seed,
         status="running",
-        start=_now(),
         end=None,
         packages={name: metadata.version(name) for name in PACKAGES},
         git=git_state(),
         data=fingerprint,
         hardware=_hardware(),
     )
-    status = "failed"
     try:
         yield
-        status = "finished"
-    except (KeyboardInterrupt, SystemExit):
-        status = "stopped"
+    except BaseException as error:
+        status = "stopped" if isinstance(error, KeyboardInterrupt | SystemExit) else "failed"
+        try:
+            run.write_manifest(status=status, end=_now())
+        except OSError as full:  # the first error says more
+            rank_zero_warn(f"the manifest of {run.path} cannot be written: {full}; it still says that the run is training.")
         raise
-    finally:
-        run.write_manifest(status=status, end=_now())
+    run.write_manifest(status="finished", end=_now())
 
 
 def git_state() -> dict[str, Any] | None:

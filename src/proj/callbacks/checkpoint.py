@@ -6,26 +6,24 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch import callbacks as lightning
-from lightning.pytorch.plugins import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from proj.callbacks.pace import PacedCheckpointIO
 from proj.errors import TrainingError
 from proj.models.weights import load_fitting
 from proj.schema import Schema
 
 
 class Checkpoint(lightning.ModelCheckpoint):
-    """``best.ckpt`` by a metric, ``last.ckpt`` of the last epoch that was finished.
+    """``best.ckpt`` by a metric.
 
-    Each holds the experiment's config and the data's schema as plain values, so that it can be used with nothing else.
+    Every checkpoint holds the experiment's config and the data's schema as plain values, so that it can be used with nothing
+    else.
 
     Args:
         monitor: metric to choose the best epoch by; null means the model's own (``val/f1``, ``val/rmse``).
         mode: which way is better; null means the metric's own way.
-        every_seconds: each file is written at most once in so many seconds, and when the training ends; 0: each epoch.
-        dirpath: folder of the two files.
+        dirpath: folder of the file.
         config: the experiment, for the checkpoints to carry.
     """
 
@@ -33,11 +31,11 @@ class Checkpoint(lightning.ModelCheckpoint):
         self,
         monitor: str | None = None,
         mode: Literal["min", "max"] | None = None,
-        every_seconds: float = 10.0,
         dirpath: Path | None = None,
         config: dict[str, Any] | None = None,
     ) -> None:
-        self.config, self.every_seconds = config or {}, every_seconds
+        self.config = config or {}
+        self.schema: dict[str, Any] | None = None
         self.best_metrics: dict[str, float] = {}  # all metrics, as they were when best.ckpt was written
         super().__init__(
             dirpath=dirpath,
@@ -49,11 +47,6 @@ class Checkpoint(lightning.ModelCheckpoint):
             save_on_train_epoch_end=_after_training_epoch(monitor),
         )
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        super().setup(trainer, pl_module, stage)
-        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # else one of the user's own
-            trainer.strategy.checkpoint_io = PacedCheckpointIO(Path(str(self.dirpath)), self.every_seconds)
-
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         before = self.best_model_score
         super().on_validation_end(trainer, pl_module)
@@ -63,11 +56,18 @@ class Checkpoint(lightning.ModelCheckpoint):
         before = self.best_model_score
         super().on_train_epoch_end(trainer, pl_module)
         self._keep_metrics(trainer, before)
-        trainer.save_checkpoint(Path(str(self.dirpath)) / "last.ckpt")
 
     def _keep_metrics(self, trainer: Trainer, before: Tensor | None) -> None:
         if self.best_model_score is not before or self.monitor is None:
             self.best_metrics = {name: value.item() for name, value in trainer.callback_metrics.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "best_metrics": self.best_metrics}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best_metrics = state_dict.get("best_metrics", {})
+        super().load_state_dict(state_dict)
+        self.current_score = state_dict["current_score"]
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         for name, values in pl_module.named_parameters():
@@ -76,9 +76,10 @@ class Checkpoint(lightning.ModelCheckpoint):
                     f"{name} is not finite any more in epoch {trainer.current_epoch}: expected finite weights; lower the "
                     "learning rate, clip gradients, or look for extreme inputs. Earlier checkpoints are kept."
                 )
-        schema = getattr(pl_module, "schema", None) or getattr(getattr(trainer, "datamodule", None), "schema", None)
-        checkpoint["config"] = self.config
-        checkpoint["schema"] = schema.to_dict() if isinstance(schema, Schema) else None
+        if self.schema is None:  # which is long, and stays as it is
+            schema = getattr(pl_module, "schema", None) or getattr(getattr(trainer, "datamodule", None), "schema", None)
+            self.schema = schema.to_dict() if isinstance(schema, Schema) else None
+        checkpoint["config"], checkpoint["schema"] = self.config, self.schema
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_end(trainer, pl_module)
@@ -110,6 +111,14 @@ class EarlyStopping(lightning.EarlyStopping):
             min_delta=min_delta,
             check_on_train_epoch_end=_after_training_epoch(monitor),
         )
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict({**state_dict, "patience": self.patience})  # which may be another one now
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether it has stopped a training, and would not with the patience it has now."""
+        return self.wait_count < self.patience and self.stopped_epoch > 0
 
 
 class InitFrom(lightning.Callback):

@@ -18,10 +18,14 @@ FRAMES = 10  # of the progress bar a second
 
 
 class RunLogger(TensorBoardLogger):
-    """TensorBoard events right in the run's folder, which has its ``config.yaml`` already."""
+    """TensorBoard events right in the run's folder, which has its ``config.yaml`` already.
 
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder.parent, name="", version=folder.name, default_hp_metric=False)
+    ``purge_step`` is the first step that is drawn anew, when training goes on: what was drawn there is forgotten.
+    """
+
+    def __init__(self, folder: Path, purge_step: int | None = None) -> None:
+        super().__init__(folder.parent, name="", version=folder.name, default_hp_metric=False, purge_step=purge_step)
+        self.goes_on = purge_step is not None
 
     def save(self) -> None:
         """Write no ``hparams.yaml`` beside it."""
@@ -81,14 +85,13 @@ class Watch(Callback):
     ) -> None:
         if not self.values:
             return
-        step = trainer.global_step - 1
-        self.logged = step // self._every(trainer)
+        self.logged = (trainer.global_step - 1) // self._every(trainer)
         if isinstance(outputs, dict) and "loss" in outputs:
             self.values["train/loss_step"] = outputs["loss"]
         values = {name: float(value) for name, value in self.values.items()}
         self.values = {}
         for logger in trainer.loggers:
-            logger.log_metrics(values, step=step)
+            logger.log_metrics(values, step=trainer.global_step)
 
     def _every(self, trainer: Trainer) -> int:
         return cast(int, cast(Any, trainer).log_every_n_steps) or sys.maxsize
@@ -112,7 +115,7 @@ class Summary(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
+            if isinstance(logger, TensorBoardLogger) and not getattr(logger, "goes_on", False):
                 text = yaml.safe_dump(self.config, sort_keys=False)
                 logger.experiment.add_text("config", f"```yaml\n{text}```")
 
@@ -120,7 +123,8 @@ class Summary(Callback):
         best = next((c.best_metrics for c in cast(Any, trainer).callbacks if isinstance(c, Checkpoint)), {})
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
-                logger.log_hyperparams(flat(self.config), {f"best/{name}": value for name, value in best.items()})
+                values = {f"best/{name}": value for name, value in best.items()}
+                logger.log_hyperparams(flat(self.config), values, trainer.global_step)
 
 
 def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -215,6 +215,14 @@ class Model(LightningModule, ABC):
                 logger.log_metrics({**scalars, "epoch": self.current_epoch}, step=self.trainer.global_step)
         return named
 
+    def sums(self) -> dict[str, Tensor]:
+        """What this process has counted of the training epoch so far."""
+        return self._meter("train").sums()
+
+    def go_on(self, sums: dict[str, Tensor]) -> None:
+        """Count on from there."""
+        self._meter("train").go_on(sums)
+
     def _meter(self, stage: str) -> metrics.Meter:
         meter = self.meters[STAGES.index(stage)]
         assert isinstance(meter, metrics.Meter)

@@ -1,0 +1,229 @@
+"""``last.ckpt``: everything training needs to go on to the bit, saved while it runs and when a signal stops it."""
+
+import os
+import random
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import callbacks as lightning
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.plugins import TorchCheckpointIO
+from lightning.pytorch.utilities import rank_zero_warn
+
+from proj.callbacks.checkpoint import EarlyStopping
+from proj.callbacks.checkpoint_io import DurableCheckpointIO
+from proj.errors import Stopped
+from proj.models.base import Model
+from proj.run import LAST
+
+SAVE = 1  # less than the number of any signal that stops
+
+
+class LastCheckpoint(lightning.Checkpoint):  # Lightning calls checkpoint callbacks after all others
+    """Saves at the start, at a pace, at the end, and when SIGINT or SIGTERM asks to stop.
+
+    Lightning keeps weights, optimizers, schedules, loops and the loader's place. Kept here is what a process has beside
+    that: random generators, the epoch's metrics so far, metrics that others look at, whether somebody wants to stop.
+    Under a validation or at the end of an epoch nothing is saved, only after; so nothing is half done.
+
+    Args:
+        folder: where the file goes.
+        every_seconds: how old the file may become; 0 saves after each step, or block of steps.
+        every_n_steps: optimizer steps from one save to the next.
+    """
+
+    def __init__(self, folder: Path, every_seconds: float | None, every_n_steps: int | None) -> None:
+        self.folder, self.every_seconds, self.every_n_steps = folder, every_seconds, every_n_steps
+        self.saved_step, self.saved_time = 0, time.monotonic()
+        self.signal = 0  # that came
+        self.after_epoch = False  # Lightning has still to step ReduceLROnPlateau
+        self.restored: dict[str, Any] | None = None
+        self.model: LightningModule | None = None
+        self.handlers: dict[int, Any] = {}
+
+    # What is saved
+
+    def state_dict(self) -> dict[str, Any]:
+        assert self.model is not None
+        sums = self.model.sums() if isinstance(self.model, Model) else {}
+        return {
+            "processes": _of_all_processes({"generators": generators(), "sums": sums}),
+            "metrics": {name: value.detach().cpu() for name, value in self.trainer.callback_metrics.items()},
+            "stop": self.trainer.should_stop,
+            "after_epoch": self.after_epoch,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.restored = state_dict
+
+    def _save(self, trainer: Trainer) -> None:
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.flush()  # the curves up to here, since they are not drawn again
+        trainer.save_checkpoint(self.folder / LAST)
+        self.saved_step, self.saved_time = trainer.global_step, time.monotonic()
+
+    # When it is saved
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self.trainer, self.model = trainer, pl_module
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # else one of the user's own
+            trainer.strategy.checkpoint_io = DurableCheckpointIO(self.folder)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        whole = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        if whole and self.stateful and not trainer.is_last_batch and not _validation_follows(trainer, batch_idx):
+            self._save_if_wanted(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.stateful and not trainer.sanity_checking and not trainer.is_last_batch:
+            self._save_if_wanted(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.after_epoch = True
+        self._save_if_wanted(trainer, _ends(trainer))
+        self.after_epoch = False
+        if trainer.fit_loop.restarting:  # in the epoch that it goes on with, Lightning leaves them out
+            _step_plateau_schedules(trainer, trainer.current_epoch + 1)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.global_step > self.saved_step:  # it ended in a way that was not foreseen
+            self._save(trainer)
+
+    def _save_if_wanted(self, trainer: Trainer, end: bool = False) -> None:
+        wanted = self.signal or int(end or self._due(trainer))
+        if trainer.world_size > 1:  # what one process wants, all do
+            voice = torch.tensor(wanted, device=trainer.strategy.root_device)
+            wanted = int(trainer.strategy.reduce(voice, reduce_op="max"))
+        if wanted:
+            self._save(trainer)
+        if wanted > SAVE:
+            raise Stopped(wanted)
+
+    def _due(self, trainer: Trainer) -> bool:
+        steps, seconds = self.every_n_steps, self.every_seconds
+        by_steps = steps is not None and trainer.global_step // steps > self.saved_step // steps
+        return by_steps or (seconds is not None and time.monotonic() - self.saved_time >= seconds)
+
+    # Signals
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if threading.current_thread() is threading.main_thread():  # in place of Lightning's, which save nothing
+            self.handlers = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+        if self.restored is not None:
+            # A limit on steps makes Lightning take an epoch that is over for one to be gone on with (fit_loop.py, the
+            # setter of `restarting`), so there is none until training starts. A test holds this.
+            self.max_steps, trainer.fit_loop.epoch_loop.max_steps = trainer.max_steps, -1
+            self._restore_process(trainer)  # before a user's DataLoader draws its seed
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        for number, handler in self.handlers.items():
+            signal.signal(number, handler)
+        self.handlers = {}
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self.teardown(trainer, pl_module, "fit")
+
+    def _on_signal(self, number: int, frame: Any) -> None:
+        if self.signal == number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.signal = number
+        os.write(2, b"\nstopping after this step, when the checkpoint is written; a second Ctrl-C stops at once\n")
+
+    # Going on
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.stateful = hasattr(trainer.train_dataloader, "state_dict")
+        self.saved_step, self.saved_time = trainer.global_step, time.monotonic()
+        if self.restored is None:
+            self._save(trainer)  # so that there is always something to go on from
+            return
+        trainer.fit_loop.epoch_loop.max_steps = self.max_steps
+        if self.stateful:
+            self._restore_process(trainer)
+        else:
+            rank_zero_warn("the data come from a loader without a state, so training goes on at the end of an epoch.")
+        trainer.callback_metrics.update(self.restored["metrics"])
+        stopping = [c for c in trainer.callbacks if isinstance(c, EarlyStopping)]  # type: ignore[attr-defined]
+        trainer.should_stop = self.restored["stop"] and not any(callback.goes_on for callback in stopping)
+        if self.restored["after_epoch"]:
+            _step_plateau_schedules(trainer, trainer.current_epoch)
+        self.restored = None
+
+    def _restore_process(self, trainer: Trainer) -> None:
+        """Random generators and sums as they were, unless the number of processes has changed."""
+        assert self.restored is not None
+        processes = self.restored["processes"]
+        if len(processes) == trainer.world_size:
+            here = processes[trainer.global_rank]
+            restore_generators(here["generators"])
+            if isinstance(self.model, Model):
+                self.model.go_on(here["sums"])
+        else:
+            rank_zero_warn(f"the checkpoint is of {len(processes)} processes, now there are {trainer.world_size}: random "
+                           "numbers and the metrics of the epoch begun start anew.")  # fmt: skip
+
+
+def _validation_follows(trainer: Any, batch_idx: int) -> bool:
+    """Whether Lightning validates after this batch, by its own rule (``_should_check_val_fx``)."""
+    if not trainer.enable_validation or trainer.val_check_batch == float("inf"):
+        return False
+    if trainer.val_check_batch is None:  # at certain times: nobody knows
+        return True
+    if trainer.check_val_every_n_epoch is None:
+        batch_idx = trainer.fit_loop.total_batch_idx
+    elif (trainer.current_epoch + 1) % trainer.check_val_every_n_epoch:
+        return False
+    return bool((batch_idx + 1) % trainer.val_check_batch == 0)
+
+
+def _ends(trainer: Trainer) -> bool:
+    """Whether the epoch that is over is the last one."""
+    epochs, steps = trainer.max_epochs or -1, trainer.max_steps
+    return trainer.should_stop or 0 < epochs <= trainer.current_epoch + 1 or 0 < steps <= trainer.global_step
+
+
+def _step_plateau_schedules(trainer: Trainer, epochs: int) -> None:
+    """What Lightning does at the very end of an epoch, after all callbacks."""
+    for config in trainer.lr_scheduler_configs:
+        if config.reduce_on_plateau and config.interval == "epoch" and epochs % config.frequency == 0:
+            value = trainer.callback_metrics[str(config.monitor)]
+            trainer.lightning_module.lr_scheduler_step(config.scheduler, value)
+
+
+def _of_all_processes(here: dict[str, Any]) -> list[dict[str, Any]]:
+    if not torch.distributed.is_initialized():
+        return [here]
+    everyone: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(everyone, here)
+    return everyone
+
+
+def generators() -> dict[str, Any]:
+    """The states of all random generators as tensors and plain values."""
+    kind, keys, *rest = np.random.get_state(legacy=True)
+    states: dict[str, Any] = {
+        "torch": torch.get_rng_state(),
+        "numpy": [kind, torch.from_numpy(np.asarray(keys, np.int64)), *rest],
+        "python": random.getstate(),
+    }
+    return {**states, "cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else states
+
+
+def restore_generators(states: dict[str, Any]) -> None:
+    torch.set_rng_state(states["torch"])
+    kind, keys, *rest = states["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
+    version, keys, gauss = states["python"]
+    random.setstate((version, tuple(keys), gauss))
+    if "cuda" in states:
+        torch.cuda.set_rng_state(states["cuda"])

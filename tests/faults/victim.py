@@ -1,0 +1,71 @@
+"""What the fault tests train: a net and a callback that kill their own process where the variable KILL says, ``point:n``."""
+
+import os
+import random
+import signal
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from lightning.pytorch import Callback
+from torch import Tensor
+
+from proj.nets.mlp import MLP
+from proj.schema import Tensors
+
+reached: Counter[str] = Counter()
+
+
+def at(point: str) -> None:
+    """Die here, if it is the time that KILL names, or send the signal that SIGNAL names."""
+    where, _, nth = os.environ.get("KILL", "").partition(":")
+    reached[point] += 1
+    if where == point and reached[point] == int(nth):
+        os.kill(os.getpid(), int(os.environ.get("SIGNAL", signal.SIGKILL)))
+
+
+class Noisy(MLP):
+    """An MLP that draws from NumPy's and Python's generators, too."""
+
+    def forward(self, x: Tensors) -> Tensor:
+        if self.training:
+            at("step")
+            return super().forward(x) + 0.1 * float(np.random.rand() + random.random())
+        return super().forward(x)
+
+
+class Points(Callback):
+    """Hooks, and what a save does with the disk, as points to die at. It has no hooks of batches or steps."""
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        for owner, name in ((os, "fsync"), (Path, "replace")) if os.environ.get("KILL") else ():
+            setattr(owner, name, around(getattr(owner, name), name))
+
+    def on_train_start(self, *_: Any) -> None:
+        at("train start")
+
+    def on_train_epoch_start(self, *_: Any) -> None:
+        at("epoch start")
+
+    def on_train_epoch_end(self, *_: Any) -> None:
+        at("epoch end")
+
+    def on_validation_start(self, *_: Any) -> None:
+        at("validation start")
+
+    def on_validation_end(self, *_: Any) -> None:
+        at("validation end")
+
+    def on_save_checkpoint(self, *_: Any) -> None:
+        at("save")
+
+
+def around(function: Any, name: str) -> Any:
+    def wrapped(*args: Any) -> Any:
+        at(f"before {name}")
+        result = function(*args)
+        at(f"after {name}")
+        return result
+
+    return wrapped
