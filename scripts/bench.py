@@ -90,8 +90,8 @@ class Work(NamedTuple):
 
 WORK = {
     "tiny": Work(Net, [10, 50, 3], 50_000, 10, 3, 64, 6),
-    "mid": Work(Net, [784, 512, 512, 10], 30_000, 784, 10, 256, 3),
-    "conv": Work(Conv, [24, 10], 6_000, 784, 10, 128, 2),
+    "mid": Work(Net, [784, 512, 512, 10], 30_000, 784, 10, 256, 5),
+    "conv": Work(Conv, [24, 10], 6_000, 784, 10, 128, 3),
 }
 
 
@@ -105,6 +105,8 @@ def arrays(work: Work, test: int = 0) -> dict[str, np.ndarray[Any, Any]]:
     """Rows to train on, a fifth as many to validate with, and some to test."""
     rng = np.random.default_rng(0)
     weights = rng.normal(size=(work.features, work.classes))
+    if work.net is Conv:  # what a mean over 4 by 4 pixels can tell
+        weights = rng.normal(size=(7, 7, work.classes)).repeat(4, 0).repeat(4, 1).reshape(work.features, work.classes)
     found = {}
     for part, rows in {"train": work.rows, "val": work.rows // 5, "test": test}.items():
         if rows:

@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from proj import console
 from proj.callbacks.checkpoint import Checkpoint
+from proj.callbacks.finite import Finite
 from proj.callbacks.last import LastCheckpoint
 from proj.callbacks.watch import Watch
 from proj.data.base import SplitData
@@ -109,7 +110,7 @@ def obstacles(trainer: Any, model: LightningModule) -> Iterator[str]:
     if hook := _overridden(data, SplitData, TRANSFER_HOOKS):
         yield f"{type(data).__name__} has a {hook} of its own"
     for callback in trainer.callbacks:
-        known = isinstance(callback, Checkpoint | LastCheckpoint | Watch | EarlyStopping | ProgressBar | Execution)
+        known = isinstance(callback, Checkpoint | LastCheckpoint | Finite | Watch | EarlyStopping | ProgressBar | Execution)
         if not known and (hook := _overridden(callback, Callback, BATCH_HOOKS)):
             yield f"{type(callback).__name__} has a {hook}, and batches come one by one to that"
         if isinstance(callback, LearningRateFinder):

@@ -17,6 +17,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from proj import metrics
 from proj.arguments import OPTIONS
 from proj.callbacks.checkpoint import Checkpoint, EarlyStopping
+from proj.callbacks.finite import Finite
 from proj.callbacks.last import LastCheckpoint
 from proj.callbacks.watch import Progress, RunLogger, Summary, Watch
 from proj.errors import UserError
@@ -139,10 +140,12 @@ class ExperimentCLI(LightningCLI):
         if trainer.fast_dev_run or trainer.barebones:
             return []
         callbacks: list[Callback] = [Summary(self.experiment), Watch(), Execution()]
+        saving = trainer.enable_checkpointing is not False
+        callbacks.append(Finite(folder / "checkpoints" if saving else None))
         options = self.monitors()
         if "early_stopping" in options:
             callbacks.append(EarlyStopping(**options["early_stopping"]))
-        if trainer.enable_checkpointing is not False:
+        if saving:
             pace = {name: options["checkpoint"].pop(name) for name in ("every_seconds", "every_n_steps")}
             folder = folder / "checkpoints"
             callbacks.append(Checkpoint(**options["checkpoint"], dirpath=folder, config=self.experiment))

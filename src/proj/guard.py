@@ -35,11 +35,18 @@ def explained(what: str) -> Iterator[None]:
 
 @contextmanager
 def exit_codes(trainer: Trainer) -> Iterator[None]:
-    """Being stopped by a signal ends in the usual exit code, 128 + its number, where Lightning has 0 or 1."""
+    """Being stopped by a signal ends in the usual exit code, 128 + its number, where Lightning has 0 or 1.
+
+    Where all processes end by an error, process 0 says it: Lightning kills it if another one is the first to fail.
+    """
     try:
         yield
-    except Stopped as stopped:  # Lightning kills process 0 if another one ends with an error
+    except Stopped as stopped:
         raise SystemExit(128 + stopped.signal if trainer.is_global_zero else 0) from None
+    except TrainingError:
+        if trainer.is_global_zero:
+            raise
+        raise SystemExit(0) from None
     except SIGTERMException:
         raise SystemExit(143) from None
     except SystemExit:

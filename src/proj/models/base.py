@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
 from proj import metrics
-from proj.errors import TrainingError
 from proj.exact import EXACT
 from proj.models.blocks import run_block
 from proj.models.compiled import CompiledStep
@@ -187,13 +186,7 @@ class Model(LightningModule, ABC):
     on_validation_epoch_start = on_test_epoch_start = on_predict_epoch_start = on_train_epoch_start
 
     def on_train_epoch_end(self) -> None:
-        values = self._finish("train")
-        if not torch.isfinite(values["train/loss"]):
-            raise TrainingError(
-                f"the training loss of epoch {self.current_epoch} is {values['train/loss'].item()}: expected a finite "
-                "number; lower the learning rate, clip gradients, or look for extreme inputs. The checkpoints of earlier "
-                "epochs are kept."
-            )
+        self._finish("train")
 
     def on_validation_epoch_end(self) -> None:
         self._finish("val")
@@ -218,6 +211,12 @@ class Model(LightningModule, ABC):
     def sums(self) -> dict[str, Tensor]:
         """What this process has counted of the training epoch so far."""
         return self._meter("train").sums()
+
+    @property
+    def loss_so_far(self) -> Tensor:
+        """Sum of the weighted losses of the training epoch so far."""
+        total: Tensor = self._meter("train").loss.total
+        return total
 
     def go_on(self, sums: dict[str, Tensor]) -> None:
         """Count on from there."""

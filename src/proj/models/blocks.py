@@ -36,7 +36,7 @@ def run_block(model: Any, block: Block) -> Tensor:
         output, loss, weight = compiled(batch) if compiled is not None and whole else model.loss_of(batch, "train")
         if i < len(batches):
             if not whole:
-                _update(model, optimizer, parameters, loss)
+                update(model, optimizer, parameters, loss)
             if scheduler is not None:
                 scheduler.step()
         outputs.append(output.detach())
@@ -49,7 +49,7 @@ def run_block(model: Any, block: Block) -> Tensor:
     return losses[-1]
 
 
-def _update(model: Any, optimizer: Optimizer, parameters: list[Tensor], loss: Tensor) -> None:
+def update(model: Any, optimizer: Optimizer, parameters: list[Tensor], loss: Tensor) -> None:
     """The rest of an optimizer step, as Lightning makes it."""
     for parameter in parameters:
         parameter.grad = None
