@@ -68,16 +68,16 @@ def claim(root: Path, name: str | None) -> Run:
         if name is not None:
             (root / name).mkdir()
             return Run(root / name)
+        taken = [re.fullmatch(r"version_([0-9]+)", path.name) for path in root.glob("version_*")]
+        number = max((int(match[1]) for match in taken if match), default=-1) + 1
+        while True:
+            try:
+                (root / f"version_{number}").mkdir()
+                return Run(root / f"version_{number}")
+            except FileExistsError:  # somebody was faster
+                number += 1
     except OSError as error:
         raise UserError(f"cannot make the folder of a run in {root}: {error}; set trainer.default_root_dir.") from error
-    taken = [re.fullmatch(r"version_([0-9]+)", path.name) for path in root.glob("version_*")]
-    number = max((int(match[1]) for match in taken if match), default=-1) + 1
-    while True:
-        try:
-            (root / f"version_{number}").mkdir()
-            return Run(root / f"version_{number}")
-        except FileExistsError:  # somebody was faster
-            number += 1
 
 
 def check_name(root: Path, name: str | None) -> None:

@@ -5,7 +5,7 @@ import multiprocessing
 import os
 import signal
 import sys
-import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,19 +28,24 @@ def _call(args: list[str], log: Path) -> None:
     raise SystemExit(main([*args, *QUIET]))
 
 
-def attempt(*args: Any, kill: str = "", by: int = signal.SIGKILL, after: float | None = None) -> int:
+def attempt(*args: Any, kill: str = "", by: Sequence[int] = (signal.SIGKILL,), after: float | None = None) -> int:
     """One process, from its start to its end; the exit code, negative for a signal. ``after`` seconds it is killed."""
-    os.environ |= {"KILL": kill, "SIGNAL": str(int(by))}
+    os.environ |= {"KILL": kill, "SIGNALS": ",".join(str(int(number)) for number in by)}
     process = multiprocessing.get_context("fork").Process(target=_call, args=([str(a) for a in args], Path("log.txt")))
     process.start()
     if after is not None:
         process.join(after)
-        if process.pid is not None and process.is_alive():
-            os.kill(process.pid, by)
+        if process.is_alive():
+            process.kill()
     process.join(300)
-    del os.environ["KILL"], os.environ["SIGNAL"]
+    del os.environ["KILL"], os.environ["SIGNALS"]
     assert process.exitcode is not None, "it hangs"
     return process.exitcode
+
+
+def said() -> str:
+    """What all processes of a test have printed."""
+    return Path("log.txt").read_text()
 
 
 def digest(name: str) -> dict[str, str]:
@@ -72,10 +77,3 @@ def _bytes(value: Any) -> bytes:
     if isinstance(value, list | tuple):
         return b"".join(map(_bytes, value)) + b"; "
     return f"{value!r}, ".encode()
-
-
-def wait_for(path: Path, seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not path.exists():
-        assert time.monotonic() < end, f"no {path}"
-        time.sleep(0.02)

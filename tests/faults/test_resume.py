@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from conftest import Cli
-from faults.harness import attempt, curves, digest
+from faults.harness import attempt, curves, digest, said
 from proj.run import Run, locked
 
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
@@ -37,17 +37,6 @@ KILLS = [
 ]
 
 
-@pytest.fixture
-def fit(experiment: Any) -> list[Any]:
-    config = experiment(
-        trainer={"max_epochs": 4, "callbacks": ["faults.victim.Points"]},
-        model={"net": {"class_path": "faults.victim.Noisy", "init_args": {"hidden": [8], "dropout": 0.2}}},
-        data={"batch_size": 8},
-        checkpoint={"every_seconds": None, "every_n_steps": 3, "monitor": "val/loss"},
-    )
-    return ["fit", "--config", config]
-
-
 def check(fit: list[Any], every: list[list[str]]) -> int:
     """Killed at the points of each list in turn, and then left alone, a run ends as the undisturbed one. How many kills?"""
     assert attempt(*fit, "--name", "whole") == 0, said()
@@ -60,10 +49,6 @@ def check(fit: list[Any], every: list[list[str]]) -> int:
         assert digest("killed") == digest("whole"), kills
         shutil.rmtree("lightning_logs/killed")
     return sum(map(len, every))
-
-
-def said() -> str:
-    return Path("log.txt").read_text()
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)

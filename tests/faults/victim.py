@@ -18,11 +18,12 @@ reached: Counter[str] = Counter()
 
 
 def at(point: str) -> None:
-    """Die here, if it is the time that KILL names, or send the signal that SIGNAL names."""
+    """Die here, if it is the time that KILL names; SIGNALS are sent instead of SIGKILL, if there are any."""
     where, _, nth = os.environ.get("KILL", "").partition(":")
     reached[point] += 1
     if where == point and reached[point] == int(nth):
-        os.kill(os.getpid(), int(os.environ.get("SIGNAL", signal.SIGKILL)))
+        for number in os.environ.get("SIGNALS", str(int(signal.SIGKILL))).split(","):
+            os.kill(os.getpid(), int(number))
 
 
 class Noisy(MLP):

@@ -1,0 +1,16 @@
+"""The experiment that is killed."""
+
+from typing import Any
+
+import pytest
+
+
+@pytest.fixture
+def fit(experiment: Any) -> list[Any]:
+    config = experiment(
+        trainer={"max_epochs": 4, "callbacks": ["faults.victim.Points"]},
+        model={"net": {"class_path": "faults.victim.Noisy", "init_args": {"hidden": [8], "dropout": 0.2}}},
+        data={"batch_size": 8},
+        checkpoint={"every_seconds": None, "every_n_steps": 3, "monitor": "val/loss"},
+    )
+    return ["fit", "--config", config]
