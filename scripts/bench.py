@@ -91,7 +91,7 @@ class Work(NamedTuple):
 WORK = {
     "tiny": Work(Net, [10, 50, 3], 50_000, 10, 3, 64, 6),
     "mid": Work(Net, [784, 512, 512, 10], 30_000, 784, 10, 256, 5),
-    "conv": Work(Conv, [24, 10], 6_000, 784, 10, 128, 3),
+    "conv": Work(Conv, [24, 10], 6_000, 784, 10, 128, 4),
 }
 
 
@@ -428,7 +428,7 @@ def report(console: Console, title: str, results: dict[str, list[Result]]) -> di
     console.print(title)
     console.print(table)
     reached = [entry["accuracy"] for entry in summary.values()]
-    assert max(reached) - min(reached) < 0.03, "not the same training: the accuracies differ"
+    assert max(reached) - min(reached) < 0.05, "not the same training: the accuracies differ"
     return summary
 
 

@@ -7,11 +7,11 @@ from proj.errors import TrainingError, UserError, nearest
 
 # verb: module and function that do it (imported when called), and what it does
 VERBS = {
-    "fit": ("verbs:fit", "train into a new run folder"),
+    "fit": ("fit:fit", "train into a new run folder, or go on in an old one"),
     "validate": ("evaluation:validate", "compute a run's metrics on the validation part"),
     "test": ("evaluation:test", "compute a run's metrics on the test part, and keep the predictions"),
     "predict": ("evaluation:predict", "write a run's predictions for new rows"),
-    "check": ("verbs:check", "find what can be known before the first epoch"),
+    "check": ("check:check", "find what can be known before the first epoch"),
     "init": ("init:init", "look at a table or a folder of pictures and write an experiment for it"),
 }
 

@@ -84,7 +84,8 @@ class ExperimentCLI(LightningCLI):
         for option, text in OPTIONS[self.verb].items():
             parser.add_argument(f"--{option}", type=str | None, default=None, help=text)
         if self.verb == "check":
-            parser.add_argument("--strict", action="store_true", help="Findings about the data are errors.")
+            parser.add_argument("--strict", action="store_true", help="Findings are errors.")
+            parser.add_argument("--overfit", action="store_true", help="See whether the net learns one batch by heart.")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         try:
@@ -94,7 +95,7 @@ class ExperimentCLI(LightningCLI):
         if not 0 <= self.config.seed_everything < 2**32:
             raise UserError(f"seed_everything: expected a number from 0 to 2**32 - 1, got {self.config.seed_everything}.")
         plain = json.loads(parser.dump(self.config, skip_unset=False, skip_validation=True, format="json"))
-        gone = {"strict", *OPTIONS[self.verb]} - ({"init_from"} if plain.get("init_from") else set())
+        gone = {"strict", "overfit", *OPTIONS[self.verb]} - ({"init_from"} if plain.get("init_from") else set())
         self.experiment: dict[str, Any] = {key: value for key, value in plain.items() if key not in gone}
 
     def as_yaml(self) -> str:

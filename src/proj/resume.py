@@ -6,11 +6,11 @@ from typing import Any
 
 from proj import checkpoint_file, console
 from proj.arguments import Arguments
-from proj.check import preflight
 from proj.data.base import SplitData
 from proj.errors import UserError
 from proj.experiment import ExperimentCLI, differences, first_process
 from proj.models.weights import give_schema
+from proj.preflight import preflight
 from proj.run import LAST, PREVIOUS, Run, find, locked, read_checkpoint, runs, write
 from proj.schema import Schema
 from proj.training import RUN_VARIABLE, train

@@ -1,7 +1,9 @@
 """Killed anywhere and gone on with, a run is to the bit the run that nobody disturbed."""
 
 import json
+import random
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -180,3 +182,30 @@ def test_a_run_in_training_cannot_be_resumed_by_another(fit: list[Any], cli: Cli
     cli(*fit, "--name", "here")
     with locked(Run(Path("lightning_logs/here"))):
         assert "is being trained by another process" in cli("fit", "--resume", "here", "--trainer.max_epochs", "5", code=2)
+
+
+@pytest.mark.slow
+def test_a_hundred_kills_at_random(fit: list[Any]) -> None:
+    """Every scenario by every list of points, then at random times until there are more than a hundred kills."""
+    rng, kills = random.Random(0), 0
+    scenarios = SCENARIOS | {"compiled": COMPILED} if shutil.which("g++") else SCENARIOS
+    for name, flags in scenarios.items():
+        points = KILLS if name != "compiled" else KILLS[:5]
+        kills += check(fit + flags, points)
+        begin = time.monotonic()
+        shutil.rmtree("lightning_logs/whole")
+        assert attempt(*fit, *flags, "--name", "whole") == 0, said()
+        lasts = time.monotonic() - begin
+        go_on, killed = [*fit, *flags, "--name", "killed"], 0
+        while (code := attempt(*go_on, after=rng.uniform(0.3, 1.0) * lasts if killed < 15 else None)) != 0:
+            assert code == -9, said()
+            killed += 1
+            if Path("lightning_logs/killed/checkpoints/last.ckpt").exists():
+                go_on = ["fit", "--resume", "killed"]
+            else:  # killed before there was anything to go on from
+                shutil.rmtree("lightning_logs/killed", ignore_errors=True)
+        assert digest("killed") == digest("whole"), name
+        shutil.rmtree("lightning_logs")
+        kills += killed
+    print(f"{kills} kills, none lost")
+    assert kills > 100

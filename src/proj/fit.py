@@ -1,0 +1,51 @@
+"""``fit``: train into a new run folder, or go on in an old one."""
+
+import json
+import os
+from pathlib import Path
+
+from proj import console
+from proj.arguments import read_arguments
+from proj.data.base import SplitData
+from proj.data.doctor import examine
+from proj.experiment import ExperimentCLI, first_process
+from proj.guard import exit_codes, explained
+from proj.preflight import preflight
+from proj.resume import resume
+from proj.run import Run, check_name, claim, locked, write
+from proj.start import checkpoint_to_go_on, weights_to_start_from
+from proj.training import RUN_VARIABLE, train
+
+
+def fit(args: list[str]) -> None:
+    """Train into a new run folder, or go on in an old one."""
+    arguments = read_arguments(args, "fit")
+    if arguments.resume is not None:
+        resume(arguments, args)
+        return
+    cli = ExperimentCLI("fit", arguments.configs, arguments.flags)
+    start, checkpoint = weights_to_start_from(cli), checkpoint_to_go_on(cli)
+    if first_process():
+        check_name(cli.root, cli.option("name"))
+        preflight(cli, start)
+        found = examine(cli.datamodule) if isinstance(cli.datamodule, SplitData) else []
+        console.show_findings(found)
+    for callback in start:
+        console.say(f"started from {callback.report}")
+    if cli.config_init.trainer.fast_dev_run:
+        trainer = cli.build_trainer(None, list(start))
+        with exit_codes(trainer), explained("training cannot go on"):
+            trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint, weights_only=True)
+        console.say("fast_dev_run: it went through; nothing is kept.")
+        return
+    if not first_process():
+        # Lightning's launcher hands RUN_VARIABLE on. torchrun's does not: there, Lightning broadcasts the checkpoints'
+        # folder from process 0, and no other process writes anything else.
+        train(cli, Run(Path(os.environ.get(RUN_VARIABLE, cli.root))), args, start, checkpoint)
+        return
+    run = claim(cli.root, cli.option("name"))
+    write(run.path / "config.yaml", lambda file: file.write(cli.as_yaml().encode()))
+    findings = json.dumps([finding._asdict() for finding in found], indent=2)
+    write(run.path / "findings.json", lambda file: file.write(findings.encode()))
+    with locked(run):
+        train(cli, run, ["fit", *args], start, checkpoint)
