@@ -116,14 +116,10 @@ class LastCheckpoint(lightning.Checkpoint):  # Lightning calls checkpoint callba
 
     # Signals
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if threading.current_thread() is threading.main_thread():  # in place of Lightning's, which save nothing
+    def _listen(self) -> None:
+        """Take Lightning's place: its handlers save nothing, and one waits for other processes until they come by."""
+        if threading.current_thread() is threading.main_thread():
             self.handlers = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
-        if self.restored is not None:
-            # A limit on steps makes Lightning take an epoch that is over for one to be gone on with (fit_loop.py, the
-            # setter of `restarting`), so there is none until training starts. A test holds this.
-            self.max_steps, trainer.fit_loop.epoch_loop.max_steps = trainer.max_steps, -1
-            self._restore_process(trainer)  # before a user's DataLoader draws its seed
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         for number, handler in self.handlers.items():
@@ -141,7 +137,15 @@ class LastCheckpoint(lightning.Checkpoint):  # Lightning calls checkpoint callba
 
     # Going on
 
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.restored is not None:
+            # A limit on steps makes Lightning take an epoch that is over for one to be gone on with (fit_loop.py, the
+            # setter of `restarting`), so there is none until training starts. A test holds this.
+            self.max_steps, trainer.fit_loop.epoch_loop.max_steps = trainer.max_steps, -1
+            self._restore_process(trainer)  # before a user's DataLoader draws its seed
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._listen()
         self.stateful = hasattr(trainer.train_dataloader, "state_dict")
         self.saved_step, self.saved_time = trainer.global_step, time.monotonic()
         if self.restored is None:
