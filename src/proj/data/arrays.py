@@ -88,12 +88,12 @@ class Arrays(SplitData):
             targets.strata,
         )
         if self.schema is None:
-            self.schema = _fit(x["train"][parts["train"]], targets, parts["train"], source.input_names)
+            self.schema = _fit(_rows(x["train"], parts["train"]), targets, parts["train"], source.input_names)
         for s in STAGES:
             own = s if s in x and s != "train" else "train"  # the array the rows are numbered in
             rows = np.arange(len(x[own])) if own != "train" else parts[s]
-            y = targets.encode(arrays[f"y_{own}"][rows], self.schema, s, rows)
-            self.parts[s] = Batch(torch.from_numpy(x[own][rows]), torch.from_numpy(y), torch.from_numpy(rows))
+            y = targets.encode(_rows(arrays[f"y_{own}"], rows), self.schema, s, rows)
+            self.parts[s] = Batch(torch.from_numpy(_rows(x[own], rows)), torch.from_numpy(y), torch.from_numpy(rows))
 
     def _read_predict(self) -> None:
         assert self.schema is not None
@@ -107,11 +107,19 @@ class Arrays(SplitData):
         self.parts["predict"] = Batch(x, None, torch.arange(len(x)))
 
 
+def _rows(values: Array, rows: Array) -> Array:
+    """The rows of an array; the array itself, not a copy, if these are all."""
+    return values if len(rows) == len(values) else values[rows]
+
+
 def _fit(x: Array, targets: Targets, rows: Array, names: tuple[str, ...]) -> Schema:
     axes = (0, *range(2, x.ndim))
     scale = 255.0 if x.dtype == np.uint8 else 1.0
-    mean = x.mean(axis=axes, dtype=np.float64)
-    std = x.std(axis=axes, dtype=np.float64)
+    some = [x[start : start + 2**14] for start in range(0, len(x), 2**14)]  # all at once take several times the memory
+    count = x.size / x.shape[1]
+    mean = sum(part.sum(axis=axes, dtype=np.float64) for part in some) / count
+    centered = (part - mean.reshape(-1, *[1] * (x.ndim - 2)) for part in some)
+    std = np.sqrt(sum(np.square(part).sum(axis=axes) for part in centered) / count)
     std[std == 0] = scale  # a constant column or channel: leave it as it is
     return Schema(
         input_shape=tuple(x.shape[1:]),
