@@ -47,8 +47,9 @@ class Odd(nn.Module):
     assert "the parameter unused.weight gets no gradient" in said
     assert "the parameter used" not in said
     assert "the loss at the start is" in said
-    assert "the val part has 18 rows: a share of them is known to some 23 points" in said
-    assert "--strict: expected no findings" in cli("check", "--config", config, "--strict", code=2)
+    flags = ["--config", config, "--model.net", "odd.Odd", "--strict"]
+    assert "--strict: expected no findings, got 3" in cli("check", *flags, code=2)
+    assert "the val part has 18 rows: a share of them is known to some 23 points" in cli("check", "--config", config)
 
 
 def test_labels_of_chance_are_not_learned_by_a_net_without_inputs(experiment: Any, cli: Cli, capsys: Any) -> None:

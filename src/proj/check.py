@@ -53,13 +53,11 @@ def check(args: list[str]) -> None:
 
 def _parts(data: SplitData) -> Iterator[Finding]:
     for stage in ("val", "test"):
-        rows = data.rows(stage)
-        if 0 < rows < FEW:
-            apart = 100 * 1.96 * math.sqrt(0.25 / rows)
-            yield Finding(f"the {stage} part has {rows} rows", f"a share of them is known to some {apart:.0f} points",
-                          f"set data.{stage}_fraction higher, or bring more rows")  # fmt: skip
-        elif rows == 0:
+        if (rows := data.rows(stage)) == 0:
             yield Finding(f"the {stage} part has no rows", "nothing is known of new rows", f"set data.{stage}_fraction")
+        elif rows < FEW:  # no finding: there may be no more
+            apart = 100 * 1.96 * math.sqrt(0.25 / rows)
+            console.say(f"the {stage} part has {rows} rows: a share of them is known to some {apart:.0f} points.")
 
 
 def _net(cli: ExperimentCLI, model: Model, data: SplitData, overfit: bool) -> Iterator[Finding]:

@@ -92,8 +92,9 @@ class ExperimentCLI(LightningCLI):
             self.config = parser.parse_args(self.arguments)
         except ArgumentError as error:
             raise UserError(explain(str(error), parser.get_defaults().keys())) from error
-        if not 0 <= self.config.seed_everything < 2**32:
-            raise UserError(f"seed_everything: expected a number from 0 to 2**32 - 1, got {self.config.seed_everything}.")
+        seed = self.config.seed_everything
+        if seed is None or not 0 <= seed < 2**32:
+            raise UserError(f"seed_everything: expected a number from 0 to 2**32 - 1, got {seed}.")
         plain = json.loads(parser.dump(self.config, skip_unset=False, skip_validation=True, format="json"))
         gone = {"strict", "overfit", *OPTIONS[self.verb]} - ({"init_from"} if plain.get("init_from") else set())
         self.experiment: dict[str, Any] = {key: value for key, value in plain.items() if key not in gone}

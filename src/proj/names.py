@@ -46,7 +46,7 @@ def own_classes() -> dict[str, str]:
     return found
 
 
-def full_path(name: str) -> str:
+def full_path(name: str, key: str) -> str:
     """The import path of a class given by a short name; a dotted path comes back as it is. UserError for a stranger."""
     if "." in name:
         return name
@@ -58,23 +58,27 @@ def full_path(name: str) -> str:
         if isinstance(getattr(module, name, None), type):
             return f"{module_name}.{name}"
         known += [n for n, value in vars(module).items() if isinstance(value, type) and not n.startswith("_")]
-    raise UserError(f"no class {name!r} is known by that short name.{nearest(name, known)} "
+    raise UserError(f"{key}: no class {name!r} is known by that short name.{nearest(name, known)} "
                     "Write other classes with their full path, as in my_package.MyNet.")  # fmt: skip
 
 
-def resolve(config: Any, slot: bool = False) -> Any:
-    """A config with every short class name made a full path."""
+def resolve(config: Any, key: str = "") -> Any:
+    """A config with every short class name made a full path; ``key`` is the place of this part of it."""
     if isinstance(config, dict):
-        return {key: resolve(value, key in SLOTS) for key, value in config.items()}
+        return {name: resolve(value, f"{key}.{name}".strip(".")) for name, value in config.items()}
     if isinstance(config, list):
-        return [resolve(value, slot) for value in config]
-    return full_path(config) if slot and _is_name(config) else config
+        return [resolve(value, key) for value in config]
+    return full_path(config, key) if _is_slot(key) and _is_name(config) else config
 
 
 def resolve_flag(flag: str, value: str) -> str:
     """The value of a flag like ``--model.net``, with a short class name made a full path."""
-    slot = flag.lstrip("-").rstrip("+").removesuffix(".help").rsplit(".", 1)[-1] in SLOTS
-    return full_path(value) if slot and _is_name(value) else value
+    slot = _is_slot(flag.lstrip("-").rstrip("+").removesuffix(".help"))
+    return full_path(value, flag) if slot and _is_name(value) else value
+
+
+def _is_slot(key: str) -> bool:
+    return key.rsplit(".", 1)[-1] in SLOTS
 
 
 def _is_name(value: Any) -> bool:

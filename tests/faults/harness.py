@@ -14,6 +14,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from conftest import QUIET
+from faults.victim import reached
 from proj.cli import main
 from proj.run import read_checkpoint
 
@@ -23,6 +24,7 @@ OWN = ("dirpath", "best_model_path", "last_model_path", "kth_best_model_path", "
 
 
 def _call(args: list[str], log: Path) -> None:
+    reached.clear()  # what this process came by before it was forked
     sys.stdout = sys.stderr = log.open("a", buffering=1)
     os.dup2(sys.stdout.fileno(), 2)
     raise SystemExit(main([*args, *QUIET]))

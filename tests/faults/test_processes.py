@@ -43,7 +43,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("world", [2, 3, 4])
+@pytest.mark.parametrize("world", [2, pytest.param(3, marks=pytest.mark.slow), pytest.param(4, marks=pytest.mark.slow)])
 def test_every_number_of_rows_gives_what_one_process_gives(world: int, alone: Path, work: Path) -> None:
     command = torchrun(*SHARDS, work, world, processes=world, port=free_port())
     subprocess.run(command, check=True, timeout=240, env=ENVIRONMENT, cwd=work)
@@ -87,7 +87,7 @@ def two(experiment: Any) -> list[Any]:
     """An experiment that takes some seconds on two processes, with dropout."""
     config = experiment(
         rows=240,
-        trainer={"max_epochs": 4},
+        trainer={"max_epochs": 2},
         model={"net": {"class_path": "MLP", "init_args": {"hidden": [8], "dropout": 0.2}}},
         data={"batch_size": 4},
         checkpoint={"every_seconds": None, "every_n_steps": 20, "monitor": "val/loss"},
@@ -115,6 +115,7 @@ def test_two_processes_killed_or_stopped_come_to_the_same_bits(two: list[str], w
         assert digest(name) == digest("whole"), name
 
 
+@pytest.mark.slow
 def test_two_nodes_of_torchrun_train_as_two_processes_here(two: list[str], work: Path, cli: Cli) -> None:
     two += ["--trainer.max_epochs", "2"]
     assert ended(started([*two, "--name", "here"], work), work) == 0

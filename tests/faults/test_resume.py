@@ -25,7 +25,8 @@ SCENARIOS = {
     "plateau": [*PLATEAU, "--model.steps_per_execution", "4"],
     "validation within the epoch, max_steps": ["--model.steps_per_execution", "2", "--trainer.val_check_interval", "0.4",
                                                "--trainer.max_steps", "31"],
-    "early stopping": ["--early_stopping.patience", "2", "--early_stopping.min_delta", "0.02", "--trainer.max_epochs", "9"],
+    "early stopping": ["--model.steps_per_execution", "3", "--early_stopping.patience", "2",
+                       "--early_stopping.min_delta", "0.02", "--trainer.max_epochs", "9"],
 }  # fmt: skip
 COMPILED = ["--model.compile", "step", "--model.net", "MLP", "--model.net.hidden", "[8]", "--model.net.dropout", "0.2"]
 KILLS = [

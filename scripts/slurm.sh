@@ -1,0 +1,30 @@
+#!/usr/bin/env bash
+# Train on several nodes of a SLURM cluster, across time limits:  sbatch scripts/slurm.sh configs/digits.yaml
+# Two minutes before the limit SLURM sends SIGTERM; training writes its checkpoint and ends with exit code 143, the job is
+# queued again under the same number, and goes on in the run that has this number as its name.
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=1
+#SBATCH --gres=gpu:1
+#SBATCH --cpus-per-task=8
+#SBATCH --time=04:00:00
+#SBATCH --signal=TERM@120
+#SBATCH --requeue
+#SBATCH --open-mode=append
+set -uo pipefail
+config=$1
+run="slurm_$SLURM_JOB_ID"
+
+if [[ -f lightning_logs/$run/checkpoints/last.ckpt ]]; then
+    arguments=(fit --resume "$run")
+else
+    rm -rf "lightning_logs/$run" # stopped before there was anything to go on from
+    arguments=(fit --config "$config" --name "$run" --trainer.num_nodes "$SLURM_NNODES"
+        --trainer.devices "$SLURM_NTASKS_PER_NODE" --trainer.strategy ddp --trainer.enable_progress_bar false)
+fi
+
+srun --kill-on-bad-exit=0 python -m proj "${arguments[@]}"
+code=$?
+if ((code == 143)); then
+    scontrol requeue "$SLURM_JOB_ID"
+fi
+exit "$code"
