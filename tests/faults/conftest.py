@@ -9,7 +9,10 @@ import pytest
 def fit(experiment: Any) -> list[Any]:
     config = experiment(
         trainer={"max_epochs": 4, "callbacks": ["faults.victim.Points"]},
-        model={"net": {"class_path": "faults.victim.Noisy", "init_args": {"hidden": [8], "dropout": 0.2}}},
+        model={
+            "net": {"class_path": "faults.victim.Noisy", "init_args": {"hidden": [8], "dropout": 0.2}},
+            "steps_per_execution": 4,  # auto would measure, and not always come to the same
+        },
         data={"batch_size": 8},
         checkpoint={"every_seconds": None, "every_n_steps": 3, "monitor": "val/loss"},
     )
