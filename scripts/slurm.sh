@@ -22,7 +22,7 @@ else
         --trainer.devices "$SLURM_NTASKS_PER_NODE" --trainer.strategy ddp --trainer.enable_progress_bar false)
 fi
 
-srun --kill-on-bad-exit=0 python -m proj "${arguments[@]}"
+srun --kill-on-bad-exit=0 --wait=60 python -m proj "${arguments[@]}"
 code=$?
 if ((code == 143)); then
     scontrol requeue "$SLURM_JOB_ID"

@@ -36,12 +36,6 @@ def is_whole(path: Path) -> bool:
         return file.read() == MARK + digest.hexdigest().encode()
 
 
-def has_checksum(path: Path) -> bool:
-    with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - LENGTH))
-        return file.read(len(MARK)) == MARK
-
-
 class _Hashed:
     """Hands on what is written, hashes it, and holds back the last two bytes: the length of a comment that is to come."""
 

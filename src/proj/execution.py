@@ -9,7 +9,14 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import EarlyStopping, LearningRateFinder, ProgressBar
+from lightning.pytorch.callbacks import (
+    EarlyStopping,
+    GradientAccumulationScheduler,
+    LearningRateFinder,
+    ProgressBar,
+    StochasticWeightAveraging,
+    Timer,
+)
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch.optim.lr_scheduler import ReduceLROnPlateau
@@ -43,12 +50,13 @@ class Execution(Callback):
     """
 
     steps: int | None = None
+    restored = False
 
     def state_dict(self) -> dict[str, Any]:
         return {"steps": self.steps}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.steps = state_dict["steps"]
+        self.steps, self.restored = state_dict["steps"], True
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         wanted = getattr(pl_module, "steps_per_execution", "auto")
@@ -58,7 +66,12 @@ class Execution(Callback):
         if why := next(obstacles(trainer, pl_module), None):
             if trainer.is_global_zero and (wanted != 1 or compiled):
                 console.say(f"one optimizer step at a time{', not compiled' if compiled else ''}: {why}.")
+            if self.steps is not None and _within_epoch(trainer):
+                raise UserError(f"the checkpoint was written within an epoch of {self.steps} optimizer steps at a time, and "
+                                f"that cannot change before its end: {why}; leave that out.")  # fmt: skip
             return
+        if self.restored and self.steps is None and _within_epoch(trainer):
+            return  # one at a time, as before
         data: Any = getattr(trainer, "datamodule", None)
         assert isinstance(pl_module, Model)
         loader, interval = data.train_dataloader(), trainer.val_check_interval
@@ -71,12 +84,18 @@ class Execution(Callback):
             loader.steps -= 1
         self.steps = loader.steps
         data.steps_per_execution, data.validation_period = loader.steps, loader.period
-        if loader.period < loader.batches:
+        if loader.period < loader.batches or (isinstance(interval, int) and loader.period == loader.batches):
             trainer.val_check_interval = loader.cuts().index(loader.period)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if (step := getattr(pl_module, "compiled_step", None)) is not None:
             step.bind(pl_module, trainer.optimizers[0])  # whose state may have come from a checkpoint since
+
+
+def _within_epoch(trainer: Any) -> bool:
+    """Whether training goes on from a checkpoint that was not written at the end of an epoch."""
+    savers = [callback for callback in trainer.callbacks if isinstance(callback, LastCheckpoint)]
+    return any(saver.restored is not None and not saver.restored["after_epoch"] for saver in savers)
 
 
 def _ends_well(loader: ArrayLoader, stop: int) -> bool:
@@ -110,11 +129,13 @@ def obstacles(trainer: Any, model: LightningModule) -> Iterator[str]:
     if hook := _overridden(data, SplitData, TRANSFER_HOOKS):
         yield f"{type(data).__name__} has a {hook} of its own"
     for callback in trainer.callbacks:
-        known = isinstance(callback, Checkpoint | LastCheckpoint | Finite | Watch | EarlyStopping | ProgressBar | Execution)
+        known = isinstance(
+            callback, Checkpoint | LastCheckpoint | Finite | Watch | EarlyStopping | ProgressBar | Timer | Execution
+        )
         if not known and (hook := _overridden(callback, Callback, BATCH_HOOKS)):
             yield f"{type(callback).__name__} has a {hook}, and batches come one by one to that"
-        if isinstance(callback, LearningRateFinder):
-            yield "the learning-rate finder looks at single steps"
+        if isinstance(callback, LearningRateFinder | GradientAccumulationScheduler | StochasticWeightAveraging):
+            yield f"{type(callback).__name__} looks at single steps"
     for optimizer in trainer.optimizers:
         if not type(optimizer).__module__.startswith("torch.optim") or isinstance(optimizer, torch.optim.LBFGS):
             yield f"{type(optimizer).__name__} may want to see the loss of a step several times"

@@ -49,8 +49,8 @@ def exit_codes(trainer: Trainer) -> Iterator[None]:
         raise SystemExit(0) from None
     except SIGTERMException:
         raise SystemExit(143) from None
-    except SystemExit:
-        raise SystemExit(130 if trainer.interrupted else 1) from None
+    except SystemExit as stop:  # Lightning's own after Ctrl-C, or a user's
+        raise SystemExit(130 if isinstance(stop.__context__, KeyboardInterrupt) else stop.code) from None
     except OSError as error:
         if error.errno not in DISK:
             raise

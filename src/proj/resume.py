@@ -16,8 +16,8 @@ from proj.schema import Schema
 from proj.training import RUN_VARIABLE, train
 
 # Settings that another value of changes how far training goes, or what it shows, not what it does.
-LONGER = ("trainer.max_epochs", "trainer.max_steps", "early_stopping.patience")
-FREE = (*LONGER, "trainer.min_epochs", "trainer.min_steps", "trainer.max_time", "trainer.enable_progress_bar",
+LONGER = ("trainer.max_epochs", "trainer.max_steps", "trainer.max_time", "early_stopping.patience")
+FREE = (*LONGER, "trainer.min_epochs", "trainer.min_steps", "trainer.enable_progress_bar",
         "trainer.enable_model_summary", "trainer.default_root_dir", "trainer.profiler", "early_stopping.min_delta",
         "checkpoint.every_seconds", "checkpoint.every_n_steps", "data.init_args.cache_dir")  # fmt: skip
 
@@ -40,6 +40,9 @@ def resume(arguments: Arguments, args: list[str]) -> None:
                     "trains it longer.")  # fmt: skip
         return
     path, checkpoint = newest(run)
+    if 0 < (epochs := cli.experiment["trainer"]["max_epochs"] or -1) <= checkpoint["epoch"]:
+        raise UserError(f"trainer.max_epochs: expected more than the {checkpoint['epoch']} epochs that {run.path} has been "
+                        f"trained for, got {epochs}.")  # fmt: skip
     give_schema(cli.model, checkpoint)
     if isinstance(cli.datamodule, SplitData) and checkpoint.get("schema"):
         cli.datamodule.schema = Schema.from_dict(checkpoint["schema"])
@@ -47,6 +50,7 @@ def resume(arguments: Arguments, args: list[str]) -> None:
         train(cli, run, ["fit", *args], [], path, again=True)
         return
     with locked(run):
+        _tidy(path)
         preflight(cli, [])
         if getattr(cli.datamodule, "fingerprint", "") != run.manifest["data"]:
             raise UserError(f"--resume: the data have changed since {run.path} was begun: expected what it was trained on; "
@@ -75,11 +79,20 @@ def _free(cli: ExperimentCLI) -> set[str]:
     return {key for key in FREE if not (scheduled and key in ("trainer.max_epochs", "trainer.max_steps"))}
 
 
+def _tidy(used: Path) -> None:
+    """Put away what a killed process left half written, and a damaged file that would take the place of a whole one."""
+    for path in used.parent.glob(".*.ckpt.*"):
+        path.unlink()
+    damaged = used.with_name(LAST)
+    if used.name != LAST and damaged.exists():
+        damaged.replace(damaged.with_suffix(".damaged"))
+
+
 def newest(run: Run) -> tuple[Path, dict[str, Any]]:
     """The newest checkpoint to go on from that is whole, and its content; the others are named."""
     there = [path for name in (LAST, PREVIOUS) if (path := run.path / "checkpoints" / name).is_file()]
     for path in there:
-        if checkpoint_file.is_whole(path):
+        if checkpoint_file.is_whole(path) or run.config["trainer"].get("plugins"):  # one of these may write files of its own
             return path, read_checkpoint(path)
         if first_process():
             console.warn(f"{path} is damaged: passed over.")

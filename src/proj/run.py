@@ -186,12 +186,13 @@ def locked(run: Run) -> Iterator[None]:
 
     folder = os.open(run.path, os.O_RDONLY)
     try:
-        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(
+                f"{run.path} is being trained by another process: expected it to be stopped; wait for it."
+            ) from error
         yield
-    except BlockingIOError as error:
-        raise UserError(
-            f"{run.path} is being trained by another process: expected it to be stopped; wait for it."
-        ) from error
     finally:
         os.close(folder)
 

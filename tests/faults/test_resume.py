@@ -12,6 +12,7 @@ import pytest
 
 from conftest import Cli
 from faults.harness import attempt, curves, digest, said
+from proj.checkpoint_file import is_whole
 from proj.run import Run, locked
 
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
@@ -25,6 +26,8 @@ SCENARIOS = {
     "plateau": [*PLATEAU, "--model.steps_per_execution", "4"],
     "validation within the epoch, max_steps": ["--model.steps_per_execution", "2", "--trainer.val_check_interval", "0.4",
                                                "--trainer.max_steps", "31"],
+    "accumulated, validation within the epoch": ["--trainer.accumulate_grad_batches", "2",
+                                                 "--trainer.val_check_interval", "5"],
     "early stopping": ["--model.steps_per_execution", "3", "--early_stopping.patience", "2",
                        "--early_stopping.min_delta", "0.02", "--trainer.max_epochs", "9"],
 }  # fmt: skip
@@ -118,6 +121,7 @@ def test_other_settings_are_applied_or_refused_and_a_complete_run_says_so(experi
     assert "data.init_args.batch_size: 16 -> 5" in said
     out = cli("fit", "--resume", "longer", "--trainer.max_epochs", "4", "--early_stopping.patience", "7")
     assert "not as recorded: trainer.max_epochs: 2 -> 4" in out
+    assert is_whole(Path("lightning_logs/longer/checkpoints/best.ckpt"))
     assert digest("longer")["state_dict"] == digest("whole")["state_dict"]
     assert shown("longer") == shown("whole")
     assert json.loads(Path("lightning_logs/longer/manifest.json").read_text())["resumed"]
@@ -136,6 +140,19 @@ def test_more_patience_goes_on_where_early_stopping_ended(experiment: Any, cli: 
 def shown(name: str) -> Any:
     """The curves, without what is drawn when a training ends: these were ended twice."""
     return {tag: sorted(curve) for tag, curve in curves(name).items() if not tag.startswith("best/")}
+
+
+def test_fewer_epochs_than_there_were_are_refused(experiment: Any, cli: Cli) -> None:
+    cli("fit", "--config", experiment(trainer={"max_epochs": 3}))
+    assert "expected more than the 2 epochs" in cli("fit", "--resume", "--trainer.max_epochs", "1", code=2)
+
+
+def test_a_run_that_was_moved_keeps_its_best(fit: list[Any], cli: Cli) -> None:
+    assert attempt(*fit, "--name", "whole") == 0, said()
+    assert attempt(*fit, "--name", "old", kill="epoch start:4") == -9
+    Path("lightning_logs/old").rename("lightning_logs/new")
+    assert attempt("fit", "--resume", "new") == 0, said()
+    assert digest("new") == digest("whole")
 
 
 def test_a_schedule_cannot_be_stretched(experiment: Any, cli: Cli) -> None:

@@ -17,7 +17,7 @@ SRUN = """#!/usr/bin/env bash
 # two tasks of two nodes; SIGTERM reaches both, as from SLURM
 pids=()
 for task in 0 1; do
-    SLURM_PROCID=$task SLURM_NODEID=$task SLURM_LOCALID=0 SLURM_NTASKS=2 "${@:2}" &
+    SLURM_PROCID=$task SLURM_NODEID=$task SLURM_LOCALID=0 SLURM_NTASKS=2 "${@:3}" &
     pids+=($!)
 done
 trap 'kill -TERM "${pids[@]}"' TERM

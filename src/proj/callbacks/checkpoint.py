@@ -66,6 +66,13 @@ class Checkpoint(lightning.ModelCheckpoint):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best_metrics = state_dict.get("best_metrics", {})
+        if (
+            best := Path(str(self.dirpath)) / "best.ckpt"
+        ).is_file():  # the run goes on, in a folder that may have been moved
+            path = str(best) if state_dict["best_model_path"] else ""
+            scores = {str(best): score for score in state_dict["best_k_models"].values()}
+            paths = {"best_model_path": path, "kth_best_model_path": path and state_dict["kth_best_model_path"] and path}
+            state_dict = {**state_dict, **paths, "best_k_models": scores, "dirpath": self.dirpath}
         super().load_state_dict(state_dict)
         self.current_score = state_dict["current_score"]
 
@@ -104,6 +111,7 @@ class EarlyStopping(lightning.EarlyStopping):
         patience: int | None = None,
         min_delta: float = 0.0,
     ) -> None:
+        self.patience_before = patience or 0  # than training was gone on with
         super().__init__(
             monitor=monitor or "",
             mode=mode or "min",
@@ -113,12 +121,13 @@ class EarlyStopping(lightning.EarlyStopping):
         )
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        super().load_state_dict({**state_dict, "patience": self.patience})  # which may be another one now
+        self.patience_before = state_dict["patience"]
+        super().load_state_dict({**state_dict, "patience": self.patience})
 
     @property
     def goes_on(self) -> bool:
-        """Whether it has stopped a training, and would not with the patience it has now."""
-        return self.wait_count < self.patience and self.stopped_epoch > 0
+        """Whether it has more patience than before, and some of it left."""
+        return self.patience > self.patience_before and self.wait_count < self.patience
 
 
 class InitFrom(lightning.Callback):

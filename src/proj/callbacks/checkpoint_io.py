@@ -20,11 +20,11 @@ class DurableCheckpointIO(TorchCheckpointIO):
     """
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        self.folder = folder.resolve()  # as Lightning's callback has it
         self.waiting: dict[Path, memoryview] = {}
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
-        path = Path(path)
+        path = Path(path).resolve()
         if path.parent != self.folder:  # another callback's
             super().save_checkpoint(checkpoint, path, storage_options)
         elif path.name == LAST:
@@ -55,7 +55,7 @@ class DurableCheckpointIO(TorchCheckpointIO):
         return super().load_checkpoint(path, *args, **kwargs)
 
     def remove_checkpoint(self, path: str | Path) -> None:
-        self.waiting.pop(Path(path), None)
+        self.waiting.pop(Path(path).resolve(), None)
         super().remove_checkpoint(path)
 
     def teardown(self) -> None:

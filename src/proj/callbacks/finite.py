@@ -33,7 +33,7 @@ class Finite(Callback):
         self.batch = batch
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
-        seen = pl_module.loss_so_far if isinstance(pl_module, Model) else loss.detach()  # of all steps of the epoch
+        seen = loss.detach() + (pl_module.loss_so_far if isinstance(pl_module, Model) else 0)  # of all steps of the epoch
         bad = not bool(torch.isfinite(seen))
         if trainer.world_size > 1:
             bad = bool(trainer.strategy.reduce_boolean_decision(bad, all=False))

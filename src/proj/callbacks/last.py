@@ -56,7 +56,9 @@ class LastCheckpoint(lightning.Checkpoint):  # Lightning calls checkpoint callba
         return {
             "processes": _of_all_processes({"generators": generators(), "sums": sums}),
             "metrics": {name: value.detach().cpu() for name, value in self.trainer.callback_metrics.items()},
-            "stop": self.trainer.should_stop,
+            "stop": self.trainer.should_stop and not _out_of_time(self.trainer),
+            "early_stopping": bool(_early_stopping(self.trainer)),
+            "accumulate": self.trainer.accumulate_grad_batches,
             "after_epoch": self.after_epoch,
         }
 
@@ -73,24 +75,23 @@ class LastCheckpoint(lightning.Checkpoint):  # Lightning calls checkpoint callba
     # When it is saved
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self.trainer, self.model = trainer, pl_module
+        self.trainer, self.model, self.max_steps = trainer, pl_module, trainer.max_steps
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # else one of the user's own
             trainer.strategy.checkpoint_io = DurableCheckpointIO(self.folder)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        whole = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-        if whole and self.stateful and not trainer.is_last_batch and not _validation_follows(trainer, batch_idx):
-            self._save_if_wanted(trainer)
+        if not trainer.is_last_batch and not _validation_follows(trainer, batch_idx):
+            self._save_if_wanted(trainer, within_epoch=True)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.stateful and not trainer.sanity_checking and not trainer.is_last_batch:
-            self._save_if_wanted(trainer)
+        if not trainer.sanity_checking and not trainer.is_last_batch:
+            self._save_if_wanted(trainer, within_epoch=True)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.after_epoch = True
-        self._save_if_wanted(trainer, _ends(trainer))
+        self._save_if_wanted(trainer)
         self.after_epoch = False
         if trainer.fit_loop.restarting:  # in the epoch that it goes on with, Lightning leaves them out
             _step_plateau_schedules(trainer, trainer.current_epoch + 1)
@@ -98,13 +99,17 @@ class LastCheckpoint(lightning.Checkpoint):  # Lightning calls checkpoint callba
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.global_step > self.saved_step:  # it ended in a way that was not foreseen
             self._save(trainer)
+        self._listen_no_more()
 
-    def _save_if_wanted(self, trainer: Trainer, end: bool = False) -> None:
-        wanted = self.signal or int(end or self._due(trainer))
+    def _save_if_wanted(self, trainer: Trainer, within_epoch: bool = False) -> None:
+        gradients_wait = within_epoch and (trainer.fit_loop.batch_idx + 1) % trainer.accumulate_grad_batches > 0
+        if gradients_wait or (within_epoch and trainer.should_stop):  # the end of the epoch follows, and saves
+            return
+        wanted = self.signal or int(self._due(trainer) or (not within_epoch and _ends(trainer)))
         if trainer.world_size > 1:  # what one process wants, all do
             voice = torch.tensor(wanted, device=trainer.strategy.root_device)
             wanted = int(trainer.strategy.reduce(voice, reduce_op="max"))
-        if wanted:
+        if wanted and (self.stateful or not within_epoch):
             self._save(trainer)
         if wanted > SAVE:
             raise Stopped(wanted)
@@ -121,13 +126,13 @@ class LastCheckpoint(lightning.Checkpoint):  # Lightning calls checkpoint callba
         if threading.current_thread() is threading.main_thread():
             self.handlers = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
 
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def _listen_no_more(self) -> None:
         for number, handler in self.handlers.items():
             signal.signal(number, handler)
         self.handlers = {}
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self.teardown(trainer, pl_module, "fit")
+        self._listen_no_more()
 
     def _on_signal(self, number: int, frame: Any) -> None:
         if self.signal == number == signal.SIGINT:
@@ -141,7 +146,7 @@ class LastCheckpoint(lightning.Checkpoint):  # Lightning calls checkpoint callba
         if self.restored is not None:
             # A limit on steps makes Lightning take an epoch that is over for one to be gone on with (fit_loop.py, the
             # setter of `restarting`), so there is none until training starts. A test holds this.
-            self.max_steps, trainer.fit_loop.epoch_loop.max_steps = trainer.max_steps, -1
+            trainer.fit_loop.epoch_loop.max_steps = -1
             self._restore_process(trainer)  # before a user's DataLoader draws its seed
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -157,8 +162,10 @@ class LastCheckpoint(lightning.Checkpoint):  # Lightning calls checkpoint callba
         else:
             rank_zero_warn("the data come from a loader without a state, so training goes on at the end of an epoch.")
         trainer.callback_metrics.update(self.restored["metrics"])
-        stopping = [c for c in trainer.callbacks if isinstance(c, EarlyStopping)]  # type: ignore[attr-defined]
-        trainer.should_stop = self.restored["stop"] and not any(callback.goes_on for callback in stopping)
+        trainer.accumulate_grad_batches = self.restored["accumulate"]  # which a callback may have changed
+        stopping = _early_stopping(trainer)
+        more = any(callback.goes_on for callback in stopping) or (self.restored["early_stopping"] and not stopping)
+        trainer.should_stop = self.restored["stop"] and not more
         if self.restored["after_epoch"]:
             _step_plateau_schedules(trainer, trainer.current_epoch)
         self.restored = None
@@ -182,7 +189,7 @@ def _validation_follows(trainer: Any, batch_idx: int) -> bool:
     if not trainer.enable_validation or trainer.val_check_batch == float("inf"):
         return False
     if trainer.val_check_batch is None:  # at certain times: nobody knows
-        return True
+        return False
     if trainer.check_val_every_n_epoch is None:
         batch_idx = trainer.fit_loop.total_batch_idx
     elif (trainer.current_epoch + 1) % trainer.check_val_every_n_epoch:
@@ -196,12 +203,22 @@ def _ends(trainer: Trainer) -> bool:
     return trainer.should_stop or 0 < epochs <= trainer.current_epoch + 1 or 0 < steps <= trainer.global_step
 
 
+def _early_stopping(trainer: Any) -> list[EarlyStopping]:
+    return [callback for callback in trainer.callbacks if isinstance(callback, EarlyStopping)]
+
+
+def _out_of_time(trainer: Any) -> bool:
+    timers = [callback for callback in trainer.callbacks if isinstance(callback, lightning.Timer)]
+    return any((left := timer.time_remaining()) is not None and left <= 0 for timer in timers)
+
+
 def _step_plateau_schedules(trainer: Trainer, epochs: int) -> None:
     """What Lightning does at the very end of an epoch, after all callbacks."""
     for config in trainer.lr_scheduler_configs:
         if config.reduce_on_plateau and config.interval == "epoch" and epochs % config.frequency == 0:
-            value = trainer.callback_metrics[str(config.monitor)]
-            trainer.lightning_module.lr_scheduler_step(config.scheduler, value)
+            value = trainer.callback_metrics.get(str(config.monitor))
+            if value is not None or config.strict:
+                trainer.lightning_module.lr_scheduler_step(config.scheduler, value)
 
 
 def _of_all_processes(here: dict[str, Any]) -> list[dict[str, Any]]:

@@ -119,7 +119,7 @@ class Summary(Callback):
                 text = yaml.safe_dump(self.config, sort_keys=False)
                 logger.experiment.add_text("config", f"```yaml\n{text}```")
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # also where there was nothing left to train
         best = next((c.best_metrics for c in cast(Any, trainer).callbacks if isinstance(c, Checkpoint)), {})
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
