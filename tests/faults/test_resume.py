@@ -33,7 +33,7 @@ SCENARIOS = {
 }  # fmt: skip
 COMPILED = ["--model.compile", "step", "--model.net", "MLP", "--model.net.hidden", "[8]", "--model.net.dropout", "0.2"]
 KILLS = [
-    ["train start:1"],
+    ["after replace:1"],
     ["save:2", "save:2"],
     ["before fsync:5", "after replace:4"],
     ["validation start:2", "validation end:1"],
