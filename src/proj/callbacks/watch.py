@@ -124,7 +124,8 @@ class Summary(Callback):
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 values = {f"best/{name}": value for name, value in best.items()}
-                logger.log_hyperparams(flat(self.config), values, trainer.global_step)
+                # one step on, so that they are forgotten, like any later curve, where training goes on from here
+                logger.log_hyperparams(flat(self.config), values, trainer.global_step + 1)
 
 
 def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
