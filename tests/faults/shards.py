@@ -30,7 +30,9 @@ class Rows(SplitData):
         arrays = make_arrays("multiclass", 64)
         every = Batch(torch.from_numpy(arrays["x"]), torch.from_numpy(arrays["y"] // 10), torch.arange(64))
         of = {"train": slice(41, 64), "val": slice(rows), "test": slice(rows), "predict": slice(rows)}
-        self.parts = {name: Batch(every.x[part], every.y[part], every.row[part]) for name, part in of.items()}  # type: ignore
+        assert isinstance(every.x, torch.Tensor)
+        assert every.y is not None
+        self.parts = {name: Batch(every.x[part], every.y[part], every.row[part]) for name, part in of.items()}
         self.schema = Schema(
             task="multiclass", input_shape=(6,), input_type="float32", input_names=tuple("abcdef"), input_mean=(0.0,) * 6,
             input_std=(1.0,) * 6, target_names=("y",), classes=("r", "s", "t"), class_counts=(8, 8, 7), target_mean=(),
@@ -39,7 +41,7 @@ class Rows(SplitData):
 
     @classmethod
     def encode(cls, rows: Any, schema: Schema) -> Any:
-        raise NotImplementedError
+        raise AssertionError("no raw rows here")
 
 
 def model() -> MulticlassClassifier:

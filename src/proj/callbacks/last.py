@@ -186,9 +186,10 @@ class LastCheckpoint(lightning.Checkpoint):  # Lightning calls checkpoint callba
 
 def _validation_follows(trainer: Any, batch_idx: int) -> bool:
     """Whether Lightning validates after this batch, by its own rule (``_should_check_val_fx``)."""
-    if not trainer.enable_validation or trainer.val_check_batch == float("inf"):
-        return False
-    if trainer.val_check_batch is None:  # at certain times: nobody knows
+    if not trainer.enable_validation or trainer.val_check_batch in (
+        None,
+        float("inf"),
+    ):  # None: at certain times, unknown here
         return False
     if trainer.check_val_every_n_epoch is None:
         batch_idx = trainer.fit_loop.total_batch_idx
