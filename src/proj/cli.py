@@ -3,6 +3,7 @@
 import sys
 from importlib import import_module
 
+from proj import trust
 from proj.errors import TrainingError, UserError, nearest
 
 # verb: module and function that do it (imported when called), and what it does
@@ -26,7 +27,7 @@ def main(args: list[str] | None = None) -> int:
     debug = "--debug" in args
     outer, sys.argv = sys.argv, [sys.argv[0], *args]
     try:
-        return _main([arg for arg in args if arg != "--debug"])
+        return _main(_allowed([arg for arg in args if arg != "--debug"]))
     except (UserError, TrainingError) as error:
         if debug:
             raise
@@ -59,9 +60,22 @@ def _main(args: list[str]) -> int:
     return 0
 
 
+def _allowed(args: list[str]) -> list[str]:
+    """Take ``--allow PACKAGE`` out of a command line, and do it."""
+    rest, words = [], iter(args)
+    for word in words:
+        flag, equals, package = word.partition("=")
+        if flag != "--allow":
+            rest.append(word)
+        else:
+            trust.allow(package if equals else next(words, ""))
+    return rest
+
+
 def _help() -> str:
     verbs = "\n".join(f"  {verb:10}{text}" for verb, (_, text) in VERBS.items())
     return (
         f"usage: python -m {__package__} VERB [--config FILE] [--KEY VALUE]\n\n{verbs}\n\n"
-        f"`python -m {__package__} VERB --help` tells the options of a verb; --debug shows the traceback of an error."
+        f"`python -m {__package__} VERB --help` tells the options of a verb; --debug shows the traceback of an error,\n"
+        "--allow PACKAGE lets a config name classes of that package."
     )

@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import Callback, ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only
 
-from proj import metrics
+from proj import metrics, trust
 from proj.arguments import OPTIONS
 from proj.callbacks.checkpoint import Checkpoint, EarlyStopping
 from proj.callbacks.finite import Finite
@@ -31,8 +31,6 @@ SILENT = (
     r".*isinstance\(treespec, LeafSpec\).*",
     # a checkpoint is evaluated without the callbacks that wrote it, on purpose
     r"Be aware that when using `ckpt_path`, callbacks used to create the checkpoint.*",
-    # `fit --ckpt_path` goes on in a folder of its own, where the best checkpoint is chosen anew
-    r"The dirpath has changed from.*",
     # `fit --resume` goes on in the run's own
     r"Checkpoint directory .* exists and is not empty.*",
     # what is logged each epoch is logged however few batches it has
@@ -53,7 +51,8 @@ class ExperimentCLI(LightningCLI):
     """
 
     def __init__(self, verb: str, configs: list[dict[str, Any]], flags: list[str], instantiate: bool = True) -> None:
-        self.verb, self.instantiate = verb, instantiate
+        self.verb, self.flags, self.instantiate = verb, flags, instantiate
+        trust.guard()
         for message in SILENT:
             warnings.filterwarnings("ignore", message)
         for name in ("lightning.pytorch", "lightning.fabric"):  # devices, seed and tips: what matters we print
@@ -98,6 +97,7 @@ class ExperimentCLI(LightningCLI):
         plain = json.loads(parser.dump(self.config, skip_unset=False, skip_validation=True, format="json"))
         gone = {"strict", "overfit", *OPTIONS[self.verb]} - ({"init_from"} if plain.get("init_from") else set())
         self.experiment: dict[str, Any] = {key: value for key, value in plain.items() if key not in gone}
+        trust.check_paths(self.experiment, self.flags)
 
     def as_yaml(self) -> str:
         return yaml.safe_dump(self.experiment, sort_keys=False, allow_unicode=True)

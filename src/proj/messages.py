@@ -7,9 +7,11 @@ import inspect
 import re
 from collections.abc import Callable, Iterable
 from importlib import import_module
+from importlib.util import find_spec
 
 from proj.errors import nearest
 from proj.names import own_classes
+from proj.trust import IN_PARTS
 
 
 def explain(text: str, valid_keys: Iterable[str]) -> str:
@@ -101,7 +103,16 @@ def _anything(found: re.Match[str], key: str, owner: str, valid: list[str], rest
     return f"{key}: {found[1]}, got {_given(rest)}."
 
 
+def _not_allowed(found: re.Match[str], key: str, owner: str, valid: list[str], rest: list[str]) -> str:
+    package = found[1].split(".")[0]
+    if find_spec(package) is None:
+        return f"{key}: {found[1]} cannot be imported, there is no module {package}.{_near_class(found[1])}"
+    package = found[1].rpartition(".")[0] if package in IN_PARTS else package
+    return f"{key}: a config may not name {found[1]}; if you trust it, and know what it does, add --allow {package}."
+
+
 CAUSES: dict[str, Say] = {
+    r"Importing '([^']+)' is not allowed": _not_allowed,
     r"Option '([^']+)' is not accepted": _unknown_option,
     r"Group '([^']+)' does not accept option '([^']+)'": _unknown_in_group,
     r"[Uu]nrecognized arguments: (\S+)": _unknown_flag,

@@ -8,6 +8,7 @@ import torch
 from jsonargparse import ArgumentError, ArgumentParser
 from lightning.pytorch import LightningDataModule, LightningModule
 
+from proj import trust
 from proj.data.base import SplitData
 from proj.data.loader import take
 from proj.errors import UserError
@@ -34,6 +35,7 @@ class Predictor:
         parser.add_argument("--data", type=type[LightningDataModule])
         classes = {"model": config["model"], "data": config["data"]["class_path"]}
         add_working_directory()
+        trust.guard()
         try:
             made = parser.instantiate(parser.parse_object(classes))
         except ArgumentError as error:

@@ -17,6 +17,7 @@ import torch
 import yaml
 from lightning.pytorch.utilities import rank_zero_warn
 
+from proj import trust
 from proj.errors import UserError, nearest
 
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
@@ -142,6 +143,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         ) from error
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
         raise UserError(f"{path}: expected a checkpoint with a state_dict, got a file without one.")
+    trust.check_callbacks(checkpoint, path)
     return checkpoint
 
 

@@ -15,8 +15,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from conftest import QUIET
 from faults.victim import reached
+from proj import trust
 from proj.cli import main
 from proj.run import read_checkpoint
+
+trust.allow("faults")
 
 # Names and paths of the run's own, which differ between two runs; and how often Lightning itself has stepped a schedule.
 OWN = ("dirpath", "best_model_path", "last_model_path", "kth_best_model_path", "best_k_models", "kth_value",

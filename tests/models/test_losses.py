@@ -142,7 +142,8 @@ def test_the_members_of_an_ensemble_learn_as_if_alone(experiment: Any, cli: Cli)
     from proj.run import read_checkpoint
 
     Path("members.py").write_text("from test_losses import Members")
-    cli("fit", "--config", experiment(), "--model.net", "members.Members", "--model.optimizer.eps", "0")
+    flags = ["--model.net", "members.Members", "--model.optimizer.eps", "0", "--allow", "test_losses"]
+    cli("fit", "--config", experiment(), *flags)
     state = read_checkpoint(Path("lightning_logs/version_0/checkpoints/last.ckpt"))["state_dict"]
     torch.manual_seed(1)
     nets = Members()

@@ -65,15 +65,15 @@ class Checkpoint(lightning.ModelCheckpoint):
         return {**super().state_dict(), "best_metrics": self.best_metrics}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on choosing the best, in a folder that may have been moved. A new run (``--ckpt_path``) chooses it anew."""
+        best = Path(str(self.dirpath)) / "best.ckpt"
+        if not best.is_file():
+            return
         self.best_metrics = state_dict.get("best_metrics", {})
-        if (
-            best := Path(str(self.dirpath)) / "best.ckpt"
-        ).is_file():  # the run goes on, in a folder that may have been moved
-            path = str(best) if state_dict["best_model_path"] else ""
-            scores = {str(best): score for score in state_dict["best_k_models"].values()}
-            paths = {"best_model_path": path, "kth_best_model_path": path and state_dict["kth_best_model_path"] and path}
-            state_dict = {**state_dict, **paths, "best_k_models": scores, "dirpath": self.dirpath}
-        super().load_state_dict(state_dict)
+        path = str(best) if state_dict["best_model_path"] else ""
+        scores = {str(best): score for score in state_dict["best_k_models"].values()}
+        paths = {"best_model_path": path, "kth_best_model_path": path and state_dict["kth_best_model_path"] and path}
+        super().load_state_dict({**state_dict, **paths, "best_k_models": scores, "dirpath": self.dirpath})
         self.current_score = state_dict["current_score"]
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:

@@ -25,6 +25,8 @@ def prepared(cache: Path, key: dict[str, Any], build: Callable[[Path], None]) ->
     if (done := place(cache, key)).is_dir():
         return done
     cache.mkdir(parents=True, exist_ok=True)
+    if not (tag := cache / "CACHEDIR.TAG").exists():  # https://bford.info/cachedir: not for backups
+        tag.write_text("Signature: 8a477f597d28d172789f06886806bc55\n")
     temporary = Path(tempfile.mkdtemp(prefix=f".{done.name}.", dir=cache))
     try:
         build(temporary)
