@@ -238,7 +238,7 @@ def command(work: Work, folder: Path) -> list[str]:
             "--model.net", f"__main__.{work.net.__name__}", "--model.net.sizes", str(work.sizes),
             "--trainer.max_epochs", str(work.epochs), "--trainer.accelerator", "cpu",
             "--trainer.default_root_dir", str(folder), "--trainer.callbacks", "__main__.Clock",
-            "--early_stopping.patience", "1000", "--allow", "__main__"]  # fmt: skip
+            "--early_stopping.patience", "1000", "--allow", "__main__", "--allow", "__mp_main__"]  # fmt: skip
 
 
 def call(args: list[str]) -> None:

@@ -21,6 +21,11 @@ QUIET = ["--trainer.enable_progress_bar", "false", "--trainer.enable_model_summa
 Cli = Callable[..., int]
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    if config.option.markexpr != "cuda":  # the other tests are about the CPU, and fork
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 @pytest.fixture(autouse=True)
 def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Each test works in an empty folder, and what it imports from there is forgotten after it."""

@@ -20,7 +20,11 @@ from faults.harness import digest
 from proj.run import read_checkpoint
 from test_execution import equal, left_behind
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+pytestmark = [
+    pytest.mark.cuda,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA"),
+    pytest.mark.filterwarnings("ignore::UserWarning"),  # of the compiler's
+]
 
 GPU = ["--trainer.accelerator", "gpu", "--trainer.devices", "1"]
 SURE = [*GPU, "--trainer.deterministic", "true"]

@@ -1,7 +1,9 @@
 """The command line: ``main(args)`` calls a verb and turns errors into messages and exit codes."""
 
 import sys
+from collections.abc import Callable
 from importlib import import_module
+from pathlib import Path
 
 from proj import trust
 from proj.errors import TrainingError, UserError, nearest
@@ -15,6 +17,11 @@ VERBS = {
     "check": ("check:check", "find what can be known before the first epoch"),
     "init": ("init:init", "look at a table or a folder of pictures and write an experiment for it"),
 }
+if Path(__file__).with_name("tune").is_dir():  # a room that can be deleted
+    VERBS |= {
+        "tune": ("tune.search:tune", "search for better settings"),
+        "cv": ("tune.cv:cv", "cross-validate an experiment, with several seeds"),
+    }
 
 
 def main(args: list[str] | None = None) -> int:
@@ -24,10 +31,17 @@ def main(args: list[str] | None = None) -> int:
     meanwhile: under DDP, Lightning starts the other processes with it.
     """
     args = sys.argv[1:] if args is None else args
-    debug = "--debug" in args
     outer, sys.argv = sys.argv, [sys.argv[0], *args]
     try:
-        return _main(_allowed([arg for arg in args if arg != "--debug"]))
+        return exit_code(lambda: _main(_allowed([arg for arg in args if arg != "--debug"])), "--debug" in args)
+    finally:
+        sys.argv = outer
+
+
+def exit_code(call: Callable[[], int | None], debug: bool = False) -> int:
+    """Call, and turn what it raises into a message and an exit code; with ``debug`` errors of the user are raised."""
+    try:
+        return call() or 0
     except (UserError, TrainingError) as error:
         if debug:
             raise
@@ -37,8 +51,6 @@ def main(args: list[str] | None = None) -> int:
         return 130
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
-    finally:
-        sys.argv = outer
 
 
 def _main(args: list[str]) -> int:

@@ -2,7 +2,10 @@
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
+
+from lightning.pytorch import Callback
 
 from proj import console
 from proj.arguments import read_arguments
@@ -17,16 +20,17 @@ from proj.start import checkpoint_to_go_on, weights_to_start_from
 from proj.training import RUN_VARIABLE, train
 
 
-def fit(args: list[str]) -> None:
-    """Train into a new run folder, or go on in an old one."""
+def fit(args: list[str], folder: Path | None = None, callbacks: Sequence[Callback] = ()) -> None:
+    """Train into a new run folder, ``folder`` if it is given, or go on in an old one."""
     arguments = read_arguments(args, "fit")
     if arguments.resume is not None:
-        resume(arguments, args)
+        resume(arguments, args, callbacks)
         return
     cli = ExperimentCLI("fit", arguments.configs, arguments.flags)
     start, checkpoint = weights_to_start_from(cli), checkpoint_to_go_on(cli)
     if first_process():
-        check_name(cli.root, cli.option("name"))
+        root, name = (folder.parent, folder.name) if folder else (cli.root, cli.option("name"))
+        check_name(root, name)
         preflight(cli, start)
         found = examine(cli.datamodule) if isinstance(cli.datamodule, SplitData) else []
         console.show_findings(found)
@@ -41,11 +45,11 @@ def fit(args: list[str]) -> None:
     if not first_process():
         # Lightning's launcher hands RUN_VARIABLE on. torchrun's does not: there, Lightning broadcasts the checkpoints'
         # folder from process 0, and no other process writes anything else.
-        train(cli, Run(Path(os.environ.get(RUN_VARIABLE, cli.root))), args, start, checkpoint)
+        train(cli, Run(Path(os.environ.get(RUN_VARIABLE, cli.root))), args, [*start, *callbacks], checkpoint)
         return
-    run = claim(cli.root, cli.option("name"))
+    run = claim(root, name)
     write(run.path / "config.yaml", lambda file: file.write(cli.as_yaml().encode()))
     findings = json.dumps([finding._asdict() for finding in found], indent=2)
     write(run.path / "findings.json", lambda file: file.write(findings.encode()))
     with locked(run):
-        train(cli, run, ["fit", *args], start, checkpoint)
+        train(cli, run, ["fit", *args], [*start, *callbacks], checkpoint)

@@ -5,6 +5,7 @@ The texts are not a public interface; a text that is not recognised is passed on
 
 import inspect
 import re
+import sys
 from collections.abc import Callable, Iterable
 from importlib import import_module
 from importlib.util import find_spec
@@ -105,7 +106,7 @@ def _anything(found: re.Match[str], key: str, owner: str, valid: list[str], rest
 
 def _not_allowed(found: re.Match[str], key: str, owner: str, valid: list[str], rest: list[str]) -> str:
     package = found[1].split(".")[0]
-    if find_spec(package) is None:
+    if package not in sys.modules and find_spec(package) is None:
         return f"{key}: {found[1]} cannot be imported, there is no module {package}.{_near_class(found[1])}"
     package = found[1].rpartition(".")[0] if package in IN_PARTS else package
     return f"{key}: a config may not name {found[1]}; if you trust it, and know what it does, add --allow {package}."

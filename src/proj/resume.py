@@ -1,8 +1,11 @@
 """``fit --resume``: go on with a run in its own folder, as if nothing had happened."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from lightning.pytorch import Callback
 
 from proj import checkpoint_file, console
 from proj.arguments import Arguments
@@ -22,7 +25,7 @@ FREE = (*LONGER, "trainer.min_epochs", "trainer.min_steps", "trainer.enable_prog
         "checkpoint.every_seconds", "checkpoint.every_n_steps", "data.init_args.cache_dir")  # fmt: skip
 
 
-def resume(arguments: Arguments, args: list[str]) -> None:
+def resume(arguments: Arguments, args: list[str], callbacks: Sequence[Callback] = ()) -> None:
     """Go on with a run from its newest checkpoint that is whole."""
     run = _run(arguments)
     recorded = run.config
@@ -47,7 +50,7 @@ def resume(arguments: Arguments, args: list[str]) -> None:
     if isinstance(cli.datamodule, SplitData) and checkpoint.get("schema"):
         cli.datamodule.schema = Schema.from_dict(checkpoint["schema"])
     if not first_process():
-        train(cli, run, ["fit", *args], [], path, again=True)
+        train(cli, run, ["fit", *args], callbacks, path, again=True)
         return
     with locked(run):
         _tidy(path)
@@ -60,7 +63,7 @@ def resume(arguments: Arguments, args: list[str]) -> None:
         if changes:
             write(run.path / "config.yaml", lambda file: file.write(cli.as_yaml().encode()))
         console.say(f"resumed: {path} of epoch {checkpoint['epoch']}, step {checkpoint['global_step']}")
-        train(cli, run, ["fit", *args], [], path, again=True)
+        train(cli, run, ["fit", *args], callbacks, path, again=True)
 
 
 def _run(arguments: Arguments) -> Run:

@@ -200,7 +200,9 @@ def locked(run: Run) -> Iterator[None]:
 
 
 @contextmanager
-def recording(run: Run, command: list[str], seed: int, fingerprint: str, again: bool = False) -> Iterator[None]:
+def recording(
+    run: Run, command: list[str], seed: int, fingerprint: str, device: torch.device, again: bool = False
+) -> Iterator[None]:
     """Keep the manifest while the run trains: what it is at the start, how it ended at the end.
 
     ``again`` is for a run that is gone on with: it keeps the time of its start, and each further one is noted.
@@ -214,7 +216,7 @@ def recording(run: Run, command: list[str], seed: int, fingerprint: str, again: 
         packages={name: metadata.version(name) for name in PACKAGES},
         git=git_state(),
         data=fingerprint,
-        hardware=_hardware(),
+        hardware=_hardware(device),
     )
     try:
         yield
@@ -240,8 +242,9 @@ def git_state() -> dict[str, Any] | None:
         return None
 
 
-def _hardware() -> dict[str, Any]:
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+def _hardware(device: torch.device) -> dict[str, Any]:
+    on_cuda = device.type == "cuda"  # to ask for a name takes memory on the GPU
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if on_cuda else []
     return {"machine": platform.platform(), "cpus": os.cpu_count(), "threads": torch.get_num_threads(), "gpus": gpus}
 
 

@@ -35,9 +35,10 @@ def train(
         return
     os.environ[RUN_VARIABLE] = str(run.path)
     fingerprint = getattr(cli.datamodule, "fingerprint", "")
-    console.say(f"run: {run.path} on {trainer.num_devices} x {trainer.strategy.root_device.type}")
+    device, seed = trainer.strategy.root_device, cli.experiment["seed_everything"]
+    console.say(f"run: {run.path} on {trainer.num_devices} x {device.type}")
     try:
-        with recording(run, command, cli.experiment["seed_everything"], fingerprint, again), exit_codes(trainer):
+        with recording(run, command, seed, fingerprint, device, again), exit_codes(trainer):
             trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint, weights_only=True)
     except Exception:  # of whatever kind, since it is raised again: here it matters only how far training came
         if trainer.global_step == first_step and not again:

@@ -24,6 +24,8 @@ WITHOUT = ("lightning.pytorch.callbacks.lambda_function",)
 # Signs that the user has let this program write there before, by the name of the setting.
 SIGNS = {"default_root_dir": "lightning_logs", "cache_dir": "CACHEDIR.TAG"}
 
+allowed: list[str] = []  # by the user, in this process
+
 
 def allow(package: str) -> None:
     """Let configs and checkpoints name what is in a package, from now on in this process."""
@@ -33,6 +35,7 @@ def allow(package: str) -> None:
         set_parsing_settings(import_path_allowlist=[package])
     except ValueError as error:
         raise UserError(f"--allow: expected a package, as in timm or torch.hub, got {package or 'nothing'}.") from error
+    allowed.append(package)
 
 
 def guard() -> None:

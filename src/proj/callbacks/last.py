@@ -238,7 +238,8 @@ def generators() -> dict[str, Any]:
         "numpy": [kind, torch.from_numpy(np.asarray(keys, np.int64)), *rest],
         "python": random.getstate(),
     }
-    return {**states, "cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else states
+    on_cuda = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    return {**states, "cuda": torch.cuda.get_rng_state()} if on_cuda else states
 
 
 def restore_generators(states: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from proj.data.base import SplitData
 from proj.data.sources import Array, fingerprint, load, read, stages, to_inputs
-from proj.data.splits import split
+from proj.data.splits import Fold, split
 from proj.data.targets import Targets
 from proj.errors import UserError
 from proj.schema import STAGES, Batch, Schema, Task
@@ -29,6 +29,8 @@ class Arrays(SplitData):
         val_fraction: share of the rows to choose the best epoch on, where the file has no ``x_val``.
         test_fraction: share of the rows kept for ``test``, where the file has no ``x_test``.
         split_seed: seed of the split alone, so that runs with different seeds see the same test rows.
+        fold: one fold as a part, [test, 0, 5] say: the first of five tests, and what val_fraction says is cut off the rest;
+            [val, 0, 5]: the first of five of the rows that are not for testing validates. `cv` sets it.
         shuffle: draw a new order of the training rows each epoch.
     """
 
@@ -41,11 +43,12 @@ class Arrays(SplitData):
         val_fraction: float = 0.15,
         test_fraction: float = 0.15,
         split_seed: int = 0,
+        fold: Fold | None = None,
         shuffle: bool = True,
     ) -> None:
         super().__init__(batch_size, shuffle, predict_path)
         self.path, self.task = path, task
-        self.val_fraction, self.test_fraction, self.split_seed = val_fraction, test_fraction, split_seed
+        self.val_fraction, self.test_fraction, self.split_seed, self.fold = val_fraction, test_fraction, split_seed, fold
 
     @classmethod
     def encode(cls, rows: Any, schema: Schema) -> Tensor:
@@ -70,6 +73,8 @@ class Arrays(SplitData):
     def _read(self) -> None:
         source = read(self.path)
         arrays = source.arrays
+        if self.fold:  # takes the place of a part that the file has
+            arrays = {name: values for name, values in arrays.items() if not name.endswith(f"_{self.fold[0]}")}
         self.fingerprint = fingerprint(arrays)
         x = {s: to_inputs(arrays[f"x_{s}"], f"{self.path}: x_{s}") for s in stages(arrays)}
         for s in x:
@@ -86,6 +91,7 @@ class Arrays(SplitData):
             0.0 if "test" in x else self.test_fraction,
             self.split_seed,
             targets.strata,
+            self.fold,
         )
         if self.schema is None:
             self.schema = _fit(_rows(x["train"], parts["train"]), targets, parts["train"], source.input_names)

@@ -20,6 +20,7 @@ from proj.data.base import SplitData
 from proj.data.cache import prepared
 from proj.data.decode import Picture, Shape, decode
 from proj.data.prepare_pictures import COLOURS, Plan, Prepared, prepare, shape_of
+from proj.data.splits import Fold
 from proj.data.targets import Targets
 from proj.errors import UserError
 from proj.schema import STAGES, Batch, Schema, Task
@@ -53,6 +54,8 @@ class Images(SplitData):
         val_fraction: share of the rows to choose the best epoch on, where the source has no val part.
         test_fraction: share of the rows kept for ``test``, where the source has no test part.
         split_seed: seed of the split alone, so that runs with different seeds see the same test rows.
+        fold: one fold as a part, [test, 0, 5] say: the first of five tests, and what val_fraction says is cut off the rest;
+            [val, 0, 5]: the first of five of the rows that are not for testing validates. `cv` sets it.
         shuffle: draw a new order of the training rows each epoch.
         cache_dir: folder of decoded pictures; it may be deleted at any time.
     """
@@ -72,6 +75,7 @@ class Images(SplitData):
         val_fraction: float = 0.15,
         test_fraction: float = 0.15,
         split_seed: int = 0,
+        fold: Fold | None = None,
         shuffle: bool = True,
         cache_dir: str = f".cache/{__name__.partition('.')[0]}",
     ) -> None:
@@ -80,7 +84,7 @@ class Images(SplitData):
         self.size = (size, size) if isinstance(size, int) else size
         self.channels, self.skip_unreadable = CHANNELS.get(channels), skip_unreadable
         self.flip, self.crop, self.erase = flip, crop, erase
-        self.val_fraction, self.test_fraction, self.split_seed = val_fraction, test_fraction, split_seed
+        self.val_fraction, self.test_fraction, self.split_seed, self.fold = val_fraction, test_fraction, split_seed, fold
         self.cache = Path(cache_dir)
         self.files: dict[str, list[str]] = {}  # by stage: the file of each row number, for pictures from a folder
 
@@ -145,7 +149,7 @@ class Images(SplitData):
         shape = self._shape(source, read)
         self._check(shape)
         plan = Plan(shape, self.size is not None, self.skip_unreadable, self.task,
-                    self.val_fraction, self.test_fraction, self.split_seed)  # fmt: skip
+                    self.val_fraction, self.test_fraction, self.split_seed, self.fold)  # fmt: skip
         key = {"source": source, "predict": predict, "pillow": PIL.__version__, **asdict(plan)}
         done = prepared(self.cache, key, lambda folder: prepare(folder, read(), plan, path))
         return Prepared(done, listing, source)

@@ -15,7 +15,7 @@ from proj.data.cache import create, mapped
 from proj.data.decode import Shape, decode, in_parallel, look
 from proj.data.folders import Folder
 from proj.data.pictures import Pictures
-from proj.data.splits import split
+from proj.data.splits import Fold, split
 from proj.data.targets import Targets
 from proj.errors import UserError
 from proj.schema import STAGES, Batch, Schema, Task
@@ -38,6 +38,7 @@ class Plan:
     val_fraction: float
     test_fraction: float
     split_seed: int
+    fold: Fold | None
 
 
 class Prepared(NamedTuple):
@@ -137,12 +138,14 @@ def prepare(folder: Path, pictures: Pictures, plan: Plan, where: str) -> None:
 def _parts(pictures: Pictures, plan: Plan, where: str) -> dict[str, Array]:
     """Positions of each part's pictures; a part that the source does not have is cut off train."""
     own = {part: np.flatnonzero(pictures.parts == part) for part in ("predict", *STAGES)}
+    if plan.fold:  # takes the place of a part that the source has
+        own[plan.fold[0]] = own[plan.fold[0]][:0]
     if len(own["predict"]):
         return {"predict": own["predict"]}
     train = own["train"]
     targets = Targets(pictures.labels[train], plan.task, (), where)
     val, test = (0.0 if len(own[part]) else getattr(plan, f"{part}_fraction") for part in ("val", "test"))
-    dealt = split(train, val, test, plan.split_seed, targets.strata)
+    dealt = split(train, val, test, plan.split_seed, targets.strata, plan.fold)
     return {part: dealt[part] if part == "train" or not len(own[part]) else own[part] for part in STAGES}
 
 

@@ -10,12 +10,12 @@ import polars as pl
 from proj.data import columns, table_targets, tables
 from proj.data.base import Finding
 from proj.data.columns import Override
-from proj.data.splits import split, split_by_time, split_groups
+from proj.data.splits import Fold, split, split_by_time, split_groups
 from proj.data.write_table import batches, write_parts
 from proj.errors import UserError
 from proj.schema import STAGES, Schema, Task
 
-LEFT_OUT = 3  # the part of rows without a target
+LEFT_OUT = 3  # the part of rows without a target, and of those later than a fold in time
 SAMPLE = 1_000_000  # training rows, evenly spread, that kinds, quantiles and categories are fitted on
 
 Array = np.ndarray[Any, Any]
@@ -30,6 +30,7 @@ class Preparation(NamedTuple):
     fractions: tuple[float, float]  # validation and test
     by: dict[str, str | None]  # group, time and split: the columns to split by
     seed: int
+    fold: Fold | None
 
     def run(self, folder: Path, files: list[Path], test: list[Path], schema: Schema | None) -> None:
         """Fill ``folder``; fits a schema unless one is given."""
@@ -42,7 +43,8 @@ class Preparation(NamedTuple):
         targets = known.select(self.targets)
         task = schema.task if schema else self.task or table_targets.infer(targets)
         part = self._assign(known, targets, task, where)
-        findings = [_without_target(part, where)] if (part == LEFT_OUT).any() else []
+        without = int(targets.select(pl.any_horizontal(pl.all().is_null())).sum().item())
+        findings = [_without_target(without, len(part), where)] if without else []
         findings += [
             f for stage in (1, 2) for f in self._leaks(known.filter(part == 0), known.filter(part == stage), STAGES[stage])
         ]
@@ -72,6 +74,8 @@ class Preparation(NamedTuple):
 
     def _assign(self, known: pl.DataFrame, targets: pl.DataFrame, task: Task, where: str) -> Array:
         """The part of each row: 0, 1, 2, or LEFT_OUT where a target is missing."""
+        if self.fold and self.by["split"]:
+            raise UserError("expected data.fold or data.split, got both; the column says each row's part already.")
         part = np.full(len(known), LEFT_OUT, np.uint8)
         rows = np.flatnonzero(~targets.select(pl.any_horizontal(pl.all().is_null())).to_series().to_numpy())
         if not len(rows):
@@ -83,15 +87,15 @@ class Preparation(NamedTuple):
         if by is None:
             classes = task in ("binary", "multiclass")
             strata = targets.to_series().gather(rows).rank("dense").to_numpy() if classes else None
-            parts = split(rows, *self.fractions, self.seed, strata)
+            parts = split(rows, *self.fractions, self.seed, strata, self.fold)
         elif option == "split":
             parts = {stage: rows[(by.cast(pl.String) == stage).to_numpy()] for stage in STAGES}
             if (strange := by.filter(~by.cast(pl.String).is_in(STAGES))).len():
                 raise UserError(f"data.split: expected train, val or test in column {name}, got {strange[0]!r}.")
         elif option == "group":
-            parts = split_groups(rows, *self.fractions, self.seed, by.rank("dense").to_numpy())
+            parts = split_groups(rows, *self.fractions, self.seed, by.rank("dense").to_numpy(), self.fold)
         else:
-            parts = split_by_time(rows, *self.fractions, by.rank("dense").to_numpy())
+            parts = split_by_time(rows, *self.fractions, by.rank("dense").to_numpy(), self.fold)
         for number, stage in enumerate(STAGES):
             part[parts[stage]] = number
         if not (part == 0).any():
@@ -160,7 +164,10 @@ class Preparation(NamedTuple):
         missing = np.isnan(y).any(axis=1) if y.ndim == 2 else y < 0
         part = np.where(missing, LEFT_OUT, 0).astype(np.uint8)
         write_parts(folder, files, table, schema, y, ("test",), part)
-        return [*self._leaks(train, known, "test"), *([_without_target(part, where)] if missing.any() else [])]
+        return [
+            *self._leaks(train, known, "test"),
+            *([_without_target(missing.sum(), len(part), where)] if missing.any() else []),
+        ]
 
 
 def _shared(one: pl.Series, other: pl.Series) -> int:
@@ -168,8 +175,8 @@ def _shared(one: pl.Series, other: pl.Series) -> int:
     return one.unique().to_frame().join(other.unique().to_frame(), on=one.name, how="semi").height
 
 
-def _without_target(part: Array, where: str) -> Finding:
-    return Finding(f"{(part == LEFT_OUT).sum()} of {len(part)} rows of {where} have no target", "they are left out",
+def _without_target(count: int, rows: int, where: str) -> Finding:
+    return Finding(f"{count} of {rows} rows of {where} have no target", "they are left out",
                    "fill it in, or drop them from the file")  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from proj.data.base import Finding, SplitData
 from proj.data.cache import fingerprint, mapped, place, prepared
 from proj.data.columns import Override
 from proj.data.prepare_table import Preparation
+from proj.data.splits import Fold
 from proj.data.table_targets import check_columns, target_names
 from proj.data.write_table import write_parts
 from proj.schema import STAGES, Batch, Schema, Task
@@ -37,6 +38,8 @@ class Tabular(SplitData):
         time: a column to split by: the latest rows are the test part, those before them the validation part.
         split: a column that says train, val or test of each row.
         split_seed: seed of the split alone, so that runs with different seeds see the same test rows.
+        fold: one fold as a part, [test, 0, 5] say: the first of five tests, and what val_fraction says is cut off the rest;
+            [val, 0, 5]: the first of five of the rows that are not for testing validates. `cv` sets it.
         shuffle: draw a new order of the training rows each epoch.
         cache_dir: where the prepared arrays are kept.
     """
@@ -56,19 +59,21 @@ class Tabular(SplitData):
         time: str | None = None,
         split: str | None = None,
         split_seed: int = 0,
+        fold: Fold | None = None,
         shuffle: bool = True,
         cache_dir: str = ".cache/proj",
     ) -> None:
         super().__init__(batch_size, shuffle, predict_path)
-        self.path, self.test_path = path, test_path
+        self.path, self.test_path = path, None if fold and fold[0] == "test" else test_path
         self.cache = Path(cache_dir)
         self.preparation = Preparation(
             targets=target_names(target),
             task=task,
             columns=columns or {},
-            fractions=(val_fraction, 0.0 if test_path else test_fraction),
+            fractions=(val_fraction, 0.0 if self.test_path else test_fraction),
             by={"group": group, "time": time, "split": split},
             seed=split_seed,
+            fold=fold,
         )
 
     @classmethod

@@ -7,7 +7,8 @@ checkpoints are those of a run without it. To do without: delete this file and w
 
 import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -63,12 +64,12 @@ class CompiledStep:
         self.rows, self.gradient_norm = len(batch.row), torch.zeros(())
         self.function = _whole(model, optimizer, clip)
         eager, compiled = (copy.deepcopy((model, optimizer)) for _ in range(2))
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(), _full_precision():
             expected = [_eager_step(*eager, clip, batch) for _ in range(2)]
         self.weight = expected[-1].weight  # a tensor where it hangs on more than the number of rows
         self.bind(*compiled)
         try:
-            with torch.random.fork_rng():
+            with torch.random.fork_rng(), _full_precision():
                 outputs = [self(batch)[0] for _ in range(2)]
         except Exception as error:  # of the compiler, of many kinds; an error of the net itself comes again in eager mode
             said = " ".join(f"{type(error).__name__}: {error}".split())[:160]
@@ -112,6 +113,17 @@ class CompiledStep:
             self.parameters, self.buffers, self.state, self.numbers, batch
         )
         return outputs, loss, weights[0] if weights else self.weight
+
+
+@contextmanager
+def _full_precision() -> Iterator[None]:
+    """Without TensorFloat-32, whose rounding looks like a difference. What is compiled asks for it at each call."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def _whole(model: Any, optimizer: Optimizer, clip: tuple[str, float] | None) -> Callable[..., Any]:
