@@ -1,0 +1,239 @@
+"""Studies in real processes: what they leave, and what kills, crashes and signals do to them."""
+
+import json
+import os
+import random
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+import yaml
+
+from proj.run import Run, read_checkpoint
+from proj.tune.study import mend
+from tune.conftest import records, run, start, trials, wait_until
+
+FOLDER = Path("lightning_logs/studies/study")
+Study = Callable[..., list[str]]
+
+NETS = """
+import os, signal, torch
+from torch import nn
+class Crashing(nn.Linear):
+    def __init__(self, how: str):
+        super().__init__(6, 3)
+        self.how = how
+    def forward(self, x):
+        if self.how == "exit" and self.training and os.environ.get("TRIAL", "1"): os._exit(7)
+        if self.how == "error" and self.training: raise RuntimeError("it broke")
+        if self.how == "killed" and self.training: os.kill(os.getpid(), signal.SIGKILL)
+        return super().forward(x) * (float("nan") if self.how == "nan" and self.training else 1)
+"""
+
+
+def value_of(config: str) -> float:
+    """The validation metric of a plain `fit` of a config, to the last digit."""
+    shutil.rmtree("lightning_logs/again", ignore_errors=True)
+    run("fit", "--config", config, "--name", "again")
+    callbacks = read_checkpoint(Path("lightning_logs/again/checkpoints/last.ckpt"))["callbacks"]
+    return float(next(state["best_metrics"]["val/f1"] for state in callbacks.values() if "best_metrics" in state))
+
+
+def test_what_a_study_leaves(study: Study) -> None:
+    said = run(*study(), "--workers", "2")
+    table = trials()
+    assert [row["trial"] for row in table] == list(range(5))
+    assert {row["state"] for row in table} == {"complete"}
+    best = max(table, key=lambda row: row["val/f1"])
+    assert f"best: trial {best['trial']}, val/f1 {best['val/f1']:.4f}" in said
+    assert "no run in" in run("test", code=2)  # a study's runs are not the newest run
+    assert value_of(str(FOLDER / "best.yaml")) == best["val/f1"]  # to the bit
+    config = yaml.safe_load((FOLDER / "best.yaml").read_text())
+    assert config["model"]["init_args"]["optimizer"]["init_args"]["lr"] == best["model.optimizer.lr"]
+    for row in table:
+        folder = Run(FOLDER / f"trial_{row['trial']}")
+        assert folder.manifest["status"] == "finished"
+        assert not list(folder.path.glob("test*"))  # nobody has looked at the test part
+    page = (FOLDER / "report.html").read_text()
+    assert page.count("<svg") == 5
+    assert "http" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
+        "http://creativecommons.org", "").replace("https://matplotlib.org", "")  # fmt: skip
+    run(*study(), "--n_trials", "5")  # is over
+    assert trials() == table
+    run(*study(), "--n_trials", "6")  # the budget is a total
+    assert trials()[:5] == table
+    assert len(trials()) == 6
+
+
+def test_the_parent_killed_at_random_changes_nothing(study: Study) -> None:
+    command = study()
+    run(*command)
+    whole = trials()
+    shutil.move(FOLDER, "whole")
+    chance = random.Random(0)
+    for _ in range(3):
+        before, more = len(records()), chance.randrange(1, 12)
+        process = start(*command)
+        wait_until(lambda before=before, more=more, process=process: process.poll() is not None
+                   or len(records()) >= before + more)  # fmt: skip
+        process.kill()
+        process.wait()
+    run(*command)
+    assert trials() == whole
+    journal = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(FOLDER / "study.journal")))
+    states = [trial.state for trial in optuna.load_study(storage=journal, study_name="study").trials]
+    assert states.count(optuna.trial.TrialState.COMPLETE) == 5
+    assert set(states) <= {optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.FAIL}
+
+
+def test_a_worker_that_is_killed_is_replaced_and_its_trial_goes_on(study: Study) -> None:
+    command = [*study(4), "--workers", "2"]
+    run(*command)
+    whole = {row["trial"]: row for row in trials()}
+    shutil.move(FOLDER, "whole")
+    process = start(*command)
+    for trial in (0, 2):
+        wait_until(lambda trial=trial: (FOLDER / f"trial_{trial}/checkpoints/last.ckpt").exists())
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        workers = [int(child) for child in children] or [
+            int(path.name)
+            for path in Path("/proc").iterdir()
+            if path.name.isdigit()
+            and (path / "stat").exists()
+            and (path / "stat").read_text().rsplit(")", 1)[1].split()[1] == str(process.pid)
+        ]
+        os.kill(workers[0], signal.SIGKILL)
+    assert process.wait() == 0, Path("log.txt").read_text()
+    assert [row["state"] for row in trials()] == ["complete"] * 4
+    assert trials()[0] == whole[0]  # what later trials are proposed hangs on which one ends first
+
+
+def test_ctrl_c_leaves_what_is_done_and_the_same_command_goes_on(study: Study) -> None:
+    command = study()
+    run(*command)
+    whole = trials()
+    shutil.move(FOLDER, "whole")
+    process = start(*command)
+    wait_until(lambda: (FOLDER / "trial_2/checkpoints/last.ckpt").exists())
+    process.send_signal(signal.SIGINT)
+    assert process.wait() == 130
+    left = trials()
+    assert left[:2] == whole[:2]
+    assert {row["state"] for row in left[2:]} <= {"waiting", "complete"}
+    assert (FOLDER / "best.yaml").exists()
+    assert (FOLDER / "report.html").exists()
+    run(*command)
+    assert trials() == whole
+
+
+def test_what_goes_wrong_in_a_trial_ends_that_trial_alone(study: Study) -> None:
+    Path("nets.py").write_text(NETS)
+    command = study(
+        5,
+        experiment_sections={"model": {"net": {"class_path": "nets.Crashing", "init_args": {"how": "well"}}}},
+        sampler={"class_path": "GridSampler", "init_args": {"search_space": {
+            "model.net.how": ['"well"', '"exit"', '"error"', '"nan"', '"killed"']}}},
+        space={"model.net.how": {"choice": ["well", "exit", "error", "nan", "killed"]}},
+    )  # fmt: skip
+    run(*command)
+    found = {row["model.net.how"]: row for row in trials()}
+    assert {how: row["state"] for how, row in found.items()} == {
+        "well": "complete", "exit": "failed", "error": "failed", "nan": "failed", "killed": "failed"}  # fmt: skip
+    for how, reason in {"exit": "exit code 7", "error": "it broke", "nan": "not finite", "killed": "SIGKILL"}.items():
+        assert reason in found[how]["reason"], found[how]
+
+
+def test_a_bad_trial_is_pruned_and_its_run_is_whole(study: Study) -> None:
+    pruner = {"class_path": "ThresholdPruner", "init_args": {"lower": 1.1, "n_warmup_steps": 1}}  # which nobody reaches
+    run(*study(2, pruner=pruner, space={"trainer.max_epochs": {"int": [4, 5]}}), code=3)
+    assert [row["state"] for row in trials()] == ["pruned"] * 2
+    checkpoint = read_checkpoint(FOLDER / "trial_0/checkpoints/last.ckpt")
+    assert checkpoint["epoch"] == 1  # counted from 0
+    assert Run(FOLDER / "trial_0").manifest["status"] == "finished"
+
+
+def test_a_trial_is_the_mean_over_seeds(study: Study) -> None:
+    run(*study(1, seeds=3))
+    values = []
+    for seed in (1, 2, 3):
+        callbacks = read_checkpoint(FOLDER / f"trial_0_seed_{seed}/checkpoints/last.ckpt")["callbacks"]
+        values.append(next(state["best_metrics"]["val/f1"] for state in callbacks.values() if "best_metrics" in state))
+    assert len(set(values)) > 1
+    assert trials()[0]["val/f1"] == pytest.approx(sum(values) / 3, abs=1e-12)
+
+
+def test_a_time_is_a_budget_too(study: Study) -> None:
+    run(*study(None, minutes=0.05, space={"trainer.max_epochs": {"int": [1, 2]}}))
+    assert len(trials()) >= 1
+    before = len(trials())
+    run(*study(None, minutes=0.05, space={"trainer.max_epochs": {"int": [1, 2]}}))
+    assert len(trials()) == before  # it is used up
+
+
+def test_several_devices(study: Study) -> None:
+    pruner = {"class_path": "ThresholdPruner", "init_args": {"lower": 1.1, "n_warmup_steps": 1}}
+    two = {"accelerator": "cpu", "devices": 2, "strategy": "ddp"}
+    run(
+        *study(1, experiment_sections={"trainer": two}, pruner=pruner, space={"trainer.max_epochs": {"int": [4, 5]}}), code=3
+    )
+    assert trials()[0]["state"] == "pruned"
+    assert read_checkpoint(FOLDER / "trial_0/checkpoints/last.ckpt")["epoch"] == 1
+
+
+def test_a_journal_that_is_cut_off_anywhere_is_mended(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = work / "study.journal"
+    backend = optuna.storages.journal.JournalFileBackend(str(path))
+    study = optuna.create_study(storage=optuna.storages.JournalStorage(backend), study_name="s")
+    study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=3)
+    content = path.read_bytes()
+    begin = content.rfind(b"\n", 0, -1) + 1
+    for end in range(begin, len(content) + 1):
+        path.write_bytes(content[:end])
+        mend(path)
+        assert ("cut off" in capsys.readouterr().err) == (begin < end < len(content))
+        storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(path)))
+        again = optuna.load_study(storage=storage, study_name="s")
+        assert len(again.trials) == 3
+        again.add_trial(optuna.create_trial(value=0.5))
+        storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(path)))
+        assert len(optuna.load_study(storage=storage, study_name="s").trials) == 4
+
+
+@pytest.mark.parametrize(("keys", "said"), [
+    ({"space": {"model.optimizer.lrr": {"log": [0.1, 1.0]}}}, "Did you mean 'lr'"),
+    ({"space": {"data.batch_size": {"choice": ["many"]}}}, "data.init_args.batch_size: expected int or null, got many"),
+    ({"space": {"trainer.max_epoch": {"int": [1, 2]}}}, "trainer.max_epoch"),
+    ({"experiment": "nowhere.yaml"}, "nowhere.yaml"),
+    ({"metric": "test/f1"}, "expected a metric of the validation part"),
+    ({"metric": "val/mine"}, "mode: expected min or max"),
+    ({"sampler": {"class_path": "TPESample"}}, "Did you mean 'TPESampler'"),
+    ({"sampler": {"class_path": "os.system"}}, "expected a class of optuna.samplers"),
+    ({"sampler": {"class_path": "TPESampler", "init_args": {"n_startup": 3}}}, "Did you mean 'n_startup_trials'"),
+    ({"sampler": {"class_path": "TPESampler", "init_args": {"seed": 3}}}, "leave it out"),
+    ({"pruner": {"class_path": "PercentilePruner"}}, "cannot be built"),
+    ({"trials": None}, "either trials or minutes"),
+    ({"trails": 3}, "Did you mean 'trials'"),
+    ({"trials": 0}, "from 1 up"),
+])  # fmt: skip
+def test_what_is_wrong_is_said_before_the_first_trial(keys: dict[str, Any], said: str, study: Study, cli: Any) -> None:
+    assert said in cli(*study(**keys), code=2)
+    assert not Path("lightning_logs").exists()
+
+
+def test_a_study_of_something_else_and_a_database_that_is_not_there(study: Study, cli: Any) -> None:
+    run(*study(1))
+    said = cli(*study(1), "--model.label_smoothing", "0.1", code=2)
+    assert "another experiment" in said
+    assert "label_smoothing" in said
+    assert "can be reached" in cli(*study(1), "--storage", "postgresql://nobody@127.0.0.1:1/none", code=2)
+    assert "from 1 up" in cli(*study(1), "--workers", "0", code=2)
+
+
+def test_what_is_in_the_log_of_a_trial(study: Study) -> None:
+    run(*study(1))
+    assert "trained: " in (FOLDER / "trial_0.txt").read_text()
+    assert json.loads((FOLDER / "trial_0/manifest.json").read_text())["command"][0] == "fit"
