@@ -147,8 +147,9 @@ def _read(file: Path) -> dict[str, Any]:
             raise UserError(f"{file}: no such key {key!r} in a study.{nearest(str(key), KEYS)}")
         if value is not None and (not isinstance(value, KEYS[key]) or isinstance(value, bool)):
             raise UserError(f"{file}: {key}: expected {KEYS[key]}, got {value!r}.")
-        if isinstance(value, int | float) and value < (0 if key == "seed" else 1):
-            raise UserError(f"{file}: {key}: expected a number from {0 if key == 'seed' else 1} up, got {value}.")
+        least = {"seed": 0, "minutes": 0.01}.get(key, 1)
+        if isinstance(value, int | float) and value < least:
+            raise UserError(f"{file}: {key}: expected a number from {least} up, got {value}.")
     for key in ("experiment", "sampler", "space"):
         if not section.get(key):
             raise UserError(f"{file}: expected the key {key} in a study; configs/tune/ has examples.")

@@ -6,7 +6,7 @@ from typing import Any
 
 from optuna import Study
 from optuna.distributions import BaseDistribution
-from optuna.samplers import BaseSampler
+from optuna.samplers import BaseSampler, GridSampler, QMCSampler
 from optuna.storages import RetryHeartbeatStaleTrialCallback
 from optuna.trial import FrozenTrial, TrialState
 
@@ -34,7 +34,8 @@ class PlaceSampler(BaseSampler):
 
     def _made(self, study: Study, trial: FrozenTrial, name: str = "") -> BaseSampler:
         digest = hashlib.sha256(f"{self.seed} {place(study, trial)} {name}".encode()).digest()
-        return self.make(int.from_bytes(digest[:4], "little"))
+        sampler = self.make(int.from_bytes(digest[:4], "little"))
+        return self.make(self.seed) if isinstance(sampler, GridSampler | QMCSampler) else sampler  # one order for all trials
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
         self.samplers[trial.number] = self._made(study, trial)
