@@ -17,22 +17,23 @@ from proj.errors import UserError
 from proj.tune.cv import interval
 from tune.conftest import run
 
+RATE = ["--model.optimizer", "Adam", "--model.optimizer.lr", "0.05"]
 FOLDER = Path("lightning_logs/studies/experiment_cv")
 
 
 def test_scores_are_those_of_a_loop_by_hand(experiment: Any, cli: Cli) -> None:
     config = experiment(rows=150)
-    run("cv", "--config", str(config), "--folds", "3", "--seeds", "2", "--workers", "2")
+    run("cv", "--config", str(config), "--folds", "3", "--seeds", "2", "--workers", "2", *RATE)
     data = np.load("data.npz")
     x, y, found = data["x"], data["y"], json.loads((FOLDER / "metrics.json").read_text())
     by_hand = []
     for i in range(2):
         for fold, (rest, test) in enumerate(StratifiedKFold(3, shuffle=True, random_state=i).split(x, y)):
-            train, val = train_test_split(rest, test_size=round(0.15 * len(rest)), random_state=i, stratify=y[rest])
+            train, val = train_test_split(rest, test_size=round(0.15 * len(x)), random_state=i, stratify=y[rest])
             parts = {"train": np.sort(train), "val": np.sort(val), "test": test}
             np.savez("hand.npz", **{f"{n}_{s}": {"x": x, "y": y}[n][rows] for s, rows in parts.items() for n in "xy"})
             name = f"hand_{i}_{fold}"
-            cli("fit", "--config", config, "--data.path", "hand.npz", "--seed_everything", str(1 + i), "--name", name)
+            cli("fit", "--config", config, "--data.path", "hand.npz", "--seed_everything", str(1 + i), "--name", name, *RATE)
             cli("test", "--run", name)
             by_hand.append(json.loads(Path(f"lightning_logs/{name}/test/metrics.json").read_text())["f1"]["value"])
     assert found["f1"]["folds"] == by_hand
