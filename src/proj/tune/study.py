@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import time
 import warnings
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +20,7 @@ from proj.experiment import differences
 from proj.tune.plan import Plan
 from proj.tune.sampler import PlaceSampler, place
 
-HEARTBEAT = 10  # seconds; a worker on another machine that has not been heard of for six of them is dead
+HEARTBEAT = 5  # seconds; a `tune` on another machine that has not been heard of for four of them is dead
 
 warnings.simplefilter("ignore", ExperimentalWarning)
 make_again = RetryHeartbeatStaleTrialCallback(inherit_intermediate_values=True)
@@ -38,6 +39,10 @@ def open_study(plan: Plan) -> Study:
         study.set_user_attr("about", _about(plan))
     except DuplicatedStudyError:
         study = optuna.load_study(storage=storage, study_name=plan.name, sampler=sampler, pruner=pruner)
+        for _ in range(50):  # until who made it has said what it is about
+            if "about" in study.user_attrs:
+                break
+            time.sleep(0.1)
     about = study.user_attrs.get("about", {})
     if changes := differences(about, _about(plan)):
         raise UserError(f"the study {plan.name} in {plan.storage or plan.folder} is of another experiment or space: "
@@ -66,7 +71,7 @@ def _storage(plan: Plan) -> BaseStorage:
         mend(journal)
         return JournalStorage(JournalFileBackend(str(journal)))
     try:
-        return RDBStorage(plan.storage, heartbeat_interval=HEARTBEAT, grace_period=6 * HEARTBEAT,
+        return RDBStorage(plan.storage, heartbeat_interval=HEARTBEAT, grace_period=4 * HEARTBEAT,
                           heartbeat_stale_trial_callback=make_again)  # fmt: skip
     except ImportError as error:
         raise UserError(
