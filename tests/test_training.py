@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from conftest import ROOT, Cli, files_in
 from proj.run import read_checkpoint
@@ -255,3 +256,17 @@ def test_the_experiment_can_be_run_by_the_console_script(work: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert files_in(work) == []
+
+
+def test_a_learning_rate_is_found_and_written_where_it_stands(experiment: Any, cli: Cli) -> None:
+    config = experiment(rows=1000)
+    said = cli("fit", "--config", config, "--lr_find", "--model.optimizer", "SGD")
+    run = Path("lightning_logs/version_0")
+    rate = yaml.safe_load((run / "config.yaml").read_text())["model"]["init_args"]["optimizer"]["init_args"]["lr"]
+    assert f"learning rate: {rate:.2g}" in said
+    assert 1e-8 < rate < 1
+    assert (run / "lr_find.png").read_bytes().startswith(b"\x89PNG")
+    cli("fit", "--config", config, "--model.optimizer", "SGD", "--model.optimizer.lr", repr(rate))  # finding leaves no trace
+    weights = [read_checkpoint(Path(f"lightning_logs/version_{i}/checkpoints/last.ckpt"))["state_dict"] for i in (0, 1)]
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+    assert "expected one device" in cli("fit", "--config", config, "--lr_find", "--trainer.devices", "2", code=2)

@@ -14,6 +14,7 @@ from proj.data.doctor import examine
 from proj.experiment import ExperimentCLI, first_process
 from proj.guard import exit_codes, explained
 from proj.preflight import preflight
+from proj.rate import find_rate
 from proj.resume import resume
 from proj.run import Run, check_name, claim, locked, write
 from proj.start import checkpoint_to_go_on, weights_to_start_from
@@ -27,6 +28,10 @@ def fit(args: list[str], folder: Path | None = None, callbacks: Sequence[Callbac
         resume(arguments, args, callbacks)
         return
     cli = ExperimentCLI("fit", arguments.configs, arguments.flags)
+    rate = find_rate(cli) if cli.config.lr_find and first_process() else None
+    if rate:
+        console.say(f"learning rate: {rate[0]:.2g}, where the loss falls most steeply")
+        cli = ExperimentCLI("fit", arguments.configs, [*arguments.flags, "--model.optimizer.lr", repr(rate[0])])
     start, checkpoint = weights_to_start_from(cli), checkpoint_to_go_on(cli)
     if first_process():
         root, name = (folder.parent, folder.name) if folder else (cli.root, cli.option("name"))
@@ -51,5 +56,7 @@ def fit(args: list[str], folder: Path | None = None, callbacks: Sequence[Callbac
     write(run.path / "config.yaml", lambda file: file.write(cli.as_yaml().encode()))
     findings = json.dumps([finding._asdict() for finding in found], indent=2)
     write(run.path / "findings.json", lambda file: file.write(findings.encode()))
+    if rate:
+        write(run.path / "lr_find.png", lambda file: rate[1].savefig(file, format="png"))
     with locked(run):
         train(cli, run, ["fit", *args], [*start, *callbacks], checkpoint)
