@@ -11,7 +11,7 @@ from typing import Any
 
 from proj.tune.worker import Job
 
-TRIES = 3  # of a job whose worker is killed: by a user, or by the kernel, for want of memory
+TRIES = 2  # of a job whose worker is killed: by a user, or by the kernel, for want of memory
 
 Answer = Callable[[int, float], bool]
 
@@ -57,7 +57,7 @@ class Pool:
                 except Died as died:
                     if attempt < TRIES - 1 or self.stopped:
                         continue
-                    raise Failed(f"its process was ended {TRIES} times, {died}") from died
+                    raise Failed(f"its process ended {died}, {TRIES} times") from died
                 if outcome["code"] == 0:
                     metrics: dict[str, float] = outcome["metrics"]
                     return metrics
