@@ -4,9 +4,10 @@ usage: python scripts/bench.py [--work tiny mid conv test growth start] [--round
 
 tiny, mid, conv: everyone trains the same net on the same batches with Adam, validates after each epoch with the same
 metrics, and must reach the same accuracy. This project runs through ``main(args)`` with everything on: TensorBoard,
-checkpoints, progress, early stopping. Rounds are interleaved; rows a second are medians over rounds, counted from the first
-step to the end of the last epoch, and ratios are medians of each round's ratio to the loop by hand. What comes before the
-first step, compiling included, is shown apart.
+checkpoints, progress, early stopping. Each has a process of its own, and they take turns, an epoch each, so that whatever
+else the machine does falls on all alike. A ratio is the median, over all epochs but the first of each round, of the time the
+loop by hand took just before and just after, by one's own. What comes before the first step, compiling included, is shown
+apart. A round starts everyone anew.
 
 test: a million rows through ``test``, from its first batch to the predictions in their file, beside loops by hand with the
 same metrics. growth: seconds a million rows, and peak memory, from ten thousand to ten million rows, each in a process of
@@ -31,6 +32,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from importlib import import_module
 from itertools import pairwise
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -89,9 +91,9 @@ class Work(NamedTuple):
 
 
 WORK = {
-    "tiny": Work(Net, [10, 50, 3], 50_000, 10, 3, 64, 6),
-    "mid": Work(Net, [784, 512, 512, 10], 30_000, 784, 10, 256, 5),
-    "conv": Work(Conv, [24, 10], 6_000, 784, 10, 128, 4),
+    "tiny": Work(Net, [10, 50, 3], 50_000, 10, 3, 64, 8),
+    "mid": Work(Net, [784, 512, 512, 10], 30_000, 784, 10, 256, 8),
+    "conv": Work(Conv, [24, 10], 3_000, 784, 10, 128, 10),
 }
 
 
@@ -99,6 +101,25 @@ class Result(NamedTuple):
     start: float  # seconds before the first step
     rate: float  # rows a second from there to the end
     accuracy: float  # on the validation rows, after the last epoch
+
+
+class Race(NamedTuple):
+    start: float  # seconds before the first step
+    seconds: list[float]  # for each epoch, in turn with the others
+    accuracy: float
+
+
+class Turns:
+    """One's side of taking turns: an epoch is begun when the other side says so, and told when it is over."""
+
+    def __init__(self, line: Connection) -> None:
+        self.line = line
+        self.begin = time.perf_counter()
+
+    def wait(self) -> None:
+        self.line.send(time.perf_counter() - self.begin)
+        self.line.recv()
+        self.begin = time.perf_counter()
 
 
 def arrays(work: Work, test: int = 0) -> dict[str, np.ndarray[Any, Any]]:
@@ -115,15 +136,16 @@ def arrays(work: Work, test: int = 0) -> dict[str, np.ndarray[Any, Any]]:
     return found
 
 
-def by_hand(work: Work, data: dict[str, Tensor], fused: bool | None = None, loader: bool = False) -> Result:
+def by_hand(work: Work, folder: Path, turns: Turns, fused: bool | None = None, loader: bool = False) -> float:
     """The tutorial's loop, over slices of the tensors or over a DataLoader."""
-    start = time.perf_counter()
+    data = tensors(folder)
     net = work.net(work.sizes)
     optimizer = torch.optim.Adam(net.parameters(), fused=fused)
     x, y = data["x_train"], data["y_train"]
     batches = DataLoader(TensorDataset(x, y), work.batch, shuffle=True) if loader else None
-    begin, share = time.perf_counter(), 0.0
+    share = 0.0
     for _ in range(work.epochs):
+        turns.wait()
         net.train()
         order = torch.randperm(len(x))
         slices = zip(x[order].split(work.batch), y[order].split(work.batch), strict=True)
@@ -138,7 +160,12 @@ def by_hand(work: Work, data: dict[str, Tensor], fused: bool | None = None, load
             for a, b in zip(data["x_val"].split(work.batch), data["y_val"].split(work.batch), strict=True):
                 metrics.update(net(a), b)
         share = metrics.compute()["accuracy"].item()
-    return Result(begin - start, work.rows * work.epochs / (time.perf_counter() - begin), share)
+    return share
+
+
+def tensors(folder: Path) -> dict[str, Tensor]:
+    with np.load(folder / "data.npz") as file:
+        return {name: torch.from_numpy(file[name]) for name in file.files}
 
 
 def four_metrics(classes: int) -> MetricCollection:
@@ -179,24 +206,25 @@ class Plain(L.LightningModule):
         return torch.optim.Adam(self.parameters())
 
 
-def scikit_learn(work: Work, data: dict[str, Tensor]) -> Result:
+def scikit_learn(work: Work, folder: Path, turns: Turns) -> float:
     """MLPClassifier, an epoch a call, with the same metrics after each."""
-    start = time.perf_counter()
+    data = tensors(folder)
     x, y, x_val, y_val = (data[name].numpy() for name in ("x_train", "y_train", "x_val", "y_val"))
-    net = MLPClassifier(work.sizes[1:-1], batch_size=work.batch, alpha=0.0)
-    begin, share = time.perf_counter(), 0.0
+    net, share = MLPClassifier(work.sizes[1:-1], batch_size=work.batch, alpha=0.0), 0.0
     for _ in range(work.epochs):
+        turns.wait()
         net.partial_fit(x, y, classes=range(work.classes))
         predicted = net.predict(x_val)
         share = float(accuracy_score(y_val, predicted))
         precision_recall_fscore_support(y_val, predicted, average="macro")
-    return Result(begin - start, work.rows * work.epochs / (time.perf_counter() - begin), share)
+    return share
 
 
 class Clock(L.Callback):
-    """When training began and ended, and how well it did."""
+    """When training or testing began and ended, and how well it did; in between, its epochs take turns."""
 
     last: "Clock"
+    turns: Turns | None = None
 
     def __init__(self) -> None:
         Clock.last = self
@@ -205,6 +233,10 @@ class Clock(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.begin = time.perf_counter()
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self.turns is not None:
+            self.turns.wait()
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.end = time.perf_counter()
@@ -217,27 +249,25 @@ class Clock(L.Callback):
         self.end = time.perf_counter()
         self.accuracy = trainer.callback_metrics["test/accuracy"].item()
 
-    def result(self, start: float, work: Work) -> Result:
-        return Result(self.begin - start, work.rows * work.epochs / (self.end - self.begin), self.accuracy)
 
-
-def plain_lightning(work: Work, data: dict[str, Tensor], folder: Path) -> Result:
-    start = time.perf_counter()
+def plain_lightning(work: Work, folder: Path, turns: Turns) -> float:
+    data = tensors(folder)
+    Clock.turns = turns
     train = DataLoader(TensorDataset(data["x_train"], data["y_train"]), work.batch, shuffle=True)
     val = DataLoader(TensorDataset(data["x_val"], data["y_val"]), work.batch)
     callbacks = [clock := Clock(), ModelCheckpoint(monitor="val/f1", mode="max", save_last=True),
                  EarlyStopping("val/f1", mode="max", patience=1000)]  # fmt: skip
-    trainer = L.Trainer(max_epochs=work.epochs, accelerator="cpu", default_root_dir=folder, callbacks=callbacks)
+    trainer = L.Trainer(max_epochs=work.epochs, accelerator="cpu", default_root_dir=folder / "plain", callbacks=callbacks)
     trainer.fit(Plain(work), train, val)
-    return clock.result(start, work)
+    return clock.accuracy
 
 
 def command(work: Work, folder: Path) -> list[str]:
     return ["fit", "--data", "Arrays", "--data.path", str(folder / "data.npz"), "--data.test_fraction", "0",
             "--data.batch_size", str(work.batch), "--model", "MulticlassClassifier",
-            "--model.net", f"__main__.{work.net.__name__}", "--model.net.sizes", str(work.sizes),
+            "--model.net", f"{work.net.__module__}.{work.net.__name__}", "--model.net.sizes", str(work.sizes),
             "--trainer.max_epochs", str(work.epochs), "--trainer.accelerator", "cpu",
-            "--trainer.default_root_dir", str(folder), "--trainer.callbacks", "__main__.Clock",
+            "--trainer.default_root_dir", str(folder), "--trainer.callbacks", f"{Clock.__module__}.Clock",
             "--early_stopping.patience", "1000", "--allow", "__main__", "--allow", "__mp_main__"]  # fmt: skip
 
 
@@ -246,33 +276,85 @@ def call(args: list[str]) -> None:
     assert code == 0, code
 
 
-def ours(work: Work, folder: Path, *more: str) -> Result:
-    start = time.perf_counter()
+def ours(work: Work, folder: Path, turns: Turns, *more: str) -> float:
+    Clock.turns = turns
     call([*command(work, folder), *more])
-    return Clock.last.result(start, work)
+    return Clock.last.accuracy
 
 
-def contenders(work: Work, folder: Path) -> dict[str, Callable[[], Result]]:
-    data = {name: torch.from_numpy(values) for name, values in arrays(work).items()}
-    np.savez(folder / "data.npz", **arrays(work))
-    more: dict[str, Callable[[], Result]] = {}
-    if work.net is Net:
-        more = {"scikit-learn": lambda: scikit_learn(work, data),
-                f"{PACKAGE}, compiled step": lambda: ours(work, folder, "--model.compile", "step")}  # fmt: skip
-    return {
-        "by hand, slices": lambda: by_hand(work, data),
-        "by hand, slices, fused Adam": lambda: by_hand(work, data, fused=True),
-        "by hand, DataLoader": lambda: by_hand(work, data, loader=True),
-        "plain Lightning": lambda: plain_lightning(work, data, folder),
-        PACKAGE: lambda: ours(work, folder),
-        **more,
-    }
+def compiled(work: Work, folder: Path, turns: Turns) -> float:
+    return ours(work, folder, turns, "--model.compile", "step")
 
 
-def training(name: str, rounds: int) -> dict[str, list[Result]]:
+def fused(work: Work, folder: Path, turns: Turns) -> float:
+    return by_hand(work, folder, turns, fused=True)
+
+
+def over_a_loader(work: Work, folder: Path, turns: Turns) -> float:
+    return by_hand(work, folder, turns, loader=True)
+
+
+Contender = Callable[[Work, Path, Turns], float]
+
+CONTENDERS: dict[str, Contender] = {
+    "by hand, slices": by_hand,
+    "by hand, slices, fused Adam": fused,
+    "by hand, DataLoader": over_a_loader,
+    "plain Lightning": plain_lightning,
+    PACKAGE: ours,
+    "scikit-learn": scikit_learn,
+    f"{PACKAGE}, compiled step": compiled,
+}
+
+
+def in_turns(run: Contender, work: Work, folder: Path, line: Connection) -> None:
+    """A contender's process."""
+    warnings.filterwarnings("ignore")
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    torch.manual_seed(0)
+    with silence():
+        turns = Turns(line)
+        share = run(work, folder, turns)
+    line.send(time.perf_counter() - turns.begin)
+    line.recv()
+    line.send(share)
+
+
+def training(name: str, rounds: int) -> dict[str, list[Race]]:
+    """For each contender what every round gave."""
     work = WORK[name]
-    with tempfile.TemporaryDirectory() as folder:
-        return interleaved(contenders(work, Path(folder)), rounds)
+    every = CONTENDERS if work.net is Net else dict(list(CONTENDERS.items())[:5])
+    races: dict[str, list[Race]] = {who: [] for who in every}
+    for _ in range(rounds):
+        with tempfile.TemporaryDirectory() as folder:
+            np.savez(Path(folder) / "data.npz", **arrays(work))
+            for who, race in race_of(work, Path(folder), every).items():
+                races[who].append(race)
+    return races
+
+
+def race_of(work: Work, folder: Path, every: dict[str, Contender]) -> dict[str, Race]:
+    """One round: all are started, one after the other, and then make an epoch each, in turn."""
+    spawn, lines, processes = multiprocessing.get_context("spawn"), {}, []
+    starts: dict[str, float] = {}
+    for who, run in every.items():
+        lines[who], line = spawn.Pipe()
+        processes.append(spawn.Process(target=in_turns, args=(run, work, folder, line)))
+        processes[-1].start()
+        line.close()
+        starts[who] = lines[who].recv()
+    seconds: dict[str, list[float]] = {who: [] for who in every}
+    for _ in range(work.epochs):
+        for who, line in lines.items():
+            line.send(None)
+            seconds[who].append(line.recv())
+    shares = {}
+    for who, line in lines.items():
+        line.send(None)
+        shares[who] = line.recv()
+    for process in processes:
+        process.join()
+    return {who: Race(starts[who], seconds[who], shares[who]) for who in every}
 
 
 def interleaved(contenders: dict[str, Callable[[], Result]], rounds: int) -> dict[str, list[Result]]:
@@ -337,9 +419,11 @@ def written(rows: int, folder: Path) -> None:
 def grown(rows: int, folder: Path) -> tuple[float, float]:
     """Seconds a million rows of tiny, in training with all that belongs to it, and the peak of memory in MB."""
     warnings.filterwarnings("ignore")
+    work = WORK["tiny"]._replace(rows=rows, epochs=max(1, 1_000_000 // rows))
     with silence():
-        result = ours(WORK["tiny"]._replace(rows=rows, epochs=max(1, 1_000_000 // rows)), folder)
-    return 1e6 / result.rate, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
+        call(command(work, folder))
+    seconds = Clock.last.end - Clock.last.begin
+    return 1e6 * seconds / (work.rows * work.epochs), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
 
 
 def growth(console: Console) -> dict[str, Any]:
@@ -410,13 +494,45 @@ def main() -> None:
     console.print(", ".join(f"{name} {value}" for name, value in machine.items()))
     for name in given.work:
         if name in WORK:
-            out[name] = report(console, f"{name}: {WORK[name]}", training(name, given.rounds))
+            out[name] = told(console, f"{name}: {WORK[name]}", WORK[name].rows, training(name, given.rounds))
         elif name == "test":
             out[name] = report(console, "test: a million rows of tiny", testing(given.rounds))
         else:
             out[name] = growth(console) if name == "growth" else start(console, given.rounds)
     if given.json:
         given.json.write_text(json.dumps(out, indent=2))
+
+
+def told(console: Console, title: str, rows: int, races: dict[str, list[Race]]) -> dict[str, Any]:
+    hand = next(iter(races.values()))
+    table = Table("who", "rows a second", "ratio", "half of the epochs", "rounds", "before the first step, s", "accuracy")
+    summary = {}
+    for who, rounds in races.items():
+        ratios = [paired(race.seconds, other.seconds) for race, other in zip(rounds, hand, strict=True)]
+        every = [ratio for each in ratios for ratio in each]
+        low, ratio, high = statistics.quantiles(every, n=4)
+        rate = rows / statistics.median(second for race in rounds for second in race.seconds[1:])
+        start = statistics.median(race.start for race in rounds)
+        accuracy = statistics.median(race.accuracy for race in rounds)
+        each = [statistics.median(of) for of in ratios]
+        table.add_row(who, f"{rate:,.0f}", f"{ratio:.2f}", f"{low:.2f} to {high:.2f}",
+                      " ".join(f"{one:.2f}" for one in each), f"{start:.1f}", f"{accuracy:.3f}")  # fmt: skip
+        summary[who] = {"rate": rate, "ratio": ratio, "rounds": each, "start": start, "accuracy": accuracy}
+    console.print(title)
+    console.print(table)
+    check_accuracy(summary)
+    return summary
+
+
+def paired(ours: list[float], hand: list[float]) -> list[float]:
+    """How much longer the loop by hand took, just before and after, than each epoch but the first; itself: than itself."""
+    after = [*hand[1:], hand[-1]]  # by hand comes first in each turn
+    return [(a + b) / 2 / own if ours is not hand else 1.0 for a, b, own in list(zip(hand, after, ours, strict=True))[1:]]
+
+
+def check_accuracy(summary: dict[str, Any]) -> None:
+    reached = [entry["accuracy"] for entry in summary.values()]
+    assert max(reached) - min(reached) < 0.05, "not the same training: the accuracies differ"
 
 
 def report(console: Console, title: str, results: dict[str, list[Result]]) -> dict[str, Any]:
@@ -433,8 +549,7 @@ def report(console: Console, title: str, results: dict[str, list[Result]]) -> di
         summary[who] = {"rates": rates, "ratio": ratio, "start": start, "accuracy": accuracy}
     console.print(title)
     console.print(table)
-    reached = [entry["accuracy"] for entry in summary.values()]
-    assert max(reached) - min(reached) < 0.05, "not the same training: the accuracies differ"
+    check_accuracy(summary)
     return summary
 
 

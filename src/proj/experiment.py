@@ -15,6 +15,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lightning.pytorch.utilities import rank_zero_only
 
 from proj import metrics, trust
+from proj.allocator import keep_freed_memory
 from proj.arguments import OPTIONS
 from proj.callbacks.checkpoint import Checkpoint, EarlyStopping
 from proj.callbacks.finite import Finite
@@ -136,7 +137,10 @@ class ExperimentCLI(LightningCLI):
         if given["enable_progress_bar"] in (None, True) and not given["barebones"]:
             own += [] if any(isinstance(callback, ProgressBar) for callback in own) else [Progress()]
         with explained("the Trainer cannot be built"):
-            return Trainer(**given, callbacks=own + callbacks)
+            trainer = Trainer(**given, callbacks=own + callbacks)
+        if trainer.strategy.root_device.type == "cpu":
+            keep_freed_memory()
+        return trainer
 
     def fit_callbacks(self, folder: Path) -> list[Callback]:
         """Our callbacks for ``fit``, as far as the Trainer's flags leave room for them."""

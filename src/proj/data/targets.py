@@ -83,7 +83,7 @@ class Targets:
             i = int(np.argmin(known))
             raise UserError(f"{self.where}: label {y[i].item()!r} of row {rows[i]} ({stage} part) is out of range: "
                             f"the training part has {_listed(schema)}; correct it, or drop the row.")  # fmt: skip
-        return np.searchsorted(classes, y).astype(np.int64)
+        return np.searchsorted(classes, y).astype(np.int64, copy=False)
 
 
 def infer(y: Array) -> Task:
