@@ -1,5 +1,6 @@
 """What the tests share: a folder of their own to work in, the command line, and small data of every task."""
 
+import importlib.util
 import json
 import os
 import sys
@@ -105,6 +106,16 @@ def experiment(work: Path) -> Callable[..., Path]:
         return path
 
     return write
+
+
+def script_of(name: str) -> Any:
+    """A program in ``scripts/`` as a module."""
+    spec = importlib.util.spec_from_file_location(f"script_{name}", ROOT / "scripts" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def files_in(folder: Path) -> list[str]:
