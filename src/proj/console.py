@@ -1,7 +1,7 @@
 """What the verbs print."""
 
-import math
 import sys
+from typing import Any
 
 from rich.console import Console
 from rich.table import Column, Table
@@ -12,27 +12,39 @@ from proj.metrics import about
 from proj.schema import Schema
 
 
-def show_metrics(title: str, values: dict[str, float]) -> None:
-    """A table of metrics, and one with a line for each class or target (``f1/cat``) where there are any."""
+def show_metrics(title: str, metrics: dict[str, dict[str, Any]]) -> None:
+    """A table of metrics as in ``metrics.json``, and one with a line for each class or target where there are any."""
     console = Console()
     say(title)
-    table = Table("metric", Column("value", justify="right"), "unit")
-    for name, value in values.items():
+    known = any("low" in entry for entry in metrics.values())
+    table = Table("metric", *(Column(of, justify="right") for of in ("value", "95 % interval")[: 1 + known]), "unit")
+    for name, entry in metrics.items():
         if "/" not in name.removeprefix("val/"):
-            known = about(name)
-            table.add_row(name, _number(value), known.unit if known else "")
+            meaning, limits = about(name), [_limits(entry)] if known else []
+            table.add_row(name, number(entry.get("value")), *limits, meaning.unit if meaning else "")
     console.print(table)
-    single = [tuple(name.split("/", 1)) for name in values if "/" in name.removeprefix("val/")]
+    single = [tuple(name.split("/", 1)) for name in metrics if "/" in name.removeprefix("val/")]
     if single:
-        metrics = list(dict.fromkeys(metric for metric, _ in single))
-        table = Table("", *(Column(metric, justify="right") for metric in metrics))
+        kinds = list(dict.fromkeys(kind for kind, _ in single))
+        table = Table("", *(Column(kind, justify="right") for kind in kinds))
         for of in dict.fromkeys(of for _, of in single):
-            table.add_row(of, *(_number(values.get(f"{metric}/{of}", math.nan)) for metric in metrics))
+            entries = [metrics.get(f"{kind}/{of}", {}) for kind in kinds]
+            table.add_row(of, *(f"{number(entry.get('value'))}\n{_limits(entry)}".strip() for entry in entries))
         console.print(table)
+    for why in dict.fromkeys(entry["why"] for entry in metrics.values() if entry.get("why")):
+        names = [name for name, entry in metrics.items() if entry.get("why") == why]
+        say(f"{', '.join(names[:5])}{', …' if len(names) > 5 else ''}: {why}.")
 
 
-def _number(value: float) -> str:
-    return "not defined" if math.isnan(value) else f"{value:.4f}"
+def number(value: float | None) -> str:
+    """Four digits behind the point, or of a number from 1,000 up, and of one below 0.1, five that count."""
+    if value is None:
+        return "not defined"
+    return f"{value:.4f}" if 0.1 <= abs(value) < 1000 or value == 0 else f"{value:.5g}"
+
+
+def _limits(entry: dict[str, Any]) -> str:
+    return "" if entry.get("low") is None else f"{number(entry['low'])} – {number(entry['high'])}"
 
 
 def say(line: str) -> None:

@@ -1,5 +1,6 @@
 """The verbs that take a run: validate, test and predict."""
 
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ from proj.data.base import SplitData
 from proj.errors import UserError
 from proj.experiment import ExperimentCLI, differences, first_process
 from proj.guard import exit_codes, explained
+from proj.models.base import Model
 from proj.models.weights import check_weights, give_schema
 from proj.predictions import writer
-from proj.run import Run, find, find_same, read_checkpoint, write_metrics
+from proj.run import Run, entries, find, find_same, read_checkpoint, write_metrics
 from proj.schema import Schema
 
 # Options of our data modules that do not decide which rows are in which part.
@@ -56,20 +58,34 @@ def _score(verb: str, stage: str, args: list[str]) -> None:
     run, cli, path = _restore(verb, read_arguments(args))
     fast = bool(cli.config_init.trainer.fast_dev_run)  # then nothing is kept
     predictions = PredictionWriter(run.path / verb / "predictions.parquet")
-    trainer = cli.build_trainer(run.path, [predictions] if verb == "test" and not fast else [])
+    trainer = cli.build_trainer(run.path, [] if fast else [predictions])
     with exit_codes(trainer), explained(f"{verb} does not go through"):
         getattr(trainer, verb)(cli.model, datamodule=cli.datamodule, ckpt_path=path, weights_only=True, verbose=False)
     if fast or not trainer.is_global_zero:
         return
     values = {name.removeprefix(f"{stage}/"): value.item() for name, value in trainer.callback_metrics.items()}
-    write_metrics(run.path / verb / "metrics.json", values)
-    console.show_metrics(f"{verb}, {run.path.name}, {path.name}", values)
+    metrics = entries(values)
+    judge = _judge() if predictions.written and isinstance(cli.model, Model) else None
+    if judge is not None:
+        metrics = judge.with_intervals(metrics, run, verb, cli.model.schema)
+    write_metrics(run.path / verb / "metrics.json", metrics)
+    console.show_metrics(f"{verb}, {run.path.name}, {path.name}", metrics)
+    for line in judge.doubts(metrics, cli.model.schema.task) if judge is not None else []:
+        console.warn(f"{verb}: {line}")
     console.say(f"metrics: {run.path / verb / 'metrics.json'}")
     if predictions.written:
         console.say(f"predictions: {predictions.path}")
+    if judge is not None and verb == "test":
+        console.say(f"report: {judge.write_report(run, cli.model.schema)}")
     console.say(f"run: {run.path}")
     if any(run.path.glob("events.out.tfevents.*")):
         console.say(f"watch: tensorboard --logdir {run.path.parent}")
+
+
+def _judge() -> Any:
+    """The room evaluate/, which may have been deleted: then metrics are values alone, and there is no report."""
+    there = Path(__file__).with_name("evaluate").is_dir()
+    return import_module(f"{__package__}.evaluate.judge") if there else None
 
 
 def _restore(verb: str, arguments: Arguments) -> tuple[Run, ExperimentCLI, Path]:

@@ -172,10 +172,14 @@ def write(path: Path, fill: Callable[[IO[bytes]], Any], keep: str | None = None)
             os.close(folder)
 
 
-def write_metrics(path: Path, values: dict[str, float]) -> None:
-    """``{"f1": {"value": 0.97}, …}``; null stands for a value that is not defined."""
-    content = {name: {"value": value if value == value else None} for name, value in values.items()}
-    write(path, lambda file: file.write(json.dumps(content, indent=2).encode()))
+def entries(values: dict[str, float]) -> dict[str, dict[str, Any]]:
+    """Metrics as they are in ``metrics.json``; None stands for a value that is not defined."""
+    return {name: {"value": value if value == value else None} for name, value in values.items()}
+
+
+def write_metrics(path: Path, metrics: dict[str, dict[str, Any]]) -> None:
+    """``{"f1": {"value": 0.97, …}, …}``, each with its interval where there is one."""
+    write(path, lambda file: file.write(json.dumps(metrics, indent=2).encode()))
 
 
 @contextmanager

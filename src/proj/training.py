@@ -12,7 +12,7 @@ from proj import console
 from proj.callbacks.checkpoint import Checkpoint
 from proj.experiment import ExperimentCLI, first_process
 from proj.guard import exit_codes, explained
-from proj.run import Run, read_checkpoint, recording
+from proj.run import Run, entries, read_checkpoint, recording
 
 # Where process 0 tells the processes it starts which folder it claimed.
 RUN_VARIABLE = f"{str(__package__).upper()}_RUN"
@@ -53,7 +53,8 @@ def train(
     for saver in trainer.checkpoint_callbacks:
         if isinstance(saver, Checkpoint) and saver.best_metrics:
             shown = {n: v for n, v in saver.best_metrics.items() if not n.startswith(("train", "lr-"))}
-            console.show_metrics(f"best epoch, by {saver.monitor}" if saver.monitor else "last epoch", shown)
+            title = f"best epoch, by {saver.monitor}" if saver.monitor else "last epoch"
+            console.show_metrics(title, entries(shown))
     console.say(f"trained: {trainer.current_epoch} epochs, {trainer.global_step} steps")
     console.say(f"run: {run.path}")
     if any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers):

@@ -1,4 +1,4 @@
-"""Outputs of the test and predict steps, gathered into one file."""
+"""Outputs of the validation, test and predict steps, gathered into one file."""
 
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,9 @@ from proj.run import write
 class PredictionWriter(Callback):
     """Write what the steps return for each row into ``path`` (``.parquet`` or ``.csv``), in row order.
 
-    Our models return ``row``, ``output`` and, in test, ``target``. A user's own model may return a tensor [rows] or
-    [rows, columns], or a dict of such tensors; from a test step that returns anything else nothing is written. ``keep``
-    names columns of the source to write beside them.
+    Our models return ``row``, ``output`` and, where it is known, ``target``. A user's own model may return a tensor [rows]
+    or [rows, columns], or a dict of such tensors; from a validation or test step that returns anything else nothing is
+    written. ``keep`` names columns of the source to write beside them.
     """
 
     def __init__(self, path: Path, keep: list[str] | None = None) -> None:
@@ -35,6 +35,9 @@ class PredictionWriter(Callback):
     def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:
         if isinstance(outputs, dict) and all(isinstance(v, Tensor) and v.ndim for v in outputs.values()):
             self._keep(trainer, outputs)
+
+    def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:
+        self.on_test_batch_end(trainer, pl_module, outputs)
 
     def on_predict_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:
         outputs = {"prediction": outputs} if isinstance(outputs, Tensor) else outputs
@@ -49,8 +52,10 @@ class PredictionWriter(Callback):
     def _kept(self, trainer: Trainer, rows: np.ndarray[Any, Any]) -> pl.DataFrame | None:
         data = getattr(trainer, "datamodule", None)
         if isinstance(data, SplitData):
-            names = list(dict.fromkeys([*data.identity, *self.keep]))
-            return data.kept(names, rows) if names else None
+            stage = "val" if trainer.validating else "test" if trainer.testing else "predict"
+            groups = [data.group] if data.group and stage != "predict" else []
+            names = list(dict.fromkeys([*data.identity, *groups, *self.keep]))
+            return data.kept(names, rows, stage) if names else None
         if self.keep:
             raise UserError(f"--keep: expected one of our data modules, {type(data).__name__} has no columns to keep.")
         return None
@@ -58,7 +63,7 @@ class PredictionWriter(Callback):
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._write(trainer, pl_module)
 
-    on_predict_epoch_end = on_test_epoch_end
+    on_validation_epoch_end = on_predict_epoch_end = on_test_epoch_end
 
     def _keep(self, trainer: Trainer, outputs: dict[str, Tensor]) -> None:
         if "row" not in outputs:  # a stranger's: each process has every world-th row of the data set

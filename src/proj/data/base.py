@@ -61,8 +61,13 @@ class SplitData(LightningDataModule, ABC):
         """Columns of the source that tell a row better than its number; they are always kept beside predictions."""
         return []
 
-    def kept(self, names: list[str], rows: Any) -> "pl.DataFrame":
-        """Columns of the source that `predict` works on, for these of its rows; raises UserError where there are none."""
+    @property
+    def group(self) -> str | None:
+        """The column of the source whose equal values belong together, such as a customer; kept beside what is scored."""
+        return None
+
+    def kept(self, names: list[str], rows: Any, stage: str) -> "pl.DataFrame":
+        """Columns of a stage's source (val, test or predict), for these rows; raises UserError where there are none."""
         raise UserError(f"--keep: expected a table as the source, {type(self).__name__} has no columns to keep.")
 
     def changed(self, batch: Batch) -> Batch:

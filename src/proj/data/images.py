@@ -127,10 +127,10 @@ class Images(SplitData):
     def identity(self) -> list[str]:
         return ["file"] if any(self.files.values()) else []
 
-    def kept(self, names: list[str], rows: Any) -> "pl.DataFrame":
+    def kept(self, names: list[str], rows: Any, stage: str) -> "pl.DataFrame":
         import polars as pl
 
-        files = self.files["predict" if "predict" in self.parts else "test"]
+        files = self.files[stage]
         if names != ["file"] or not files:
             raise UserError(f"--keep: expected file, for pictures from a folder, got {', '.join(names)}.")
         return pl.DataFrame({"file": [files[row] for row in rows]})

@@ -118,8 +118,13 @@ class Tabular(SplitData):
         path = getattr(self, option)
         return [] if path is None else tables.files_of(path, f"data.{option}")
 
-    def kept(self, names: list[str], rows: Any) -> pl.DataFrame:
-        option = next(o for o in ("predict_path", "test_path", "path") if getattr(self, o) is not None)
+    @property
+    def group(self) -> str | None:
+        return self.preparation.by["group"]
+
+    def kept(self, names: list[str], rows: Any, stage: str) -> pl.DataFrame:
+        order = {"val": ("path",), "test": ("test_path", "path"), "predict": ("predict_path", "test_path", "path")}[stage]
+        option = next(option for option in order if getattr(self, option) is not None)
         files = self._files(option)
         table = tables.scan(files, text=names)  # in text files, as it stands there
         check_columns(table.collect_schema().names(), names, "--keep", str(files[0]))

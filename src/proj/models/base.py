@@ -126,8 +126,8 @@ class Model(LightningModule, ABC):
         if loss.requires_grad:  # else a compiled step has been made of it
             super().backward(loss, *args, **kwargs)
 
-    def validation_step(self, batch: Any, batch_idx: int) -> None:
-        self._evaluate(batch, "val")
+    def validation_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
+        return self._evaluate(batch, "val")
 
     def test_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
         return self._evaluate(batch, "test")

@@ -1,0 +1,110 @@
+"""What `validate` and `test` ask of this room: intervals for the metrics they have computed, doubts, and the page."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from proj.console import number
+from proj.evaluate.intervals import Interval, intervals, mean_interval
+from proj.evaluate.outcomes import Array, Outcomes, read
+from proj.metrics import MONITOR
+from proj.run import Run
+from proj.schema import Schema, Task
+
+Entries = dict[str, dict[str, Any]]
+
+FEW = 100  # rows below which a share is hardly known
+FEW_OF_A_CLASS = 10
+
+
+def with_intervals(metrics: Entries, run: Run, verb: str, schema: Schema) -> Entries:
+    """The metrics of a run, as ``metrics.json`` has them, with 95 % intervals from the predictions file of ``verb``.
+
+    What the predictions do not give (a metric of the user's own) stays as it is. The seed is the experiment's.
+    """
+    outcomes, seed = outcomes_of(run, verb, schema), run.config.get("seed_everything") or 0
+    found = intervals(outcomes, seed)
+    done: Entries = {}
+    for name, entry in metrics.items():
+        interval = _loss(outcomes, schema, entry["value"], seed) if name == "loss" else found.get(name)
+        done[name] = entry if interval is None else _checked(interval, entry["value"]).entry()
+    return done
+
+
+def outcomes_of(run: Run, verb: str, schema: Schema) -> Outcomes:
+    """What `validate` or `test` wrote for each row, in groups where the experiment's data have a column of them."""
+    table = pl.read_parquet(run.path / verb / "predictions.parquet")
+    group = ((run.config.get("data") or {}).get("init_args") or {}).get("group")
+    column = next((name for name in (f"kept_{group}", group) if name in table.columns), None)
+    return read(schema, table, column)
+
+
+def doubts(metrics: Entries, task: Task) -> Iterator[str]:
+    """What cannot be told from so few rows."""
+    name = MONITOR[task].split("/")[1]
+    rows = max((entry.get("support", 0) for entry in metrics.values()), default=0)
+    low, high = (metrics.get(name, {}).get(side) for side in ("low", "high"))
+    if 0 < rows < FEW and low is not None and high is not None:
+        yield (f"{rows} rows know {name} only as {number(low)} to {number(high)}: models less than "
+               f"{number((high - low) / 2)} apart cannot be told apart by them.")  # fmt: skip
+    elif 0 < rows < FEW:
+        yield f"{rows} rows are too few to know how far {name} is off."
+    rare = [of for of, count in _supports(metrics) if count < FEW_OF_A_CLASS]
+    if rare:
+        yield (f"fewer than {FEW_OF_A_CLASS} rows of {', '.join(rare[:10])}{', …' if len(rare) > 10 else ''}: "
+               "their own metrics are mostly chance.")  # fmt: skip
+
+
+def _supports(metrics: Entries) -> Iterator[tuple[str, int]]:
+    """The rows of each class or label; of the positive class where there are two."""
+    for name, entry in metrics.items():
+        kind, _, of = name.partition("/")
+        if kind == "recall" and "support" in entry and (of or not any(other.startswith("recall/") for other in metrics)):
+            yield of or "the positive class", entry["support"]
+
+
+def write_report(run: Run, schema: Schema) -> Path:
+    from proj.evaluate.report import write_report as write  # drawing takes a second to import
+
+    return write(run, schema)
+
+
+def _checked(interval: Interval, written: float | None) -> Interval:
+    """The interval beside the value that the run computed; without limits if it is not about that value."""
+    value = interval.value
+    if value is None or written is None:
+        return interval._replace(value=None, low=None, high=None, why=interval.why or "it is not defined")
+    if abs(value - written) > 1e-5 * max(1.0, abs(written)):
+        why = f"the predictions file gives {number(value)}"
+        return interval._replace(value=written, low=None, high=None, method="", why=why)
+    return interval._replace(value=written)
+
+
+def _loss(outcomes: Outcomes, schema: Schema, written: float | None, seed: int) -> Interval:
+    """The loss, where it is the plain one: then it is a mean over rows, of what the predictions file has."""
+    rows = len(outcomes)
+    if written is None:
+        return Interval(None, None, None, rows, "", "it is not a number")
+    for values in _row_losses(outcomes, schema):
+        if abs(values.mean() - written) <= 1e-5 * abs(written):
+            return mean_interval(values, outcomes.group, seed)
+    why = "it has options, such as weights, and is no plain mean over what the predictions file has"
+    return Interval(written, None, None, rows, "", why)
+
+
+def _row_losses(outcomes: Outcomes, schema: Schema) -> Iterator[Array]:
+    """Each row's loss [rows], for each kind of it that our models have without options."""
+    if outcomes.task == "regression":
+        for std in (np.array(schema.target_std), np.ones(len(schema.target_std))):
+            error = (outcomes.output - outcomes.target) / std
+            yield (error**2).mean(axis=1)
+            yield np.abs(error).mean(axis=1)
+        return
+    with np.errstate(divide="ignore"):
+        if outcomes.task == "multiclass":
+            yield -np.log(outcomes.output[np.arange(len(outcomes)), outcomes.target])
+        else:
+            yield -np.log(np.where(outcomes.hits == 1, outcomes.scores, 1 - outcomes.scores)).mean(axis=1)

@@ -1,0 +1,232 @@
+"""The verb report: all that a run's folder tells, as one page."""
+
+import argparse
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import yaml
+
+from proj import console
+from proj.callbacks.watch import flat
+from proj.console import number
+from proj.data.base import Finding
+from proj.errors import UserError
+from proj.evaluate import curves, page
+from proj.evaluate.drawn import figures_of, learning
+from proj.evaluate.judge import Entries, doubts, outcomes_of
+from proj.evaluate.outcomes import Array, Outcomes
+from proj.evaluate.page import Html, Section
+from proj.metrics import MONITOR, about
+from proj.run import Run, find, read_checkpoint, write
+from proj.schema import Schema
+
+PACKAGE = __name__.partition(".")[0]
+SCALARS = 1_000  # points of a learning curve that are read
+MISTAKES = 20
+
+
+def report(args: list[str]) -> None:
+    """Write the page of a run that has been tested."""
+    parser = parser_of("report", "Write report.html for a run that has been tested.")
+    parser.add_argument("run", nargs="?", help="a run's name or folder; the newest finished one if not given")
+    run = find(Path("lightning_logs"), parser.parse_args(args).run)
+    console.say(f"report: {write_report(run, schema_of(run))}")
+
+
+def parser_of(verb: str, what: str) -> argparse.ArgumentParser:
+    """The parser of one of this room's verbs: a mistake is a UserError."""
+
+    def refuse(message: str) -> Any:
+        raise UserError(f"{verb}: {message}.")
+
+    parser = argparse.ArgumentParser(f"python -m {PACKAGE} {verb}", description=what, allow_abbrev=False)
+    parser.error = refuse  # type: ignore[method-assign]
+    return parser
+
+
+def schema_of(run: Run) -> Schema:
+    """The schema that the run's checkpoint carries."""
+    schema = read_checkpoint(run.checkpoint("best")).get("schema")
+    if not schema:
+        raise UserError(f"{run.path}: expected a run of one of our models, its checkpoint has no schema; read "
+                        "test/metrics.json instead.")  # fmt: skip
+    return Schema.from_dict(schema)
+
+
+def write_report(run: Run, schema: Schema) -> Path:
+    """``report.html`` in the run's folder, from what is there alone."""
+    scored = run.path / "test" / "metrics.json"
+    if not scored.is_file() or not scored.with_name("predictions.parquet").is_file():
+        raise UserError(f"{run.path} has not been tested: expected {scored} and the predictions beside it; run "
+                        f"`test --run {run.path.name}` first.")  # fmt: skip
+    metrics: Entries = json.loads(scored.read_text())
+    outcomes = outcomes_of(run, "test", schema)
+    sections = [
+        Section("Result on the test part", list(_result(metrics, outcomes, run))),
+        Section("Figures", _figures(outcomes)),
+        Section("Mistakes", list(_mistakes(run, outcomes))),
+        Section("Training", list(_training(run, schema))),
+        Section("Data", list(_data(run, schema, outcomes))),
+        Section("How the intervals were made", [page.listed(_methods(metrics))]),
+        Section("Do it again", list(_again(run))),
+    ]
+    path = run.path / "report.html"
+    content = page.page(f"Run {run.path.name}", _lead(run, schema, metrics), sections)
+    write(path, lambda file: file.write(content.encode()))
+    return path
+
+
+def _lead(run: Run, schema: Schema, metrics: Entries) -> Html:
+    name, manifest, config = MONITOR[schema.task].split("/")[1], run.manifest, flat(run.config)
+    model, net, data = (str(config.get(key, "")).rpartition(".")[2] for key in ("model", "model.net", "data"))
+    what = f"{model}{f' with the net {net}' if net else ''} on {config.get('data.path', data)}, {schema.task}."
+    status = manifest["status"] + (f" on {manifest['end'][:16].replace('T', ' at ')} UTC" if manifest.get("end") else "")
+    return Html(page.text(what) + page.text(f"{name} {with_limits(metrics.get(name, {}))}. Training {status}."))
+
+
+def with_limits(entry: dict[str, Any]) -> str:
+    """A value and its interval in words."""
+    limits = "" if entry.get("low") is None else f" ({number(entry['low'])} to {number(entry['high'])})"
+    return number(entry.get("value")) + limits
+
+
+def _result(metrics: Entries, outcomes: Outcomes, run: Run) -> Iterator[Html]:
+    for line in doubts(metrics, outcomes.task):
+        yield page.note(line[0].upper() + line[1:])
+    if outcomes.missing:
+        yield page.note(f"{outcomes.missing} of {len(outcomes)} predictions are no numbers, so there are no figures.")
+    validated = run.path / "validate" / "metrics.json"
+    other: Entries = json.loads(validated.read_text()) if validated.is_file() else {}
+    rows = []
+    for name, entry in metrics.items():
+        if "/" not in name:
+            known = about(name)
+            limits = [number(entry[side]) if entry.get(side) is not None else "" for side in ("low", "high")]
+            more = [with_limits(other.get(name, {}))] if other else []
+            why = Html(f"{number(entry.get('value'))}<br><small>{entry['why']}</small>") if entry.get("why") else None
+            rows.append([name, known.unit if known else "", why or number(entry.get("value")), *limits,
+                         str(entry.get("support", "")), *more])  # fmt: skip
+    header = ["metric", "unit", "value", "from", "to", "rows", *(["on the validation part"] if other else [])]
+    yield page.table("Metrics with 95 % intervals", header, rows, numbers=len(header) - 2)
+    single = [name.split("/", 1) for name in metrics if "/" in name]
+    if single:
+        kinds, names = (list(dict.fromkeys(part[i] for part in single)) for i in (0, 1))
+        lines = [[of, str(metrics.get(f"{kinds[0]}/{of}", {}).get("support", "")),
+                  *(_cell(metrics.get(f"{kind}/{of}", {})) for kind in kinds)] for of in names]  # fmt: skip
+        what = {"multilabel": "label", "regression": "target"}.get(outcomes.task, "class")
+        yield page.table(f"For each {what}", [what, "rows", *kinds], lines, numbers=len(kinds) + 1)
+
+
+def _cell(entry: dict[str, Any]) -> Html:
+    limits = "" if entry.get("low") is None else f"{number(entry['low'])} to {number(entry['high'])}"
+    below = f"<br><small>{limits}</small>" if limits else ""
+    return Html(number(entry.get("value")) + below)
+
+
+def _figures(outcomes: Outcomes) -> list[Html]:
+    return [] if outcomes.missing else [page.figures(*figures_of(outcomes))]
+
+
+def _mistakes(run: Run, outcomes: Outcomes) -> Iterator[Html]:
+    if outcomes.missing:
+        return
+    places = curves.mistakes(outcomes, MISTAKES)
+    if not len(places):
+        yield page.text("There is none.")
+        return
+    table = pl.read_parquet(run.path / "test" / "predictions.parquet")[places]
+    columns = [name for name in table.columns if not name.startswith("probability")][:8]
+    sure = [] if outcomes.task == "regression" else ["probability"]
+    lines = []
+    for place, row in zip(places, table.select(columns).rows(), strict=True):
+        lines.append([*map(_plain, row), *([f"{_certainty(outcomes, place):.3f}"] if sure else [])])
+    what = "largest errors" if outcomes.task == "regression" else "most confident mistakes"
+    yield page.table(f"The {len(lines)} {what}", [*columns, *sure], lines, numbers=len(sure))
+
+
+def _plain(value: Any) -> str:
+    return number(value) if isinstance(value, float) else str(value)
+
+
+def _certainty(outcomes: Outcomes, place: int) -> float:
+    """The probability that a row's prediction was given; of labels, the one that is furthest off."""
+    scores = outcomes.scores[place]
+    if outcomes.task == "multiclass":
+        return float(scores.max())
+    worst = np.abs(scores - outcomes.hits[place]).argmax()
+    return float(max(scores[worst], 1 - scores[worst]))
+
+
+def _training(run: Run, schema: Schema) -> Iterator[Html]:
+    wanted = list(dict.fromkeys(["loss", MONITOR[schema.task].split("/")[1]]))
+    drawn = list(learning(scalars(run), wanted))
+    if drawn:
+        yield page.figures(*drawn)
+    rows = [[key, str(value)] for key, value in flat(run.config).items()]
+    yield page.table("The experiment", ["setting", "value"], rows)
+
+
+def scalars(run: Run) -> dict[str, tuple[Array, Array]]:
+    """What TensorBoard was told: steps and values by tag."""
+    if not any(run.path.glob("events.out.tfevents.*")):
+        return {}
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # a second, for runs that need it
+
+    events = EventAccumulator(str(run.path), size_guidance={"scalars": SCALARS})
+    events.Reload()
+    found = {tag: events.Scalars(tag) for tag in events.Tags()["scalars"]}
+    return {tag: (np.array([e.step for e in of]), np.array([e.value for e in of])) for tag, of in found.items()}
+
+
+def _data(run: Run, schema: Schema, outcomes: Outcomes) -> Iterator[Html]:
+    groups = "" if outcomes.group is None else f", in {len(np.unique(outcomes.group))} groups"
+    yield page.text(f"{schema.rows} training rows, {len(outcomes)} test rows{groups}.")
+    findings = run.path / "findings.json"
+    found = json.loads(findings.read_text()) if findings.is_file() else []
+    if found:
+        yield page.note("What is odd about the data:")
+        yield page.listed(str(Finding(**finding)) for finding in found)
+    if schema.class_counts:
+        there = outcomes.hits.sum(axis=0)
+        there = np.array([len(outcomes) - there[0], there[0]]) if outcomes.task == "binary" else there
+        rows = [[name, str(train), f"{train / max(1, schema.rows):.1%}", str(test), f"{test / len(outcomes):.1%}"]
+                for name, train, test in zip(schema.class_names, schema.class_counts, there, strict=True)]  # fmt: skip
+        header = ["class", "training rows", "share", "test rows", "share"]
+        yield page.table("How often each class occurs", header, rows, numbers=4)
+    if missing := [column.name for column in schema.columns if column.missing]:
+        yield page.text(f"Values are missing in the training part in {len(missing)} of {len(schema.columns)} columns: "
+                        f"{', '.join(missing[:50])}{', …' if len(missing) > 50 else ''}.")  # fmt: skip
+
+
+def _methods(metrics: Entries) -> Iterator[str]:
+    """Which metrics have their interval by which method."""
+    for method in dict.fromkeys(entry["method"] for entry in metrics.values() if entry.get("method")):
+        names = list(dict.fromkeys(name.split("/")[0] + ("/…" if "/" in name else "")
+                                   for name, entry in metrics.items() if entry.get("method") == method))  # fmt: skip
+        yield f"{', '.join(names)}: {method}"
+    yield ("Precision and F1 are of as many rows as the model happens to predict; the interval takes that number as it is."
+           if any(name.split("/")[0] == "f1" for name in metrics)
+           else "Errors of few rows with rare large ones are wider than any interval from these rows can know.")  # fmt: skip
+
+
+def _again(run: Run) -> Iterator[Html]:
+    manifest = run.manifest
+    git = manifest.get("git") or {}
+    facts = {
+        "command": " ".join(manifest.get("command", [])),
+        "seed": manifest.get("seed"),
+        "commit": f"{git['commit']}{', with changes' if git.get('dirty') else ''}" if git else "not in a repository",
+        "data": manifest.get("data"),
+        "packages": ", ".join(f"{name} {version}" for name, version in manifest.get("packages", {}).items()),
+        "hardware": ", ".join(f"{key} {value}" for key, value in manifest.get("hardware", {}).items()),
+        "start": manifest.get("start"),
+        "end": manifest.get("end"),
+    }
+    yield page.table("The run", ["what", "value"], [[key, str(value)] for key, value in facts.items()])
+    yield page.text("This, saved as experiment.yaml, does the same again:")
+    yield page.code(f"python -m {PACKAGE} fit --config experiment.yaml")
+    yield page.code(yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True))
