@@ -11,7 +11,7 @@ from proj.evaluate.counts import names_of, scores, sums_of
 from proj.evaluate.intervals import Interval, intervals, mean_interval, newcombe, wilson
 from proj.evaluate.outcomes import Outcomes
 from proj.evaluate.ranks import auroc, average_precision
-from proj.evaluate.resampling import Units, bca, dealt, studentized
+from proj.evaluate.resampling import Units, bca, dealt, student, studentized
 from proj.metrics import Meter
 from proj.schema import Schema
 
@@ -246,8 +246,23 @@ def test_perfect_scores() -> None:
     assert found["r2"].low is None
 
 
+def test_students_quantile_is_scipys() -> None:
+    for freedom, close in ((4, 0.02), (9, 1e-3), (40, 1e-4), (1e6, 1e-6)):
+        assert student(freedom) == pytest.approx(stats.t.ppf(0.975, freedom), abs=close)
+
+
+def test_limits_of_an_area_of_many_rows_are_delongs() -> None:
+    """On the scale of logits; what is added for few rows is gone there."""
+    o = outcomes("binary", 20_000)
+    area, influence = auroc(o.output, o.target)
+    error = np.sqrt((influence**2).sum()) / 20_000 / (area * (1 - area))
+    want = 1 / (1 + np.exp(-(np.log(area / (1 - area)) + np.array([-1.96, 1.96]) * error)))
+    found = intervals(o)["auroc"]
+    assert (found.low, found.high) == pytest.approx(tuple(want), abs=1e-5)
+
+
 def test_newcombes_limit_solves_its_equation() -> None:
-    """Of his table: the limit lies where the squared distance is z² times the variance there."""
+    """The limit lies where the squared distance is z² times the variance there."""
     low, high = newcombe(1.0, 20, 30)
     m, k, more = 20, 30, 24
     variance = low * (1 - low) * (1 + more * (1 - low) / (2 - low) + more * low / (1 + low)) / (m * k)

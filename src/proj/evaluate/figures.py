@@ -72,7 +72,7 @@ def short(name: str, most: int = 18) -> str:
 def confusion_matrix(matrix: Array, names: Sequence[str], shares: bool) -> Figure:
     """Rows by target [classes] and prediction, as numbers, or as ``shares`` of the target's rows; 2 to 50 classes."""
     count = len(names)
-    side = min(9.0, 2.2 + 0.42 * count if count <= CELLS else 2.2 + 0.14 * count)
+    side = 1.6 + (0.32 if count <= CELLS else 0.14) * max(count, 4)
     figure = Figure((side, side), layout="constrained")
     axes = figure.add_subplot()
     rows = matrix.sum(axis=1, keepdims=True)

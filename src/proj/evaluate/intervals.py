@@ -8,8 +8,9 @@ import numpy as np
 from proj.evaluate.counts import KINDS, names_of, ratio, scores, sums_of
 from proj.evaluate.outcomes import Array, Outcomes
 from proj.evaluate.ranks import auroc, average_precision
-from proj.evaluate.resampling import RESAMPLES, Units, Z, bca, dealt, studentized
+from proj.evaluate.resampling import RESAMPLES, Units, Z, bca, dealt, student, studentized
 
+PRIOR = 2  # rows
 FEW = 5  # units below which there is nothing to resample
 AREAS = {"auroc": auroc, "average_precision": average_precision}
 
@@ -187,37 +188,50 @@ def _area(outcomes: Outcomes, name: str, value: float, influence: Array, numbers
     """Limits of an area, or of a mean of areas of ``numbers`` of positive and negative rows, on the scale of logits.
 
     The standard error is that of the influences (DeLong's for the area under the ROC curve), summed by group where there
-    are groups. Where all is right or all wrong, that is 0, and the limits are those of a single area of as many rows.
+    are groups. Of few rows of one kind that is too small, by chance of which they are: the quantile is Student's, and
+    DeLong's variance is drawn towards that of Hanley and McNeil, as if it were known from ``PRIOR`` rows. Where all is right
+    or all wrong it is 0, and the limits are those of a single area of as many rows.
     """
     rows, kind = support(outcomes, name), name.split("/")[0]
     units = len(outcomes) if outcomes.group is None else int(outcomes.group.max()) + 1
-    if value in (0.0, 1.0):
-        share = units / len(outcomes)
-        m, k = (share * sum(part) for part in zip(*numbers, strict=True))
-        low, high = newcombe(value, m, k) if kind == "auroc" else (float(wilson(value, m)[0]), float(wilson(value, m)[1]))
-        return Interval(value, low, high, rows, "Newcombe" if kind == "auroc" else "Wilson")
+    m, k = (sum(part) for part in zip(*numbers, strict=True))
+    if kind == "auroc" and value in (0.0, 1.0):
+        low, high = newcombe(value, m * units / len(outcomes), k * units / len(outcomes))
+        return Interval(value, low, high, rows, "Newcombe")
+    if value == 1.0:
+        return Interval(value, float(wilson(value, m * units / len(outcomes))[0]), 1.0, rows, "Wilson")
     if np.isnan(influence).any() or units < FEW:
         return Interval(value, None, None, rows, "", f"{min(rows, units)} of them are too few to know how it varies")
     if outcomes.group is not None:
         influence = np.bincount(outcomes.group, influence) * np.sqrt(units / (units - 1))
-    error = np.sqrt((influence**2).sum()) / len(outcomes) / (value * (1 - value))
+    variance = (influence**2).sum() / len(outcomes) ** 2
+    if kind == "auroc" and len(numbers) == 1 and outcomes.group is None:
+        variance += (hanley(value, m, k) - variance) * PRIOR / (PRIOR + min(m, k))
+    half = student(min(m, k, units) - 1) * np.sqrt(variance) / (value * (1 - value))
     middle = np.log(value / (1 - value))
-    low, high = (float(1 / (1 + np.exp(-(middle + side * Z * error)))) for side in (-1, 1))
+    low, high = (float(1 / (1 + np.exp(-(middle + side * half)))) for side in (-1, 1))
     return Interval(value, low, high, rows, "DeLong, of logits" if kind == "auroc" else "infinitesimal jackknife, of logits")
 
 
 def newcombe(area: float, m: float, k: float) -> tuple[float, float]:
     """Limits of an area of 0 or 1 under the ROC curve of ``m`` positive and ``k`` negative rows.
 
-    Method 5 of Newcombe (2006, Statistics in Medicine 25:559), with the variance of Hanley and McNeil (1982) at the limit.
+    Method 5 of Newcombe (2006, Statistics in Medicine 25:559): the variance is that of an area of the limit itself.
     """
-    more = (m + k) / 2 - 1
     low, high = 0.0, 1.0
     for _ in range(60):  # halved until it is exact
         theta = (low + high) / 2
-        variance = theta * (1 - theta) * (1 + more * ((1 - theta) / (2 - theta) + theta / (1 + theta))) / (m * k)
-        low, high = (theta, high) if (1 - theta) ** 2 > Z**2 * variance else (low, theta)
+        low, high = (theta, high) if (1 - theta) ** 2 > Z**2 * hanley(theta, m, k) else (low, theta)
     return (low, 1.0) if area == 1 else (0.0, 1 - low)
+
+
+def hanley(area: float, m: float, k: float) -> float:
+    """The variance of an area for scores of exponential distributions, with the mean of both numbers for each.
+
+    Hanley and McNeil (1982), Radiology 143:29, as modified by Newcombe (2006).
+    """
+    more = (m + k) / 2 - 1
+    return area * (1 - area) * (1 + more * ((1 - area) / (2 - area) + area / (1 + area))) / (m * k)
 
 
 # Errors
@@ -234,7 +248,7 @@ def _errors(outcomes: Outcomes, rng: np.random.Generator) -> Iterator[tuple[str,
         return np.where(r2, 1 - values, values)
 
     values = scores(units.total, "regression")
-    found = _resampled(np.where(r2, 1 - values, values), units, positive, rng, len(outcomes))
+    found = _resampled(np.where(r2, 1 - values, values), units, positive, rng, len(outcomes), r2)
     drawn = f"bootstrap-t, {RESAMPLES} resamples of {count} {_kind(outcomes, units)}"
     for name, interval in zip(names, found, strict=True):
         interval = interval._replace(method=interval.method and drawn)
@@ -247,10 +261,12 @@ def _errors(outcomes: Outcomes, rng: np.random.Generator) -> Iterator[tuple[str,
         yield name, interval
 
 
-def _resampled(value: Any, units: Units, statistic: Any, rng: np.random.Generator, rows: int) -> list[Interval]:
+def _resampled(
+    value: Any, units: Units, statistic: Any, rng: np.random.Generator, rows: int, quotient: Array | bool = False
+) -> list[Interval]:
     values = np.atleast_1d(value)
     few = len(units.times) < FEW
-    limits = np.full((2, len(values)), np.nan) if few else studentized(units, statistic, rng)
+    limits = np.full((2, len(values)), np.nan) if few else studentized(units, statistic, rng, quotient)
     found = []
     for v, (low, high) in zip(values, limits.T, strict=True):
         if np.isnan(v):

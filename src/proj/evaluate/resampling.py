@@ -14,6 +14,14 @@ BLOCKS = 2_000  # of more units, dealt at random: between them a metric varies a
 NORMAL = NormalDist()
 Z = NORMAL.inv_cdf(0.975)
 
+
+def student(freedom: float) -> float:
+    """The quantile of Student's t in the place of ``Z``: Abramowitz and Stegun (1964), 26.7.5."""
+    v = max(1.0, freedom)
+    return (Z + (Z**3 + Z) / (4 * v) + (5 * Z**5 + 16 * Z**3 + 3 * Z) / (96 * v**2)
+            + (3 * Z**7 + 19 * Z**5 + 17 * Z**3 - 15 * Z) / (384 * v**3))  # fmt: skip
+
+
 Statistic = Callable[[Array], Array]  # sums [..., sums] to metrics [..., metrics]
 
 
@@ -88,13 +96,15 @@ def drawn(units: Units, statistic: Statistic, rng: np.random.Generator) -> Drawn
     return Drawn(value, error, statistic(weights @ units.sums), np.sqrt(variance.clip(0) / count))
 
 
-def studentized(units: Units, statistic: Statistic, rng: np.random.Generator) -> Array:
+def studentized(units: Units, statistic: Statistic, rng: np.random.Generator, quotient: Array | bool = False) -> Array:
     """Bootstrap-t limits, on the scale of logarithms, of metrics that are above 0: [2, metrics]; NaN where it cannot tell.
 
-    Efron (1982), section 10.10, recommended for means of skewed values by Hall (1988, Annals of Statistics 16:927).
+    Efron (1982), section 10.10, recommended for means of skewed values by Hall (1988, Annals of Statistics 16:927). The
+    error of a logarithm is the metric's own by the metric, in each resample by its own; that of a ``quotient`` [metrics],
+    whose linear approximation is one of the logarithm, by the one of all rows.
     """
     value, error, values, errors = drawn(units, statistic, rng)
     with np.errstate(divide="ignore", invalid="ignore"):
-        t = (np.log(values) - np.log(value)) * values / errors
+        t = (np.log(values) - np.log(value)) * np.where(quotient, value, values) / errors
         limits = value * np.exp(-np.quantile(t, [0.975, 0.025], axis=0) * error / value)
     return np.where(np.isfinite(limits) & (value > 0) & (error > 1e-12 * value), limits, np.nan)
