@@ -205,7 +205,7 @@ def _area(outcomes: Outcomes, name: str, value: float, influence: Array, numbers
     if outcomes.group is not None:
         influence = np.bincount(outcomes.group, influence) * np.sqrt(units / (units - 1))
     variance = (influence**2).sum() / len(outcomes) ** 2
-    if kind == "auroc" and len(numbers) == 1 and outcomes.group is None:
+    if kind == "auroc" and len(numbers) == 1 and outcomes.group is None and variance > 0:  # 0: all scores are equal
         variance += (hanley(value, m, k) - variance) * PRIOR / (PRIOR + min(m, k))
     half = student(min(m, k, units) - 1) * np.sqrt(variance) / (value * (1 - value))
     middle = np.log(value / (1 - value))
