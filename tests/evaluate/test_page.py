@@ -18,8 +18,9 @@ from sklearn import metrics as sk
 from sklearn.calibration import calibration_curve
 
 from conftest import Cli
+from proj import page
 from proj.console import number
-from proj.evaluate import curves, drawn, figures, page
+from proj.evaluate import curves, drawn, figures
 from proj.evaluate.figures import Curve
 from proj.evaluate.judge import with_intervals
 from proj.evaluate.outcomes import Outcomes

@@ -8,18 +8,17 @@ import numpy as np
 from rich.console import Console
 from rich.table import Column, Table
 
-from proj import console
+from proj import console, page
 from proj.callbacks.watch import flat
 from proj.console import number
 from proj.errors import UserError
-from proj.evaluate import page
 from proj.evaluate.intervals import FEW
 from proj.evaluate.judge import outcomes_of
 from proj.evaluate.outcomes import Outcomes
-from proj.evaluate.page import Section
 from proj.evaluate.paired import LEVEL, Difference, differences, holm
 from proj.evaluate.report import parser_of, schema_of
 from proj.metrics import about
+from proj.page import Section
 from proj.run import Run, find, write
 
 HEADER = ("metric", "difference", "95 % interval", "p", "verdict", "test")

@@ -1,10 +1,8 @@
 """Figures, drawn by pure functions of arrays, with matplotlib's own objects: no state is kept anywhere."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import Any, Literal, NamedTuple
-from warnings import catch_warnings, filterwarnings
 
 import matplotlib as mpl
 import numpy as np
@@ -13,20 +11,11 @@ from matplotlib.figure import Figure
 
 from proj.evaluate.curves import Deciles, Reliability, Thresholds, thinned
 from proj.evaluate.outcomes import Array
+from proj.page import COLOURS, style
 
-INK = "#010203"  # of text and axes; the page makes it the colour of its own text
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#999999")  # Okabe and Ito (2008)
 LINES = 12  # curves told apart in one figure
 CELLS = 15  # classes up to which numbers are written into a confusion matrix
 POINTS = 2_000  # rows drawn as points
-
-STYLE: dict[Any, Any] = {
-    "font.size": 9, "axes.edgecolor": INK, "axes.labelcolor": INK, "text.color": INK, "xtick.color": INK,
-    "ytick.color": INK, "grid.color": "#888888", "grid.alpha": 0.3, "axes.grid": True, "axes.facecolor": "none",
-    "figure.facecolor": "none", "savefig.facecolor": "none", "axes.spines.top": False, "axes.spines.right": False,
-    "axes.prop_cycle": f"cycler('color', {list(COLOURS)})", "legend.frameon": False, "svg.fonttype": "none",
-    "text.parse_math": False, "axes.axisbelow": True,
-}  # fmt: skip
 
 
 class Curve(NamedTuple):
@@ -35,16 +24,6 @@ class Curve(NamedTuple):
     name: str
     x: Array
     y: Array
-
-
-@contextmanager
-def style() -> Iterator[None]:
-    """How figures look, whatever the user's own settings are."""
-    with mpl.rc_context(), catch_warnings():
-        mpl.rcdefaults()
-        mpl.rcParams.update(STYLE)
-        filterwarnings("ignore", "Glyph .* missing from font")  # the page is shown in the browser's fonts
-        yield
 
 
 def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:

@@ -10,17 +10,17 @@ import numpy as np
 import polars as pl
 import yaml
 
-from proj import console
+from proj import console, page
 from proj.callbacks.watch import flat
 from proj.console import number
 from proj.data.base import Finding
 from proj.errors import UserError
-from proj.evaluate import curves, page
+from proj.evaluate import curves
 from proj.evaluate.drawn import figures_of, learning
 from proj.evaluate.judge import Entries, doubts, outcomes_of
 from proj.evaluate.outcomes import Array, Outcomes
-from proj.evaluate.page import Html, Section
 from proj.metrics import MONITOR, about
+from proj.page import Html, Section
 from proj.run import Run, find, read_checkpoint, write
 from proj.schema import Schema
 

@@ -2,14 +2,14 @@
 
 import io
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from html import escape
-from typing import NamedTuple
+from typing import Any, NamedTuple
+from warnings import catch_warnings, filterwarnings
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
-
-from proj.evaluate.figures import INK, style
 
 CSS = """
 :root { color-scheme: light dark; --line: #8886; --soft: #8882; --link: #0060a8; }
@@ -38,7 +38,26 @@ pre { background: var(--soft); padding: .8rem; overflow-x: auto; font-size: .85r
 @media print { nav, .skip { display: none; } body { max-width: none; } figure, tr { break-inside: avoid; }
   pre { white-space: pre-wrap; } .scroll { overflow: visible; } }
 """
+INK = "#010203"  # of text and axes in figures; the page makes it the colour of its own text
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#999999")  # Okabe and Ito (2008)
+STYLE: dict[Any, Any] = {
+    "font.size": 9, "axes.edgecolor": INK, "axes.labelcolor": INK, "text.color": INK, "xtick.color": INK,
+    "ytick.color": INK, "grid.color": "#888888", "grid.alpha": 0.3, "axes.grid": True, "axes.facecolor": "none",
+    "figure.facecolor": "none", "savefig.facecolor": "none", "axes.spines.top": False, "axes.spines.right": False,
+    "axes.prop_cycle": f"cycler('color', {list(COLOURS)})", "legend.frameon": False, "svg.fonttype": "none",
+    "text.parse_math": False, "axes.axisbelow": True,
+}  # fmt: skip
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+
+
+@contextmanager
+def style() -> Iterator[None]:
+    """How figures look, whatever the user's own settings are."""
+    with mpl.rc_context(), catch_warnings():
+        mpl.rcdefaults()
+        mpl.rcParams.update(STYLE)
+        filterwarnings("ignore", "Glyph .* missing from font")  # the page is shown in the browser's fonts
+        yield
 
 
 class Html(str):
