@@ -19,7 +19,7 @@ from proj import console
 from proj.arguments import read_arguments
 from proj.experiment import ExperimentCLI
 from proj.run import write
-from proj.tune.page import page
+from proj.tune.page import study_page
 from proj.tune.plan import PACKAGE, Plan, threads
 from proj.tune.space import flags
 from proj.tune.study import trials
@@ -93,7 +93,7 @@ def write_results(study: Study, plan: Plan) -> None:
     text = _experiment(plan, here, first)
     write(plan.folder / "best.yaml", lambda stream: stream.write(text.encode()))
     console.say(f"best: trial {here}, {plan.metric} {first.value:.4f}: {plan.folder / 'best.yaml'}")
-    content = page(study, plan, every)
+    content = study_page(study, plan, every)
     write(plan.folder / "report.html", lambda stream: stream.write(content.encode()))
     console.say(f"page: {plan.folder / 'report.html'}")
 
