@@ -4,6 +4,7 @@ import sys
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Column, Table
 
 from proj.data.base import Finding, SplitData
@@ -34,6 +35,19 @@ def show_metrics(title: str, metrics: dict[str, dict[str, Any]]) -> None:
     for why in dict.fromkeys(entry["why"] for entry in metrics.values() if entry.get("why")):
         names = [name for name, entry in metrics.items() if entry.get("why") == why]
         say(f"{', '.join(names[:5])}{', …' if len(names) > 5 else ''}: {why}.")
+
+
+def show_importance(metric: str, columns: dict[str, dict[str, Any]], most: int = 30) -> None:
+    """A table of columns as in ``importance.json``, the first ones of many."""
+    change = f"{'rise' if metric == 'rmse' else 'drop'} of {metric}"
+    table = Table("column", *(Column(of, justify="right") for of in (change, "95 % interval")))
+    for name, entry in list(columns.items())[:most]:
+        table.add_row(escape(name), number(entry["value"]), _limits(entry))
+    Console().print(table)
+    if len(columns) > most:
+        say(f"{len(columns) - most} more columns are in the file.")
+    for why in dict.fromkeys(entry["why"] for entry in columns.values() if entry.get("why")):
+        say(f"{why}.")
 
 
 def number(value: float | None) -> str:

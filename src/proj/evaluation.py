@@ -56,6 +56,7 @@ def predict(args: list[str]) -> None:
 
 def _score(verb: str, stage: str, args: list[str]) -> None:
     run, cli, path = _restore(verb, read_arguments(args))
+    importance = _importance(cli) if verb == "validate" and cli.config.importance else None
     fast = bool(cli.config_init.trainer.fast_dev_run)  # then nothing is kept
     predictions = PredictionWriter(run.path / verb / "predictions.parquet")
     trainer = cli.build_trainer(run.path, [] if fast else [predictions])
@@ -75,7 +76,11 @@ def _score(verb: str, stage: str, args: list[str]) -> None:
     console.say(f"metrics: {run.path / verb / 'metrics.json'}")
     if predictions.written:
         console.say(f"predictions: {predictions.path}")
+    if importance is not None:
+        importance(run, trainer, cli.model, cli.datamodule)
     if judge is not None and verb == "test":
+        for line in judge.keep(run, cli.model.schema, cli.datamodule):
+            console.say(line)
         console.say(f"report: {judge.write_report(run, cli.model.schema)}")
     console.say(f"run: {run.path}")
     if any(run.path.glob("events.out.tfevents.*")):
@@ -86,6 +91,16 @@ def _judge() -> Any:
     """The room evaluate/, which may have been deleted: then metrics are values alone, and there is no report."""
     there = Path(__file__).with_name("evaluate").is_dir()
     return import_module(f"{__package__}.evaluate.judge") if there else None
+
+
+def _importance(cli: ExperimentCLI) -> Any:
+    """What `validate --importance` calls when the metrics are there; raises UserError, before the work, where it cannot."""
+    if (judge := _judge()) is None:
+        raise UserError("--importance: expected the room evaluate/, which was deleted; leave it out.")
+    if cli.config_init.trainer.fast_dev_run:
+        raise UserError("--importance: expected the whole validation part, got trainer.fast_dev_run; leave one of them out.")
+    judge.check_importance(cli.model, cli.datamodule)
+    return judge.importance
 
 
 def _restore(verb: str, arguments: Arguments) -> tuple[Run, ExperimentCLI, Path]:

@@ -85,6 +85,9 @@ class ExperimentCLI(LightningCLI):
             parser.add_argument(f"--{option}", type=str | None, default=None, help=text)
         if self.verb == "fit":
             parser.add_argument("--lr_find", action="store_true", help="Find a learning rate first, and train with it.")
+        if self.verb == "validate":
+            parser.add_argument("--importance", action="store_true",
+                                help="How much worse the metric becomes when a column's values are permuted.")  # fmt: skip
         if self.verb == "check":
             parser.add_argument("--strict", action="store_true", help="Findings are errors.")
             parser.add_argument("--overfit", action="store_true", help="See whether the net learns one batch by heart.")
@@ -98,7 +101,8 @@ class ExperimentCLI(LightningCLI):
         if seed is None or not 0 <= seed < 2**32:
             raise UserError(f"seed_everything: expected a number from 0 to 2**32 - 1, got {seed}.")
         plain = json.loads(parser.dump(self.config, skip_unset=False, skip_validation=True, format="json"))
-        gone = {"strict", "overfit", "lr_find", *OPTIONS[self.verb]} - ({"init_from"} if plain.get("init_from") else set())
+        gone = {"strict", "overfit", "lr_find", "importance", *OPTIONS[self.verb]}
+        gone -= {"init_from"} if plain.get("init_from") else set()
         self.experiment: dict[str, Any] = {key: value for key, value in plain.items() if key not in gone}
         trust.check_paths(self.experiment, self.flags)
 

@@ -2,6 +2,7 @@
 
 import io
 import re
+from base64 import b64encode
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from html import escape
@@ -10,6 +11,7 @@ from warnings import catch_warnings, filterwarnings
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
+from PIL import Image
 
 CSS = """
 :root { color-scheme: light dark; --line: #8886; --soft: #8882; --link: #0060a8; }
@@ -32,6 +34,7 @@ small { opacity: .8; }
 figure { margin: 0; max-width: 100%; flex: 0 1 auto; }
 figcaption { max-width: 34rem; }
 svg { max-width: 100%; height: auto; }
+td img { width: 6rem; height: 6rem; object-fit: contain; object-position: left; image-rendering: pixelated; }
 svg text { font-family: system-ui, sans-serif !important; }
 .note { border-left: .3rem solid #e69f00; background: var(--soft); padding: .5rem 1rem; }
 pre { background: var(--soft); padding: .8rem; overflow-x: auto; font-size: .85rem; }
@@ -145,6 +148,13 @@ def svg(drawn: Figure, label: str) -> Html:
     drawing = re.sub(r"<metadata>.*?</metadata>", "", drawing, flags=re.DOTALL)
     drawing = re.sub(r' id="(?!C\d)[\w.]+_\d+"', "", drawing)  # of groups, that nothing refers to
     return Html(drawing.replace("<svg", f'<svg role="img" aria-label="{escape(label)}"', 1))
+
+
+def image(pixels: Any, words: str) -> Html:
+    """A picture, uint8 [height, width] or [height, width, 3], within the page; ``words`` tell those who do not see it."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return Html(f'<img src="data:image/png;base64,{b64encode(buffer.getvalue()).decode()}" alt="{escape(words)}">')
 
 
 def _safe(words: str) -> str:

@@ -1,5 +1,7 @@
 """Curves against scikit-learn; figures of every size; the page as a document, and in a real browser."""
 
+import base64
+import io
 import json
 import re
 import shutil
@@ -14,19 +16,23 @@ import matplotlib as mpl
 import numpy as np
 import polars as pl
 import pytest
+import torch
+from PIL import Image
 from sklearn import metrics as sk
 from sklearn.calibration import calibration_curve
 
 from conftest import Cli
 from proj import page
 from proj.console import number
+from proj.data.arrays import Arrays
 from proj.evaluate import curves, drawn, figures
 from proj.evaluate.figures import Curve
 from proj.evaluate.judge import with_intervals
+from proj.evaluate.kept import keep, thumbnails
 from proj.evaluate.outcomes import Outcomes
 from proj.evaluate.report import write_report
 from proj.run import Run, write_metrics
-from proj.schema import Schema
+from proj.schema import Batch, Schema
 
 RUN = Path("lightning_logs/version_0")
 TASKS = ("binary", "multiclass", "multilabel", "regression", "regression_2")
@@ -254,6 +260,70 @@ def test_100_000_rows_take_seconds(work: Path) -> None:
     text = write_report(run, schema).read_text()
     assert time.process_time() - begin < 30  # 15 on a machine of its own
     assert len(text) < 3_000_000
+
+
+# Pictures of mistakes
+
+
+def pictures_in(text: str) -> dict[str, np.ndarray[Any, Any]]:
+    """The page's pictures, decoded, by their words."""
+    found = re.findall(r'<img src="data:image/png;base64,([^"]+)" alt="([^"]+)">', text)
+    return {words: np.asarray(Image.open(io.BytesIO(base64.b64decode(data)))) for data, words in found}
+
+
+@pytest.mark.parametrize("data", ["Arrays", "Images"])
+def test_mistakes_are_shown_as_they_are_in_the_source(data: str, experiment: Any, cli: Cli) -> None:
+    """Noise, of which a net that hardly learns takes some for another class."""
+    config = experiment("binary", 120)
+    shape = (120, 9, 7) if data == "Arrays" else (120, 120, 60, 3)
+    x = np.random.default_rng(0).integers(256, size=shape).astype(np.uint8)
+    np.savez("data.npz", x=x, y=np.load("data.npz")["y"])
+    cli("fit", "--config", config, "--data", data, "--data.path", "data.npz", "--trainer.max_epochs", "1")
+    cli("test")
+    text = (RUN / "report.html").read_text()
+    document, shown = Document(text), pictures_in(text)
+    table = pl.read_parquet(RUN / "test/predictions.parquet").filter(pl.col("target") != pl.col("prediction"))
+    assert document.tags["img"] == len(shown) == min(20, len(table))
+    assert len(shown) > 0
+    sure = table.select(pl.max_horizontal("probability_no", "probability_yes")).to_series()
+    for i in sure.arg_sort(descending=True)[:20]:
+        row, target, predicted = table.row(i)[:3]
+        pixels = shown[f"target {target}, predicted {predicted}, probability {sure[i]:.3f}"]
+        if data == "Arrays":
+            assert (pixels == x[row]).all()
+        else:
+            assert (pixels == np.asarray(Image.fromarray(x[row]).resize((48, 96), Image.Resampling.BICUBIC))).mean() > 0.5
+            assert pixels.shape == (96, 48, 3)
+    np.savez("data.npz", x=x[..., :2].reshape(120, -1)[:, :14].astype(np.float32), y=np.load("data.npz")["y"])
+    assert "not as recorded" not in cli("report", "version_0")  # the folder is all it needs
+    assert (RUN / "report.html").read_text() == text
+
+
+def test_dark_pictures_are_brightened_all_by_one_factor() -> None:
+    x = np.array([[[[0, 16], [8, 4]]], [[[1, 2], [3, 0]]]], np.uint8)
+    assert thumbnails(x).tolist() == [[[0, 240], [120, 60]], [[15, 30], [45, 0]]]
+    assert thumbnails(np.zeros((1, 3, 5, 5), np.uint8)).shape == (1, 5, 5, 3)
+    assert thumbnails(np.full((1, 1, 200, 10), 200, np.uint8)).shape == (1, 96, 5)
+
+
+def test_without_mistakes_there_are_no_pictures(work: Path) -> None:
+    x = torch.zeros(6, 1, 4, 4, dtype=torch.uint8)
+    target = np.arange(6) % 2
+    schema = Schema.from_dict({**classes_schema(("no", "yes")).to_dict(), "input_shape": [1, 4, 4], "input_type": "uint8"})
+    for output, said in ((target * 0.8 + 0.1, 0), (0.9 - target * 0.8, 6), (np.full(6, np.nan), 0)):
+        o = Outcomes("binary", ("no", "yes"), np.arange(6), target, output.astype(float))
+        run = Run(work / "run")
+        if run.path.exists():
+            shutil.rmtree(run.path)
+        run = fake(work, o, schema)
+        data = Arrays("digits")
+        data.parts["test"] = Batch(x, None, torch.arange(6).flip(0))  # in another order than the predictions
+        assert list(keep(run, data, schema, o)) == []
+        write_metrics(run.path / "test/metrics.json", with_intervals({"f1": {"value": None}}, run, "test", schema))
+        assert Document(write_report(run, schema).read_text()).tags["img"] == said
+    odd = Schema.from_dict({**schema.to_dict(), "input_shape": [4, 4, 4]})
+    o = Outcomes("binary", ("no", "yes"), np.arange(6), target, target * 0.8 + 0.1)
+    assert list(keep(run, data, odd, o)) == ["the page has no pictures of mistakes: they have 4 channels, expected 1 or 3"]
 
 
 # In a real browser

@@ -8,6 +8,7 @@ from proj.evaluate.counts import ratio
 from proj.evaluate.outcomes import Array, Outcomes
 
 POINTS = 400  # of a curve that is drawn: more are not seen
+MISTAKES = 20  # that are shown
 
 
 class Thresholds(NamedTuple):
@@ -109,7 +110,7 @@ def deciles(target: Array, predicted: Array, parts: int = 10) -> Deciles:
     )
 
 
-def mistakes(outcomes: Outcomes, most: int = 20) -> Array:
+def mistakes(outcomes: Outcomes, most: int = MISTAKES) -> Array:
     """The places of wrong rows, the most confident first; of numbers, the largest errors first."""
     if outcomes.task == "regression":
         size = np.abs(outcomes.output - outcomes.target) / np.maximum(outcomes.target.std(axis=0), 1e-12)

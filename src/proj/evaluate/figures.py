@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from proj.evaluate.curves import Deciles, Reliability, Thresholds, thinned
 from proj.evaluate.outcomes import Array
-from proj.page import COLOURS, style
+from proj.page import COLOURS, INK, style
 
 LINES = 12  # curves told apart in one figure
 CELLS = 15  # classes up to which numbers are written into a confusion matrix
@@ -183,6 +183,23 @@ def error_by_decile(found: Deciles) -> Figure:
     ticks = [f"{low:.3g}\n{high:.3g}" for low, high in zip(found.low, found.high, strict=True)]
     axes.set_xticks(places, ticks, fontsize=7)
     axes.legend(fontsize=7)
+    return figure
+
+
+@styled
+def importances(names: Sequence[str], limits: Sequence[tuple[float, float, float]], label: str) -> Figure:
+    """A bar and its interval for up to some thirty columns, the first at the top; ``limits`` are value, low and high."""
+    value, low, high = np.array(limits).T
+    height = 0.7 + 0.22 * len(names)
+    figure = Figure((6.4, height))
+    axes = figure.add_axes((0.27, 0.5 / height, 0.7, 1 - 0.6 / height))
+    places = np.arange(len(names))
+    axes.barh(places, value, 0.7, alpha=0.7)
+    axes.hlines(places, low, high, color=INK, linewidth=1.2)
+    axes.axvline(0, color="#999999", linewidth=1)
+    axes.set_yticks(places, [short(name, 24) for name in names], fontsize=8)
+    axes.set(xlabel=label, ylim=(len(names) - 0.4, -0.6))
+    axes.grid(visible=False, axis="y")
     return figure
 
 

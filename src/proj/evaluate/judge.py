@@ -1,17 +1,26 @@
 """What `validate` and `test` ask of this room: intervals for the metrics they have computed, doubts, and the page."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
+from lightning.pytorch import Trainer
 
+from proj import console
 from proj.console import number
+from proj.data.base import SplitData
+from proj.data.loader import take
+from proj.errors import UserError
+from proj.evaluate import kept
+from proj.evaluate.importance import REPEATS, Rows, importances, inputs_of, predictor
 from proj.evaluate.intervals import Interval, intervals, mean_interval
 from proj.evaluate.outcomes import Array, Outcomes, read
 from proj.metrics import MONITOR
-from proj.run import Run
+from proj.models.base import Model
+from proj.run import Run, write
 from proj.schema import Schema, Task
 
 Entries = dict[str, dict[str, Any]]
@@ -70,6 +79,40 @@ def write_report(run: Run, schema: Schema) -> Path:
     from proj.evaluate.report import write_report as write  # drawing takes a second to import
 
     return write(run, schema)
+
+
+def keep(run: Run, schema: Schema, data: Any) -> Iterator[str]:
+    """What the page needs of the data, written beside the predictions of `test`; yields what is left out, and why."""
+    if isinstance(data, SplitData):
+        yield from kept.keep(run, data, schema, outcomes_of(run, "test", schema))
+
+
+def check_importance(model: Any, data: Any) -> None:
+    """Raise UserError unless the inputs have columns."""
+    if not isinstance(model, Model) or not isinstance(data, SplitData) or model.schema is None:
+        raise UserError(f"--importance: expected a model and a data module of this package, got {type(model).__name__} and "
+                        f"{type(data).__name__}; leave it out.")  # fmt: skip
+    inputs_of(model.schema)
+
+
+def importance(run: Run, trainer: Trainer, model: Model, data: SplitData) -> None:
+    """Permutation importance on the rows that `validate` predicted, as ``validate/importance.json`` and as a table.
+
+    It runs in this process alone, whatever the number of processes.
+    """
+    assert model.schema is not None
+    outcomes, columns = outcomes_of(run, "validate", model.schema), inputs_of(model.schema)
+    console.say(f"importance: {len(columns)} columns × {REPEATS} permutations, and once as they are: "
+                f"{len(columns) * REPEATS + 1} passes over {len(outcomes)} validation rows")  # fmt: skip
+    places = kept.places(data.parts["val"], outcomes.row)
+    rows = Rows(data.parts["val"], places, *predictor(trainer, model, take(data.parts["val"], places[:2])))
+    found = importances(rows, outcomes, columns, run.config.get("seed_everything") or 0)
+    metric, path = MONITOR[outcomes.task].split("/")[1], run.path / "validate" / "importance.json"
+    entries = {name: one.entry() for name, one in found.items()}
+    content = {"metric": metric, "rows": len(outcomes), "repeats": REPEATS, "columns": entries}
+    write(path, lambda file: file.write(json.dumps(content, indent=2).encode()))
+    console.show_importance(metric, entries)
+    console.say(f"importance: {path}; `report {run.path.name}` puts it on the page")
 
 
 def _checked(interval: Interval, written: float | None) -> Interval:

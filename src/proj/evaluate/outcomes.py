@@ -32,8 +32,8 @@ class Outcomes:
         return len(self.row)
 
     def __getitem__(self, rows: Array) -> "Outcomes":
-        """Some of the rows."""
-        group = None if self.group is None else self.group[rows]
+        """Some of the rows; the groups are numbered anew, those among them alone."""
+        group = None if self.group is None else np.unique(self.group[rows], return_inverse=True)[1]
         return replace(self, row=self.row[rows], target=self.target[rows], output=self.output[rows], group=group)
 
     @property

@@ -1,0 +1,88 @@
+"""Sections of the page that look at columns: what each is worth, and where the model is worst."""
+
+import json
+from collections.abc import Iterator, Sequence
+from html import escape
+from typing import Any
+
+import polars as pl
+
+from proj import page
+from proj.console import number
+from proj.evaluate import figures
+from proj.evaluate.kept import COLUMNS
+from proj.evaluate.outcomes import Outcomes
+from proj.evaluate.slices import FEWEST, slices
+from proj.metrics import MONITOR
+from proj.page import Html
+from proj.run import Run
+
+SHOWN = 30  # columns in the figure and the table of importances
+
+
+def columns_of(run: Run, outcomes: Outcomes) -> pl.DataFrame | None:
+    """The columns of the test rows, in the order of the outcomes; None where `test` kept none."""
+    path = run.path / "test" / COLUMNS
+    table = pl.read_parquet(path) if path.is_file() else None
+    return table if table is not None and len(table) == len(outcomes) else None
+
+
+def importances_of(run: Run) -> dict[str, Any]:
+    """What `validate --importance` wrote; nothing where it was not asked for."""
+    path = run.path / "validate" / "importance.json"
+    return dict(json.loads(path.read_text())) if path.is_file() else {}
+
+
+def importance(run: Run) -> Iterator[Html]:
+    """How much worse the metric becomes on the validation part when a column's values are dealt anew among the rows."""
+    if not (written := importances_of(run)):
+        return
+    metric, columns = written["metric"], written["columns"]
+    change = "rise" if metric == "rmse" else "drop"
+    yield page.text(f"The {change} of {metric} on {written['rows']} validation rows when the values of a column are dealt "
+                    f"anew among the rows, as the mean of {written['repeats']} permutations. Columns that tell the same "
+                    "share their importance: each stands in for the other, and both may look worthless.")  # fmt: skip
+    known = {name: entry for name, entry in columns.items() if entry["low"] is not None}
+    if shown := dict(list(known.items())[:SHOWN]):
+        limits = [(entry["value"], entry["low"], entry["high"]) for entry in shown.values()]
+        first = next(iter(shown))
+        yield page.figures((figures.importances(list(shown), limits, f"{change} of {metric}"),
+                            f"Importance of columns with 95 % intervals; {first} has the largest, "
+                            f"{number(shown[first]['value'])}."))  # fmt: skip
+    rows = [[name, _value(entry), *(number(entry[side]) if entry[side] is not None else "" for side in ("low", "high"))]
+            for name, entry in list(columns.items())[:SHOWN]]  # fmt: skip
+    yield page.table("Importance with 95 % intervals", ["column", f"{change} of {metric}", "from", "to"], rows, numbers=3)
+    if len(columns) > SHOWN:
+        yield page.text(f"{len(columns) - SHOWN} more are in validate/importance.json.")
+
+
+def _value(entry: dict[str, Any]) -> Html | str:
+    shown = number(entry["value"])
+    return Html(f"{shown}<br><small>{escape(entry['why'])}</small>") if entry.get("why") else shown
+
+
+def worst_slices(run: Run, outcomes: Outcomes, whole: dict[str, Any]) -> Iterator[Html]:
+    """The slices of the test rows in which the headline metric is worst, beside all rows, whose entry is ``whole``."""
+    if outcomes.missing or (columns := columns_of(run, outcomes)) is None:
+        return
+    found = slices(outcomes, columns, run.config.get("seed_everything") or 0)
+    metric = MONITOR[outcomes.task].split("/")[1]
+    left = [f"{found.small} with fewer than {FEWEST} rows" if found.small else "",
+            f"{found.undefined} without a positive row or prediction, whose F1 is 0/0" if found.undefined else "",
+            f"{found.alike} columns in which all test rows are alike" if found.alike else ""]  # fmt: skip
+    said = f" Left out: {', '.join(filter(None, left))}." if any(left) else ""
+    if not found.worst:
+        yield page.text(f"There is no slice to tell of.{said}")
+        return
+    yield page.text(f"Test rows that are alike in one column: by category, or by quarters of numbers and dates. Of "
+                    f"{found.told} slices, the {len(found.worst)} worst. The worst of many is partly the worst by chance, "
+                    f"and each interval holds for its slice alone.{said}")  # fmt: skip
+    rows = [_row("all test rows", "", len(outcomes), whole)]
+    rows += [_row(one.column, one.value, one.rows, one.interval.entry()) for one in found.worst]
+    header = ["column", "value", "rows", metric, "from", "to"]
+    yield page.table(f"Where {metric} is worst", header, rows, numbers=4)
+
+
+def _row(column: str, value: str, rows: int, entry: dict[str, Any]) -> Sequence[str]:
+    limits = [number(entry[side]) if entry.get(side) is not None else "" for side in ("low", "high")]
+    return [column, value, str(rows), _value(entry) if entry else "not defined", *limits]
