@@ -162,11 +162,12 @@ def test_a_bad_trial_is_pruned_and_its_run_is_whole(study: Study) -> None:
 
 
 @pytest.mark.slow
-def test_a_trial_is_the_mean_over_seeds(study: Study) -> None:
-    run(*study(1, seeds=3))
+@pytest.mark.parametrize(("key", "ends"), [("seeds", "seed_1 seed_2 seed_3"), ("folds", "fold_0 fold_1 fold_2")])
+def test_a_trial_is_the_mean_over_seeds_or_folds(study: Study, key: str, ends: str) -> None:
+    run(*study(1, **{key: 3}))
     values = []
-    for seed in (1, 2, 3):
-        callbacks = read_checkpoint(FOLDER / f"trial_0_seed_{seed}/checkpoints/last.ckpt")["callbacks"]
+    for end in ends.split():
+        callbacks = read_checkpoint(FOLDER / f"trial_0_{end}/checkpoints/last.ckpt")["callbacks"]
         values.append(next(state["best_metrics"]["val/f1"] for state in callbacks.values() if "best_metrics" in state))
     assert len(set(values)) > 1
     assert trials()[0]["val/f1"] == pytest.approx(sum(values) / 3, abs=1e-12)
