@@ -208,7 +208,7 @@ def _known(model: Model, batch: Batch) -> tuple[float, bool]:
     assert batch.y is not None
     model.eval()
     outputs, loss, _ = model.loss_of(batch, "val")
-    predicted = model.predictions(model.average(outputs) if outputs.ndim == 3 else outputs)
+    predicted = model.predictions(outputs)
     model.train()
     if model.task == "regression":
         errors = (predicted - batch.y).square().mean(0)

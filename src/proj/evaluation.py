@@ -6,8 +6,9 @@ from typing import Any
 
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
-from proj import console
+from proj import calibration, console
 from proj.arguments import Arguments, read_arguments
+from proj.calibration import Calibration
 from proj.callbacks.predictions import PredictionWriter
 from proj.data.base import SplitData
 from proj.errors import UserError
@@ -37,6 +38,7 @@ def predict(args: list[str]) -> None:
     """Write a run's predictions for new rows."""
     arguments = read_arguments(args)
     run, cli, path = _restore("predict", arguments)
+    _calibrate(cli.model, path)
     file = Path(cli.option("output") or run.path / "predict" / "predictions.parquet")
     writer(file)  # a wrong ending, or no way to write there, should be known before the work
     try:
@@ -58,6 +60,8 @@ def _score(verb: str, stage: str, args: list[str]) -> None:
     run, cli, path = _restore(verb, read_arguments(args))
     importance = _importance(cli) if verb == "validate" and cli.config.importance else None
     fast = bool(cli.config_init.trainer.fast_dev_run)  # then nothing is kept
+    request = _request(cli, path, fast) if verb == "validate" else None
+    applied = _calibrate(cli.model, path) if verb == "test" else None
     predictions = PredictionWriter(run.path / verb / "predictions.parquet")
     trainer = cli.build_trainer(run.path, [] if fast else [predictions])
     with exit_codes(trainer), explained(f"{verb} does not go through"):
@@ -66,7 +70,12 @@ def _score(verb: str, stage: str, args: list[str]) -> None:
         return
     values = {name.removeprefix(f"{stage}/"): value.item() for name, value in trainer.callback_metrics.items()}
     metrics = entries(values)
-    judge = _judge() if predictions.written and isinstance(cli.model, Model) else None
+    calibration.keep(applied, run.path / verb)
+    judge = _room("judge") if predictions.written and isinstance(cli.model, Model) else None
+    fitted = None
+    if judge is not None and request is not None:
+        outcomes = judge.outcomes_of(run, verb, cli.model.schema)
+        fitted = _room("calibrate").fit(request, outcomes, cli.model.schema, path)
     if judge is not None:
         metrics = judge.with_intervals(metrics, run, verb, cli.model.schema)
     write_metrics(run.path / verb / "metrics.json", metrics)
@@ -76,6 +85,10 @@ def _score(verb: str, stage: str, args: list[str]) -> None:
     console.say(f"metrics: {run.path / verb / 'metrics.json'}")
     if predictions.written:
         console.say(f"predictions: {predictions.path}")
+    if fitted is not None:
+        _room("calibrate").show(fitted, outcomes, cli.model.schema)
+        fitted.write(file := path.with_name(calibration.FILE))
+        console.say(f"calibration: {file}; test, predict and proj.load apply it, unless you delete it")
     if importance is not None:
         importance(run, trainer, cli.model, cli.datamodule)
     if judge is not None and verb == "test":
@@ -87,15 +100,35 @@ def _score(verb: str, stage: str, args: list[str]) -> None:
         console.say(f"watch: tensorboard --logdir {run.path.parent}")
 
 
-def _judge() -> Any:
-    """The room evaluate/, which may have been deleted: then metrics are values alone, and there is no report."""
+def _room(file: str) -> Any:
+    """A file of evaluate/, which may have been deleted: then metrics are values alone, and there is no report."""
     there = Path(__file__).with_name("evaluate").is_dir()
-    return import_module(f"{__package__}.evaluate.judge") if there else None
+    return import_module(f"{__package__}.evaluate.{file}") if there else None
+
+
+def _request(cli: ExperimentCLI, path: Path, fast: bool) -> Any:
+    """What `validate` is asked to fit, if anything."""
+    given = cli.option("calibrate"), cli.option("threshold")
+    if given == (None, None):
+        if path.with_name(calibration.FILE).is_file() and first_process():
+            console.say(f"{path.with_name(calibration.FILE)} is not applied to the part it was fitted on")
+        return None
+    if fast:
+        raise UserError("--calibrate, --threshold: expected the whole part, got --trainer.fast_dev_run; leave it out.")
+    return _room("calibrate").request(*given, cli.model.task if isinstance(cli.model, Model) else None)
+
+
+def _calibrate(model: Any, path: Path) -> Calibration | None:
+    """Give a model of ours what was fitted for its checkpoint, and say so."""
+    found, why = calibration.apply(model, path) if isinstance(model, Model) else (None, "")
+    if first_process() and (found or why):
+        console.say(f"calibrated: {found}") if found else console.warn(why)
+    return found
 
 
 def _importance(cli: ExperimentCLI) -> Any:
     """What `validate --importance` calls when the metrics are there; raises UserError, before the work, where it cannot."""
-    if (judge := _judge()) is None:
+    if (judge := _room("judge")) is None:
         raise UserError("--importance: expected the room evaluate/, which was deleted; leave it out.")
     if cli.config_init.trainer.fast_dev_run:
         raise UserError("--importance: expected the whole validation part, got trainer.fast_dev_run; leave one of them out.")

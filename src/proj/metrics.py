@@ -20,7 +20,7 @@ from torchmetrics.classification import (
 )
 
 from proj.exact import Errors, MeanLoss, Ranked
-from proj.schema import Schema, Task
+from proj.schema import HALF, Schema, Task
 
 
 class About(NamedTuple):
@@ -64,6 +64,7 @@ class Meter(nn.Module):
     def __init__(self, schema: Schema, stage: str) -> None:
         super().__init__()
         self.names = schema.class_names or schema.target_names
+        self.decides = schema.task in ("binary", "multilabel")
         self.loss = MeanLoss()
         self.ranked = Ranked(schema.outputs) if schema.task != "regression" and stage != "train" else None
         self.counted = (
@@ -72,13 +73,18 @@ class Meter(nn.Module):
             else MetricCollection(_COUNTED[schema.task](len(schema.class_names)))
         )
 
-    def update(self, preds: Tensor, target: Tensor, loss: Tensor, weight: Tensor) -> None:
+    def update(
+        self, preds: Tensor, target: Tensor, loss: Tensor, weight: Tensor, thresholds: tuple[float, ...] = HALF
+    ) -> None:
         """Take in some batches: what ``Model.predictions`` made of their rows, the rows' targets, and of each batch the
-        mean loss and that mean's weight.
+        mean loss and that mean's weight; and above which probability a row is of the positive class, or has a label: one
+        threshold, or one for each label.
         """
         if self.ranked is not None:  # an empty shard too: all processes gather their scores together at the end
             self.ranked.update(preds, target)
         if len(target):
+            if self.decides:  # here, since torchmetrics takes one threshold for all labels
+                preds = (preds > (preds.new_tensor(thresholds) if len(thresholds) > 1 else thresholds[0])).long()
             self.counted.update(preds, target)
             self.loss.update(loss, weight)
 

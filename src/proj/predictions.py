@@ -7,14 +7,24 @@ import numpy as np
 import polars as pl
 
 from proj.errors import UserError
-from proj.schema import Schema
+from proj.schema import HALF, Schema
 
 Array: TypeAlias = np.ndarray[Any, Any]
 
 WRITERS = {".parquet": pl.DataFrame.write_parquet, ".csv": pl.DataFrame.write_csv}
 
 
-def frame(schema: Schema, row: Array, output: Array, target: Array | None = None) -> pl.DataFrame:
+def decided(probability: Array, thresholds: tuple[float, ...] = HALF) -> Array:
+    """Whether a row is of the positive class [rows], or has each label [rows, labels]: 0 and 1.
+
+    ``thresholds`` are one for all, or one for each label.
+    """
+    return (probability > np.asarray(thresholds, probability.dtype)).astype(np.int64)
+
+
+def frame(
+    schema: Schema, row: Array, output: Array, target: Array | None = None, thresholds: tuple[float, ...] = HALF
+) -> pl.DataFrame:
     """One line a row, in row order: ``row``, targets where they are known, predictions, probabilities.
 
     ``output`` is what ``Model.predictions`` gives: [rows] (binary), [rows, classes], [rows, labels] or [rows, targets].
@@ -23,7 +33,7 @@ def frame(schema: Schema, row: Array, output: Array, target: Array | None = None
     columns: dict[str, Array] = {"row": row}
     if schema.task in ("binary", "multiclass"):
         probability = np.stack([1 - output, output], axis=1) if schema.task == "binary" else output
-        predicted = (output > 0.5).astype(np.int64) if schema.task == "binary" else output.argmax(1)
+        predicted = decided(output, thresholds) if schema.task == "binary" else output.argmax(1)
         labels = np.asarray(schema.classes)
         if target is not None:
             columns["target"] = labels[target]
@@ -32,7 +42,7 @@ def frame(schema: Schema, row: Array, output: Array, target: Array | None = None
     else:
         multilabel = schema.task == "multilabel"
         ends = [f"_{name}" for name in schema.target_names] if len(schema.target_names) > 1 else [""]
-        predicted = (output > 0.5).astype(np.int64) if multilabel else output
+        predicted = decided(output, thresholds) if multilabel else output
         if target is not None:
             columns |= {f"target{end}": target[:, i].astype(predicted.dtype) for i, end in enumerate(ends)}
         columns |= {f"prediction{end}": predicted[:, i] for i, end in enumerate(ends)}

@@ -7,8 +7,9 @@ import polars as pl
 import torch
 from jsonargparse import ArgumentError, ArgumentParser
 from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch.utilities import rank_zero_warn
 
-from proj import trust
+from proj import calibration, trust
 from proj.data.base import SplitData
 from proj.data.loader import take
 from proj.errors import UserError
@@ -26,10 +27,11 @@ class Predictor:
 
     Attributes:
         model: the model, in evaluation mode, on the CPU; move it with ``.model.to(device)``.
+        calibration: the temperature and thresholds that were fitted for the checkpoint, and are applied; None without.
     """
 
-    def __init__(self, checkpoint: dict[str, Any], source: str) -> None:
-        config = checkpoint["config"]
+    def __init__(self, checkpoint: dict[str, Any], path: Path) -> None:
+        config, source = checkpoint["config"], str(path)
         parser = ArgumentParser(exit_on_error=False)
         parser.add_subclass_arguments(LightningModule, "model")
         parser.add_argument("--data", type=type[LightningDataModule])
@@ -49,6 +51,9 @@ class Predictor:
         check_weights(self.model, checkpoint["state_dict"], source)
         self.model.load_state_dict(checkpoint["state_dict"])
         self.model.eval()
+        self.calibration, why = calibration.apply(self.model, path)
+        if why:
+            rank_zero_warn(why)
 
     def predict(self, rows: Any, batch_size: int = 1024) -> pl.DataFrame:
         """Raw rows, as the data module's source has them, to a table: ``row``, ``prediction``, ``probability_…``.
@@ -66,7 +71,7 @@ class Predictor:
                     take(Batch(x, None, row), row[start : start + batch_size]), self.model.device, 0
                 )
                 outputs.append(self.model.predict_step(batch, 0)["output"].cpu())
-        return frame(schema, row.numpy(), torch.cat(outputs).numpy())
+        return frame(schema, row.numpy(), torch.cat(outputs).numpy(), thresholds=self.model.thresholds)
 
 
 def load(run: str | Path) -> Predictor:
@@ -77,4 +82,4 @@ def load(run: str | Path) -> Predictor:
     checkpoint = read_checkpoint(path)
     if "config" not in checkpoint or checkpoint.get("schema") is None:
         raise UserError(f"{path}: expected a checkpoint that `fit` wrote for one of this package's models.")
-    return Predictor(checkpoint, str(path))
+    return Predictor(checkpoint, path)

@@ -14,6 +14,7 @@ from proj.errors import UserError
 Task: TypeAlias = Literal["binary", "multiclass", "multilabel", "regression"]
 Label: TypeAlias = str | int | float | bool
 STAGES = ("train", "val", "test")
+HALF = (0.5,)  # the threshold of the positive class, or of every label, where none was fitted
 Tensors: TypeAlias = Tensor | dict[str, Tensor]
 
 

@@ -79,7 +79,7 @@ class PredictionWriter(Callback):
         columns = {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
         if isinstance(pl_module, Model):
             assert pl_module.schema is not None
-            table = frame(pl_module.schema, **columns)
+            table = frame(pl_module.schema, **columns, thresholds=pl_module.thresholds)
             assert (np.diff(table["row"].to_numpy()) > 0).all(), "a row was predicted twice"
         else:
             table = _plain(columns)

@@ -79,6 +79,14 @@ def reliability(score: Array, hit: Array, bins: int = 10) -> Reliability:
     return Reliability(predicted, happened, rows, float((gaps * rows[rows > 0]).sum() / len(score)))
 
 
+def log_losses(outcomes: Outcomes) -> Array:
+    """Minus the logarithm of the probability that each row's target was given [rows]; of labels, their mean."""
+    with np.errstate(divide="ignore"):
+        if outcomes.task == "multiclass":
+            return np.asarray(-np.log(outcomes.output[np.arange(len(outcomes)), outcomes.target]))
+        return np.asarray(-np.log(np.where(outcomes.hits == 1, outcomes.scores, 1 - outcomes.scores)).mean(axis=1))
+
+
 def confidence(outcomes: Outcomes) -> tuple[Array, Array]:
     """What `reliability` is asked for: the probability of each row's prediction, and whether it was right.
 
@@ -118,7 +126,7 @@ def mistakes(outcomes: Outcomes, most: int = MISTAKES) -> Array:
     if outcomes.task == "multiclass":
         wrong, sure = outcomes.predicted != outcomes.target, outcomes.output.max(axis=1)
     else:
-        off = np.abs(outcomes.scores - outcomes.hits).max(axis=1)
-        wrong, sure = off >= 0.5, off
+        off = np.abs(outcomes.scores - outcomes.hits) * (outcomes.predicted.reshape(len(outcomes), -1) != outcomes.hits)
+        wrong, sure = off.any(axis=1), off.max(axis=1)
     places = np.flatnonzero(wrong)
     return np.asarray(places[np.argsort(-sure[places], kind="stable")][:most])

@@ -29,7 +29,7 @@ def figures_of(outcomes: Outcomes) -> Iterator[Drawn]:
         yield (figures.confusion_matrix(matrix, outcomes.names, shares=True),
                "Confusion matrix: percent of the target's rows.")  # fmt: skip
     yield from _areas(outcomes)
-    yield _reliability(outcomes)
+    yield reliability(outcomes)
     hits, scores = outcomes.hits, outcomes.scores
     if outcomes.task == "multiclass":
         sure, right = curves.confidence(outcomes)
@@ -41,8 +41,9 @@ def figures_of(outcomes: Outcomes) -> Iterator[Drawn]:
         of = f" of {pair[1]}" if len(names) > 1 else ""
         yield (figures.score_histogram(scores[:, i], hits[:, i], (pair[0], pair[1])),
                f"Predicted probability{of or f' of {pair[1]}'}, by what is the case.")  # fmt: skip
-        yield (figures.threshold_curves(curves.thresholds(scores[:, i], hits[:, i])),
-               f"What another threshold would give{of}; 0.5 is used.")  # fmt: skip
+        used = outcomes.thresholds[i if len(outcomes.thresholds) > 1 else 0]
+        yield (figures.threshold_curves(curves.thresholds(scores[:, i], hits[:, i]), used),
+               f"What another threshold would give{of}; {used:.3g} is used.")  # fmt: skip
 
 
 def _areas(outcomes: Outcomes) -> Iterator[Drawn]:
@@ -65,11 +66,11 @@ def _areas(outcomes: Outcomes) -> Iterator[Drawn]:
            f"{areas['average_precision']}.")  # fmt: skip
 
 
-def _reliability(outcomes: Outcomes) -> Drawn:
+def reliability(outcomes: Outcomes, of: str = "Reliability") -> Drawn:
     found = curves.reliability(*curves.confidence(outcomes))
     what = "the prediction's probability" if outcomes.task == "multiclass" else "the predicted probability"
     return (figures.reliability_diagram(found),
-            f"Reliability: how often {what} came true; expected calibration error {number(found.error)}.")  # fmt: skip
+            f"{of}: how often {what} came true; expected calibration error {number(found.error)}.")  # fmt: skip
 
 
 def _of_numbers(target: Array, predicted: Array, name: str) -> Iterator[Drawn]:

@@ -130,13 +130,13 @@ def score_histogram(score: Array, hit: Array, names: tuple[str, str]) -> Figure:
 
 
 @styled
-def threshold_curves(found: Thresholds) -> Figure:
-    """Precision, recall and F1 by the probability from which a row is taken for positive."""
+def threshold_curves(found: Thresholds, used: float = 0.5) -> Figure:
+    """Precision, recall and F1 by the probability from which a row is taken for positive; a line where it is ``used``."""
     figure, axes = _axes(xlabel="threshold", ylabel="", xlim=(0, 1), ylim=(0, 1.01))
     for name in ("precision", "recall", "f1"):
         x, y = thinned(found.at[1:], getattr(found, name)[1:])
         axes.plot(x, y, label=name.replace("f1", "F1"))
-    axes.axvline(0.5, color="#999999", linestyle=":", linewidth=1)
+    axes.axvline(used, color="#999999", linestyle=":", linewidth=1)
     axes.legend(fontsize=7, loc="lower center")
     return figure
 

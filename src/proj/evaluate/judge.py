@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,13 @@ import numpy as np
 import polars as pl
 from lightning.pytorch import Trainer
 
-from proj import console
+from proj import calibration, console
 from proj.console import number
 from proj.data.base import SplitData
 from proj.data.loader import take
 from proj.errors import UserError
 from proj.evaluate import kept
+from proj.evaluate.curves import log_losses
 from proj.evaluate.importance import REPEATS, Rows, importances, inputs_of, predictor
 from proj.evaluate.intervals import Interval, intervals, mean_interval
 from proj.evaluate.outcomes import Array, Outcomes, read
@@ -44,11 +46,15 @@ def with_intervals(metrics: Entries, run: Run, verb: str, schema: Schema) -> Ent
 
 
 def outcomes_of(run: Run, verb: str, schema: Schema) -> Outcomes:
-    """What `validate` or `test` wrote for each row, in groups where the experiment's data have a column of them."""
+    """What `validate` or `test` wrote for each row, with the thresholds that were applied.
+
+    It is in groups where the experiment's data have a column of them.
+    """
     table = pl.read_parquet(run.path / verb / "predictions.parquet")
     group = ((run.config.get("data") or {}).get("init_args") or {}).get("group")
     column = next((name for name in (f"kept_{group}", group) if name in table.columns), None)
-    return read(schema, table, column)
+    outcomes, applied = read(schema, table, column), run.path / verb / calibration.FILE
+    return replace(outcomes, thresholds=calibration.read(applied).settings(schema)[1]) if applied.is_file() else outcomes
 
 
 def doubts(metrics: Entries, task: Task) -> Iterator[str]:
@@ -146,8 +152,4 @@ def _row_losses(outcomes: Outcomes, schema: Schema) -> Iterator[Array]:
             yield (error**2).mean(axis=1)
             yield np.abs(error).mean(axis=1)
         return
-    with np.errstate(divide="ignore"):
-        if outcomes.task == "multiclass":
-            yield -np.log(outcomes.output[np.arange(len(outcomes)), outcomes.target])
-        else:
-            yield -np.log(np.where(outcomes.hits == 1, outcomes.scores, 1 - outcomes.scores)).mean(axis=1)
+    yield log_losses(outcomes)

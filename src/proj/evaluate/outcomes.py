@@ -6,7 +6,8 @@ from typing import Any, TypeAlias
 import numpy as np
 import polars as pl
 
-from proj.schema import Schema, Task
+from proj.predictions import decided
+from proj.schema import HALF, Schema, Task
 
 Array: TypeAlias = np.ndarray[Any, Any]
 
@@ -18,7 +19,8 @@ class Outcomes:
     ``target`` is [rows] class numbers, [rows, labels] of 0 and 1, or [rows, targets]. ``output`` is what
     ``Model.predictions`` gives: [rows] (binary, of the positive class), [rows, classes], [rows, labels] or [rows, targets].
     ``names`` are those of the classes, labels or targets. Rows of equal ``group`` [rows] belong together, such as those of
-    one customer; None: each row is for itself.
+    one customer; None: each row is for itself. ``thresholds`` are those of the positive class or of the labels, one for all
+    or one for each.
     """
 
     task: Task
@@ -27,6 +29,7 @@ class Outcomes:
     target: Array
     output: Array
     group: Array | None = None
+    thresholds: tuple[float, ...] = HALF
 
     def __len__(self) -> int:
         return len(self.row)
@@ -41,7 +44,7 @@ class Outcomes:
         """Class numbers [rows], labels [rows, labels], or numbers [rows, targets], as in the predictions file."""
         if self.task == "multiclass":
             return np.asarray(self.output.argmax(1))
-        return self.output if self.task == "regression" else np.asarray(self.output > 0.5, np.int64)
+        return self.output if self.task == "regression" else decided(self.output, self.thresholds)
 
     @property
     def hits(self) -> Array:

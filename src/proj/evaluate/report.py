@@ -10,13 +10,13 @@ import numpy as np
 import polars as pl
 import yaml
 
-from proj import console, page
+from proj import calibration, console, page
 from proj.callbacks.watch import flat
 from proj.console import number
 from proj.data.base import Finding
 from proj.errors import UserError
-from proj.evaluate import by_column, curves
-from proj.evaluate.drawn import figures_of, learning
+from proj.evaluate import by_column, calibrate, curves
+from proj.evaluate.drawn import figures_of, learning, reliability
 from proj.evaluate.judge import Entries, doubts, outcomes_of
 from proj.evaluate.kept import PICTURES
 from proj.evaluate.outcomes import Array, Outcomes
@@ -70,6 +70,7 @@ def write_report(run: Run, schema: Schema) -> Path:
     sections = [
         Section("Result on the test part", list(_result(metrics, outcomes, run))),
         Section("Figures", _figures(outcomes)),
+        Section("Calibration", list(_calibration(run, outcomes))),
         Section("Mistakes", list(_mistakes(run, outcomes))),
         Section("Slices", list(by_column.worst_slices(run, outcomes, metrics.get(MONITOR[schema.task].split("/")[1], {})))),
         Section("Importance of the columns", list(by_column.importance(run))),
@@ -136,6 +137,24 @@ def _figures(outcomes: Outcomes) -> list[Html]:
     return [] if outcomes.missing else [page.figures(*figures_of(outcomes))]
 
 
+def _calibration(run: Run, outcomes: Outcomes) -> Iterator[Html]:
+    """What the calibration that `test` applied has changed; it keeps a copy beside its metrics."""
+    applied = run.path / "test" / calibration.FILE
+    if outcomes.missing or not applied.is_file():
+        return
+    found = calibration.read(applied)
+    before = calibrate.uncalibrated(outcomes, found)
+    what = str(found)
+    yield page.text(f"{what[0].upper()}{what[1:]}; fitted on {found.rows} validation rows for {found.checkpoint}.")
+    rows = [[name, number(a), number(b)] for name, a, b in calibrate.compared(before, outcomes, found)]
+    yield page.table("The test part without and with it", ["metric", "before", "after"], rows, numbers=2)
+    if found.thresholds is not None and len(found.thresholds) > 1:
+        lines = [[name, f"{at:.3g}"] for name, at in found.thresholds.items()]
+        yield page.table("Thresholds", ["label", "threshold"], lines, numbers=1)
+    if found.temperature is not None:
+        yield page.figures(reliability(before, "Before calibrating"), reliability(outcomes, "After calibrating"))
+
+
 def _mistakes(run: Run, outcomes: Outcomes) -> Iterator[Html]:
     if outcomes.missing:
         return
@@ -189,8 +208,8 @@ def _certainty(outcomes: Outcomes, place: int) -> float:
     scores = outcomes.scores[place]
     if outcomes.task == "multiclass":
         return float(scores.max())
-    worst = np.abs(scores - outcomes.hits[place]).argmax()
-    return float(max(scores[worst], 1 - scores[worst]))
+    wrong = outcomes.predicted[place] != outcomes.hits[place]
+    return float((np.abs(scores - outcomes.hits[place]) * wrong).max())
 
 
 def _training(run: Run, schema: Schema) -> Iterator[Html]:

@@ -17,7 +17,7 @@ from proj.models.compiled import CompiledStep
 from proj.models.fitting import build, check_outputs, check_targets, check_task, rows_at_once, schema_of_a_batch
 from proj.models.parameters import check_rates, freeze_matching, fuse, parameter_groups
 from proj.models.schedule import schedule
-from proj.schema import STAGES, Batch, Block, Schema, Task, Tensors
+from proj.schema import HALF, STAGES, Batch, Block, Schema, Task, Tensors
 
 # A plain module is taken as it is; a class whose first argument is the schema is built from it. The order matters: the
 # command line tries a module first.
@@ -62,6 +62,8 @@ class Model(LightningModule, ABC):
         self.schema: Schema | None = None  # from the data module, or from a checkpoint before the Trainer runs
         self.monitor = metrics.MONITOR[self.task]
         self.mode = metrics.ABOUT[self.monitor.split("/")[1]].mode
+        self.temperature = 1.0  # others, of both, for `test` and `predict`, where some were fitted
+        self.thresholds: tuple[float, ...] = HALF
         self.compiled_step: CompiledStep | None = None  # set before training, if it is wanted and can be had
         self._seen = 0  # rows of this stage so far, to number the rows of a user's own (x, y) batches
 
@@ -134,8 +136,12 @@ class Model(LightningModule, ABC):
 
     def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
         batch = self._batch(batch)
-        outputs = self(batch.x).to(EXACT)
-        return {"row": batch.row, "output": self.predictions(self.average(outputs) if outputs.ndim == 3 else outputs)}
+        return {"row": batch.row, "output": self.predictions(self._judged(self(batch.x)))}
+
+    def _judged(self, outputs: Tensor) -> Tensor:
+        """Raw outputs [rows, outputs] in evaluation: the mean of an ensemble's, divided by the temperature."""
+        outputs = outputs.to(EXACT)
+        return (self.average(outputs) if outputs.ndim == 3 else outputs) / self.temperature
 
     def loss_of(self, batch: Batch, stage: str) -> tuple[Tensor, Tensor, Tensor | float]:
         """Raw outputs for a batch, their mean loss, and its weight."""
@@ -143,12 +149,11 @@ class Model(LightningModule, ABC):
         assert self.schema is not None
         assert y is not None
         check_outputs(outputs, len(batch.row), self.schema, type(self.net).__name__)
-        outputs = outputs.float() if stage == "train" else outputs.to(EXACT)
+        outputs = outputs.float() if stage == "train" else self._judged(outputs)
         if outputs.ndim == 2:
             return outputs, *self.losses(outputs, y)
-        if stage == "train":  # each member of an ensemble learns by its own loss
-            return outputs, *self.losses(outputs.flatten(0, 1), y.repeat_interleave(outputs.shape[1], dim=0))
-        return outputs, *self.losses(self.average(outputs), y)
+        # each member of an ensemble learns by its own loss
+        return outputs, *self.losses(outputs.flatten(0, 1), y.repeat_interleave(outputs.shape[1], dim=0))
 
     @torch.no_grad()
     def count(self, outputs: Tensor, y: Tensor, losses: list[Tensor], weights: list[Tensor | float], stage: str) -> Tensor:
@@ -156,7 +161,7 @@ class Model(LightningModule, ABC):
         predicted = self.predictions(self.average(outputs) if outputs.ndim == 3 else outputs)
         numbers = [w for w in weights if not isinstance(w, Tensor)]
         weight = torch.tensor(numbers, device=y.device) if numbers else torch.stack(cast(list[Tensor], weights))
-        self._meter(stage).update(predicted, y, torch.stack(losses).detach(), weight.to(EXACT))
+        self._meter(stage).update(predicted, y, torch.stack(losses).detach(), weight.to(EXACT), self.thresholds)
         return predicted
 
     def _evaluate(self, batch: Any, stage: str) -> dict[str, Tensor]:
