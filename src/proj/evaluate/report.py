@@ -145,7 +145,8 @@ def _calibration(run: Run, outcomes: Outcomes) -> Iterator[Html]:
     found = calibration.read(applied)
     before = calibrate.uncalibrated(outcomes, found)
     what = str(found)
-    yield page.text(f"{what[0].upper()}{what[1:]}; fitted on {found.rows} validation rows for {found.checkpoint}.")
+    yield page.text(f"{what[0].upper()}{what[1:]}; fitted on {found.rows} validation rows for {found.checkpoint}. "
+                    "Metrics of the validation part are of the model without it.")  # fmt: skip
     rows = [[name, number(a), number(b)] for name, a, b in calibrate.compared(before, outcomes, found)]
     yield page.table("The test part without and with it", ["metric", "before", "after"], rows, numbers=2)
     if found.thresholds is not None and len(found.thresholds) > 1:
