@@ -228,6 +228,7 @@ def test_training_and_validation_stay_as_they_are(experiment: Any, cli: Cli) -> 
     cli("fit", "--resume", "version_0", "--trainer.max_epochs", "3")
 
 
+@pytest.mark.slow
 def test_two_processes_apply_it_as_one_does(experiment: Any, cli: Cli) -> None:
     cli("fit", "--config", experiment("multilabel", 121))
     save(calibration("multilabel"))

@@ -127,6 +127,7 @@ def test_a_value_that_the_predictions_do_not_give_keeps_no_interval(work: Path) 
     assert done["mine"] == {"value": 3.0}
 
 
+@pytest.mark.slow
 def test_without_this_room_test_prints_plain_values(work: Path) -> None:
     """That the rest of the suite passes then is shown by `.ci/run`."""
     package = next(path.parent for path in ROOT.glob("src/*/__main__.py")).name
