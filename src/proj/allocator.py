@@ -10,7 +10,7 @@ def keep_freed_memory() -> None:
     """Have glibc keep what is freed, from here to the end of the process; other C libraries are left as they are.
 
     By its defaults a large tensor goes back to the system when it is freed, and the next step's comes from there again, page
-    by page: a sixth of the time of a convolutional net (`docs/performance.md`). The options are those of mallopt(3).
+    by page: a fifth of the time of a convolutional net (`docs/performance.md`). The options are those of mallopt(3).
     """
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)

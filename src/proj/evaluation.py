@@ -1,5 +1,6 @@
 """The verbs that take a run: validate, test and predict."""
 
+from collections.abc import Iterable
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -79,10 +80,7 @@ def _score(verb: str, stage: str, args: list[str]) -> None:
     if judge is not None:
         metrics = judge.with_intervals(metrics, run, verb, cli.model.schema)
     write_metrics(run.path / verb / "metrics.json", metrics)
-    console.show_metrics(f"{verb}, {run.path.name}, {path.name}", metrics)
-    for line in judge.doubts(metrics, cli.model.schema.task) if judge is not None else []:
-        console.warn(f"{verb}: {line}")
-    console.say(f"metrics: {run.path / verb / 'metrics.json'}")
+    _show(verb, run, path, metrics, judge.doubts(metrics, cli.model.schema.task) if judge is not None else [])
     if predictions.written:
         console.say(f"predictions: {predictions.path}")
     if fitted is not None:
@@ -98,6 +96,14 @@ def _score(verb: str, stage: str, args: list[str]) -> None:
     console.say(f"run: {run.path}")
     if any(run.path.glob("events.out.tfevents.*")):
         console.say(f"watch: tensorboard --logdir {run.path.parent}")
+
+
+def _show(verb: str, run: Run, path: Path, metrics: dict[str, dict[str, Any]], doubts: Iterable[str]) -> None:
+    """The metrics, what they cannot tell, and where they are."""
+    console.show_metrics(f"{verb}, {run.path.name}, {path.name}", metrics)
+    for line in doubts:
+        console.warn(f"{verb}: {line}")
+    console.say(f"metrics: {run.path / verb / 'metrics.json'}")
 
 
 def _room(file: str) -> Any:

@@ -109,6 +109,11 @@ def listed(lines: Iterable[str]) -> Html:
     return Html(f"<ul>{''.join(f'<li>{_safe(line)}</li>' for line in lines)}</ul>")
 
 
+def remarked(value: str, remark: str) -> Html:
+    """A cell's value with a remark in small letters beneath it, if there is one."""
+    return Html(escape(value) + (f"<br><small>{escape(remark)}</small>" if remark else ""))
+
+
 def table(caption: str, header: Sequence[str], rows: Iterable[Sequence[str]], numbers: int = 0) -> Html:
     """A table whose first column heads its rows; the ``numbers`` last columns are numbers."""
     first = len(header) - numbers

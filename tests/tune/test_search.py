@@ -126,6 +126,7 @@ def test_ctrl_c_leaves_what_is_done_and_the_same_command_goes_on(study: Study) -
     wait_until(lambda: (FOLDER / "trial_2/checkpoints/last.ckpt").exists())
     process.send_signal(signal.SIGINT)
     assert process.wait() == 130
+    assert "Traceback" not in Path("log.txt").read_text()
     left = trials()
     assert left[:2] == whole[:2]
     assert {row["state"] for row in left[2:]} <= {"waiting", "complete"}
@@ -144,7 +145,11 @@ def test_what_goes_wrong_in_a_trial_ends_that_trial_alone(study: Study) -> None:
             "model.net.how": ['"well"', '"error"', '"nan"', '"killed"']}}},
         space={"model.net.how": {"choice": ["well", "error", "nan", "killed"]}},
     )  # fmt: skip
-    run(*command)
+    process = start(*command)
+    assert process.wait() == 0
+    said = Path("log.txt").read_text()
+    assert "it broke" in said
+    assert "Traceback" not in said  # it is in the trial's own file
     found = {row["model.net.how"]: row for row in trials()}
     assert {how: row["state"] for how, row in found.items()} == {
         "well": "complete", "error": "failed", "nan": "failed", "killed": "failed"}  # fmt: skip

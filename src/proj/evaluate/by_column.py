@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterator, Sequence
-from html import escape
 from typing import Any
 
 import polars as pl
@@ -49,16 +48,10 @@ def importance(run: Run) -> Iterator[Html]:
         yield page.figures((figures.importances(list(shown), limits, f"{change} of {metric}"),
                             f"Importance of columns with 95 % intervals; {first} has the largest, "
                             f"{number(shown[first]['value'])}."))  # fmt: skip
-    rows = [[name, _value(entry), *(number(entry[side]) if entry[side] is not None else "" for side in ("low", "high"))]
-            for name, entry in list(columns.items())[:SHOWN]]  # fmt: skip
+    rows = [_row(name, entry) for name, entry in list(columns.items())[:SHOWN]]
     yield page.table("Importance with 95 % intervals", ["column", f"{change} of {metric}", "from", "to"], rows, numbers=3)
     if len(columns) > SHOWN:
         yield page.text(f"{len(columns) - SHOWN} more are in validate/importance.json.")
-
-
-def _value(entry: dict[str, Any]) -> Html | str:
-    shown = number(entry["value"])
-    return Html(f"{shown}<br><small>{escape(entry['why'])}</small>") if entry.get("why") else shown
 
 
 def worst_slices(run: Run, outcomes: Outcomes, whole: dict[str, Any]) -> Iterator[Html]:
@@ -77,12 +70,13 @@ def worst_slices(run: Run, outcomes: Outcomes, whole: dict[str, Any]) -> Iterato
     yield page.text(f"Test rows that are alike in one column: by category, or by quarters of numbers and dates. Of "
                     f"{found.told} slices, the {len(found.worst)} worst. The worst of many is partly the worst by chance, "
                     f"and each interval holds for its slice alone.{said}")  # fmt: skip
-    rows = [_row("all test rows", "", len(outcomes), whole)]
-    rows += [_row(one.column, one.value, one.rows, one.interval.entry()) for one in found.worst]
+    rows = [_row("all test rows", whole, "", str(len(outcomes)))]
+    rows += [_row(one.column, one.interval.entry(), one.value, str(one.rows)) for one in found.worst]
     header = ["column", "value", "rows", metric, "from", "to"]
     yield page.table(f"Where {metric} is worst", header, rows, numbers=4)
 
 
-def _row(column: str, value: str, rows: int, entry: dict[str, Any]) -> Sequence[str]:
+def _row(name: str, entry: dict[str, Any], *more: str) -> Sequence[str]:
+    """A line of a table: what it is of, and a metric's entry with its interval."""
     limits = [number(entry[side]) if entry.get(side) is not None else "" for side in ("low", "high")]
-    return [column, value, str(rows), _value(entry) if entry else "not defined", *limits]
+    return [name, *more, page.remarked(number(entry.get("value")), entry.get("why", "")), *limits]

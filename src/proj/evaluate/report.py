@@ -113,9 +113,8 @@ def _result(metrics: Entries, outcomes: Outcomes, run: Run) -> Iterator[Html]:
             known = about(name)
             limits = [number(entry[side]) if entry.get(side) is not None else "" for side in ("low", "high")]
             more = [with_limits(other.get(name, {}))] if other else []
-            why = Html(f"{number(entry.get('value'))}<br><small>{entry['why']}</small>") if entry.get("why") else None
-            rows.append([name, known.unit if known else "", why or number(entry.get("value")), *limits,
-                         str(entry.get("support", "")), *more])  # fmt: skip
+            value = page.remarked(number(entry.get("value")), entry.get("why", ""))
+            rows.append([name, known.unit if known else "", value, *limits, str(entry.get("support", "")), *more])
     header = ["metric", "unit", "value", "from", "to", "rows", *(["on the validation part"] if other else [])]
     yield page.table("Metrics with 95 % intervals", header, rows, numbers=len(header) - 2)
     single = [name.split("/", 1) for name in metrics if "/" in name]
@@ -129,8 +128,7 @@ def _result(metrics: Entries, outcomes: Outcomes, run: Run) -> Iterator[Html]:
 
 def _cell(entry: dict[str, Any]) -> Html:
     limits = "" if entry.get("low") is None else f"{number(entry['low'])} to {number(entry['high'])}"
-    below = f"<br><small>{limits}</small>" if limits else ""
-    return Html(number(entry.get("value")) + below)
+    return page.remarked(number(entry.get("value")), limits)
 
 
 def _figures(outcomes: Outcomes) -> list[Html]:

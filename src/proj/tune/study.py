@@ -2,6 +2,8 @@
 
 import contextlib
 import json
+import logging
+import re
 import time
 import warnings
 from pathlib import Path
@@ -26,9 +28,16 @@ warnings.simplefilter("ignore", ExperimentalWarning)
 make_again = RetryHeartbeatStaleTrialCallback(inherit_intermediate_values=True)
 
 
+def _is_news(record: logging.LogRecord) -> bool:
+    """Optuna tells of trials that fail with a traceback of our own code; the board tells of them with the reason."""
+    return not re.match(r"Trial \d+ failed", record.getMessage())
+
+
 def open_study(plan: Plan) -> Study:
     """The study of a plan, new or as it was left. UserError where it is one of another experiment."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    for handler in logging.getLogger("optuna").handlers:
+        handler.addFilter(_is_news)
     sampler, pruner = PlaceSampler(plan.make_sampler, plan.seed), plan.make_pruner()
     direction: Literal["minimize", "maximize"] = "minimize" if plan.mode == "min" else "maximize"
     storage = _storage(plan)
