@@ -1,9 +1,16 @@
 """What the tests share: a folder of their own to work in, the command line, and small data of every task."""
 
+import gc
 import importlib.util
 import json
 import os
+import shutil
+import socket
+import subprocess
 import sys
+import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -33,9 +40,11 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     yield tmp_path
-    for name, module in list(sys.modules.items()):
-        if str(getattr(module, "__file__", None)).startswith(str(tmp_path)):
-            del sys.modules[name]
+    here = [name for name, module in sys.modules.items() if str(getattr(module, "__file__", None)).startswith(str(tmp_path))]
+    for name in here:
+        del sys.modules[name]
+    if here:
+        gc.collect()  # their classes, too: jsonargparse's help goes through all subclasses that there are
 
 
 @pytest.fixture
@@ -106,6 +115,68 @@ def experiment(work: Path) -> Callable[..., Path]:
         return path
 
     return write
+
+
+@pytest.fixture
+def browser() -> Iterator[Any]:
+    """Debian's Chromium, driven by playwright."""
+    sync = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+    if chromium is None:
+        pytest.skip("there is no chromium; apt-get install chromium")
+    with sync.sync_playwright() as play:
+        opened = play.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield opened
+        opened.close()
+
+
+def watched(browser: Any, **options: Any) -> tuple[Any, list[str], list[str]]:
+    """A new page, the errors it will tell, and the addresses it will ask for."""
+    tab = browser.new_page(**({"viewport": {"width": 1600, "height": 1000}} | options))
+    said: list[str] = []
+    requests: list[str] = []
+    tab.on("console", lambda message: said.append(message.text) if message.type == "error" else None)
+    tab.on("pageerror", lambda error: said.append(str(error)))
+    tab.on("request", lambda request: requests.append(request.url))
+    return tab, said, requests
+
+
+@pytest.fixture
+def board(work: Path) -> Iterator[Callable[[], str]]:
+    """Starts a real TensorBoard on the runs that there are, and gives its address."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start() -> str:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(work / "lightning_logs"), "--host", "127.0.0.1",
+                   "--port", str(port), "--load_fast", "false"]  # fmt: skip
+        started.append(subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
+        return f"http://127.0.0.1:{port}"
+
+    yield start
+    for process in started:
+        process.terminate()
+        process.wait(timeout=30)
+
+
+def ask(url: str, until: Callable[[Any], Any], body: Any = None, seconds: float = 60) -> Any:
+    """The JSON at ``url``, asked for again until it is complete: TensorBoard loads runs in the background."""
+    data = None if body is None else json.dumps(body).encode()
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
+            with urllib.request.urlopen(request, timeout=10) as answer:
+                content = json.load(answer)
+            if until(content):
+                return content
+        except (urllib.error.URLError, ConnectionError):
+            content = None
+        if time.monotonic() > end:
+            raise AssertionError(f"TensorBoard did not show it within {seconds} s: {content}")
+        time.sleep(0.5)
 
 
 def script_of(name: str) -> Any:

@@ -29,6 +29,12 @@ def test_files_that_the_docs_name_exist() -> None:
             assert (ROOT / name).exists(), f"{document} names {name}"
 
 
+def test_links_in_the_docs_lead_somewhere() -> None:
+    for document in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]:
+        for link in re.findall(r"\]\(([^)#]+)", document.read_text()):
+            assert link.startswith("https://") or (document.parent / link).exists(), f"{document.name} links to {link}"
+
+
 def rename(tree: Path, name: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "scripts/rename.py", name]
     return subprocess.run(command, cwd=tree, capture_output=True, text=True, check=False)

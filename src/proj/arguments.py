@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from proj import rooms
 from proj.errors import UserError, nearest
 from proj.names import add_working_directory, resolve, resolve_flag
 
@@ -33,7 +34,7 @@ for _verb in ("validate", "test", "predict"):
         "run": "Run to use, by name or folder; null means the newest finished one, or the newest like --config.",
         "ckpt_path": "Checkpoint to use: best (if null), last, or a file.",
     }
-if Path(__file__).with_name("evaluate").is_dir():  # a room that can be deleted
+if rooms.there("evaluate"):
     OPTIONS["validate"] |= {
         "calibrate": "temperature: fit one number that makes probabilities come true; `test` and `predict` apply it then.",
         "threshold": "Fit from which probability on a row is of the positive class, or has a label: f1 for the largest F1, "

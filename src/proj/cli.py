@@ -3,9 +3,8 @@
 import sys
 from collections.abc import Callable
 from importlib import import_module
-from pathlib import Path
 
-from proj import trust
+from proj import rooms, trust
 from proj.errors import TrainingError, UserError, nearest
 
 # verb: module and function that do it (imported when called), and what it does
@@ -17,13 +16,13 @@ VERBS = {
     "check": ("check:check", "find what can be known before the first epoch"),
     "init": ("init:init", "look at a table or a folder of pictures and write an experiment for it"),
 }
-if Path(__file__).with_name("evaluate").is_dir():  # rooms that can be deleted
+if rooms.there("evaluate"):
     VERBS |= {
         "report": ("evaluate.report:report", "write the page of a run that has been tested"),
         "compare": ("evaluate.compare:compare", "tell whether one run is better than another, on the same test rows"),
         "runs": ("evaluate.runs:runs", "list runs with their main numbers"),
     }
-if Path(__file__).with_name("tune").is_dir():
+if rooms.there("tune"):
     VERBS |= {
         "tune": ("tune.search:tune", "search for better settings"),
         "cv": ("tune.cv:cv", "cross-validate an experiment, with several seeds"),

@@ -1,13 +1,12 @@
 """The verbs that take a run: validate, test and predict."""
 
 from collections.abc import Iterable
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
-from proj import calibration, console
+from proj import calibration, console, rooms
 from proj.arguments import Arguments, read_arguments
 from proj.calibration import Calibration
 from proj.callbacks.predictions import PredictionWriter
@@ -38,7 +37,7 @@ def test(args: list[str]) -> None:
 def predict(args: list[str]) -> None:
     """Write a run's predictions for new rows."""
     arguments = read_arguments(args)
-    run, cli, path = _restore("predict", arguments)
+    run, cli, path, _ = _restore("predict", arguments)
     _calibrate(cli.model, path)
     file = Path(cli.option("output") or run.path / "predict" / "predictions.parquet")
     writer(file)  # a wrong ending, or no way to write there, should be known before the work
@@ -58,8 +57,9 @@ def predict(args: list[str]) -> None:
 
 
 def _score(verb: str, stage: str, args: list[str]) -> None:
-    run, cli, path = _restore(verb, read_arguments(args))
-    importance = _importance(cli) if verb == "validate" and cli.config.importance else None
+    run, cli, path, step = _restore(verb, read_arguments(args))
+    watched = any(run.path.glob("events.out.tfevents.*"))
+    importance = _importance(cli) if cli.config.get("importance") else None
     fast = bool(cli.config_init.trainer.fast_dev_run)  # then nothing is kept
     request = _request(cli, path, fast) if verb == "validate" else None
     applied = _calibrate(cli.model, path) if verb == "test" else None
@@ -72,11 +72,11 @@ def _score(verb: str, stage: str, args: list[str]) -> None:
     values = {name.removeprefix(f"{stage}/"): value.item() for name, value in trainer.callback_metrics.items()}
     metrics = entries(values)
     calibration.keep(applied, run.path / verb)
-    judge = _room("judge") if predictions.written and isinstance(cli.model, Model) else None
+    judge = rooms.load("evaluate.judge") if predictions.written and isinstance(cli.model, Model) else None
     fitted = None
     if judge is not None and request is not None:
         outcomes = judge.outcomes_of(run, verb, cli.model.schema)
-        fitted = _room("calibrate").fit(request, outcomes, cli.model.schema, path)
+        fitted = rooms.load("evaluate.calibrate").fit(request, outcomes, cli.model.schema, path)
     if judge is not None:
         metrics = judge.with_intervals(metrics, run, verb, cli.model.schema)
     write_metrics(run.path / verb / "metrics.json", metrics)
@@ -84,7 +84,7 @@ def _score(verb: str, stage: str, args: list[str]) -> None:
     if predictions.written:
         console.say(f"predictions: {predictions.path}")
     if fitted is not None:
-        _room("calibrate").show(fitted, outcomes, cli.model.schema)
+        rooms.load("evaluate.calibrate").show(fitted, outcomes, cli.model.schema)
         fitted.write(file := path.with_name(calibration.FILE))
         console.say(f"calibration: {file}; test, predict and proj.load apply it, unless you delete it")
     if importance is not None:
@@ -92,9 +92,9 @@ def _score(verb: str, stage: str, args: list[str]) -> None:
     if judge is not None and verb == "test":
         for line in judge.keep(run, cli.model.schema, cli.datamodule):
             console.say(line)
-        console.say(f"report: {judge.write_report(run, cli.model.schema)}")
+        console.say(f"report: {judge.write_report(run, cli.model.schema, step if watched else None)}")
     console.say(f"run: {run.path}")
-    if any(run.path.glob("events.out.tfevents.*")):
+    if watched:
         console.say(f"watch: tensorboard --logdir {run.path.parent}")
 
 
@@ -106,12 +106,6 @@ def _show(verb: str, run: Run, path: Path, metrics: dict[str, dict[str, Any]], d
     console.say(f"metrics: {run.path / verb / 'metrics.json'}")
 
 
-def _room(file: str) -> Any:
-    """A file of evaluate/, which may have been deleted: then metrics are values alone, and there is no report."""
-    there = Path(__file__).with_name("evaluate").is_dir()
-    return import_module(f"{__package__}.evaluate.{file}") if there else None
-
-
 def _request(cli: ExperimentCLI, path: Path, fast: bool) -> Any:
     """What `validate` is asked to fit, if anything."""
     given = cli.option("calibrate"), cli.option("threshold")
@@ -121,7 +115,7 @@ def _request(cli: ExperimentCLI, path: Path, fast: bool) -> Any:
         return None
     if fast:
         raise UserError("--calibrate, --threshold: expected the whole part, got --trainer.fast_dev_run; leave it out.")
-    return _room("calibrate").request(*given, cli.model.task if isinstance(cli.model, Model) else None)
+    return rooms.load("evaluate.calibrate").request(*given, cli.model.task if isinstance(cli.model, Model) else None)
 
 
 def _calibrate(model: Any, path: Path) -> Calibration | None:
@@ -134,16 +128,15 @@ def _calibrate(model: Any, path: Path) -> Calibration | None:
 
 def _importance(cli: ExperimentCLI) -> Any:
     """What `validate --importance` calls when the metrics are there; raises UserError, before the work, where it cannot."""
-    if (judge := _room("judge")) is None:
-        raise UserError("--importance: expected the room evaluate/, which was deleted; leave it out.")
     if cli.config_init.trainer.fast_dev_run:
         raise UserError("--importance: expected the whole validation part, got trainer.fast_dev_run; leave one of them out.")
+    judge = rooms.load("evaluate.judge")
     judge.check_importance(cli.model, cli.datamodule)
     return judge.importance
 
 
-def _restore(verb: str, arguments: Arguments) -> tuple[Run, ExperimentCLI, Path]:
-    """The run an evaluating verb is to work on, its experiment with the user's changes, and the checkpoint to use."""
+def _restore(verb: str, arguments: Arguments) -> tuple[Run, ExperimentCLI, Path, int]:
+    """The run an evaluating verb is to work on, its experiment with the user's changes, the checkpoint to use, its step."""
     if {"-h", "--help"} & set(arguments.flags):
         ExperimentCLI(verb, [], ["--help"])  # prints it and exits
     which = arguments.flag("--ckpt_path") or "best"
@@ -171,7 +164,7 @@ def _restore(verb: str, arguments: Arguments) -> tuple[Run, ExperimentCLI, Path]
             console.warn(f"{run.path} is not finished, its status is {run.manifest['status']}.")
         if verb != "predict":
             _warn_of_other_rows(run, recorded["data"], cli)
-    return run, cli, path
+    return run, cli, path, checkpoint["global_step"]
 
 
 def _warn_of_other_rows(run: Run, recorded: dict[str, Any], cli: ExperimentCLI) -> None:

@@ -14,13 +14,14 @@ from lightning.pytorch.callbacks import Callback, ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only
 
-from proj import metrics, trust
+from proj import metrics, rooms, trust
 from proj.allocator import keep_freed_memory
 from proj.arguments import OPTIONS
+from proj.callbacks.board import RunLogger, Summary
 from proj.callbacks.checkpoint import Checkpoint, EarlyStopping
 from proj.callbacks.finite import Finite
 from proj.callbacks.last import LastCheckpoint
-from proj.callbacks.watch import Progress, RunLogger, Summary, Watch
+from proj.callbacks.watch import Progress, Watch
 from proj.errors import UserError
 from proj.execution import Execution
 from proj.guard import explained
@@ -85,7 +86,7 @@ class ExperimentCLI(LightningCLI):
             parser.add_argument(f"--{option}", type=str | None, default=None, help=text)
         if self.verb == "fit":
             parser.add_argument("--lr_find", action="store_true", help="Find a learning rate first, and train with it.")
-        if self.verb == "validate":
+        if self.verb == "validate" and rooms.there("evaluate"):
             parser.add_argument("--importance", action="store_true",
                                 help="How much worse the metric becomes when a column's values are permuted.")  # fmt: skip
         if self.verb == "check":
@@ -152,6 +153,8 @@ class ExperimentCLI(LightningCLI):
         if trainer.fast_dev_run or trainer.barebones:
             return []
         callbacks: list[Callback] = [Summary(self.experiment), Watch(), Execution()]
+        if live := rooms.load("evaluate.live"):
+            callbacks.append(live.Figures())
         saving = trainer.enable_checkpointing is not False
         callbacks.append(Finite(folder / "checkpoints" if saving else None))
         options = self.monitors()

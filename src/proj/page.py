@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 from warnings import catch_warnings, filterwarnings
 
 import matplotlib as mpl
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -153,6 +155,15 @@ def svg(drawn: Figure, label: str) -> Html:
     drawing = re.sub(r"<metadata>.*?</metadata>", "", drawing, flags=re.DOTALL)
     drawing = re.sub(r' id="(?!C\d)[\w.]+_\d+"', "", drawing)  # of groups, that nothing refers to
     return Html(drawing.replace("<svg", f'<svg role="img" aria-label="{escape(label)}"', 1))
+
+
+def pixels(drawn: Figure) -> Any:
+    """A figure on white ground as uint8 [height, width, 3]."""
+    with style():
+        drawn.set(facecolor="white", dpi=110)
+        canvas: Any = FigureCanvasAgg(drawn)
+        canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3]
 
 
 def image(pixels: Any, words: str) -> Html:

@@ -7,7 +7,6 @@ import re
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from PIL import Image
 from sklearn import metrics as sk
 from sklearn.calibration import calibration_curve
 
-from conftest import Cli
+from conftest import Cli, watched
 from proj import page
 from proj.console import number
 from proj.data.arrays import Arrays
@@ -329,30 +328,13 @@ def test_without_mistakes_there_are_no_pictures(work: Path) -> None:
 # In a real browser
 
 
-@pytest.fixture
-def browser() -> Iterator[Any]:
-    sync = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
-    if chromium is None:
-        pytest.skip("there is no chromium; apt-get install chromium")
-    with sync.sync_playwright() as play:
-        opened = play.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        yield opened
-        opened.close()
-
-
 @pytest.mark.parametrize("width", [400, 1600])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_the_page_in_chromium(width: int, scheme: str, browser: Any, work: Path) -> None:
     """No message in the console, no request but for the file, all figures drawn, nothing wider than the window."""
     run, schema = large(work)
     path = write_report(run, schema)
-    tab = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
-    messages: list[str] = []
-    requests: list[str] = []
-    tab.on("console", lambda message: messages.append(message.text))
-    tab.on("pageerror", lambda error: messages.append(str(error)))
-    tab.on("request", lambda request: requests.append(request.url))
+    tab, messages, requests = watched(browser, viewport={"width": width, "height": 900}, color_scheme=scheme)
     tab.goto(path.as_uri())
     assert messages == []
     assert [url for url in requests if not url.startswith("data:")] == [path.as_uri()]
@@ -368,6 +350,6 @@ def test_the_page_in_chromium(width: int, scheme: str, browser: Any, work: Path)
 def test_all_figures_of_a_task_have_words(work: Path) -> None:
     rng = np.random.default_rng(0)
     o = Outcomes("multilabel", ("a", "b"), np.arange(80), rng.integers(2, size=(80, 2)), rng.random((80, 2)))
-    captions = [caption for _, caption in drawn.figures_of(o)]
+    captions = [caption for *_, caption in drawn.figures_of(o)]
     assert len(captions) == len(set(captions)) == 7
     assert all(caption.endswith(".") for caption in captions)

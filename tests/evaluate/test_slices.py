@@ -1,5 +1,6 @@
 """Slices against scikit-learn on filtered tables; the worst come first; what is left out is said; it is fast."""
 
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,10 @@ def test_slices_are_scikit_learns_on_filtered_rows(target: str, cli: Cli) -> Non
     assert "partly the worst by chance" in " ".join(text.split())
     assert f"<td>{worst[0].value}</td>" in text
     assert '<th scope="col">city</th>' in text  # beside each mistake
+    for name, lost in source.null_count().select("size", "city").row(0, named=True).items():
+        cells = [name, "yes", str(lost), f"{lost / len(source):.1%}"]
+        assert re.search(".*".join(f">{re.escape(cell)}<" for cell in cells), text), name
+    assert len(re.findall(">yes</td><td", text)) == 2
 
 
 def outcomes(rows: int, group: Any = None) -> Outcomes:

@@ -70,11 +70,10 @@ class PredictionWriter(Callback):
             place = torch.arange(self.seen, self.seen + len(next(iter(outputs.values()))))
             self.seen += len(place)
             outputs = {"row": place * trainer.world_size + trainer.global_rank, **outputs}
-        exact = {name: v.float() if v.dtype == torch.bfloat16 else v for name, v in outputs.items()}  # NumPy has none
-        self.chunks.append({name: value.detach().cpu().numpy() for name, value in exact.items()})
+        self.chunks.append(as_arrays(outputs))
 
     def _write(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not (chunks := _gathered(self.chunks)):
+        if not (chunks := gathered(self.chunks)):
             return
         columns = {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
         if isinstance(pl_module, Model):
@@ -89,7 +88,12 @@ class PredictionWriter(Callback):
         self.written = True
 
 
-def _gathered(chunks: list[Any]) -> list[Any]:
+def as_arrays(outputs: dict[str, Tensor]) -> dict[str, np.ndarray[Any, Any]]:
+    exact = {name: v.float() if v.dtype == torch.bfloat16 else v for name, v in outputs.items()}  # NumPy has none
+    return {name: value.detach().cpu().numpy() for name, value in exact.items()}
+
+
+def gathered(chunks: list[Any]) -> list[Any]:
     """Every process' chunks, on process 0; nothing on the others."""
     if not torch.distributed.is_initialized():
         return chunks

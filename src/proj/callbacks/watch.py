@@ -1,34 +1,15 @@
-"""What TensorBoard shows beside the metrics: single steps, the config as text, hyper-parameters with final metrics."""
+"""What one sees of single steps: the progress bar, and curves of the loss, the gradients' norm and the learning rates."""
 
 import sys
 import time
-from pathlib import Path
 from typing import Any, cast
 
-import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
-from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from proj.callbacks.checkpoint import Checkpoint
-
 FRAMES = 10  # of the progress bar a second
-
-
-class RunLogger(TensorBoardLogger):
-    """TensorBoard events right in the run's folder, which has its ``config.yaml`` already.
-
-    ``purge_step`` is the first step that is drawn anew, when training goes on: what was drawn there is forgotten.
-    """
-
-    def __init__(self, folder: Path, purge_step: int | None = None) -> None:
-        super().__init__(folder.parent, name="", version=folder.name, default_hp_metric=False, purge_step=purge_step)
-        self.goes_on = purge_step is not None
-
-    def save(self) -> None:
-        """Write no ``hparams.yaml`` beside it."""
 
 
 class Progress(RichProgressBar):
@@ -105,40 +86,3 @@ def _rates(optimizers: list[Optimizer]) -> dict[str, float]:
         for i, group in enumerate(groups, 1):
             rates[name if len(groups) == 1 else f"{name}/pg{i}"] = float(group["lr"])
     return rates
-
-
-class Summary(Callback):
-    """The config as text at the start; the hyper-parameters with the best epoch's metrics at the end."""
-
-    def __init__(self, config: dict[str, Any]) -> None:
-        self.config = config
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger) and not getattr(logger, "goes_on", False):
-                text = yaml.safe_dump(self.config, sort_keys=False)
-                logger.experiment.add_text("config", f"```yaml\n{text}```")
-
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # also where there was nothing left to train
-        best = next((c.best_metrics for c in cast(Any, trainer).callbacks if isinstance(c, Checkpoint)), {})
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                values = {f"best/{name}": value for name, value in best.items()}
-                # one step on, so that they are forgotten, like any later curve, where training goes on from here
-                logger.log_hyperparams(flat(self.config), values, trainer.global_step + 1)
-
-
-def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The config's leaves by dotted key, without the words ``class_path`` and ``init_args``.
-
-    >>> flat({"model": {"class_path": "M", "init_args": {"lr": 0.1}}})
-    {'model': 'M', 'model.lr': 0.1}
-    """
-    leaves: dict[str, Any] = {}
-    for name, value in config.items():
-        key = prefix if name in ("class_path", "init_args") else f"{prefix}.{name}".strip(".")
-        if isinstance(value, dict):
-            leaves |= flat(value, key)
-        elif value is not None:
-            leaves[key] = value if isinstance(value, bool | int | float | str) else str(value)
-    return leaves

@@ -15,8 +15,9 @@ from proj.evaluate.slices import FEWEST, slices
 from proj.metrics import MONITOR
 from proj.page import Html
 from proj.run import Run
+from proj.schema import Schema
 
-SHOWN = 30  # columns in the figure and the table of importances
+SHOWN = 30  # columns in a figure or a table
 
 
 def columns_of(run: Run, outcomes: Outcomes) -> pl.DataFrame | None:
@@ -24,6 +25,29 @@ def columns_of(run: Run, outcomes: Outcomes) -> pl.DataFrame | None:
     path = run.path / "test" / COLUMNS
     table = pl.read_parquet(path) if path.is_file() else None
     return table if table is not None and len(table) == len(outcomes) else None
+
+
+def missing(run: Run, schema: Schema, outcomes: Outcomes) -> Iterator[Html]:
+    """Which columns lack values in the training part, and how often they do among the test rows."""
+    if not schema.columns:
+        return
+    trained = {column.name for column in schema.columns if column.missing}
+    table = columns_of(run, outcomes)
+    tested = (
+        {name: count for name, count in table.null_count().row(0, named=True).items() if count} if table is not None else {}
+    )
+    names = sorted(trained | tested.keys(), key=lambda name: -tested.get(name, 0))
+    if not names:
+        yield page.text(f"No value is missing in the {len(schema.columns)} columns.")
+        return
+    counts = {name: [str(tested.get(name, 0)), f"{tested.get(name, 0) / len(outcomes):.1%}"] for name in names}
+    rows = [
+        [name, "yes" if name in trained else "no", *(["", ""] if table is None else counts[name])] for name in names[:SHOWN]
+    ]
+    header = ["column", "missing in training", "test rows without", "share"]
+    yield page.table("Where values are missing", header, rows, numbers=2)
+    if len(names) > SHOWN:
+        yield page.text(f"In {len(names) - SHOWN} more columns values are missing, more rarely.")
 
 
 def importances_of(run: Run) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from proj import console, page
-from proj.callbacks.watch import flat
+from proj.callbacks.board import flat
 from proj.console import number
 from proj.errors import UserError
 from proj.evaluate.intervals import FEW

@@ -1,4 +1,4 @@
-"""Which figures a set of outcomes asks for, each with its caption."""
+"""Which figures a set of outcomes asks for, each with its name and its caption."""
 
 from collections.abc import Iterator, Sequence
 
@@ -11,38 +11,41 @@ from proj.evaluate.figures import Curve
 from proj.evaluate.intervals import AREAS
 from proj.evaluate.outcomes import Array, Outcomes
 
-Drawn = tuple[Figure, str]
+Drawn = tuple[str, Figure, str]
 
 EACH = 6  # labels or targets that have figures of their own
 CLASSES = 50  # in a confusion matrix
 
 
 def figures_of(outcomes: Outcomes) -> Iterator[Drawn]:
-    """All figures of a task, for predictions that are numbers."""
+    """All figures of a task; none where a prediction is no number."""
+    if outcomes.missing:
+        return
     if outcomes.task == "regression":
         for i, name in enumerate(outcomes.names[:EACH]):
             yield from _of_numbers(outcomes.target[:, i], outcomes.output[:, i], name if len(outcomes.names) > 1 else "")
         return
     if outcomes.task != "multilabel" and len(outcomes.names) <= CLASSES:
         matrix = curves.confusion(outcomes)
-        yield figures.confusion_matrix(matrix, outcomes.names, shares=False), "Confusion matrix: rows of each class."
-        yield (figures.confusion_matrix(matrix, outcomes.names, shares=True),
+        yield ("confusion", figures.confusion_matrix(matrix, outcomes.names, shares=False),
+               "Confusion matrix: rows of each class.")  # fmt: skip
+        yield ("confusion_percent", figures.confusion_matrix(matrix, outcomes.names, shares=True),
                "Confusion matrix: percent of the target's rows.")  # fmt: skip
     yield from _areas(outcomes)
-    yield reliability(outcomes)
+    yield ("reliability", *reliability(outcomes))
     hits, scores = outcomes.hits, outcomes.scores
     if outcomes.task == "multiclass":
         sure, right = curves.confidence(outcomes)
-        yield (figures.score_histogram(sure, right, ("wrong", "right")),
+        yield ("probability", figures.score_histogram(sure, right, ("wrong", "right")),
                "Probability of the prediction, where it is right and where it is wrong.")  # fmt: skip
         return
     names = [("not", name) for name in outcomes.names] if outcomes.task == "multilabel" else [outcomes.names[:2]]
     for i, pair in enumerate(names[:EACH]):
-        of = f" of {pair[1]}" if len(names) > 1 else ""
-        yield (figures.score_histogram(scores[:, i], hits[:, i], (pair[0], pair[1])),
+        of, end = (f" of {pair[1]}", f"/{pair[1]}") if len(names) > 1 else ("", "")
+        yield (f"probability{end}", figures.score_histogram(scores[:, i], hits[:, i], (pair[0], pair[1])),
                f"Predicted probability{of or f' of {pair[1]}'}, by what is the case.")  # fmt: skip
         used = outcomes.thresholds[i if len(outcomes.thresholds) > 1 else 0]
-        yield (figures.threshold_curves(curves.thresholds(scores[:, i], hits[:, i]), used),
+        yield (f"threshold{end}", figures.threshold_curves(curves.thresholds(scores[:, i], hits[:, i]), used),
                f"What another threshold would give{of}; {used:.3g} is used.")  # fmt: skip
 
 
@@ -58,15 +61,15 @@ def _areas(outcomes: Outcomes) -> Iterator[Drawn]:
         return
     areas = {kind: number(float(np.mean([area[kind] for *_, area in found]))) for kind in AREAS}
     mean = "mean area" if len(found) > 1 else "area"
-    yield (figures.roc([Curve(f"{name} {area['auroc']:.3f}", t.false_rate, t.recall) for name, t, area in found]),
+    yield ("roc", figures.roc([Curve(f"{name} {area['auroc']:.3f}", t.false_rate, t.recall) for name, t, area in found]),
            f"ROC curve{'s, each class against the rest' if len(found) > 1 else ''}; {mean} {areas['auroc']}.")  # fmt: skip
-    yield (figures.precision_recall(
+    yield ("precision_recall", figures.precision_recall(
                [Curve(f"{name} {area['average_precision']:.3f}", t.recall[1:], t.precision[1:]) for name, t, area in found]),
            f"Precision by recall; average precision{', the mean,' if len(found) > 1 else ''} "
            f"{areas['average_precision']}.")  # fmt: skip
 
 
-def reliability(outcomes: Outcomes, of: str = "Reliability") -> Drawn:
+def reliability(outcomes: Outcomes, of: str = "Reliability") -> tuple[Figure, str]:
     found = curves.reliability(*curves.confidence(outcomes))
     what = "the prediction's probability" if outcomes.task == "multiclass" else "the predicted probability"
     return (figures.reliability_diagram(found),
@@ -74,15 +77,16 @@ def reliability(outcomes: Outcomes, of: str = "Reliability") -> Drawn:
 
 
 def _of_numbers(target: Array, predicted: Array, name: str) -> Iterator[Drawn]:
-    of = f" of {name}" if name else ""
+    of, end = (f" of {name}", f"/{name}") if name else ("", "")
     sample = f", {figures.POINTS} rows drawn at random" if len(target) > figures.POINTS else ""
-    yield figures.predicted_against_actual(target, predicted), f"Prediction by target{of}{sample}."
-    yield figures.residuals(target, predicted), f"Errors{of} by prediction{sample}, and how often they occur."
-    yield (figures.error_by_decile(curves.deciles(target, predicted)),
+    yield f"prediction{end}", figures.predicted_against_actual(target, predicted), f"Prediction by target{of}{sample}."
+    yield (f"error{end}", figures.residuals(target, predicted),
+           f"Errors{of} by prediction{sample}, and how often they occur.")  # fmt: skip
+    yield (f"error_by_target{end}", figures.error_by_decile(curves.deciles(target, predicted)),
            f"Errors{of} by tenths of the rows, from the smallest targets to the largest.")  # fmt: skip
 
 
-def learning(scalars: dict[str, tuple[Array, Array]], wanted: Sequence[str]) -> Iterator[Drawn]:
+def learning(scalars: dict[str, tuple[Array, Array]], wanted: Sequence[str]) -> Iterator[tuple[Figure, str]]:
     """Curves of metrics in training and on the validation part, from what TensorBoard was told: steps and values."""
     for name in wanted:
         lines = [Curve(stage, *scalars[f"{stage}/{name}"]) for stage in ("train", "val") if f"{stage}/{name}" in scalars]

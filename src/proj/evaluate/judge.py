@@ -81,10 +81,10 @@ def _supports(metrics: Entries) -> Iterator[tuple[str, int]]:
             yield of or "the positive class", entry["support"]
 
 
-def write_report(run: Run, schema: Schema) -> Path:
+def write_report(run: Run, schema: Schema, step: int | None) -> Path:
     from proj.evaluate.report import write_report as write  # drawing takes a second to import
 
-    return write(run, schema)
+    return write(run, schema, step)
 
 
 def keep(run: Run, schema: Schema, data: Any) -> Iterator[str]:

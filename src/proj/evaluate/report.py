@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import polars as pl
 import yaml
+from torch.utils.tensorboard import SummaryWriter
 
 from proj import calibration, console, page
-from proj.callbacks.watch import flat
+from proj.callbacks.board import flat
 from proj.console import number
 from proj.data.base import Finding
 from proj.errors import UserError
@@ -19,6 +20,7 @@ from proj.evaluate import by_column, calibrate, curves
 from proj.evaluate.drawn import figures_of, learning, reliability
 from proj.evaluate.judge import Entries, doubts, outcomes_of
 from proj.evaluate.kept import PICTURES
+from proj.evaluate.live import show
 from proj.evaluate.outcomes import Array, Outcomes
 from proj.evaluate.slices import shown
 from proj.metrics import MONITOR, about
@@ -59,17 +61,21 @@ def schema_of(run: Run) -> Schema:
     return Schema.from_dict(schema)
 
 
-def write_report(run: Run, schema: Schema) -> Path:
-    """``report.html`` in the run's folder, from what is there alone."""
+def write_report(run: Run, schema: Schema, step: int | None = None) -> Path:
+    """``report.html`` in the run's folder, from what is there alone.
+
+    With the optimizer ``step`` of the checkpoint that was tested, TensorBoard is shown the figures, too.
+    """
     scored = run.path / "test" / "metrics.json"
     if not scored.is_file() or not scored.with_name("predictions.parquet").is_file():
         raise UserError(f"{run.path} has not been tested: expected {scored} and the predictions beside it; run "
                         f"`test --run {run.path.name}` first.")  # fmt: skip
     metrics: Entries = json.loads(scored.read_text())
     outcomes = outcomes_of(run, "test", schema)
+    drawn = list(figures_of(outcomes))
     sections = [
         Section("Result on the test part", list(_result(metrics, outcomes, run))),
-        Section("Figures", _figures(outcomes)),
+        Section("Figures", [page.figures(*((figure, caption) for _, figure, caption in drawn))] if drawn else []),
         Section("Calibration", list(_calibration(run, outcomes))),
         Section("Mistakes", list(_mistakes(run, outcomes))),
         Section("Slices", list(by_column.worst_slices(run, outcomes, metrics.get(MONITOR[schema.task].split("/")[1], {})))),
@@ -82,6 +88,9 @@ def write_report(run: Run, schema: Schema) -> Path:
     path = run.path / "report.html"
     content = page.page(f"Run {run.path.name}", _lead(run, schema, metrics), sections)
     write(path, lambda file: file.write(content.encode()))
+    if step is not None:
+        with SummaryWriter(str(run.path)) as writer:
+            show(writer, "test", drawn, step)
     return path
 
 
@@ -129,10 +138,6 @@ def _result(metrics: Entries, outcomes: Outcomes, run: Run) -> Iterator[Html]:
 def _cell(entry: dict[str, Any]) -> Html:
     limits = "" if entry.get("low") is None else f"{number(entry['low'])} to {number(entry['high'])}"
     return page.remarked(number(entry.get("value")), limits)
-
-
-def _figures(outcomes: Outcomes) -> list[Html]:
-    return [] if outcomes.missing else [page.figures(*figures_of(outcomes))]
 
 
 def _calibration(run: Run, outcomes: Outcomes) -> Iterator[Html]:
@@ -247,9 +252,7 @@ def _data(run: Run, schema: Schema, outcomes: Outcomes) -> Iterator[Html]:
                 for name, train, test in zip(schema.class_names, schema.class_counts, there, strict=True)]  # fmt: skip
         header = ["class", "training rows", "share", "test rows", "share"]
         yield page.table("How often each class occurs", header, rows, numbers=4)
-    if missing := [column.name for column in schema.columns if column.missing]:
-        yield page.text(f"Values are missing in the training part in {len(missing)} of {len(schema.columns)} columns: "
-                        f"{', '.join(missing[:50])}{', …' if len(missing) > 50 else ''}.")  # fmt: skip
+    yield from by_column.missing(run, schema, outcomes)
 
 
 def _methods(metrics: Entries) -> Iterator[str]:

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from proj import console
-from proj.callbacks.watch import flat
+from proj.callbacks.board import flat
 from proj.console import number
 from proj.errors import UserError, nearest
 from proj.evaluate.report import parser_of

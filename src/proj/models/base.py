@@ -109,11 +109,9 @@ class Model(LightningModule, ABC):
     # Steps
 
     def forward(self, x: Tensors) -> Tensor:
-        """Inputs to raw outputs [rows, outputs]; uint8 images become numbers from 0 to 1."""
-        if isinstance(x, Tensor) and x.dtype == torch.uint8:
-            x = x.to(torch.get_default_dtype()) / 255
+        """Inputs to raw outputs [rows, outputs]."""
         assert isinstance(self.net, nn.Module)  # built in configure_model
-        outputs: Tensor = self.net(x)
+        outputs: Tensor = self.net(as_numbers(x))
         return outputs
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
@@ -246,6 +244,11 @@ class Model(LightningModule, ABC):
         if monitor := getattr(scheduler, "monitor", None):  # ReduceLROnPlateau
             config["monitor"] = monitor
         return {"optimizer": optimizer, "lr_scheduler": config}
+
+
+def as_numbers(x: Tensors) -> Tensors:
+    """What the net is given: uint8 images become numbers from 0 to 1."""
+    return x.to(torch.get_default_dtype()) / 255 if isinstance(x, Tensor) and x.dtype == torch.uint8 else x
 
 
 def mean_logit(outputs: Tensor) -> Tensor:

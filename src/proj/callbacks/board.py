@@ -1,0 +1,118 @@
+"""What TensorBoard shows of a run beside its curves: the config, train and validation in one chart, the net's graph, and
+the hyper-parameters with the best metrics.
+"""
+
+import contextlib
+import copy
+import io
+import re
+import warnings
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import yaml
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch import nn
+
+from proj.callbacks.checkpoint import Checkpoint
+from proj.data.base import SplitData
+from proj.data.loader import take
+from proj.models.base import Model, as_numbers
+from proj.schema import Batch, Tensors
+
+
+class RunLogger(TensorBoardLogger):
+    """TensorBoard events right in the run's folder, which has its ``config.yaml`` already.
+
+    ``purge_step`` is the first step that is drawn anew, when training goes on: what was drawn there is forgotten.
+    """
+
+    def __init__(self, folder: Path, purge_step: int | None = None) -> None:
+        super().__init__(folder.parent, name="", version=folder.name, default_hp_metric=False, purge_step=purge_step)
+        self.goes_on = purge_step is not None
+
+    def save(self) -> None:
+        """Write no ``hparams.yaml`` beside it."""
+
+
+class Summary(Callback):
+    """The config as text at the start, charts and the graph after the first epoch, hyper-parameters at the end."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        self.config = config
+        self.told = False  # of charts and the graph
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        text = yaml.safe_dump(self.config, sort_keys=False)
+        for logger in _boards(trainer):
+            self.told = getattr(logger, "goes_on", False)
+            if not self.told:
+                logger.experiment.add_text("config", f"```yaml\n{text}```")
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.told:
+            return
+        self.told = True
+        names = sorted(name.removeprefix("val/") for name in trainer.callback_metrics if name.startswith("val/"))
+        for logger in _boards(trainer):
+            if names:  # each a pattern of the curves' names
+                charts = {
+                    name: ["Multiline", [f"{stage}/{re.escape(name)}$" for stage in ("train", "val")]] for name in names
+                }
+                logger.experiment.add_custom_scalars({"train and val": charts})
+            if trainer.is_global_zero and (x := _example(trainer, pl_module)) is not None:
+                draw_graph(logger, cast(Model, pl_module), x)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # also where there was nothing left to train
+        best = next((c.best_metrics for c in cast(Any, trainer).callbacks if isinstance(c, Checkpoint)), {})
+        for logger in _boards(trainer):
+            values = {f"best/{name}": value for name, value in best.items()}
+            # one step on, so that they are forgotten, like any later curve, where training goes on from here
+            logger.log_hyperparams(flat(self.config), values, trainer.global_step + 1)
+
+
+def _boards(trainer: Trainer) -> list[TensorBoardLogger]:
+    return [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+
+
+def _example(trainer: Any, model: LightningModule) -> Tensors | None:
+    """Two rows to draw the graph with; None where the net is not ours to call, or not whole in one process."""
+    data, whole = trainer.datamodule, isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy)
+    if not whole or not isinstance(model, Model) or not isinstance(data, SplitData):
+        return None
+    batch: Batch = trainer.strategy.batch_to_device(take(data.parts["train"], torch.arange(min(2, data.rows("train")))))
+    return batch.x
+
+
+def draw_graph(logger: TensorBoardLogger, model: Model, x: Tensors) -> None:
+    """The net's graph, traced with some rows; a warning where that cannot be done, since training can go on without."""
+    assert isinstance(model.net, nn.Module)
+    net = copy.deepcopy(model.net) if model.compile_what == "net" else model.net  # a copy is not compiled
+    try:
+        with isolate_rng(), torch.no_grad(), warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")  # branches and numbers that a trace takes as they were
+            logger.experiment.add_graph(net, (as_numbers(x),))
+    except Exception as error:  # of whatever kind a net may raise when it is traced
+        reason = " ".join(str(error).split())[:200]
+        rank_zero_warn(f"TensorBoard shows no graph: {type(net).__name__} cannot be traced: {reason}")
+
+
+def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The config's leaves by dotted key, without the words ``class_path`` and ``init_args``.
+
+    >>> flat({"model": {"class_path": "M", "init_args": {"lr": 0.1}}})
+    {'model': 'M', 'model.lr': 0.1}
+    """
+    leaves: dict[str, Any] = {}
+    for name, value in config.items():
+        key = prefix if name in ("class_path", "init_args") else f"{prefix}.{name}".strip(".")
+        if isinstance(value, dict):
+            leaves |= flat(value, key)
+        elif value is not None:
+            leaves[key] = value if isinstance(value, bool | int | float | str) else str(value)
+    return leaves
