@@ -1,6 +1,6 @@
 """How fast training is, beside loops written by hand, plain Lightning and scikit-learn.
 
-usage: python scripts/bench.py [--work tiny mid conv test growth start] [--rounds 5] [--json FILE]
+usage: python scripts/bench.py [--work tiny mid conv test report growth start] [--rounds 5] [--json FILE]
 
 tiny, mid, conv: everyone trains the same net on the same batches with Adam, validates after each epoch with the same
 metrics, and must reach the same accuracy. This project runs through ``main(args)`` with everything on: TensorBoard,
@@ -11,8 +11,10 @@ the first of each round, of the time the loop by hand took just before and just 
 first step, compiling included, is shown apart. A round starts everyone anew.
 
 test: a million rows through ``test``, from its first batch to the predictions in their file, beside loops by hand with the
-same metrics. growth: seconds a million rows, and peak memory, from ten thousand to ten million rows, each in a process of
-its own. start: from the command to the first step, data of a few rows, beside ``import lightning.pytorch`` alone.
+same metrics. report: ``test`` of a hundred thousand rows of ten classes, with intervals, figures and page, in a process that
+has not drawn before, and what it takes beyond the forward passes. growth: seconds a million rows, and peak memory, from ten
+thousand to ten million rows, each in a process of its own. start: from the command to the first step, data of a few rows,
+beside ``import lightning.pytorch`` alone.
 """
 
 import argparse
@@ -428,6 +430,42 @@ def testing(rounds: int) -> dict[str, list[Result]]:
                             "by hand, batches of 8192": lambda: tested_by_hand(8192), PACKAGE: tested}, rounds)  # fmt: skip
 
 
+def tested_ten_classes(run: Path) -> float:
+    begin = time.perf_counter()
+    with silence():
+        call(["test", "--run", str(run)])
+    return time.perf_counter() - begin
+
+
+def forward_passes(folder: Path, work: Work) -> float:
+    net, x = work.net(work.sizes).eval(), tensors(folder)["x_test"]
+    begin = time.perf_counter()
+    with torch.no_grad():
+        for rows in x.split(8192):
+            net(rows)
+    return time.perf_counter() - begin
+
+
+def reporting(console: Console, rounds: int) -> dict[str, Any]:
+    work = WORK["tiny"]._replace(sizes=[10, 50, 10], classes=10, turns=1, turn=1)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        np.savez(folder / "data.npz", **arrays(work, test=100_000))
+        with silence():
+            call(command(work, folder))
+        run = next((folder / "lightning_logs").iterdir())
+        with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
+            took = [pool.apply(tested_ten_classes, (run,)) for _ in range(rounds)]
+        forward = [forward_passes(folder, work) for _ in range(rounds)]
+    beyond = statistics.median(took) - statistics.median(forward)
+    table = Table("test of 100,000 rows, ten classes", "seconds", "least to most")
+    for what, seconds in {"all of it": took, "forward passes alone": forward}.items():
+        table.add_row(what, f"{statistics.median(seconds):.2f}", f"{min(seconds):.2f} to {max(seconds):.2f}")
+    table.add_row("beyond them", f"{beyond:.2f}", "")
+    console.print(table)
+    return {"took": took, "forward": forward, "beyond": beyond}
+
+
 def written(rows: int, folder: Path) -> None:
     np.savez(folder / "data.npz", **arrays(WORK["tiny"]._replace(rows=rows)))
 
@@ -439,7 +477,14 @@ def grown(rows: int, folder: Path) -> tuple[float, float]:
     with silence():
         call(command(work, folder))
     seconds = Clock.last.end - Clock.last.begin
-    return 1e6 * seconds / (work.rows * work.epochs), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
+    return 1e6 * seconds / (work.rows * work.epochs), peak_memory()
+
+
+def peak_memory() -> float:
+    """Of this process, in MB. ``ru_maxrss`` would begin with that of the process that started it."""
+    if (status := Path("/proc/self/status")).is_file():
+        return int(next(line for line in status.read_text().splitlines() if line.startswith("VmHWM")).split()[1]) / 1000
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
 
 
 def growth(console: Console) -> dict[str, Any]:
@@ -495,7 +540,8 @@ def start(console: Console, rounds: int) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    kinds = [*WORK, "test", "growth", "start"]
+    alone = {"report": reporting, "start": start}
+    kinds = [*WORK, "test", "growth", *alone]
     parser.add_argument("--work", nargs="+", choices=kinds, default=kinds)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", type=Path)
@@ -514,7 +560,7 @@ def main() -> None:
         elif name == "test":
             out[name] = report(console, "test: a million rows of tiny", testing(given.rounds))
         else:
-            out[name] = growth(console) if name == "growth" else start(console, given.rounds)
+            out[name] = growth(console) if name == "growth" else alone[name](console, given.rounds)
     if given.json:
         given.json.write_text(json.dumps(out, indent=2))
 

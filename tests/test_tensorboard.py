@@ -102,6 +102,18 @@ def test_the_graph_of_a_net_for_tables(work: Path, cli: Cli) -> None:
     assert "aten::linear" in graph_of(RUN)
 
 
+def test_a_run_that_goes_on_tells_it_once_and_a_new_one_anew(experiment: Any, cli: Cli) -> None:
+    cli("fit", "--config", experiment(), "--trainer.max_epochs", "1")
+    before = [path.stat().st_size for path in RUN.glob("events*")]
+    cli("fit", "--resume", "--trainer.max_epochs", "2")
+    assert [path.stat().st_size for path in sorted(RUN.glob("events*"))][:1] == before
+    resumed = EventAccumulator(str(sorted(RUN.glob("events*"))[-1]))
+    resumed.Reload()
+    assert not resumed.Tags()["graph"]
+    cli("fit", "--config", experiment(), "--trainer.max_epochs", "3", "--ckpt_path", RUN / "checkpoints" / "last.ckpt")
+    assert "aten::linear" in graph_of(RUN.with_name("version_1"))
+
+
 UNTRACED = """
 import torch
 class Net(torch.nn.Linear):

@@ -88,7 +88,7 @@ def _score(verb: str, stage: str, args: list[str]) -> None:
         fitted.write(file := path.with_name(calibration.FILE))
         console.say(f"calibration: {file}; test, predict and proj.load apply it, unless you delete it")
     if importance is not None:
-        importance(run, trainer, cli.model, cli.datamodule)
+        importance(run, trainer, cli.model, cli.datamodule, path)
     if judge is not None and verb == "test":
         for line in judge.keep(run, cli.model.schema, cli.datamodule):
             console.say(line)

@@ -5,7 +5,6 @@ import io
 import json
 import re
 import shutil
-import time
 from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
@@ -253,12 +252,10 @@ def large(work: Path) -> tuple[Run, Schema]:
     return run, schema
 
 
-def test_100_000_rows_take_seconds(work: Path) -> None:
-    begin = time.process_time()
+def test_the_page_of_100_000_rows_is_no_larger_than_others(work: Path) -> None:
+    """How long it takes is in `scripts/bench.py --work report`."""
     run, schema = large(work)
-    text = write_report(run, schema).read_text()
-    assert time.process_time() - begin < 30  # 15 on a machine of its own
-    assert len(text) < 3_000_000
+    assert len(write_report(run, schema).read_text()) < 1_000_000
 
 
 # Pictures of mistakes

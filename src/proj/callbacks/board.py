@@ -47,11 +47,17 @@ class Summary(Callback):
         self.config = config
         self.told = False  # of charts and the graph
 
+    def state_dict(self) -> dict[str, Any]:
+        return {"told": self.told}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.told = state_dict["told"]
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         text = yaml.safe_dump(self.config, sort_keys=False)
         for logger in _boards(trainer):
-            self.told = getattr(logger, "goes_on", False)
-            if not self.told:
+            if not getattr(logger, "goes_on", False):  # a new run, perhaps from another one's checkpoint
+                self.told = False
                 logger.experiment.add_text("config", f"```yaml\n{text}```")
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

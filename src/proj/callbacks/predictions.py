@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 import polars as pl
 import torch
-import torch.distributed
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from proj.callbacks.outputs import as_arrays, gathered
 from proj.data.base import SplitData
 from proj.errors import UserError
 from proj.models.base import Model
@@ -86,21 +86,6 @@ class PredictionWriter(Callback):
             table = table.hstack(kept.rename({name: f"kept_{name}" for name in kept.columns if name in table.columns}))
         write(self.path, lambda file: writer(self.path)(table, file))
         self.written = True
-
-
-def as_arrays(outputs: dict[str, Tensor]) -> dict[str, np.ndarray[Any, Any]]:
-    exact = {name: v.float() if v.dtype == torch.bfloat16 else v for name, v in outputs.items()}  # NumPy has none
-    return {name: value.detach().cpu().numpy() for name, value in exact.items()}
-
-
-def gathered(chunks: list[Any]) -> list[Any]:
-    """Every process' chunks, on process 0; nothing on the others."""
-    if not torch.distributed.is_initialized():
-        return chunks
-    rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
-    gathered: list[Any] | None = [None] * world if rank == 0 else None
-    torch.distributed.gather_object(chunks, gathered)
-    return [chunk for part in gathered for chunk in part] if gathered is not None else []
 
 
 def _plain(columns: dict[str, np.ndarray[Any, Any]]) -> pl.DataFrame:

@@ -62,9 +62,10 @@ def importance(run: Run) -> Iterator[Html]:
         return
     metric, columns = written["metric"], written["columns"]
     change = "rise" if metric == "rmse" else "drop"
-    yield page.text(f"The {change} of {metric} on {written['rows']} validation rows when the values of a column are dealt "
-                    f"anew among the rows, as the mean of {written['repeats']} permutations. Columns that tell the same "
-                    "share their importance: each stands in for the other, and both may look worthless.")  # fmt: skip
+    yield page.text(f"The {change} of {metric} of {written['checkpoint']} on {written['rows']} validation rows when the "
+                    f"values of a column are dealt anew among the rows, as the mean of {written['repeats']} permutations. "
+                    "Columns that tell the same share their importance: each stands in for the other, and both may look "
+                    "worthless.")  # fmt: skip
     known = {name: entry for name, entry in columns.items() if entry["low"] is not None}
     if shown := dict(list(known.items())[:SHOWN]):
         limits = [(entry["value"], entry["low"], entry["high"]) for entry in shown.values()]

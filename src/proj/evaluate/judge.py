@@ -101,7 +101,7 @@ def check_importance(model: Any, data: Any) -> None:
     inputs_of(model.schema)
 
 
-def importance(run: Run, trainer: Trainer, model: Model, data: SplitData) -> None:
+def importance(run: Run, trainer: Trainer, model: Model, data: SplitData, checkpoint: Path) -> None:
     """Permutation importance on the rows that `validate` predicted, as ``validate/importance.json`` and as a table.
 
     It runs in this process alone, whatever the number of processes.
@@ -115,7 +115,13 @@ def importance(run: Run, trainer: Trainer, model: Model, data: SplitData) -> Non
     found = importances(rows, outcomes, columns, run.config.get("seed_everything") or 0)
     metric, path = MONITOR[outcomes.task].split("/")[1], run.path / "validate" / "importance.json"
     entries = {name: one.entry() for name, one in found.items()}
-    content = {"metric": metric, "rows": len(outcomes), "repeats": REPEATS, "columns": entries}
+    content = {
+        "metric": metric,
+        "checkpoint": checkpoint.name,
+        "rows": len(outcomes),
+        "repeats": REPEATS,
+        "columns": entries,
+    }
     write(path, lambda file: file.write(json.dumps(content, indent=2).encode()))
     console.show_importance(metric, entries)
     console.say(f"importance: {path}; `report {run.path.name}` puts it on the page")

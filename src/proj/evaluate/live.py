@@ -9,10 +9,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.tensorboard import SummaryWriter
 
-from proj.callbacks.predictions import as_arrays, gathered
-from proj.evaluate.outcomes import read
+from proj.callbacks.outputs import as_arrays, gathered
 from proj.models.base import Model
-from proj.predictions import frame
 
 if TYPE_CHECKING:
     from proj.evaluate.drawn import Drawn
@@ -52,7 +50,9 @@ class Figures(Callback):
         if chunks:
             assert isinstance(pl_module, Model)
             assert pl_module.schema is not None
-            from proj.evaluate.drawn import figures_of  # drawing takes a second to import
+            from proj.evaluate.drawn import figures_of  # these take a second to import
+            from proj.evaluate.outcomes import read
+            from proj.predictions import frame
 
             columns: dict[str, Any] = {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
             drawn = list(figures_of(read(pl_module.schema, frame(pl_module.schema, **columns))))

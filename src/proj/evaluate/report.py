@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import polars as pl
 import yaml
 from torch.utils.tensorboard import SummaryWriter
 
@@ -16,13 +15,11 @@ from proj.callbacks.board import flat
 from proj.console import number
 from proj.data.base import Finding
 from proj.errors import UserError
-from proj.evaluate import by_column, calibrate, curves
+from proj.evaluate import by_column, by_row, calibrate
 from proj.evaluate.drawn import figures_of, learning, reliability
 from proj.evaluate.judge import Entries, doubts, outcomes_of
-from proj.evaluate.kept import PICTURES
 from proj.evaluate.live import show
 from proj.evaluate.outcomes import Array, Outcomes
-from proj.evaluate.slices import shown
 from proj.metrics import MONITOR, about
 from proj.page import Html, Section
 from proj.run import Run, find, read_checkpoint, write
@@ -30,7 +27,6 @@ from proj.schema import Schema
 
 PACKAGE = __name__.partition(".")[0]
 SCALARS = 1_000  # points of a learning curve that are read
-VALUES = 8  # columns of a table beside each mistake
 
 
 def report(args: list[str]) -> None:
@@ -77,7 +73,7 @@ def write_report(run: Run, schema: Schema, step: int | None = None) -> Path:
         Section("Result on the test part", list(_result(metrics, outcomes, run))),
         Section("Figures", [page.figures(*((figure, caption) for _, figure, caption in drawn))] if drawn else []),
         Section("Calibration", list(_calibration(run, outcomes))),
-        Section("Mistakes", list(_mistakes(run, outcomes))),
+        Section("Mistakes", list(by_row.mistakes(run, outcomes))),
         Section("Slices", list(by_column.worst_slices(run, outcomes, metrics.get(MONITOR[schema.task].split("/")[1], {})))),
         Section("Importance of the columns", list(by_column.importance(run))),
         Section("Training", list(_training(run, schema))),
@@ -157,63 +153,6 @@ def _calibration(run: Run, outcomes: Outcomes) -> Iterator[Html]:
         yield page.table("Thresholds", ["label", "threshold"], lines, numbers=1)
     if found.temperature is not None:
         yield page.figures(reliability(before, "Before calibrating"), reliability(outcomes, "After calibrating"))
-
-
-def _mistakes(run: Run, outcomes: Outcomes) -> Iterator[Html]:
-    if outcomes.missing:
-        return
-    places = curves.mistakes(outcomes)
-    if not len(places):
-        yield page.text("There is none.")
-        return
-    table = pl.read_parquet(run.path / "test" / "predictions.parquet")[places]
-    columns = [name for name in table.columns if not name.startswith("probability")][:8]
-    sure = [] if outcomes.task == "regression" else ["probability"]
-    values, pictures = _values(run, outcomes, places), _pictures(run)
-    lines = []
-    for place, row, more in zip(places, table.select(columns).rows(), values.rows() or [()] * len(places), strict=True):
-        said = [*map(_plain, row), *([f"{_certainty(outcomes, place):.3f}"] if sure else [])]
-        picture = [page.image(pictures[outcomes.row[place]], _words([*columns, *sure], said))] if pictures else []
-        lines.append([said[0], *picture, *said[1:], *map(shown, more)])
-    what = "largest errors" if outcomes.task == "regression" else "most confident mistakes"
-    header = [columns[0], *(["picture"] if pictures else []), *columns[1:], *sure, *values.columns]
-    yield page.table(f"The {len(lines)} {what}", header, lines, numbers=0 if values.columns else len(sure))
-
-
-def _values(run: Run, outcomes: Outcomes, places: Array) -> pl.DataFrame:
-    """The first columns of some test rows, or the most important ones, where that is known."""
-    if (table := by_column.columns_of(run, outcomes)) is None:
-        return pl.DataFrame()
-    important = [name for name in by_column.importances_of(run).get("columns", {}) if name in table.columns]
-    return table[places].select(list(dict.fromkeys([*important, *table.columns]))[:VALUES])
-
-
-def _pictures(run: Run) -> dict[int, Array]:
-    """The pixels of mistakes by row number, where `test` kept some."""
-    if not (path := run.path / "test" / PICTURES).is_file():
-        return {}
-    with np.load(path) as arrays:
-        return dict(zip(arrays["row"].tolist(), arrays["pixels"], strict=True))
-
-
-def _words(names: list[str], said: list[str]) -> str:
-    """A picture's row in words: target 3, predicted 5, probability 0.98."""
-    renamed = [name.replace("prediction", "predicted").replace("_", " ") for name in names]
-    wanted = ("target", "predicted", "probability")
-    return ", ".join(f"{name} {value}" for name, value in zip(renamed, said, strict=True) if name.startswith(wanted))
-
-
-def _plain(value: Any) -> str:
-    return number(value) if isinstance(value, float) else str(value)
-
-
-def _certainty(outcomes: Outcomes, place: int) -> float:
-    """The probability that a row's prediction was given; of labels, the one that is furthest off."""
-    scores = outcomes.scores[place]
-    if outcomes.task == "multiclass":
-        return float(scores.max())
-    wrong = outcomes.predicted[place] != outcomes.hits[place]
-    return float((np.abs(scores - outcomes.hits[place]) * wrong).max())
 
 
 def _training(run: Run, schema: Schema) -> Iterator[Html]:
