@@ -124,6 +124,8 @@ def test_a_compiled_net_learns_the_same_and_its_checkpoint_has_plain_names(exper
     assert eager.keys() == compiled.keys()
     assert all(torch.allclose(eager[name], compiled[name], atol=1e-5) for name in eager)
     cli("test", "--run", "version_1", "--model.compile", "none")
+    for size in ("8", "4"):  # in one process as trials are: the compiled net no longer knows a batch's size as a number
+        cli("fit", "--config", config, "--model.compile", "net", "--data.batch_size", size)
 
 
 def test_going_on_from_a_checkpoint_equals_training_in_one_go(experiment: Any, cli: Cli) -> None:

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
@@ -107,7 +106,7 @@ def _layers(net: nn.Module) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
-    Console().print(table)
+    console.show(table)
 
 
 def _kept(model: Model, batch: Batch) -> tuple[float, int]:

@@ -4,7 +4,6 @@ import sys
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Column, Table
 
 from proj.data.base import Finding, SplitData
@@ -15,7 +14,6 @@ from proj.schema import Schema
 
 def show_metrics(title: str, metrics: dict[str, dict[str, Any]]) -> None:
     """A table of metrics as in ``metrics.json``, and one with a line for each class or target where there are any."""
-    console = Console()
     say(title)
     known = any("low" in entry for entry in metrics.values())
     table = Table("metric", *(Column(of, justify="right") for of in ("value", "95 % interval")[: 1 + known]), "unit")
@@ -23,7 +21,7 @@ def show_metrics(title: str, metrics: dict[str, dict[str, Any]]) -> None:
         if "/" not in name.removeprefix("val/"):
             meaning, limits = about(name), [_limits(entry)] if known else []
             table.add_row(name, number(entry.get("value")), *limits, meaning.unit if meaning else "")
-    console.print(table)
+    show(table)
     single = [tuple(name.split("/", 1)) for name in metrics if "/" in name.removeprefix("val/")]
     if single:
         kinds = list(dict.fromkeys(kind for kind, _ in single))
@@ -31,7 +29,7 @@ def show_metrics(title: str, metrics: dict[str, dict[str, Any]]) -> None:
         for of in dict.fromkeys(of for _, of in single):
             entries = [metrics.get(f"{kind}/{of}", {}) for kind in kinds]
             table.add_row(of, *(f"{number(entry.get('value'))}\n{_limits(entry)}".strip() for entry in entries))
-        console.print(table)
+        show(table)
     for why in dict.fromkeys(entry["why"] for entry in metrics.values() if entry.get("why")):
         names = [name for name, entry in metrics.items() if entry.get("why") == why]
         say(f"{', '.join(names[:5])}{', …' if len(names) > 5 else ''}: {why}.")
@@ -42,12 +40,17 @@ def show_importance(metric: str, columns: dict[str, dict[str, Any]], most: int =
     change = f"{'rise' if metric == 'rmse' else 'drop'} of {metric}"
     table = Table("column", *(Column(of, justify="right") for of in (change, "95 % interval")))
     for name, entry in list(columns.items())[:most]:
-        table.add_row(escape(name), number(entry["value"]), _limits(entry))
-    Console().print(table)
+        table.add_row(name, number(entry["value"]), _limits(entry))
+    show(table)
     if len(columns) > most:
         say(f"{len(columns) - most} more columns are in the file.")
     for why in dict.fromkeys(entry["why"] for entry in columns.values() if entry.get("why")):
         say(f"{why}.")
+
+
+def show(table: Table) -> None:
+    """Names as they are: one in square brackets, or colons, is no style and no picture."""
+    Console(markup=False, emoji=False).print(table)
 
 
 def number(value: float | None) -> str:

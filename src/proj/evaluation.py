@@ -67,6 +67,8 @@ def _score(verb: str, stage: str, args: list[str]) -> None:
     trainer = cli.build_trainer(run.path, [] if fast else [predictions])
     with exit_codes(trainer), explained(f"{verb} does not go through"):
         getattr(trainer, verb)(cli.model, datamodule=cli.datamodule, ckpt_path=path, weights_only=True, verbose=False)
+    if fast and trainer.is_global_zero:
+        console.say("fast_dev_run: it went through; nothing is kept.")
     if fast or not trainer.is_global_zero:
         return
     values = {name.removeprefix(f"{stage}/"): value.item() for name, value in trainer.callback_metrics.items()}

@@ -61,6 +61,14 @@ class Run:
         return path
 
 
+def read_json(path: Path) -> Any:
+    """What a file of a run's folder holds; raises UserError if it is damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is damaged: {error}; `test` or `validate` writes it anew.") from error
+
+
 def claim(root: Path, name: str | None) -> Run:
     """Make a run's folder: ``root/name``, or the next ``root/version_N``. Two callers never get the same one."""
     check_name(root, name)

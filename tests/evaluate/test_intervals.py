@@ -221,7 +221,7 @@ def test_one_row() -> None:
     assert found["accuracy"].low == pytest.approx(stats.binomtest(1, 1).proportion_ci(method="wilson").low)
     assert found["auroc"].value is None
     number = Outcomes("regression", ("y",), np.arange(1), np.array([[3.0]]), np.array([[2.0]]))
-    assert intervals(number)["rmse"] == Interval(1.0, None, None, 1, "", "1 are too few to know how it varies")
+    assert intervals(number)["rmse"] == Interval(1.0, None, None, 1, "", "1 of them are too few to know how it varies")
     assert intervals(number)["r2"] == Interval(None, None, None, 1, "", "one row has no variance")
 
 
@@ -322,3 +322,25 @@ def test_intervals_cover(generator: str, metrics: tuple[str, ...], monkeypatch: 
     monkeypatch.setattr(module, "TRUTH", 300_000)
     for name, (above, below) in module.coverage(module.GENERATORS[generator][0], metrics, 200, 300).items():
         assert 0.92 <= 1 - above - below <= 0.98, (name, above, below)
+
+
+def test_a_mean_over_labels_of_which_one_is_not_there_lies_within_its_limits() -> None:
+    """The label counts as 0; the other one is right always, so that resampling cannot tell."""
+    target = np.stack([np.arange(40) % 2, np.zeros(40, int)], axis=1)
+    found = intervals(Outcomes("multilabel", ("a", "b"), np.arange(40), target, np.where(target == 1, 0.9, 0.1)))
+    for name in ("precision", "recall", "f1"):
+        one = found[name]
+        assert one.value == 0.5
+        assert one.low is not None
+        assert one.high is not None
+        assert 0.4 < one.low <= 0.5 <= one.high < 0.6
+
+
+def test_an_error_that_one_row_makes_up_has_no_limits() -> None:
+    rng = np.random.default_rng(0)
+    error = np.where(np.arange(60) == 0, 100.0, 1e-3 * rng.normal(size=60))[:, None]
+    target = rng.normal(size=(60, 1))
+    found = intervals(Outcomes("regression", ("y",), np.arange(60), target, target + error))
+    assert found["rmse"].value == pytest.approx(100 / 60**0.5, rel=1e-3)
+    assert found["rmse"].low is None
+    assert found["rmse"].why == "a few rows make up nearly all of it"

@@ -147,3 +147,14 @@ def test_without_this_room_test_prints_plain_values(work: Path) -> None:
     assert "95 %" not in out
     assert "report" not in out + call("--help")
     assert all(entry.keys() == {"value"} for entry in metrics().values())
+
+
+def test_names_in_brackets_and_colons_are_printed_as_they_are(work: Path, cli: Cli) -> None:
+    lines = "".join(f"{i % 7},{('[/b] hi', '[bold]lo', ':smile:')[i % 3]}\n" for i in range(90))
+    Path("t.csv").write_text(f"size,kind\n{lines}")
+    data = ["--data", "Tabular", "--data.path", "t.csv", "--data.target", "kind", "--data.batch_size", "32"]
+    model = ["--model", "MulticlassClassifier", "--model.net", "MLP"]
+    cli("fit", *data, *model, "--trainer.max_epochs", "1", "--trainer.accelerator", "cpu")
+    said = cli("test")
+    assert all(name in said for name in ("[/b] hi", "[bold]lo", ":smile:"))
+    assert "report: " in said

@@ -1,6 +1,7 @@
 """Comparisons against references, and how often they find a difference where there is none."""
 
 import json
+import re
 import shutil
 from html.parser import HTMLParser
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from scipy import stats
 
 from conftest import Cli, script_of
+from proj.cli import main
 from proj.evaluate.intervals import intervals
 from proj.evaluate.outcomes import Outcomes
 from proj.evaluate.paired import differences, holm, mcnemar
@@ -151,3 +153,35 @@ def test_runs_that_cannot_be_compared_are_refused(experiment: Any, cli: Cli) -> 
     cli("fit", "--config", experiment("regression"), "--name", "other")
     cli("test", "--run", "other")
     assert "expected runs of one task" in cli("compare", "short", "other", code=2)
+
+
+@pytest.mark.parametrize("differing", [1, 2, 3, 5])
+def test_few_rows_that_differ_have_limits_of_their_size(differing: int) -> None:
+    """All in one direction: nothing is told apart by a handful, and the limits are not wider than some such rows."""
+    target = (np.arange(75) < 30).astype(np.int64)
+    one = np.where(target == 1, 0.9, 0.1)
+    other = np.where(np.arange(75) < differing, 0.2, one)
+    of = differences(*(Outcomes("binary", ("n", "y"), np.arange(75), target, output) for output in (one, other)))["accuracy"]
+    assert of.value == pytest.approx(-differing / 75)
+    assert -10 * differing / 75 < of.low < of.value < of.high < 5 * differing / 75
+
+
+def test_damaged_files_and_a_calibration_are_told(experiment: Any, cli: Cli, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("one", "two"):
+        cli("fit", "--config", experiment("binary", 300), "--name", name, "--seed_everything", str(len(name)))
+        if name == "two":
+            cli("validate", "--run", name, "--threshold", "f1")
+        cli("test", "--run", name)
+    assert re.search(r"calibration +│ none +│ threshold 0\.", cli("compare", "one", "two"))
+    scored, predicted = (Path("lightning_logs/two/test") / name for name in ("metrics.json", "predictions.parquet"))
+    content = predicted.read_bytes()
+    predicted.write_bytes(content[:100])
+    for verb in (["report", "two"], ["compare", "one", "two"]):
+        assert "predictions.parquet is damaged" in cli(*verb, code=2)
+    predicted.write_bytes(content)
+    scored.write_text("{")
+    assert "metrics.json is damaged" in cli("report", "two", code=2)
+    assert main(["runs"]) == 0
+    printed = capsys.readouterr()
+    assert "two is left out" in printed.err
+    assert "1 runs" in printed.out

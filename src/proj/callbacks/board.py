@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import torch
 import yaml
+from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
@@ -23,7 +24,7 @@ from proj.callbacks.checkpoint import Checkpoint
 from proj.data.base import SplitData
 from proj.data.loader import take
 from proj.models.base import Model, as_numbers
-from proj.schema import Batch, Tensors
+from proj.schema import Tensors
 
 
 class RunLogger(TensorBoardLogger):
@@ -91,8 +92,8 @@ def _example(trainer: Any, model: LightningModule) -> Tensors | None:
     data, whole = trainer.datamodule, isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy)
     if not whole or not isinstance(model, Model) or not isinstance(data, SplitData):
         return None
-    batch: Batch = trainer.strategy.batch_to_device(take(data.parts["train"], torch.arange(min(2, data.rows("train")))))
-    return batch.x
+    x: Tensors = move_data_to_device(take(data.parts["train"], torch.arange(min(2, data.rows("train")))).x, model.device)
+    return x  # as they are, by none of the hooks that change pictures in training
 
 
 def draw_graph(logger: TensorBoardLogger, model: Model, x: Tensors) -> None:

@@ -1,6 +1,5 @@
 """Sections of the page that look at columns: what each is worth, and where the model is worst."""
 
-import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -14,7 +13,7 @@ from proj.evaluate.outcomes import Outcomes
 from proj.evaluate.slices import FEWEST, slices
 from proj.metrics import MONITOR
 from proj.page import Html
-from proj.run import Run
+from proj.run import Run, read_json
 from proj.schema import Schema
 
 SHOWN = 30  # columns in a figure or a table
@@ -53,7 +52,7 @@ def missing(run: Run, schema: Schema, outcomes: Outcomes) -> Iterator[Html]:
 def importances_of(run: Run) -> dict[str, Any]:
     """What `validate --importance` wrote; nothing where it was not asked for."""
     path = run.path / "validate" / "importance.json"
-    return dict(json.loads(path.read_text())) if path.is_file() else {}
+    return dict(read_json(path)) if path.is_file() else {}
 
 
 def importance(run: Run) -> Iterator[Html]:

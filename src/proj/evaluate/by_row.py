@@ -10,6 +10,7 @@ from proj import page
 from proj.console import number
 from proj.evaluate import curves
 from proj.evaluate.by_column import columns_of, importances_of
+from proj.evaluate.judge import read_predictions
 from proj.evaluate.kept import PICTURES
 from proj.evaluate.outcomes import Array, Outcomes
 from proj.evaluate.slices import shown
@@ -27,7 +28,7 @@ def mistakes(run: Run, outcomes: Outcomes) -> Iterator[Html]:
     if not len(places):
         yield page.text("There is none.")
         return
-    table = pl.read_parquet(run.path / "test" / "predictions.parquet")[places]
+    table = read_predictions(run, "test")[places]
     columns = [name for name in table.columns if not name.startswith("probability")][:VALUES]
     sure = [] if outcomes.task == "regression" else ["probability"]
     values, pictures = _values(run, outcomes, places), _pictures(run)

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from rich.console import Console
 from rich.table import Column, Table
 
 from proj import console
@@ -146,7 +145,7 @@ def threshold(score: Array, hit: Array, rule: str, name: str) -> float:
     """
     if hit.all() or not hit.any() or not score.any():
         raise UserError(f"--threshold: expected validation rows with and without {name}, and probabilities above 0, got "
-                        f"{int(hit.sum())} rows with it of {len(hit)}; leave it out.")  # fmt: skip
+                        f"{int(hit.sum())} rows with it of {len(hit)}; leave --threshold out.")  # fmt: skip
     found = curves.thresholds(score, hit)
     some = slice(1, int((found.at > 0).sum()))  # all but the one that takes nothing, and none that takes what is impossible
     levels, precision = found.at[some], found.precision[some]
@@ -184,7 +183,7 @@ def show(found: Calibration, outcomes: Outcomes, schema: Schema) -> None:
     table = Table("on the validation part", *(Column(name, justify="right") for name in ("before", "after")))
     for name, *values in compared(outcomes, after, found):
         table.add_row(name, *map(number, values))
-    Console().print(table)
+    console.show(table)
     console.say("it was fitted on these very rows, so that it looks better here than it is: `test` tells.")
     for name, count in zip(found.thresholds or (), after.predicted.reshape(len(after), -1).sum(axis=0), strict=False):
         if count < LEAST:

@@ -5,10 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
 from rich.table import Column, Table
 
-from proj import console, page
+from proj import calibration, console, page
 from proj.callbacks.board import flat
 from proj.console import number
 from proj.errors import UserError
@@ -41,7 +40,7 @@ def compare(args: list[str]) -> None:
                 for name in found[0]), strict=True)]  # fmt: skip
     for name, differs, ps in zip(names[1:], found, adjusted, strict=True):
         _show(f"{name} less {names[0]}, {len(outcomes[0])} test rows", differs, ps)
-    Console().print(_settings_table(names, settings(runs)))
+    console.show(_settings_table(names, settings(runs)))
     if given.output:
         content = _page(names, outcomes[0], found, adjusted, settings(runs))
         write(Path(given.output), lambda file: file.write(content.encode()))
@@ -85,11 +84,17 @@ def check_same_rows(first: str, one: Outcomes, second: str, other: Outcomes) -> 
 
 
 def settings(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
-    """The settings in which the runs' configs differ, with each one's value."""
+    """The settings in which the runs differ, with each one's value: of their configs, and the calibration of `test`."""
     configs = [flat(run.config) for run in runs]
     keys = list(dict.fromkeys(key for config in configs for key in config))
     rows = [(key, [str(config.get(key, "")) for config in configs]) for key in keys]
+    rows.append(("calibration", [_calibration(run) for run in runs]))
     return [(key, values) for key, values in rows if len(set(values)) > 1]
+
+
+def _calibration(run: Run) -> str:
+    applied = run.path / "test" / calibration.FILE
+    return str(calibration.read(applied)) if applied.is_file() else "none"
 
 
 def verdict(name: str, found: Difference, p: float) -> str:
@@ -114,7 +119,7 @@ def _show(title: str, found: dict[str, Difference], ps: dict[str, float]) -> Non
     table = Table(*(Column(name, justify="right" if name in HEADER[1:4] else "left") for name in HEADER[:5]))
     for row in _rows(found, ps):
         table.add_row(*row[:5])  # by which test is told on the page
-    Console().print(table)
+    console.show(table)
 
 
 def _settings_table(names: list[str], rows: list[tuple[str, list[str]]]) -> Table:

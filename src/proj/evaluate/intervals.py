@@ -12,6 +12,7 @@ from proj.evaluate.resampling import RESAMPLES, Units, Z, bca, dealt, student, s
 
 PRIOR = 2  # rows
 FEW = 5  # units below which there is nothing to resample
+WIDEST = 100  # times an error, or as small a part of it, where a limit is no longer one
 AREAS = {"auroc": auroc, "average_precision": average_precision}
 
 
@@ -141,13 +142,13 @@ def _wilson_all(total: Array, task: str, share: float) -> Array:
     accuracy = np.stack(wilson(total[1:2] / total[0], total[0] * share))
     if task == "binary":
         return np.concatenate([accuracy, *limits], axis=1)
-    values = np.split(scores(total, task)[4:], 3) if len(true) > 1 else [part for part, _ in cases]
+    values = [ratio(true, named), ratio(true, there), ratio(2 * true, named + there)]
+    count = int(((named + there > 0) | (task == "multilabel")).sum())  # of 0/0, some count as 0, and do not vary
     macro = []
-    for value, (low, high) in zip(values, limits, strict=True):
+    for value, mean, (low, high) in zip(values, scores(total, task)[1:4], limits, strict=True):
         known = ~np.isnan(low)
-        value, low, high = value[known], low[known], high[known]
-        half = [np.sqrt(((limit - value) ** 2).sum()) / max(1, len(value)) for limit in (low, high)]
-        macro.append([value.mean() - half[0], value.mean() + half[1]] if len(value) else [np.nan, np.nan])
+        half = [np.sqrt(((limit - value)[known] ** 2).sum()) / max(1, count) for limit in (low, high)]
+        macro.append([mean - half[0], mean + half[1]] if known.any() else [np.nan, np.nan])
     return np.concatenate([accuracy, np.transpose(macro), *(limits if len(true) > 1 else [])], axis=1)
 
 
@@ -272,8 +273,10 @@ def _resampled(
         if np.isnan(v):
             found.append(Interval(None, None, None, rows, "", "it is not defined"))
         elif np.isnan(low) or np.isnan(high):
-            why = f"{len(units.times)} are too few to know how it varies" if few else "it does not vary between rows"
+            why = f"{len(units.times)} of them are too few to know how it varies" if few else "it does not vary between rows"
             found.append(Interval(float(v), None, None, rows, "", why))
+        elif max(high / v, v / low) > WIDEST:
+            found.append(Interval(float(v), None, None, rows, "", "a few rows make up nearly all of it"))
         else:
             found.append(Interval(float(v), float(low), float(high), rows, f"bootstrap-t, {RESAMPLES} resamples"))
     return found

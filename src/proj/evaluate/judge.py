@@ -50,11 +50,19 @@ def outcomes_of(run: Run, verb: str, schema: Schema) -> Outcomes:
 
     It is in groups where the experiment's data have a column of them.
     """
-    table = pl.read_parquet(run.path / verb / "predictions.parquet")
+    table = read_predictions(run, verb)
     group = ((run.config.get("data") or {}).get("init_args") or {}).get("group")
     column = next((name for name in (f"kept_{group}", group) if name in table.columns), None)
     outcomes, applied = read(schema, table, column), run.path / verb / calibration.FILE
     return replace(outcomes, thresholds=calibration.read(applied).settings(schema)[1]) if applied.is_file() else outcomes
+
+
+def read_predictions(run: Run, verb: str) -> pl.DataFrame:
+    path = run.path / verb / "predictions.parquet"
+    try:
+        return pl.read_parquet(path)
+    except pl.exceptions.PolarsError as error:
+        raise UserError(f"{path} is damaged: {str(error).splitlines()[0]}; `{verb}` writes it anew.") from error
 
 
 def doubts(metrics: Entries, task: Task) -> Iterator[str]:

@@ -9,7 +9,7 @@ import numpy as np
 from proj.evaluate.counts import names_of, scores, sums_of
 from proj.evaluate.intervals import AREAS
 from proj.evaluate.outcomes import Outcomes
-from proj.evaluate.resampling import NORMAL, RESAMPLES, Statistic, Units, Z, dealt, drawn
+from proj.evaluate.resampling import NORMAL, Statistic, Units, Z, dealt, drawn
 
 LEVEL = 0.05
 
@@ -56,10 +56,14 @@ def paired(units: Units, statistic: Statistic, rng: np.random.Generator) -> list
     Interval and p-value agree: 0 is within the one exactly where the other is above 0.05.
     """
     value, error, values, errors = drawn(units, statistic, rng)
+    # A resample without any of the rows in which the two differ has no error, and cannot tell how far off the difference is.
+    tells = np.asarray(errors > 1e-6 * error)
+    t = np.full(values.shape, np.nan)
+    np.divide(np.abs(values - value), errors, out=t, where=tells)
+    t[0, ~tells.any(axis=0)] = 0.0  # the two differ in no row, or in each alike
     with np.errstate(divide="ignore", invalid="ignore"):
-        t = np.nan_to_num(np.abs(values - value) / errors, nan=0.0)  # NaN: neither a difference nor an error
-        p = (1 + (t >= np.abs(value) / error).sum(axis=0)) / (1 + RESAMPLES)
-    half = np.quantile(t, 1 - LEVEL, axis=0) * error
+        p = (1 + (t >= np.abs(value) / error).sum(axis=0)) / (1 + tells.sum(axis=0))
+    half = np.nanquantile(t, 1 - LEVEL, axis=0) * error
     return [
         Difference(v, v - h, v + h, chance, "paired bootstrap") if e > 1e-12 else _certain(v)
         for v, h, chance, e in zip(*(of.tolist() for of in (value, half, p, error)), strict=True)

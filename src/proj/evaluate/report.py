@@ -1,7 +1,7 @@
 """The verb report: all that a run's folder tells, as one page."""
 
 import argparse
-import json
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from proj.evaluate.live import show
 from proj.evaluate.outcomes import Array, Outcomes
 from proj.metrics import MONITOR, about
 from proj.page import Html, Section
-from proj.run import Run, find, read_checkpoint, write
+from proj.run import Run, find, read_checkpoint, read_json, write
 from proj.schema import Schema
 
 PACKAGE = __name__.partition(".")[0]
@@ -66,7 +66,7 @@ def write_report(run: Run, schema: Schema, step: int | None = None) -> Path:
     if not scored.is_file() or not scored.with_name("predictions.parquet").is_file():
         raise UserError(f"{run.path} has not been tested: expected {scored} and the predictions beside it; run "
                         f"`test --run {run.path.name}` first.")  # fmt: skip
-    metrics: Entries = json.loads(scored.read_text())
+    metrics: Entries = read_json(scored)
     outcomes = outcomes_of(run, "test", schema)
     drawn = list(figures_of(outcomes))
     sections = [
@@ -111,7 +111,7 @@ def _result(metrics: Entries, outcomes: Outcomes, run: Run) -> Iterator[Html]:
         yield page.note(f"{outcomes.missing} of {len(outcomes)} predictions are no numbers, so there are no figures, "
                         "mistakes and slices.")  # fmt: skip
     validated = run.path / "validate" / "metrics.json"
-    other: Entries = json.loads(validated.read_text()) if validated.is_file() else {}
+    other: Entries = read_json(validated) if validated.is_file() else {}
     rows = []
     for name, entry in metrics.items():
         if "/" not in name:
@@ -170,6 +170,8 @@ def scalars(run: Run) -> dict[str, tuple[Array, Array]]:
         return {}
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # a second, for runs that need it
 
+    # of a run that went on, it would say that what comes after the step to go on from was drawn anew
+    logging.getLogger("tensorboard").setLevel(logging.ERROR)
     events = EventAccumulator(str(run.path), size_guidance={"scalars": SCALARS})
     events.Reload()
     found = {tag: events.Scalars(tag) for tag in events.Tags()["scalars"]}
@@ -180,7 +182,7 @@ def _data(run: Run, schema: Schema, outcomes: Outcomes) -> Iterator[Html]:
     groups = "" if outcomes.group is None else f", in {len(np.unique(outcomes.group))} groups"
     yield page.text(f"{schema.rows} training rows, {len(outcomes)} test rows{groups}.")
     findings = run.path / "findings.json"
-    found = json.loads(findings.read_text()) if findings.is_file() else []
+    found = read_json(findings) if findings.is_file() else []
     if found:
         yield page.note("What is odd about the data:")
         yield page.listed(str(Finding(**finding)) for finding in found)

@@ -97,7 +97,8 @@ def drawn(units: Units, statistic: Statistic, rng: np.random.Generator) -> Drawn
 
 
 def studentized(units: Units, statistic: Statistic, rng: np.random.Generator, quotient: Array | bool = False) -> Array:
-    """Bootstrap-t limits, on the scale of logarithms, of metrics that are above 0: [2, metrics]; NaN where it cannot tell.
+    """Bootstrap-t limits, on the scale of logarithms, of metrics that are above 0: [2, metrics]. They are NaN where a metric
+    does not vary, and inf where so few units make it up that it has no limit.
 
     Efron (1982), section 10.10, recommended for means of skewed values by Hall (1988, Annals of Statistics 16:927). The
     error of a logarithm is the metric's own by the metric, in each resample by its own; that of a ``quotient`` [metrics],
@@ -107,4 +108,5 @@ def studentized(units: Units, statistic: Statistic, rng: np.random.Generator, qu
     with np.errstate(divide="ignore", invalid="ignore"):
         t = (np.log(values) - np.log(value)) * np.where(quotient, value, values) / errors
         limits = value * np.exp(-np.quantile(t, [0.975, 0.025], axis=0) * error / value)
-    return np.where(np.isfinite(limits) & (value > 0) & (error > 1e-12 * value), limits, np.nan)
+    limits = np.where(np.isfinite(limits).all(axis=0), limits, np.inf)
+    return np.where((value > 0) & (error > 1e-12 * value), limits, np.nan)

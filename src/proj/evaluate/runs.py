@@ -1,12 +1,11 @@
 """The verb runs: what there is, with its main numbers."""
 
-import json
 import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from rich import box
-from rich.console import Console
 from rich.table import Column, Table
 
 from proj import console
@@ -15,7 +14,7 @@ from proj.console import number
 from proj.errors import UserError, nearest
 from proj.evaluate.report import parser_of
 from proj.metrics import about
-from proj.run import Run
+from proj.run import Run, read_json
 from proj.run import runs as runs_in
 
 MAIN = ("accuracy", "f1", "auroc", "rmse", "r2")  # metrics that are shown
@@ -32,13 +31,22 @@ def runs(args: list[str]) -> None:
     given = parser.parse_args(args)
     if not Path(given.folder).is_dir():
         raise UserError(f"runs: expected a folder of runs, got {given.folder}, which is none.")
-    every = [facts(run) for run in runs_in(Path(given.folder))]
+    every = list(_readable(runs_in(Path(given.folder))))
     for condition in given.where:
         every = [one for one in every if holds(one, condition, every)]
     if given.sort:
         every = ordered(every, given.sort)
     _show(every)
     console.say(f"{len(every)} runs in {given.folder}")
+
+
+def _readable(folders: Iterable[Run]) -> Iterator[dict[str, Any]]:
+    """What is known of each run; a warning for one with a damaged file."""
+    for run in folders:
+        try:
+            yield facts(run)
+        except UserError as error:
+            console.warn(f"{run.path.name} is left out: {error}")
 
 
 def _show(every: list[dict[str, Any]]) -> None:
@@ -48,13 +56,13 @@ def _show(every: list[dict[str, Any]]) -> None:
         values = [number(one["metrics"][name].get("value")) if name in one["metrics"] else "" for name in shown]
         net = str(one.get("model.net") or one.get("model", "")).rpartition(".")[2]
         table.add_row(one["name"], str(one["start"])[:16].replace("T", " "), one["status"], net, *values)
-    Console().print(table)
+    console.show(table)
 
 
 def facts(run: Run) -> dict[str, Any]:
     """What is known of a run: settings by dotted key, name, status and times, and its metrics on the test part."""
     scored = run.path / "test" / "metrics.json"
-    metrics = json.loads(scored.read_text()) if scored.is_file() else {}
+    metrics = read_json(scored) if scored.is_file() else {}
     manifest = {key: run.manifest.get(key) for key in ("start", "end", "status")}
     return {**flat(run.config), **manifest, "name": run.path.name, "metrics": metrics}
 

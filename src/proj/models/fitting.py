@@ -40,7 +40,7 @@ def rows_at_once(net: nn.Module, x: Tensors) -> int:
 
     hooks = [module.register_forward_hook(note) for module in net.modules() if not list(module.children())]
     try:
-        with evaluating(net):
+        with evaluating(net), torch.compiler.set_stance("force_eager"):  # a compiled net may not know sizes as numbers
             net(x)
     finally:
         for hook in hooks:

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import polars as pl
 import torch
 import yaml
-from rich.console import Console
 from rich.table import Column, Table
 from scipy.stats import t as student
 
@@ -176,7 +175,7 @@ def _show(folder: Path, trainings: list[Training], folds: int) -> None:
             known = f"{together[name]:.4f}" if name in together else ""
             table.add_row(name, f"{of.value:.4f}", f"{of.std:.4f}", f"{of.low:.4f} to {of.high:.4f}", known)
     write(folder / "metrics.json", lambda stream: stream.write(json.dumps(found, indent=2).encode()))
-    Console().print(table)
+    console.show(table)
     console.say(f"metrics: {folder / 'metrics.json'}")
     console.say(f"predictions: {folder / 'predictions.parquet'}")
 

@@ -41,7 +41,7 @@ class Board:
         if not sys.stdout.isatty():
             yield
             return
-        with Live(get_renderable=self.table, refresh_per_second=1, console=Console()):
+        with Live(get_renderable=self.table, refresh_per_second=1, console=Console(markup=False, emoji=False)):
             yield
 
     def table(self) -> Group:
