@@ -433,7 +433,7 @@ def testing(rounds: int) -> dict[str, list[Result]]:
 def tested_ten_classes(run: Path) -> float:
     begin = time.perf_counter()
     with silence():
-        call(["test", "--run", str(run)])
+        call(["test", "--run", str(run), "--allow", "__main__", "--allow", "__mp_main__"])
     return time.perf_counter() - begin
 
 
