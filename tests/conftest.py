@@ -1,6 +1,5 @@
 """What the tests share: a folder of their own to work in, the command line, and small data of every task."""
 
-import gc
 import importlib.util
 import json
 import os
@@ -43,8 +42,6 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     here = [name for name, module in sys.modules.items() if str(getattr(module, "__file__", None)).startswith(str(tmp_path))]
     for name in here:
         del sys.modules[name]
-    if here:
-        gc.collect()  # their classes, too: jsonargparse's help goes through all subclasses that there are
 
 
 @pytest.fixture
