@@ -1,6 +1,7 @@
 """How fast training is, beside loops written by hand, plain Lightning and scikit-learn.
 
 usage: python scripts/bench.py [--work tiny mid conv test report growth start] [--rounds 5] [--json FILE]
+                               [--accelerator gpu]
 
 tiny, mid, conv: everyone trains the same net on the same batches with Adam, validates after each epoch with the same
 metrics, and must reach the same accuracy. This project runs through ``main(args)`` with everything on: TensorBoard,
@@ -8,7 +9,8 @@ checkpoints, progress, early stopping. Each has a process of its own, and they t
 does falls on all alike. A turn is an epoch; of tiny, whose epochs take a fraction of a second, it is four, of which the
 first does not count: a process that has waited for seconds is slow for a while. A ratio is the median, over all turns but
 the first of each round, of the time the loop by hand took just before and just after, by one's own. What comes before the
-first step, compiling included, is shown apart. A round starts everyone anew.
+first step, compiling included, is shown apart. A round starts everyone anew. With --accelerator gpu everyone trains on a
+GPU but scikit-learn, which is left out, and the loops by hand have all rows there.
 
 test: a million rows through ``test``, from its first batch to the predictions in their file, beside loops by hand with the
 same metrics. report: ``test`` of a hundred thousand rows of ten classes, with intervals, figures and page, in a process that
@@ -92,10 +94,15 @@ class Work(NamedTuple):
     batch: int
     turns: int
     turn: int = 1  # epochs in a turn
+    accelerator: str = "cpu"
 
     @property
     def epochs(self) -> int:
         return self.turns * self.turn
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cpu" if self.accelerator == "cpu" else "cuda")
 
 
 WORK = {
@@ -152,8 +159,8 @@ def arrays(work: Work, test: int = 0) -> dict[str, np.ndarray[Any, Any]]:
 
 def by_hand(work: Work, folder: Path, turns: Turns, fused: bool | None = None, loader: bool = False) -> float:
     """The tutorial's loop, over slices of the tensors or over a DataLoader."""
-    data = tensors(folder)
-    net = work.net(work.sizes)
+    data = {name: values.to(work.device) for name, values in tensors(folder).items()}
+    net = work.net(work.sizes).to(work.device)
     optimizer = torch.optim.Adam(net.parameters(), fused=fused)
     x, y = data["x_train"], data["y_train"]
     batches = DataLoader(TensorDataset(x, y), work.batch, shuffle=True) if loader else None
@@ -161,7 +168,7 @@ def by_hand(work: Work, folder: Path, turns: Turns, fused: bool | None = None, l
     for _ in range(work.epochs):
         turns.wait()
         net.train()
-        order = torch.randperm(len(x))
+        order = torch.randperm(len(x), device=work.device)
         slices = zip(x[order].split(work.batch), y[order].split(work.batch), strict=True)
         for a, b in batches or slices:
             loss = cross_entropy(net(a), b)
@@ -169,7 +176,7 @@ def by_hand(work: Work, folder: Path, turns: Turns, fused: bool | None = None, l
             loss.backward()
             optimizer.step()
         net.eval()
-        metrics = four_metrics(work.classes)
+        metrics = four_metrics(work.classes).to(work.device)
         with torch.no_grad():
             for a, b in zip(data["x_val"].split(work.batch), data["y_val"].split(work.batch), strict=True):
                 metrics.update(net(a), b)
@@ -275,7 +282,8 @@ def plain_lightning(work: Work, folder: Path, turns: Turns) -> float:
     val = DataLoader(TensorDataset(data["x_val"], data["y_val"]), work.batch)
     callbacks = [clock := Clock(), ModelCheckpoint(monitor="val/f1", mode="max", save_last=True),
                  EarlyStopping("val/f1", mode="max", patience=1000)]  # fmt: skip
-    trainer = L.Trainer(max_epochs=work.epochs, accelerator="cpu", default_root_dir=folder / "plain", callbacks=callbacks)
+    trainer = L.Trainer(max_epochs=work.epochs, accelerator=work.accelerator, devices=1, default_root_dir=folder / "plain",
+                        callbacks=callbacks)  # fmt: skip
     trainer.fit(Plain(work), train, val)
     return clock.accuracy
 
@@ -284,7 +292,7 @@ def command(work: Work, folder: Path) -> list[str]:
     return ["fit", "--data", "Arrays", "--data.path", str(folder / "data.npz"), "--data.test_fraction", "0",
             "--data.batch_size", str(work.batch), "--model", "MulticlassClassifier",
             "--model.net", f"{work.net.__module__}.{work.net.__name__}", "--model.net.sizes", str(work.sizes),
-            "--trainer.max_epochs", str(work.epochs), "--trainer.accelerator", "cpu",
+            "--trainer.max_epochs", str(work.epochs), "--trainer.accelerator", work.accelerator, "--trainer.devices", "1",
             "--trainer.default_root_dir", str(folder), "--trainer.callbacks", f"{Clock.__module__}.Clock",
             "--early_stopping.patience", "1000", "--allow", "__main__", "--allow", "__mp_main__"]  # fmt: skip
 
@@ -338,10 +346,11 @@ def in_turns(run: Contender, work: Work, folder: Path, line: Connection) -> None
     line.send(share)
 
 
-def training(name: str, rounds: int) -> dict[str, list[Race]]:
+def training(work: Work, rounds: int) -> dict[str, list[Race]]:
     """For each contender what every round gave."""
-    work = WORK[name]
     every = CONTENDERS if work.net is Net else dict(list(CONTENDERS.items())[:5])
+    if work.accelerator != "cpu":
+        every = {who: run for who, run in every.items() if run is not scikit_learn}
     races: dict[str, list[Race]] = {who: [] for who in every}
     for _ in range(rounds):
         with tempfile.TemporaryDirectory() as folder:
@@ -545,18 +554,22 @@ def main() -> None:
     parser.add_argument("--work", nargs="+", choices=kinds, default=kinds)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--accelerator", choices=["cpu", "gpu"], default="cpu", help="for tiny, mid and conv")
     given = parser.parse_args()
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     machine = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count(),
                "threads": torch.get_num_threads(), "python": platform.python_version(), "torch": torch.__version__,
                "lightning": L.__version__}  # fmt: skip
+    if given.accelerator == "gpu":
+        machine["gpu"] = torch.cuda.get_device_name()
     out: dict[str, Any] = {"machine": machine, "rounds": given.rounds}
     console = Console(width=120)
     console.print(", ".join(f"{name} {value}" for name, value in machine.items()))
     for name in given.work:
         if name in WORK:
-            out[name] = told(console, f"{name}: {WORK[name]}", WORK[name].rows, training(name, given.rounds))
+            work = WORK[name]._replace(accelerator=given.accelerator)
+            out[name] = told(console, f"{name}: {work}", work.rows, training(work, given.rounds))
         elif name == "test":
             out[name] = report(console, "test: a million rows of tiny", testing(given.rounds))
         else:

@@ -12,6 +12,7 @@ import polars as pl
 import pytest
 import torch
 from sklearn.metrics import f1_score
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import proj
 from conftest import QUIET, ROOT, Cli
@@ -30,11 +31,11 @@ GPU = ["--trainer.accelerator", "gpu", "--trainer.devices", "1"]
 SURE = [*GPU, "--trainer.deterministic", "true"]
 
 
-def process(*args: Any, kill: str = "", code: int = 0) -> str:
+def process(*args: Any, kill: str = "", code: int = 0, quiet: list[str] = QUIET) -> str:
     """The command line in a process of its own."""
     paths = os.pathsep.join([str(ROOT / "src"), str(ROOT / "tests"), *sys.path])
     environment = {**os.environ, "PYTHONPATH": paths, "KILL": kill, "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
-    command = [sys.executable, "-m", "proj", *map(str, args), *QUIET]
+    command = [sys.executable, "-m", "proj", *map(str, args), *quiet]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == code, f"{done.returncode}: {done.stdout}\n{done.stderr}"
     return done.stdout + done.stderr
@@ -114,3 +115,32 @@ def test_ddp_with_nccl(experiment: Any) -> None:
 
 def test_check_goes_through(experiment: Any, cli: Cli) -> None:
     assert "a batch of each stage goes through" in cli("check", "--config", experiment(rows=250), *GPU)
+
+
+def test_figures_calibration_importance_and_page(experiment: Any, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    live = pytest.importorskip("proj.evaluate.live")
+    monkeypatch.setattr(live, "SECONDS", 0.0)
+    cli("fit", "--config", experiment(rows=400), *GPU)
+    run = Path("lightning_logs/version_0")
+    events = EventAccumulator(str(run), {"images": 0})
+    events.Reload()
+    assert "val/confusion" in events.Tags()["images"]
+    cli("validate", "--calibrate", "temperature", "--importance")
+    assert (run / "validate/importance.json").is_file()
+    cli("test")
+    rows = pl.read_parquet(run / "test/predictions.parquet")
+    ours = proj.load("version_0").predict(np.load("data.npz")["x"][rows["row"].to_numpy()])  # on the CPU, calibrated too
+    names = [name for name in rows.columns if name.startswith("probability")]
+    assert np.allclose(rows[names].to_numpy(), ours[names].to_numpy(), atol=0.005)
+    assert "<svg" in (run / "report.html").read_text()
+
+
+def test_a_study_of_two_trials_at_once(experiment: Any) -> None:
+    pytest.importorskip("optuna")
+    experiment(rows=250, trainer={"accelerator": "gpu", "devices": 1})
+    space = {"model.optimizer.lr": {"log": [1e-3, 0.1]}}
+    study = {"experiment": "experiment.yaml", "trials": 4, "sampler": {"class_path": "RandomSampler"}, "space": space}
+    Path("study.yaml").write_text(json.dumps(study))
+    process("tune", "--config", "study.yaml", "--workers", "2", quiet=[])
+    trials = pl.read_csv("lightning_logs/studies/study/trials.csv")
+    assert trials["state"].to_list() == ["complete"] * 4
