@@ -7,6 +7,7 @@ from typing import Any
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from proj import calibration, console, rooms
+from proj.allocator import keep_freed_memory
 from proj.arguments import Arguments, read_arguments
 from proj.calibration import Calibration
 from proj.callbacks.predictions import PredictionWriter
@@ -50,6 +51,7 @@ def predict(args: list[str]) -> None:
     keep = (cli.option("keep") or "").split(",") if cli.option("keep") else []
     callbacks = [] if cli.config_init.trainer.fast_dev_run else [PredictionWriter(file, keep)]
     trainer = cli.build_trainer(run.path, [*callbacks])
+    keep_freed_memory(trainer.strategy.root_device)
     with exit_codes(trainer), explained("predicting does not go through"):
         trainer.predict(cli.model, datamodule=cli.datamodule, ckpt_path=path, weights_only=True, return_predictions=False)
     if callbacks and trainer.is_global_zero:
@@ -65,6 +67,7 @@ def _score(verb: str, stage: str, args: list[str]) -> None:
     applied = _calibrate(cli.model, path) if verb == "test" else None
     predictions = PredictionWriter(run.path / verb / "predictions.parquet")
     trainer = cli.build_trainer(run.path, [] if fast else [predictions])
+    keep_freed_memory(trainer.strategy.root_device)
     with exit_codes(trainer), explained(f"{verb} does not go through"):
         getattr(trainer, verb)(cli.model, datamodule=cli.datamodule, ckpt_path=path, weights_only=True, verbose=False)
     if fast and trainer.is_global_zero:

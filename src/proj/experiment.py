@@ -15,7 +15,6 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lightning.pytorch.utilities import rank_zero_only
 
 from proj import metrics, rooms, trust
-from proj.allocator import keep_freed_memory
 from proj.arguments import OPTIONS
 from proj.callbacks.board import RunLogger, Summary
 from proj.callbacks.checkpoint import Checkpoint, EarlyStopping
@@ -142,10 +141,7 @@ class ExperimentCLI(LightningCLI):
         if given["enable_progress_bar"] in (None, True) and not given["barebones"]:
             own += [] if any(isinstance(callback, ProgressBar) for callback in own) else [Progress()]
         with explained("the Trainer cannot be built"):
-            trainer = Trainer(**given, callbacks=own + callbacks)
-        if trainer.strategy.root_device.type == "cpu":
-            keep_freed_memory()
-        return trainer
+            return Trainer(**given, callbacks=own + callbacks)
 
     def fit_callbacks(self, folder: Path) -> list[Callback]:
         """Our callbacks for ``fit``, as far as the Trainer's flags leave room for them."""

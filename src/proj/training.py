@@ -9,6 +9,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from proj import console
+from proj.allocator import keep_freed_memory
 from proj.callbacks.checkpoint import Checkpoint
 from proj.experiment import ExperimentCLI, first_process
 from proj.guard import exit_codes, explained
@@ -29,6 +30,7 @@ def train(
     """Train into ``run``'s folder, from a checkpoint if there is one; ``again`` if the run has been trained before."""
     first_step = read_checkpoint(checkpoint)["global_step"] if checkpoint else 0
     trainer = cli.build_trainer(run.path, [*cli.fit_callbacks(run.path), *callbacks], first_step + 1 if again else None)
+    keep_freed_memory(trainer.strategy.root_device)
     if not first_process():
         with exit_codes(trainer):
             trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint, weights_only=True)
