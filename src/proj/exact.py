@@ -34,20 +34,17 @@ class Ranked(Metric):
         self.targets.append(target)
 
     def compute(self) -> dict[str, Tensor]:
-        scores, target = dim_zero_cat(self.scores), dim_zero_cat(self.targets).long()
-        if target.ndim == 1 and self.columns > 1:
-            target = torch.nn.functional.one_hot(target, self.columns)
-        areas = [
-            ranked_areas(score, hit)
-            for score, hit in zip(scores.view(-1, self.columns).T, target.view(-1, self.columns).T, strict=True)
-        ]
+        scores, target = dim_zero_cat(self.scores).view(-1, self.columns), dim_zero_cat(self.targets)
+        classes = target.ndim == 1 and self.columns > 1
+        hits = (target == i if classes else target.view(-1, self.columns)[:, i] == 1 for i in range(self.columns))
+        areas = [ranked_areas(score, hit) for score, hit in zip(scores.T, hits, strict=True)]
         per_class = dict(zip(("auroc", "average_precision"), torch.stack(areas).T, strict=True))
         means = {name: values.nanmean() for name, values in per_class.items()}
         return means if self.columns == 1 else means | {f"{name}/": values for name, values in per_class.items()}
 
 
 def ranked_areas(score: Tensor, hit: Tensor) -> Tensor:
-    """Area under the ROC curve and average precision of ``score`` [rows] for ``hit`` [rows] of 0 and 1: [2], float64.
+    """Area under the ROC curve and average precision of ``score`` [rows] for ``hit`` [rows] of bool: [2], float64.
 
     Rows of equal score count as one threshold. The first is the Mann-Whitney statistic by the trapezoid rule, the second
     the sum over thresholds of precision times the recall gained (as in scikit-learn). NaN without both kinds of row.
@@ -56,8 +53,9 @@ def ranked_areas(score: Tensor, hit: Tensor) -> Tensor:
         return torch.full((2,), torch.nan, dtype=EXACT, device=score.device)
     score, order = score.sort(descending=True)
     last = torch.cat([score.diff() != 0, torch.ones(1, dtype=torch.bool, device=score.device)])  # of each equal score
-    true = hit[order].cumsum(0)[last].to(EXACT)
-    false = (1 - hit[order]).cumsum(0)[last].to(EXACT)
+    true = hit[order].cumsum(0)[last]
+    seen = torch.arange(1, len(last) + 1, device=score.device)[last]
+    true, false = true.to(EXACT), (seen - true).to(EXACT)
     gained = true.diff(prepend=true.new_zeros(1))
     area = (false.diff(prepend=false.new_zeros(1)) * (true - gained / 2)).sum() / (true[-1] * false[-1])
     return torch.stack([area, (gained * true / (true + false)).sum() / true[-1]])
