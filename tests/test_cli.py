@@ -39,7 +39,8 @@ def test_fit_imports_what_it_uses_and_nothing_else(experiment: Any, work: Path) 
     arrays = dict(np.load("data.npz"))
     np.savez("data.npz", **{f"{name}_{part}": array for name, array in arrays.items() for part in ("train", "val", "test")})
     script = (
-        f"import sys; from proj.cli import main; code = main(['fit', '--config', {str(config)!r}]); "
+        f"import gc, sys; from proj.cli import main; code = main(['fit', '--config', {str(config)!r}]); "
+        "assert gc.isenabled() and gc.get_freeze_count() > 100_000, 'modules are looked through for garbage'; "
         "unused = {'sklearn', 'polars', 'tabm', 'rtdl_num_embeddings', 'optuna', 'pandas'} & set(sys.modules); "
         "sys.exit(f'imported: {unused}' if unused else code)"
     )
