@@ -1,11 +1,13 @@
 """Processes that are killed and go on, and what is left of them at the end."""
 
 import hashlib
+import math
 import multiprocessing
 import os
 import signal
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,10 @@ OWN = ("dirpath", "best_model_path", "last_model_path", "kth_best_model_path", "
 
 def _call(args: list[str], log: Path) -> None:
     reached.clear()  # what this process came by before it was forked
+    if find_spec("proj.evaluate"):  # polars, used before the fork, hangs after it: where a minute passes, no figures
+        from proj.evaluate import live
+
+        live.SECONDS = math.inf
     sys.stdout = sys.stderr = log.open("a", buffering=1)
     os.dup2(sys.stdout.fileno(), 2)
     raise SystemExit(main([*args, *QUIET]))
