@@ -275,7 +275,7 @@ def _resampled(
         elif np.isnan(low) or np.isnan(high):
             why = f"{len(units.times)} of them are too few to know how it varies" if few else "it does not vary between rows"
             found.append(Interval(float(v), None, None, rows, "", why))
-        elif max(high / v, v / low) > WIDEST:
+        elif high > WIDEST * v or v > WIDEST * low:
             found.append(Interval(float(v), None, None, rows, "", "a few rows make up nearly all of it"))
         else:
             found.append(Interval(float(v), float(low), float(high), rows, f"bootstrap-t, {RESAMPLES} resamples"))
