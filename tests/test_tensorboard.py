@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.compat.proto.graph_pb2 import GraphDef
 
 from conftest import Cli, ask, watched
-from proj.run import Run
+from proj.run import Run, read_checkpoint
 
 RUN = Path("lightning_logs/version_0")
 
@@ -156,3 +157,22 @@ def test_tensorboard_in_chromium(runs: None, board: Callable[[], str], browser: 
         tab.get_by_text(text).locator("visible=true").first.wait_for(timeout=60_000)
     assert said == []
     assert [url for url in requests if not url.startswith((address, "data:", "blob:"))] == []
+
+
+@pytest.mark.filterwarnings("ignore:Found 1 module.*eval mode")
+def test_drawing_the_graph_leaves_a_frozen_layer_frozen(work: Path, experiment: Any, cli: Cli) -> None:
+    """A layer in evaluation mode from the start stays so, as Lightning leaves it, and is the same with no TensorBoard."""
+    Path("frozen.py").write_text(
+        "from torch import nn\n"
+        "class Net(nn.Sequential):\n"
+        "    def __init__(self):\n"
+        "        super().__init__(nn.BatchNorm1d(6), nn.Linear(6, 1))\n"
+        "        self[0].eval()\n"
+    )
+    flags = ["fit", "--config", experiment("binary"), "--model.net", "frozen.Net", "--trainer.max_epochs", "3"]
+    cli(*flags, "--name", "watched")
+    cli(*flags, "--name", "alone", "--trainer.logger", "false")
+    assert "aten::batch_norm" in graph_of(RUN.with_name("watched"))
+    one, other = (read_checkpoint(RUN.with_name(name) / "checkpoints" / "last.ckpt") for name in ("watched", "alone"))
+    assert not one["state_dict"]["net.0.running_mean"].any()  # never updated
+    assert all(torch.equal(one["state_dict"][name], value) for name, value in other["state_dict"].items())

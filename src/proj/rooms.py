@@ -6,7 +6,7 @@ from typing import Any
 
 
 def there(room: str) -> bool:
-    return Path(__file__).with_name(room).is_dir()
+    return (Path(__file__).with_name(room) / "__init__.py").is_file()  # git leaves a folder with bytecode
 
 
 def load(module: str) -> Any:

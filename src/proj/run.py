@@ -1,6 +1,7 @@
 """Runs: one folder each, its files, and how to find it again."""
 
 import json
+import math
 import os
 import platform
 import re
@@ -181,8 +182,8 @@ def write(path: Path, fill: Callable[[IO[bytes]], Any], keep: str | None = None)
 
 
 def entries(values: dict[str, float]) -> dict[str, dict[str, Any]]:
-    """Metrics as they are in ``metrics.json``; None stands for a value that is not defined."""
-    return {name: {"value": value if value == value else None} for name, value in values.items()}
+    """Metrics as they are in ``metrics.json``; None stands for a value that is not defined or infinite: JSON has neither."""
+    return {name: {"value": value if math.isfinite(value) else None} for name, value in values.items()}
 
 
 def write_metrics(path: Path, metrics: dict[str, dict[str, Any]]) -> None:

@@ -94,6 +94,20 @@ def test_a_prediction_that_is_no_number_draws_nothing(
     assert images() == {}
 
 
+def test_an_infinite_prediction_stops_neither_training_nor_test(
+    work: Path, experiment: Any, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live, "SECONDS", 0.0)
+    Path("own.py").write_text(
+        "import torch\nclass Net(torch.nn.Linear):\n    def __init__(self):\n        super().__init__(6, 1)\n"
+        "    def forward(self, x):\n        return super().forward(x) * (1 if self.training else float('inf'))\n"
+    )
+    cli("fit", "--config", experiment("regression"), "--model.net", "own.Net")
+    cli("test")
+    assert images() == {}
+    assert "predictions are no numbers" in (RUN / "report.html").read_text()
+
+
 def test_the_test_part_is_shown_as_on_the_page(experiment: Any, cli: Cli) -> None:
     cli("fit", "--config", experiment())
     cli("test")

@@ -185,3 +185,26 @@ def test_damaged_files_and_a_calibration_are_told(experiment: Any, cli: Cli, cap
     printed = capsys.readouterr()
     assert "two is left out" in printed.err
     assert "1 runs" in printed.out
+
+
+def test_few_groups_are_refused(work: Path, cli: Cli) -> None:
+    """Two test groups of ten rows each tell runs apart no better than two rows."""
+    rng = np.random.default_rng(0)
+    site = np.repeat(np.arange(12), 10)
+    pl.DataFrame({"x": rng.normal(size=120), "site": site, "y": rng.integers(2, size=120)}).write_csv("table.csv")
+    data = ["--data", "Tabular", "--data.path", "table.csv", "--data.target", "y", "--data.group", "site"]
+    flags = [*data, "--data.batch_size", "20", "--model", "BinaryClassifier", "--model.net", "MLP"]
+    for name in ("one", "other"):
+        cli("fit", *flags, "--trainer.max_epochs", "1", "--name", name)
+        cli("test", "--run", name)
+    assert "expected 5 groups of test rows or more, got 2" in cli("compare", "one", "other", code=2)
+
+
+def test_what_one_row_makes_up_is_left_out() -> None:
+    """Without the one row that is not zero there is no variance, so that nobody knows how R² varies."""
+    rng, target = np.random.default_rng(0), np.zeros((200, 1))
+    target[7] = 5
+    one, other = (Outcomes("regression", ("y",), np.arange(200), target, rng.normal(size=(200, 1))) for _ in range(2))
+    found = differences(one, other)
+    assert "r2" not in found
+    assert 0.001 < found["mse"].p < 1

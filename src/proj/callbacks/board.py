@@ -24,6 +24,7 @@ from proj.callbacks.checkpoint import Checkpoint
 from proj.data.base import SplitData
 from proj.data.loader import take
 from proj.models.base import Model, as_numbers
+from proj.models.fitting import evaluating
 from proj.schema import Tensors
 
 
@@ -101,7 +102,7 @@ def draw_graph(logger: TensorBoardLogger, model: Model, x: Tensors) -> None:
     assert isinstance(model.net, nn.Module)
     net = copy.deepcopy(model.net) if model.compile_what == "net" else model.net  # a copy is not compiled
     try:
-        with isolate_rng(), torch.no_grad(), warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        with isolate_rng(), evaluating(net), warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")  # branches and numbers that a trace takes as they were
             logger.experiment.add_graph(net, (as_numbers(x),))
     except Exception as error:  # of whatever kind a net may raise when it is traced

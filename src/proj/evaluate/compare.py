@@ -32,8 +32,10 @@ def compare(args: list[str]) -> None:
     outcomes = [_read(run) for run in runs]
     for run, other in zip(runs[1:], outcomes[1:], strict=True):
         check_same_rows(runs[0].path.name, outcomes[0], run.path.name, other)
-    if len(outcomes[0]) < FEW:
-        raise UserError(f"compare: expected {FEW} test rows or more, got {len(outcomes[0])}; they tell nothing apart.")
+    group = outcomes[0].group
+    count, kind = (len(outcomes[0]), "test rows") if group is None else (len(np.unique(group)), "groups of test rows")
+    if count < FEW:
+        raise UserError(f"compare: expected {FEW} {kind} or more, got {count}; they tell nothing apart.")
     found = [differences(outcomes[0], other) for other in outcomes[1:]]
     names = [run.path.name for run in runs]
     adjusted = [dict(zip(found[0], row, strict=True)) for row in zip(*(holm([each[name].p for each in found])

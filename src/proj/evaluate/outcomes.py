@@ -60,8 +60,8 @@ class Outcomes:
 
     @property
     def missing(self) -> int:
-        """Rows whose prediction is no number."""
-        return int(np.isnan(self.output.reshape(len(self), -1)).any(axis=1).sum())
+        """Rows whose prediction is no finite number."""
+        return int((~np.isfinite(self.output.reshape(len(self), -1))).any(axis=1).sum())
 
 
 def read(schema: Schema, table: pl.DataFrame, group: str | None = None) -> Outcomes:

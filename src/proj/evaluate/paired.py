@@ -39,7 +39,7 @@ def differences(one: Outcomes, other: Outcomes, seed: int = 0) -> dict[str, Diff
         lambda s: scores(s[..., half:], one.task) - scores(s[..., :half], one.task),
         rng,
     )
-    by_name = {name: each for name, each in zip(names, found, strict=True) if not math.isnan(each.value)}
+    by_name = {name: each for name, each in zip(names, found, strict=True) if not math.isnan(each.low)}
     if one.task == "regression":
         return by_name
     if one.group is None:
@@ -65,7 +65,7 @@ def paired(units: Units, statistic: Statistic, rng: np.random.Generator) -> list
         p = (1 + (t >= np.abs(value) / error).sum(axis=0)) / (1 + tells.sum(axis=0))
     half = np.nanquantile(t, 1 - LEVEL, axis=0) * error
     return [
-        Difference(v, v - h, v + h, chance, "paired bootstrap") if e > 1e-12 else _certain(v)
+        _certain(v) if e <= 1e-12 else Difference(v, v - h, v + h, chance, "paired bootstrap")
         for v, h, chance, e in zip(*(of.tolist() for of in (value, half, p, error)), strict=True)
     ]
 
