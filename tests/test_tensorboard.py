@@ -115,6 +115,14 @@ def test_a_run_that_goes_on_tells_it_once_and_a_new_one_anew(experiment: Any, cl
     assert "aten::linear" in graph_of(RUN.with_name("version_1"))
 
 
+def test_charts_and_the_graph_wait_for_the_first_validation(experiment: Any, cli: Cli) -> None:
+    cli("fit", "--config", experiment(), "--trainer.check_val_every_n_epoch", "2", "--trainer.max_epochs", "3")
+    events = EventAccumulator(str(RUN))
+    events.Reload()
+    assert "custom_scalars__config__" in events.Tags()["tensors"]
+    assert "aten::linear" in graph_of(RUN)
+
+
 UNTRACED = """
 import torch
 class Net(torch.nn.Linear):

@@ -43,7 +43,7 @@ class RunLogger(TensorBoardLogger):
 
 
 class Summary(Callback):
-    """The config as text at the start, charts and the graph after the first epoch, hyper-parameters at the end."""
+    """The config as text at the start, charts and the graph after the first validation, hyper-parameters at the end."""
 
     def __init__(self, config: dict[str, Any]) -> None:
         self.config = config
@@ -63,10 +63,10 @@ class Summary(Callback):
                 logger.experiment.add_text("config", f"```yaml\n{text}```")
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.told:
+        names = sorted(name.removeprefix("val/") for name in trainer.callback_metrics if name.startswith("val/"))
+        if self.told or (trainer.enable_validation and not names):  # the first validation comes in a later epoch
             return
         self.told = True
-        names = sorted(name.removeprefix("val/") for name in trainer.callback_metrics if name.startswith("val/"))
         for logger in _boards(trainer):
             if names:  # each a pattern of the curves' names
                 charts = {

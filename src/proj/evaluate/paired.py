@@ -5,11 +5,12 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from scipy.stats import t as student
 
 from proj.evaluate.counts import names_of, scores, sums_of
 from proj.evaluate.intervals import AREAS
 from proj.evaluate.outcomes import Outcomes
-from proj.evaluate.resampling import NORMAL, Statistic, Units, Z, dealt, drawn
+from proj.evaluate.resampling import Statistic, Units, dealt, drawn
 
 LEVEL = 0.05
 
@@ -89,7 +90,7 @@ def mcnemar(one: int, other: int) -> float:
 
 
 def _area(one: Outcomes, other: Outcomes, kind: str) -> Difference | None:
-    """Areas, or their means over the classes that have one."""
+    """Areas, or their means over the classes that have one; with Student's quantile, as in `intervals.py`."""
     values, influences = [], []
     for of in (one, other):
         found = [AREAS[kind](score, hit) for score, hit in zip(of.scores.T, of.hits.T, strict=True)]
@@ -99,14 +100,20 @@ def _area(one: Outcomes, other: Outcomes, kind: str) -> Difference | None:
         values.append(float(np.mean([value for value, _ in known])))
         influences.append(np.mean([influence for _, influence in known], axis=0))
     moved = influences[1] - influences[0]
+    hits = one.hits[:, [0 < share < 1 for share in one.hits.mean(axis=0)]]
+    freedom = min(hits.sum(), (1 - hits).sum()) - 1
     if one.group is not None:
         moved = np.bincount(one.group, moved)
         moved = moved * np.sqrt(len(moved) / max(1, len(moved) - 1))
+        freedom = min(freedom, len(moved) - 1)
     value, error = values[1] - values[0], float(np.sqrt((moved**2).sum()) / len(one))
     if error < 1e-12:
         return _certain(value)
-    p = 2 * NORMAL.cdf(-abs(value) / error)
-    return Difference(value, value - Z * error, value + Z * error, p, "DeLong" if kind == "auroc" else "jackknife")
+    if freedom < 1:  # a single row of one kind
+        return None
+    t = student(freedom)
+    half, p = float(t.ppf(1 - LEVEL / 2)) * error, 2 * float(t.sf(abs(value) / error))
+    return Difference(value, value - half, value + half, p, "DeLong" if kind == "auroc" else "jackknife")
 
 
 def holm(ps: Sequence[float]) -> list[float]:
