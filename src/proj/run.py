@@ -35,7 +35,7 @@ class Run:
     def config(self) -> dict[str, Any]:
         try:
             config = yaml.safe_load((self.path / "config.yaml").read_text())
-        except yaml.YAMLError as error:
+        except (OSError, yaml.YAMLError) as error:
             raise UserError(f"{self.path / 'config.yaml'} is damaged: {' '.join(str(error).split())}.") from error
         if not isinstance(config, dict):
             raise UserError(f"{self.path / 'config.yaml'} is damaged: expected an experiment, got {config!r}.")
@@ -47,6 +47,10 @@ class Run:
             manifest: dict[str, Any] = json.loads((self.path / "manifest.json").read_text())
         except (OSError, ValueError) as error:
             raise UserError(f"{self.path / 'manifest.json'} cannot be read: {error}; delete the run, or mend it.") from error
+        if not {"start", "status"} <= manifest.keys():
+            raise UserError(
+                f"{self.path / 'manifest.json'} is damaged: it has no start or status; delete the run, or mend it."
+            )
         return manifest
 
     def write_manifest(self, **changes: Any) -> None:
@@ -100,21 +104,25 @@ def check_name(root: Path, name: str | None) -> None:
         raise UserError(f"--name: there is a run {root / name} already; choose another name, or delete it.")
 
 
+def folders(root: Path) -> list[Run]:
+    """All runs in ``root``, in no order, whether their files can be read or not."""
+    return [Run(path.parent) for path in root.glob("*/manifest.json")]
+
+
 def runs(root: Path) -> list[Run]:
     """All runs in ``root``, the newest first."""
-    found = [Run(p.parent) for p in root.glob("*/manifest.json")]
-    return sorted(found, key=lambda run: (run.manifest["start"], run.path.name), reverse=True)
+    return sorted(folders(root), key=lambda run: (run.manifest["start"], run.path.name), reverse=True)
 
 
 def find(root: Path, name: str | None, which: str = "best") -> Run:
     """The run of this name or path, or without one the newest that is finished and has the checkpoint ``which``."""
-    every = runs(root)
     if name is not None:
         for path in (Path(name), root / name):
             if (path / "config.yaml").is_file():
                 return Run(path)
-        there = [run.path.name for run in every]
+        there = [run.path.name for run in folders(root)]
         raise UserError(f"no run {name} in {root}; expected a run's name or folder.{nearest(name, there)}")
+    every = runs(root)
     finished = [run for run in every if run.manifest["status"] == "finished"]
     for run in finished:
         if which not in ("best", "last") or (run.path / "checkpoints" / f"{which}.ckpt").is_file():

@@ -344,3 +344,12 @@ def test_an_error_that_one_row_makes_up_has_no_limits() -> None:
     assert found["rmse"].value == pytest.approx(100 / 60**0.5, rel=1e-3)
     assert found["rmse"].low is None
     assert found["rmse"].why == "a few rows make up nearly all of it"
+
+
+def test_it_is_told_why_a_single_row_of_a_kind_has_no_limits() -> None:
+    found = binary([0] * 999 + [1], np.linspace(0.1, 0.9, 1000)[np.r_[0:500, 501:1000, 500]])
+    assert found["auroc"].why == "1 of them are too few to know how it varies"
+    target = np.zeros((200, 1))
+    target[7] = 5
+    one = Outcomes("regression", ("y",), np.arange(200), target, np.random.default_rng(0).normal(size=(200, 1)))
+    assert intervals(one)["r2"].why == "a few rows make up nearly all of it"

@@ -63,6 +63,16 @@ def test_a_loss_with_options_has_no_interval_and_says_so(experiment: Any, cli: C
     assert "loss: it has options" in out
 
 
+def test_a_loss_that_the_file_calls_infinite_is_no_matter_of_options(experiment: Any, cli: Cli) -> None:
+    """A wrong row with a logit of 60 has a probability of 1 exactly; the loss from the logit is finite."""
+    Path("own.py").write_text(
+        "import torch\nclass Net(torch.nn.Linear):\n    def __init__(self):\n        super().__init__(6, 1)\n"
+        "    def forward(self, x):\n        return 0 * super().forward(x) + 60\n"
+    )
+    cli("fit", "--config", experiment("binary"), "--model.net", "own.Net")
+    assert "a row with probability 0 of its target" in cli("test")
+
+
 def test_few_rows_are_told(experiment: Any, cli: Cli, capsys: Any) -> None:
     cli("fit", "--config", experiment("multiclass", 60))
     assert main(["test"]) == 0

@@ -143,6 +143,8 @@ def test_compare_and_runs(cli: Cli) -> None:
     assert [next(n for n in order if n in row) for row in rows] == order
     assert "1 runs in lightning_logs" in cli("runs", "--where", "trainer.max_epochs>5")
     assert "3 runs in lightning_logs" in cli("runs", "--where", "model=BinaryClassifier", "--where", "status=finished")
+    assert "3 runs in lightning_logs" in cli("runs", "--where", "trainer.enable_progress_bar=false")
+    assert "0 runs in lightning_logs" in cli("runs", "--where", "trainer.enable_progress_bar=True")
     assert "--where: no run has 'acuracy'. Did you mean 'accuracy'?" in cli("runs", "--where", "acuracy>1", code=2)
     assert "--where: expected KEY=VALUE" in cli("runs", "--where", "f1", code=2)
     assert "expected a number to compare status with" in cli("runs", "--where", "status>1", code=2)
@@ -198,6 +200,13 @@ def test_damaged_files_and_a_calibration_are_told(experiment: Any, cli: Cli, cap
     printed = capsys.readouterr()
     assert "two is left out" in printed.err
     assert "1 runs" in printed.out
+    cli("test", "--run", "two")
+    for damaged in ("{", "{}"):
+        Path("lightning_logs/two/manifest.json").write_text(damaged)
+        cli("report", "one")
+        assert "1 runs" in cli("runs")
+    Path("lightning_logs/one/config.yaml").unlink()
+    assert "0 runs" in cli("runs")
 
 
 def test_few_groups_are_refused(work: Path, cli: Cli) -> None:

@@ -175,3 +175,15 @@ def test_every_slice_of_20_columns_is_told() -> None:
     target = rng.normal(size=(rows, 1))
     o = Outcomes("regression", ("y",), np.arange(rows), target, target + rng.normal(size=(rows, 1)))
     assert slices(o, pl.DataFrame(numbers | categories)).told == 250
+
+
+def test_the_inputs_of_a_date_are_missing_as_the_date_is(cli: Cli) -> None:
+    gone = np.random.default_rng(1).random(700) < 0.2
+    rows = table().with_columns(pl.when(~pl.lit(pl.Series(gone))).then("joined"))
+    rows.write_csv("table.csv")
+    fit(cli, "kind", "MulticlassClassifier", "--data.columns", "{spent: drop}")
+    cli("test")
+    count = sum(gone[row] for row in pl.read_parquet(RUN / "test/predictions.parquet")["row"])
+    found = (RUN / "report.html").read_text().partition("Where values are missing</caption>")[2].partition("</table>")[0]
+    assert re.search(rf"joined</th><td>yes</td><td class=.number.>{count}</td>", found)
+    assert "joined." not in found

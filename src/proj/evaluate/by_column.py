@@ -8,6 +8,7 @@ import polars as pl
 from proj import page
 from proj.console import number
 from proj.evaluate import figures
+from proj.evaluate.judge import read_table
 from proj.evaluate.kept import COLUMNS
 from proj.evaluate.outcomes import Outcomes
 from proj.evaluate.slices import FEWEST, slices
@@ -22,7 +23,7 @@ SHOWN = 30  # columns in a figure or a table
 def columns_of(run: Run, outcomes: Outcomes) -> pl.DataFrame | None:
     """The columns of the test rows, in the order of the outcomes; None where `test` kept none."""
     path = run.path / "test" / COLUMNS
-    table = pl.read_parquet(path) if path.is_file() else None
+    table = read_table(path) if path.is_file() else None
     return table if table is not None and len(table) == len(outcomes) else None
 
 
@@ -30,14 +31,14 @@ def missing(run: Run, schema: Schema, outcomes: Outcomes) -> Iterator[Html]:
     """Which columns lack values in the training part, and how often they do among the test rows."""
     if not schema.columns:
         return
-    trained = {column.name for column in schema.columns if column.missing}
+    trained = {column.source for column in schema.columns if column.missing}
     table = columns_of(run, outcomes)
     tested = (
         {name: count for name, count in table.null_count().row(0, named=True).items() if count} if table is not None else {}
     )
     names = sorted(trained | tested.keys(), key=lambda name: -tested.get(name, 0))
     if not names:
-        yield page.text(f"No value is missing in the {len(schema.columns)} columns.")
+        yield page.text(f"No value is missing in the {len({column.source for column in schema.columns})} columns.")
         return
     counts = {name: [str(tested.get(name, 0)), f"{tested.get(name, 0) / len(outcomes):.1%}"] for name in names}
     rows = [
@@ -46,7 +47,7 @@ def missing(run: Run, schema: Schema, outcomes: Outcomes) -> Iterator[Html]:
     header = ["column", "missing in training", "test rows without", "share"]
     yield page.table("Where values are missing", header, rows, numbers=2)
     if len(names) > SHOWN:
-        yield page.text(f"In {len(names) - SHOWN} more columns values are missing, more rarely.")
+        yield page.text(f"In {len(names) - SHOWN} more columns values are missing.")
 
 
 def importances_of(run: Run) -> dict[str, Any]:

@@ -2,15 +2,17 @@
 
 from collections.abc import Iterator
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import polars as pl
 
 from proj import page
 from proj.console import number
+from proj.errors import UserError
 from proj.evaluate import curves
 from proj.evaluate.by_column import columns_of, importances_of
-from proj.evaluate.judge import read_predictions
+from proj.evaluate.judge import read_table
 from proj.evaluate.kept import PICTURES
 from proj.evaluate.outcomes import Array, Outcomes
 from proj.evaluate.slices import shown
@@ -28,7 +30,7 @@ def mistakes(run: Run, outcomes: Outcomes) -> Iterator[Html]:
     if not len(places):
         yield page.text("There is none.")
         return
-    table = read_predictions(run, "test")[places]
+    table = read_table(run.path / "test" / "predictions.parquet")[places]
     columns = [name for name in table.columns if not name.startswith("probability")][:VALUES]
     sure = [] if outcomes.task == "regression" else ["probability"]
     values, pictures = _values(run, outcomes, places), _pictures(run)
@@ -54,8 +56,11 @@ def _pictures(run: Run) -> dict[int, Array]:
     """The pixels of mistakes by row number, where `test` kept some."""
     if not (path := run.path / "test" / PICTURES).is_file():
         return {}
-    with np.load(path) as arrays:
-        return dict(zip(arrays["row"].tolist(), arrays["pixels"], strict=True))
+    try:
+        with np.load(path) as arrays:
+            return dict(zip(arrays["row"].tolist(), arrays["pixels"], strict=True))
+    except (ValueError, BadZipFile) as error:
+        raise UserError(f"{path} is damaged: {error}; `test` writes it anew.") from error
 
 
 def _words(names: list[str], said: list[str]) -> str:

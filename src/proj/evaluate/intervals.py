@@ -202,7 +202,8 @@ def _area(outcomes: Outcomes, name: str, value: float, influence: Array, numbers
     if value == 1.0:
         return Interval(value, float(wilson(value, m * units / len(outcomes))[0]), 1.0, rows, "Wilson")
     if np.isnan(influence).any() or units < FEW:
-        return Interval(value, None, None, rows, "", f"{min(rows, units)} of them are too few to know how it varies")
+        fewest = min(units, *(count for pair in numbers for count in pair))
+        return Interval(value, None, None, rows, "", f"{fewest} of them are too few to know how it varies")
     if outcomes.group is not None:
         influence = np.bincount(outcomes.group, influence) * np.sqrt(units / (units - 1))
     variance = (influence**2).sum() / len(outcomes) ** 2

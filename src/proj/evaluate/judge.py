@@ -50,19 +50,19 @@ def outcomes_of(run: Run, verb: str, schema: Schema) -> Outcomes:
 
     It is in groups where the experiment's data have a column of them.
     """
-    table = read_predictions(run, verb)
+    table = read_table(run.path / verb / "predictions.parquet")
     group = ((run.config.get("data") or {}).get("init_args") or {}).get("group")
     column = next((name for name in (f"kept_{group}", group) if name in table.columns), None)
     outcomes, applied = read(schema, table, column), run.path / verb / calibration.FILE
     return replace(outcomes, thresholds=calibration.read(applied).settings(schema)[1]) if applied.is_file() else outcomes
 
 
-def read_predictions(run: Run, verb: str) -> pl.DataFrame:
-    path = run.path / verb / "predictions.parquet"
+def read_table(path: Path) -> pl.DataFrame:
+    """A table that a verb wrote into its folder of a run; raises UserError if it is damaged."""
     try:
         return pl.read_parquet(path)
     except pl.exceptions.PolarsError as error:
-        raise UserError(f"{path} is damaged: {str(error).splitlines()[0]}; `{verb}` writes it anew.") from error
+        raise UserError(f"{path} is damaged: {str(error).splitlines()[0]}; `{path.parent.name}` writes it anew.") from error
 
 
 def doubts(metrics: Entries, task: Task) -> Iterator[str]:
@@ -152,6 +152,8 @@ def _loss(outcomes: Outcomes, schema: Schema, written: float | None, seed: int) 
     if written is None:
         return Interval(None, None, None, rows, "", "it is not a number")
     for values in _row_losses(outcomes, schema):
+        if np.isinf(values).any():
+            return Interval(written, None, None, rows, "", "the predictions file has a row with probability 0 of its target")
         if abs(values.mean() - written) <= 1e-5 * abs(written):
             return mean_interval(values, outcomes.group, seed)
     why = "it has options, such as weights, and is no plain mean over what the predictions file has"

@@ -109,4 +109,4 @@ def studentized(units: Units, statistic: Statistic, rng: np.random.Generator, qu
         t = (np.log(values) - np.log(value)) * np.where(quotient, value, values) / errors
         limits = value * np.exp(-np.quantile(t, [0.975, 0.025], axis=0) * error / value)
     limits = np.where(np.isfinite(limits).all(axis=0), limits, np.inf)
-    return np.where((value > 0) & (error > 1e-12 * value), limits, np.nan)
+    return np.where((value > 0) & ~(error <= 1e-12 * value), limits, np.nan)

@@ -14,8 +14,7 @@ from proj.console import number
 from proj.errors import UserError, nearest
 from proj.evaluate.report import parser_of
 from proj.metrics import about
-from proj.run import Run, read_json
-from proj.run import runs as runs_in
+from proj.run import Run, folders, read_json
 
 MAIN = ("accuracy", "f1", "auroc", "rmse", "r2")  # metrics that are shown
 CONDITION = re.compile(r"([^<>=]+)(<=|>=|<|>|=)(.+)")
@@ -31,7 +30,7 @@ def runs(args: list[str]) -> None:
     given = parser.parse_args(args)
     if not Path(given.folder).is_dir():
         raise UserError(f"runs: expected a folder of runs, got {given.folder}, which is none.")
-    every = list(_readable(runs_in(Path(given.folder))))
+    every = sorted(_readable(folders(Path(given.folder))), key=lambda one: (one["start"], one["name"]), reverse=True)
     for condition in given.where:
         every = [one for one in every if holds(one, condition, every)]
     if given.sort:
@@ -40,9 +39,9 @@ def runs(args: list[str]) -> None:
     console.say(f"{len(every)} runs in {given.folder}")
 
 
-def _readable(folders: Iterable[Run]) -> Iterator[dict[str, Any]]:
+def _readable(runs: Iterable[Run]) -> Iterator[dict[str, Any]]:
     """What is known of each run; a warning for one with a damaged file."""
-    for run in folders:
+    for run in runs:
         try:
             yield facts(run)
         except UserError as error:
@@ -80,6 +79,8 @@ def holds(one: dict[str, Any], condition: str, every: list[dict[str, Any]]) -> b
     got = value(one, key)
     if got is None:
         return False
+    if sign == "=" and isinstance(got, bool):
+        return str(got).lower() == wanted.lower()
     if sign == "=" and not isinstance(got, int | float):
         return str(got) == wanted or str(got).rpartition(".")[2] == wanted
     try:
