@@ -13,6 +13,7 @@ import torch
 import yaml
 
 from conftest import CONFIGS, ROOT, Cli, files_in, make_arrays
+from proj import rooms
 from proj.cli import main
 from proj.errors import UserError
 
@@ -269,3 +270,13 @@ def test_check_goes_through_without_a_folder(cli: Cli) -> None:
         assert "a batch of each stage goes through" in out
     assert "rows: 1257 train, 270 val, 270 test" in cli("check", "--config", ROOT / "configs/digits.yaml")
     assert not Path("lightning_logs").exists()
+
+
+def test_a_room_of_which_only_bytecode_is_left_is_deleted(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `git rm -r` leaves it."""
+    for room in ("gone", "here"):
+        (work / room / "__pycache__").mkdir(parents=True)
+    (work / "here" / "__init__.py").touch()
+    monkeypatch.setattr(rooms, "__file__", str(work / "rooms.py"))
+    assert [rooms.there(room) for room in ("gone", "here", "never")] == [False, True, False]
+    assert rooms.load("gone.live") is None

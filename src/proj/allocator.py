@@ -19,8 +19,6 @@ def keep_freed_memory(device: torch.device) -> None:
     """
     if device.type == "cpu" and platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
-        done = (
-            libc.mallopt(TRIM_THRESHOLD, -1),
-            libc.mallopt(MMAP_MAX, 0),
-        )  # large blocks, too, stay
-        assert all(done)
+        kept = libc.mallopt(TRIM_THRESHOLD, -1)  # freed memory stays
+        kept &= libc.mallopt(MMAP_MAX, 0)  # and large blocks, too, come from there
+        assert kept

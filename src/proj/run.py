@@ -48,9 +48,7 @@ class Run:
         except (OSError, ValueError) as error:
             raise UserError(f"{self.path / 'manifest.json'} cannot be read: {error}; delete the run, or mend it.") from error
         if not {"start", "status"} <= manifest.keys():
-            raise UserError(
-                f"{self.path / 'manifest.json'} is damaged: it has no start or status; delete the run, or mend it."
-            )
+            raise UserError(f"{self.path / 'manifest.json'} is damaged: expected a start and a status; delete the run.")
         return manifest
 
     def write_manifest(self, **changes: Any) -> None:

@@ -293,6 +293,9 @@ def test_mistakes_are_shown_as_they_are_in_the_source(data: str, experiment: Any
     np.savez("data.npz", x=x[..., :2].reshape(120, -1)[:, :14].astype(np.float32), y=np.load("data.npz")["y"])
     assert "not as recorded" not in cli("report", "version_0")  # the folder is all it needs
     assert (RUN / "report.html").read_text() == text
+    kept = RUN / "test/mistakes.npz"
+    kept.write_bytes(kept.read_bytes()[:100])
+    assert "mistakes.npz is damaged" in cli("report", "version_0", code=2)
 
 
 def test_dark_pictures_are_brightened_all_by_one_factor() -> None:

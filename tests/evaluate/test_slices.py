@@ -187,3 +187,6 @@ def test_the_inputs_of_a_date_are_missing_as_the_date_is(cli: Cli) -> None:
     found = (RUN / "report.html").read_text().partition("Where values are missing</caption>")[2].partition("</table>")[0]
     assert re.search(rf"joined</th><td>yes</td><td class=.number.>{count}</td>", found)
     assert "joined." not in found
+    path = RUN / "test/columns.parquet"
+    path.write_bytes(path.read_bytes()[:100])
+    assert "columns.parquet is damaged" in cli("report", code=2)

@@ -7,7 +7,6 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from conftest import QUIET
 from faults.victim import reached
-from proj import trust
+from proj import rooms, trust
 from proj.cli import main
 from proj.run import read_checkpoint
 
@@ -30,9 +29,7 @@ OWN = ("dirpath", "best_model_path", "last_model_path", "kth_best_model_path", "
 
 def _call(args: list[str], log: Path) -> None:
     reached.clear()  # what this process came by before it was forked
-    if find_spec("proj.evaluate"):  # polars, used before the fork, hangs after it: where a minute passes, no figures
-        from proj.evaluate import live
-
+    if live := rooms.load("evaluate.live"):  # polars, used before the fork, hangs after it: no figures if a minute passes
         live.SECONDS = math.inf
     sys.stdout = sys.stderr = log.open("a", buffering=1)
     os.dup2(sys.stdout.fileno(), 2)

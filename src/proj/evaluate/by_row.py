@@ -57,7 +57,7 @@ def _pictures(run: Run) -> dict[int, Array]:
     if not (path := run.path / "test" / PICTURES).is_file():
         return {}
     try:
-        with np.load(path) as arrays:
+        with path.open("rb") as file, np.load(file) as arrays:
             return dict(zip(arrays["row"].tolist(), arrays["pixels"], strict=True))
     except (ValueError, BadZipFile) as error:
         raise UserError(f"{path} is damaged: {error}; `test` writes it anew.") from error
