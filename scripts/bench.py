@@ -80,9 +80,16 @@ class Conv(nn.Sequential):
 
     def __init__(self, sizes: list[int]) -> None:
         width, classes = sizes
-        super().__init__(nn.Unflatten(1, (1, 28, 28)), nn.Conv2d(1, width, 3, padding=1), nn.ReLU(),
-                         nn.Conv2d(width, width, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(7), nn.Flatten(),
-                         nn.Linear(49 * width, classes))  # fmt: skip
+        super().__init__(
+            nn.Unflatten(1, (1, 28, 28)),
+            nn.Conv2d(1, width, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(width, width, 3, padding=1),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(7),
+            nn.Flatten(),
+            nn.Linear(49 * width, classes),
+        )
 
 
 class Work(NamedTuple):
@@ -148,16 +155,25 @@ def arrays(work: Work, test: int = 0) -> dict[str, np.ndarray[Any, Any]]:
     rng = np.random.default_rng(0)
     weights = rng.normal(size=(work.features, work.classes))
     if work.net is Conv:  # what a mean over 4 by 4 pixels can tell
-        weights = rng.normal(size=(7, 7, work.classes)).repeat(4, 0).repeat(4, 1).reshape(work.features, work.classes)
+        weights = (
+            rng.normal(size=(7, 7, work.classes))
+            .repeat(4, 0)
+            .repeat(4, 1)
+            .reshape(work.features, work.classes)
+        )
     found = {}
     for part, rows in {"train": work.rows, "val": work.rows // 5, "test": test}.items():
         if rows:
-            found[f"x_{part}"] = x = rng.standard_normal(size=(rows, work.features), dtype=np.float32)
+            found[f"x_{part}"] = x = rng.standard_normal(
+                size=(rows, work.features), dtype=np.float32
+            )
             found[f"y_{part}"] = (x @ weights).argmax(1)
     return found
 
 
-def by_hand(work: Work, folder: Path, turns: Turns, fused: bool | None = None, loader: bool = False) -> float:
+def by_hand(
+    work: Work, folder: Path, turns: Turns, fused: bool | None = None, loader: bool = False
+) -> float:
     """The tutorial's loop, over slices of the tensors or over a DataLoader."""
     data = {name: values.to(work.device) for name, values in tensors(folder).items()}
     net = work.net(work.sizes).to(work.device)
@@ -178,7 +194,9 @@ def by_hand(work: Work, folder: Path, turns: Turns, fused: bool | None = None, l
         net.eval()
         metrics = four_metrics(work.classes).to(work.device)
         with torch.no_grad():
-            for a, b in zip(data["x_val"].split(work.batch), data["y_val"].split(work.batch), strict=True):
+            for a, b in zip(
+                data["x_val"].split(work.batch), data["y_val"].split(work.batch), strict=True
+            ):
                 metrics.update(net(a), b)
         share = max(share, metrics.compute()["accuracy"].item())
     return share
@@ -190,12 +208,14 @@ def tensors(folder: Path) -> dict[str, Tensor]:
 
 
 def four_metrics(classes: int) -> MetricCollection:
-    return MetricCollection({
-        "accuracy": MulticlassAccuracy(classes, average="micro"),
-        "precision": MulticlassPrecision(classes),
-        "recall": MulticlassRecall(classes),
-        "f1": MulticlassF1Score(classes),
-    })  # fmt: skip
+    return MetricCollection(
+        {
+            "accuracy": MulticlassAccuracy(classes, average="micro"),
+            "precision": MulticlassPrecision(classes),
+            "recall": MulticlassRecall(classes),
+            "f1": MulticlassF1Score(classes),
+        }
+    )
 
 
 class Plain(L.LightningModule):
@@ -280,21 +300,56 @@ def plain_lightning(work: Work, folder: Path, turns: Turns) -> float:
     Clock.turns = turns
     train = DataLoader(TensorDataset(data["x_train"], data["y_train"]), work.batch, shuffle=True)
     val = DataLoader(TensorDataset(data["x_val"], data["y_val"]), work.batch)
-    callbacks = [clock := Clock(), ModelCheckpoint(monitor="val/f1", mode="max", save_last=True),
-                 EarlyStopping("val/f1", mode="max", patience=1000)]  # fmt: skip
-    trainer = L.Trainer(max_epochs=work.epochs, accelerator=work.accelerator, devices=1, default_root_dir=folder / "plain",
-                        callbacks=callbacks)  # fmt: skip
+    callbacks = [
+        clock := Clock(),
+        ModelCheckpoint(monitor="val/f1", mode="max", save_last=True),
+        EarlyStopping("val/f1", mode="max", patience=1000),
+    ]
+    trainer = L.Trainer(
+        max_epochs=work.epochs,
+        accelerator=work.accelerator,
+        devices=1,
+        default_root_dir=folder / "plain",
+        callbacks=callbacks,
+    )
     trainer.fit(Plain(work), train, val)
     return clock.accuracy
 
 
 def command(work: Work, folder: Path) -> list[str]:
-    return ["fit", "--data", "Arrays", "--data.path", str(folder / "data.npz"), "--data.test_fraction", "0",
-            "--data.batch_size", str(work.batch), "--model", "MulticlassClassifier",
-            "--model.net", f"{work.net.__module__}.{work.net.__name__}", "--model.net.sizes", str(work.sizes),
-            "--trainer.max_epochs", str(work.epochs), "--trainer.accelerator", work.accelerator, "--trainer.devices", "1",
-            "--trainer.default_root_dir", str(folder), "--trainer.callbacks", f"{Clock.__module__}.Clock",
-            "--early_stopping.patience", "1000", "--allow", "__main__", "--allow", "__mp_main__"]  # fmt: skip
+    return [
+        "fit",
+        "--data",
+        "Arrays",
+        "--data.path",
+        str(folder / "data.npz"),
+        "--data.test_fraction",
+        "0",
+        "--data.batch_size",
+        str(work.batch),
+        "--model",
+        "MulticlassClassifier",
+        "--model.net",
+        f"{work.net.__module__}.{work.net.__name__}",
+        "--model.net.sizes",
+        str(work.sizes),
+        "--trainer.max_epochs",
+        str(work.epochs),
+        "--trainer.accelerator",
+        work.accelerator,
+        "--trainer.devices",
+        "1",
+        "--trainer.default_root_dir",
+        str(folder),
+        "--trainer.callbacks",
+        f"{Clock.__module__}.Clock",
+        "--early_stopping.patience",
+        "1000",
+        "--allow",
+        "__main__",
+        "--allow",
+        "__mp_main__",
+    ]
 
 
 def call(args: list[str]) -> None:
@@ -384,7 +439,9 @@ def race_of(work: Work, folder: Path, every: dict[str, Contender]) -> dict[str, 
     return {who: Race(starts[who], seconds[who], shares[who]) for who in every}
 
 
-def interleaved(contenders: dict[str, Callable[[], Result]], rounds: int) -> dict[str, list[Result]]:
+def interleaved(
+    contenders: dict[str, Callable[[], Result]], rounds: int
+) -> dict[str, list[Result]]:
     results: dict[str, list[Result]] = {who: [] for who in contenders}
     for _ in range(rounds):
         for who, run in contenders.items():
@@ -411,13 +468,20 @@ def testing(rounds: int) -> dict[str, list[Result]]:
         run = next((folder / "lightning_logs").iterdir())
         state = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
         net = Net(work.sizes)
-        net.load_state_dict({key.removeprefix("net."): v for key, v in state.items() if key.startswith("net.")})
+        net.load_state_dict(
+            {key.removeprefix("net."): v for key, v in state.items() if key.startswith("net.")}
+        )
         x, y = torch.from_numpy(data["x_test"]), torch.from_numpy(data["y_test"])
 
         def tested_by_hand(batch: int) -> Result:
             begin = time.perf_counter()
-            counted = MetricCollection({**four_metrics(work.classes), "auroc": MulticlassAUROC(work.classes),
-                                        "average_precision": MulticlassAveragePrecision(work.classes)})  # fmt: skip
+            counted = MetricCollection(
+                {
+                    **four_metrics(work.classes),
+                    "auroc": MulticlassAUROC(work.classes),
+                    "average_precision": MulticlassAveragePrecision(work.classes),
+                }
+            )
             mean = MeanMetric()
             net.eval()
             with torch.no_grad():
@@ -435,8 +499,14 @@ def testing(rounds: int) -> dict[str, list[Result]]:
             clock = Clock.last
             return Result(clock.begin - start, len(x) / (clock.end - clock.begin), clock.accuracy)
 
-        return interleaved({"by hand, batches of 64": lambda: tested_by_hand(64),
-                            "by hand, batches of 8192": lambda: tested_by_hand(8192), PACKAGE: tested}, rounds)  # fmt: skip
+        return interleaved(
+            {
+                "by hand, batches of 64": lambda: tested_by_hand(64),
+                "by hand, batches of 8192": lambda: tested_by_hand(8192),
+                PACKAGE: tested,
+            },
+            rounds,
+        )
 
 
 def tested_ten_classes(run: Path) -> float:
@@ -469,7 +539,9 @@ def reporting(console: Console, rounds: int) -> dict[str, Any]:
     beyond = statistics.median(took) - statistics.median(forward)
     table = Table("test of 100,000 rows, ten classes", "seconds", "least to most")
     for what, seconds in {"all of it": took, "forward passes alone": forward}.items():
-        table.add_row(what, f"{statistics.median(seconds):.2f}", f"{min(seconds):.2f} to {max(seconds):.2f}")
+        table.add_row(
+            what, f"{statistics.median(seconds):.2f}", f"{min(seconds):.2f} to {max(seconds):.2f}"
+        )
     table.add_row("beyond them", f"{beyond:.2f}", "")
     console.print(table)
     return {"took": took, "forward": forward, "beyond": beyond}
@@ -492,7 +564,14 @@ def grown(rows: int, folder: Path) -> tuple[float, float]:
 def peak_memory() -> float:
     """Of this process, in MB. ``ru_maxrss`` would begin with that of the process that started it."""
     if (status := Path("/proc/self/status")).is_file():
-        return int(next(line for line in status.read_text().splitlines() if line.startswith("VmHWM")).split()[1]) / 1000
+        return (
+            int(
+                next(
+                    line for line in status.read_text().splitlines() if line.startswith("VmHWM")
+                ).split()[1]
+            )
+            / 1000
+        )
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
 
 
@@ -504,7 +583,9 @@ def growth(console: Console) -> dict[str, Any]:
             tempfile.TemporaryDirectory() as folder,
             multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool,
         ):
-            pool.apply(written, (rows, Path(folder)))  # in a process apart, whose memory does not count
+            pool.apply(
+                written, (rows, Path(folder))
+            )  # in a process apart, whose memory does not count
             seconds, memory = pool.apply(grown, (rows, Path(folder)))
         size = rows * 1.2 * (10 * 4 + 8) / 1e6
         table.add_row(f"{rows:,}", f"{size:,.0f}", f"{seconds:.2f}", f"{memory:,.0f}")
@@ -524,45 +605,86 @@ class First(Callback):
 
 def start(console: Console, rounds: int) -> dict[str, Any]:
     work = WORK["tiny"]._replace(rows=200, turns=1, turn=1)
-    took: dict[str, list[float]] = {"import lightning.pytorch": [], f"python -m {PACKAGE} fit, to the first step": []}
+    took: dict[str, list[float]] = {
+        "import lightning.pytorch": [],
+        f"python -m {PACKAGE} fit, to the first step": [],
+    }
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         np.savez(folder / "data.npz", **arrays(work))
         (folder / "first.py").write_text(FIRST_STEP)
-        flags = ["fit", "--data", "Arrays", "--data.path", "data.npz", "--model", "MulticlassClassifier", "--model.net",
-                 "MLP", "--trainer.max_epochs", "1", "--trainer.accelerator", "cpu", "--trainer.callbacks",
-                 "first.First"]  # fmt: skip
-        commands = [["-c", "import lightning.pytorch, time, sys; print('first step at', time.time(), file=sys.stderr)"],
-                    ["-m", PACKAGE, *flags]]  # fmt: skip
-        env = os.environ | {"PYTHONDONTWRITEBYTECODE": ""}  # the first round leaves bytecode, as anyone's first start does
+        flags = [
+            "fit",
+            "--data",
+            "Arrays",
+            "--data.path",
+            "data.npz",
+            "--model",
+            "MulticlassClassifier",
+            "--model.net",
+            "MLP",
+            "--trainer.max_epochs",
+            "1",
+            "--trainer.accelerator",
+            "cpu",
+            "--trainer.callbacks",
+            "first.First",
+        ]
+        commands = [
+            [
+                "-c",
+                "import lightning.pytorch, time, sys; print('first step at', time.time(), file=sys.stderr)",
+            ],
+            ["-m", PACKAGE, *flags],
+        ]
+        env = os.environ | {
+            "PYTHONDONTWRITEBYTECODE": ""
+        }  # the first round leaves bytecode, as anyone's first start does
         for _ in range(rounds + 1):
             for taken, arguments in zip(took.values(), commands, strict=True):
                 begin = time.time()
-                done = subprocess.run([sys.executable, *arguments], cwd=folder, env=env, capture_output=True, text=True,
-                                      check=True)  # fmt: skip
+                done = subprocess.run(
+                    [sys.executable, *arguments],
+                    cwd=folder,
+                    env=env,
+                    capture_output=True,
+                    text=True,
+                    check=True,
+                )
                 taken.append(float(done.stderr.split("first step at ")[1].split()[0]) - begin)
     table = Table("process", "seconds", "least to most")
     for what, seconds in took.items():
         del seconds[0]  # of cold files
-        table.add_row(what, f"{statistics.median(seconds):.2f}", f"{min(seconds):.2f} to {max(seconds):.2f}")
+        table.add_row(
+            what, f"{statistics.median(seconds):.2f}", f"{min(seconds):.2f} to {max(seconds):.2f}"
+        )
     console.print(table)
     return took
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     alone = {"report": reporting, "start": start}
     kinds = [*WORK, "test", "growth", *alone]
     parser.add_argument("--work", nargs="+", choices=kinds, default=kinds)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--accelerator", choices=["cpu", "gpu"], default="cpu", help="for tiny, mid and conv")
+    parser.add_argument(
+        "--accelerator", choices=["cpu", "gpu"], default="cpu", help="for tiny, mid and conv"
+    )
     given = parser.parse_args()
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    machine = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count(),
-               "threads": torch.get_num_threads(), "python": platform.python_version(), "torch": torch.__version__,
-               "lightning": L.__version__}  # fmt: skip
+    machine = {
+        "processor": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "lightning": L.__version__,
+    }
     if given.accelerator == "gpu":
         machine["gpu"] = torch.cuda.get_device_name()
     out: dict[str, Any] = {"machine": machine, "rounds": given.rounds}
@@ -582,19 +704,42 @@ def main() -> None:
 
 def told(console: Console, title: str, rows: int, races: dict[str, list[Race]]) -> dict[str, Any]:
     hand = next(iter(races.values()))
-    table = Table("who", "rows a second", "ratio", "half of the turns", "rounds", "before the first step, s", "accuracy")
+    table = Table(
+        "who",
+        "rows a second",
+        "ratio",
+        "half of the turns",
+        "rounds",
+        "before the first step, s",
+        "accuracy",
+    )
     summary = {}
     for who, rounds in races.items():
-        ratios = [paired(race.seconds, other.seconds) for race, other in zip(rounds, hand, strict=True)]
+        ratios = [
+            paired(race.seconds, other.seconds) for race, other in zip(rounds, hand, strict=True)
+        ]
         every = [ratio for each in ratios for ratio in each]
         low, ratio, high = statistics.quantiles(every, n=4)
         rate = rows / statistics.median(second for race in rounds for second in race.seconds[1:])
         start = statistics.median(race.start for race in rounds)
         accuracy = statistics.median(race.accuracy for race in rounds)
         each = [statistics.median(of) for of in ratios]
-        table.add_row(who, f"{rate:,.0f}", f"{ratio:.2f}", f"{low:.2f} to {high:.2f}",
-                      " ".join(f"{one:.2f}" for one in each), f"{start:.1f}", f"{accuracy:.3f}")  # fmt: skip
-        summary[who] = {"rate": rate, "ratio": ratio, "rounds": each, "start": start, "accuracy": accuracy}
+        table.add_row(
+            who,
+            f"{rate:,.0f}",
+            f"{ratio:.2f}",
+            f"{low:.2f} to {high:.2f}",
+            " ".join(f"{one:.2f}" for one in each),
+            f"{start:.1f}",
+            f"{accuracy:.3f}",
+        )
+        summary[who] = {
+            "rate": rate,
+            "ratio": ratio,
+            "rounds": each,
+            "start": start,
+            "accuracy": accuracy,
+        }
     console.print(title)
     console.print(table)
     check_accuracy(summary)
@@ -604,7 +749,10 @@ def told(console: Console, title: str, rows: int, races: dict[str, list[Race]]) 
 def paired(ours: list[float], hand: list[float]) -> list[float]:
     """How much longer the loop by hand took, just before and after, than each turn but the first; itself: than itself."""
     after = [*hand[1:], hand[-1]]  # by hand comes first in each turn
-    return [(a + b) / 2 / own if ours is not hand else 1.0 for a, b, own in list(zip(hand, after, ours, strict=True))[1:]]
+    return [
+        (a + b) / 2 / own if ours is not hand else 1.0
+        for a, b, own in list(zip(hand, after, ours, strict=True))[1:]
+    ]
 
 
 def check_accuracy(summary: dict[str, Any]) -> None:
@@ -614,15 +762,25 @@ def check_accuracy(summary: dict[str, Any]) -> None:
 
 def report(console: Console, title: str, results: dict[str, list[Result]]) -> dict[str, Any]:
     hand = next(iter(results.values()))
-    table = Table("who", "rows a second", "least to most", "ratio", "before the first step, s", "accuracy")
+    table = Table(
+        "who", "rows a second", "least to most", "ratio", "before the first step, s", "accuracy"
+    )
     summary = {}
     for who, runs in results.items():
         rates = [run.rate for run in runs]
-        ratio = statistics.median(run.rate / first.rate for run, first in zip(runs, hand, strict=True))
+        ratio = statistics.median(
+            run.rate / first.rate for run, first in zip(runs, hand, strict=True)
+        )
         start = statistics.median(run.start for run in runs)
         accuracy = statistics.median(run.accuracy for run in runs)
-        table.add_row(who, f"{statistics.median(rates):,.0f}", f"{min(rates):,.0f} to {max(rates):,.0f}", f"{ratio:.2f}",
-                      f"{start:.1f}", f"{accuracy:.3f}")  # fmt: skip
+        table.add_row(
+            who,
+            f"{statistics.median(rates):,.0f}",
+            f"{min(rates):,.0f} to {max(rates):,.0f}",
+            f"{ratio:.2f}",
+            f"{start:.1f}",
+            f"{accuracy:.3f}",
+        )
         summary[who] = {"rates": rates, "ratio": ratio, "start": start, "accuracy": accuracy}
     console.print(title)
     console.print(table)

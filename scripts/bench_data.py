@@ -37,8 +37,12 @@ def make(path: Path, rows: int) -> None:
         count = min(CHUNK, rows - start)
         numbers = rng.normal(size=(count, 17)).astype(np.float32)
         columns = {f"n{i}": numbers[:, i] for i in range(17)}
-        columns |= {f"c{i}": rng.choice(np.array(["red", "green", "blue", "grey"]), count) for i in range(2)}
-        return pl.DataFrame(columns | {"y": (numbers[:, :3].sum(1) + rng.normal(size=count) > 0).astype(np.int8)})
+        columns |= {
+            f"c{i}": rng.choice(np.array(["red", "green", "blue", "grey"]), count) for i in range(2)
+        }
+        return pl.DataFrame(
+            columns | {"y": (numbers[:, :3].sum(1) + rng.normal(size=count) > 0).astype(np.int8)}
+        )
 
     parts = [path / f"part_{start // CHUNK:03}.parquet" for start in range(0, rows, CHUNK)]
     for i, part in enumerate(parts):
@@ -53,7 +57,17 @@ def measured(command: list[str], cwd: Path) -> tuple[float, float]:
     while process.poll() is None:
         try:
             status = Path(f"/proc/{process.pid}/status").read_text()
-            peak = max(peak, next((int(line.split()[1]) for line in status.splitlines() if line.startswith("RssAnon")), 0))
+            peak = max(
+                peak,
+                next(
+                    (
+                        int(line.split()[1])
+                        for line in status.splitlines()
+                        if line.startswith("RssAnon")
+                    ),
+                    0,
+                ),
+            )
         except FileNotFoundError:
             break
         time.sleep(0.05)
@@ -67,7 +81,9 @@ class Decoding(Dataset[tuple[torch.Tensor, int]]):
 
     def __init__(self, folder: Path) -> None:
         classes = sorted(folder.iterdir())
-        self.items = [(file, label) for label, place in enumerate(classes) for file in sorted(place.iterdir())]
+        self.items = [
+            (file, label) for label, place in enumerate(classes) for file in sorted(place.iterdir())
+        ]
 
     def __len__(self) -> int:
         return len(self.items)
@@ -92,20 +108,30 @@ def make_pictures(folder: Path, count: int) -> None:
 def rates(folder: Path, cache: Path) -> dict[str, float]:
     """Pictures a second in the second epoch, ours and decoded each time by processes; medians of three, in turns."""
     module = import_module(f"{PACKAGE}.data.images")
-    data = module.Images(str(folder), size=64, val_fraction=0.0, test_fraction=0.0, cache_dir=str(cache))
+    data = module.Images(
+        str(folder), size=64, val_fraction=0.0, test_fraction=0.0, cache_dir=str(cache)
+    )
     data.prepare_data()
     data.setup("fit")
     augment = import_module(f"{PACKAGE}.data.augment").augment
     workers = os.cpu_count() or 1
-    plain = DataLoader(Decoding(folder), batch_size=128, shuffle=True, num_workers=workers, persistent_workers=True)
+    plain = DataLoader(
+        Decoding(folder), batch_size=128, shuffle=True, num_workers=workers, persistent_workers=True
+    )
 
     def ours() -> int:
-        return sum(len(augment(batch.x, data.flip, data.crop, data.erase)) for batch in data.train_dataloader())
+        return sum(
+            len(augment(batch.x, data.flip, data.crop, data.erase))
+            for batch in data.train_dataloader()
+        )
 
     def theirs() -> int:
         return sum(len(x) for x, _ in plain)
 
-    found: dict[str, list[float]] = {"Images, mapped, flipped and shifted": [], f"DataLoader, {workers} processes": []}
+    found: dict[str, list[float]] = {
+        "Images, mapped, flipped and shifted": [],
+        f"DataLoader, {workers} processes": [],
+    }
     ours(), theirs()  # the first epoch
     for _ in range(3):
         for name, epoch in zip(found, (ours, theirs), strict=True):
@@ -116,7 +142,9 @@ def rates(folder: Path, cache: Path) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rows", type=int, default=20_000_000)
     parser.add_argument("--pictures", type=int, default=10_000)
     given = parser.parse_args()
@@ -124,17 +152,46 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         make(work, given.rows)
-        for name, path in (("prepared from CSV", "table.csv"), ("prepared from Parquet", "part_*.parquet")):
-            code = (f"from {PACKAGE}.data.tabular import Tabular; "
-                    f"Tabular({path!r}, 'y', cache_dir='cache_{path[:4]}').prepare_data()")  # fmt: skip
+        for name, path in (
+            ("prepared from CSV", "table.csv"),
+            ("prepared from Parquet", "part_*.parquet"),
+        ):
+            code = (
+                f"from {PACKAGE}.data.tabular import Tabular; "
+                f"Tabular({path!r}, 'y', cache_dir='cache_{path[:4]}').prepare_data()"
+            )
             seconds, memory = measured([sys.executable, "-c", code], work)
             table.add_row(name, f"{given.rows / seconds:,.0f}", f"{seconds:.0f}", f"{memory:.2f}")
-        flags = ["--data", "Tabular", "--data.path", "part_*.parquet", "--data.target", "y", "--data.batch_size", "8192",
-                 "--data.cache_dir", "cache_part", "--model", "BinaryClassifier", "--model.net", "MLP",
-                 "--model.net.hidden", "[64]", "--trainer.max_epochs", "1", "--trainer.limit_train_batches", "200",
-                 "--trainer.limit_val_batches", "20", "--trainer.enable_progress_bar", "false"]  # fmt: skip
+        flags = [
+            "--data",
+            "Tabular",
+            "--data.path",
+            "part_*.parquet",
+            "--data.target",
+            "y",
+            "--data.batch_size",
+            "8192",
+            "--data.cache_dir",
+            "cache_part",
+            "--model",
+            "BinaryClassifier",
+            "--model.net",
+            "MLP",
+            "--model.net.hidden",
+            "[64]",
+            "--trainer.max_epochs",
+            "1",
+            "--trainer.limit_train_batches",
+            "200",
+            "--trainer.limit_val_batches",
+            "20",
+            "--trainer.enable_progress_bar",
+            "false",
+        ]
         seconds, memory = measured([sys.executable, "-m", PACKAGE, "fit", *flags], work)
-        table.add_row("an MLP trained for 200 batches of 8192", "", f"{seconds:.0f}", f"{memory:.2f}")
+        table.add_row(
+            "an MLP trained for 200 batches of 8192", "", f"{seconds:.0f}", f"{memory:.2f}"
+        )
         make_pictures(work / "pictures", given.pictures)
         loaded = rates(work / "pictures", work / "cache_pictures")
     Console().print(table)

@@ -25,7 +25,9 @@ def main() -> None:
         stop("expected one argument: python scripts/rename.py NAME")
     name = sys.argv[1]
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or keyword.iskeyword(name) or find_spec(name):
-        stop(f"expected a new name of lower-case letters, digits and _, that no installed package has, got {name!r}")
+        stop(
+            f"expected a new name of lower-case letters, digits and _, that no installed package has, got {name!r}"
+        )
     word = re.compile(rf"\b{OLD}\b")
     for path in sorted(ROOT.rglob("*")):
         if path.is_file() and not LEFT_ALONE & set(path.relative_to(ROOT).parts):
@@ -36,7 +38,9 @@ def main() -> None:
             if word.search(text):
                 path.write_text(word.sub(name, text), encoding="utf-8")
     (ROOT / "src" / OLD).rename(ROOT / "src" / name)
-    print(f"{OLD} is {name} now. Delete .venv and src/*.egg-info, then install it anew, or run: make format test")
+    print(
+        f"{OLD} is {name} now. Delete .venv and src/*.egg-info, then install it anew, or run: make format test"
+    )
     print("Runs made before name the old classes: keep a clone to use them, or train them again.")
 
 

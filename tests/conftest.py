@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 
-from proj.cli import main
+from proj.engine.cli import main
 
 torch.set_num_threads(1)  # the suite runs in two processes
 
@@ -39,7 +39,11 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     yield tmp_path
-    here = [name for name, module in sys.modules.items() if str(getattr(module, "__file__", None)).startswith(str(tmp_path))]
+    here = [
+        name
+        for name, module in sys.modules.items()
+        if str(getattr(module, "__file__", None)).startswith(str(tmp_path))
+    ]
     for name in here:
         del sys.modules[name]
 
@@ -51,7 +55,10 @@ def cli(capsys: pytest.CaptureFixture[str]) -> Cli:
     def call(*args: str, code: int = 0) -> str:
         verb, *rest = map(str, args)
         quiet = (
-            [] if any(arg.endswith("help") for arg in rest) or verb not in ("fit", "test", "validate", "predict") else QUIET
+            []
+            if any(arg.endswith("help") for arg in rest)
+            or verb not in ("fit", "test", "validate", "predict")
+            else QUIET
         )
         capsys.readouterr()
         got = main([verb, *rest, *quiet])
@@ -65,7 +72,9 @@ def cli(capsys: pytest.CaptureFixture[str]) -> Cli:
     return call
 
 
-def make_arrays(task: str, rows: int = 120, features: int = 6, seed: int = 0) -> dict[str, np.ndarray[Any, Any]]:
+def make_arrays(
+    task: str, rows: int = 120, features: int = 6, seed: int = 0
+) -> dict[str, np.ndarray[Any, Any]]:
     """Data that a linear model learns somewhat: ``x`` [rows, features] and ``y`` of the task."""
     rng = np.random.default_rng(seed)
     x = rng.normal(size=(rows, features)).astype(np.float32)
@@ -105,7 +114,11 @@ def experiment(work: Path) -> Callable[..., Path]:
             "data": {"class_path": "Arrays", "init_args": {"path": "data.npz", "batch_size": 16}},
         }
         for name, values in sections.items():
-            target = config[name]["init_args"] if name in ("model", "data") else config.setdefault(name, {})
+            target = (
+                config[name]["init_args"]
+                if name in ("model", "data")
+                else config.setdefault(name, {})
+            )
             target.update(values)
         path = work / "experiment.yaml"
         path.write_text(json.dumps(config))
@@ -132,7 +145,9 @@ def watched(browser: Any, **options: Any) -> tuple[Any, list[str], list[str]]:
     tab = browser.new_page(**({"viewport": {"width": 1600, "height": 1000}} | options))
     said: list[str] = []
     requests: list[str] = []
-    tab.on("console", lambda message: said.append(message.text) if message.type == "error" else None)
+    tab.on(
+        "console", lambda message: said.append(message.text) if message.type == "error" else None
+    )
     tab.on("pageerror", lambda error: said.append(str(error)))
     tab.on("request", lambda request: requests.append(request.url))
     return tab, said, requests
@@ -147,9 +162,22 @@ def board(work: Path) -> Iterator[Callable[[], str]]:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(work / "lightning_logs"), "--host", "127.0.0.1",
-                   "--port", str(port), "--load_fast", "false"]  # fmt: skip
-        started.append(subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
+        command = [
+            sys.executable,
+            "-m",
+            "tensorboard.main",
+            "--logdir",
+            str(work / "lightning_logs"),
+            "--host",
+            "127.0.0.1",
+            "--port",
+            str(port),
+            "--load_fast",
+            "false",
+        ]
+        started.append(
+            subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        )
         return f"http://127.0.0.1:{port}"
 
     yield start

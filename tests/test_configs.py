@@ -11,7 +11,7 @@ import torch
 import yaml
 
 from conftest import CONFIGS, ROOT, Cli
-from proj.run import read_checkpoint
+from proj.engine.runs.run import read_checkpoint
 
 PROMISED = {"digits": 0.985, "breast_cancer": 0.96}
 LOGS = Path("lightning_logs")
@@ -34,11 +34,17 @@ def test_a_runs_own_config_repeats_it_to_the_bit(config: Path, cli: Cli) -> None
     short = ["--trainer.max_epochs", "3"]
     cli("fit", "--config", config, "--name", "first", *short)
     cli("fit", "--config", LOGS / "first/config.yaml", "--name", "again")
-    first, again = (read_checkpoint(LOGS / f"{name}/checkpoints/last.ckpt") for name in ("first", "again"))
-    assert all(torch.equal(first["state_dict"][k], again["state_dict"][k]) for k in first["state_dict"])
+    first, again = (
+        read_checkpoint(LOGS / f"{name}/checkpoints/last.ckpt") for name in ("first", "again")
+    )
+    assert all(
+        torch.equal(first["state_dict"][k], again["state_dict"][k]) for k in first["state_dict"]
+    )
 
 
-@pytest.mark.parametrize("machine", sorted((ROOT / "configs/machine").glob("*.yaml")), ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    "machine", sorted((ROOT / "configs/machine").glob("*.yaml")), ids=lambda p: p.stem
+)
 def test_machine_settings_lie_on_top_of_any_experiment(machine: Path, cli: Cli) -> None:
     for config in CONFIGS:
         text = cli("fit", "--config", config, "--config", machine, "--print_config")
@@ -47,8 +53,15 @@ def test_machine_settings_lie_on_top_of_any_experiment(machine: Path, cli: Cli) 
 
 
 def test_the_debug_settings_train(cli: Cli) -> None:
-    cli("fit", "--config", ROOT / "configs/digits.yaml", "--config", ROOT / "configs/machine/debug.yaml",
-        "--trainer.max_epochs", "1")  # fmt: skip
+    cli(
+        "fit",
+        "--config",
+        ROOT / "configs/digits.yaml",
+        "--config",
+        ROOT / "configs/machine/debug.yaml",
+        "--trainer.max_epochs",
+        "1",
+    )
 
 
 def test_experiments_work_from_a_copy_of_the_file_alone(cli: Cli) -> None:

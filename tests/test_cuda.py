@@ -16,10 +16,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import proj
 from conftest import QUIET, ROOT, Cli
-from faults.conftest import fit as fit
-from faults.harness import digest
-from proj.run import read_checkpoint
-from test_execution import equal, left_behind
+from engine.callbacks.test_steps_per_execution import equal, left_behind
+from engine.faults.conftest import fit as fit
+from engine.faults.harness import digest
+from proj.engine.runs.run import read_checkpoint
 
 pytestmark = [
     pytest.mark.cuda,
@@ -34,7 +34,12 @@ SURE = [*GPU, "--trainer.deterministic", "true"]
 def process(*args: Any, kill: str = "", code: int = 0, quiet: list[str] = QUIET) -> str:
     """The command line in a process of its own."""
     paths = os.pathsep.join([str(ROOT / "src"), str(ROOT / "tests"), *sys.path])
-    environment = {**os.environ, "PYTHONPATH": paths, "KILL": kill, "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": paths,
+        "KILL": kill,
+        "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+    }
     command = [sys.executable, "-m", "proj", *map(str, args), *quiet]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == code, f"{done.returncode}: {done.stdout}\n{done.stderr}"
@@ -44,7 +49,15 @@ def process(*args: Any, kill: str = "", code: int = 0, quiet: list[str] = QUIET)
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed"])
 @pytest.mark.parametrize("task", ["binary", "multiclass", "multilabel", "regression_2"])
 def test_each_task_in_each_precision(task: str, precision: str, experiment: Any, cli: Cli) -> None:
-    flags = [*GPU, "--trainer.precision", precision, "--trainer.max_epochs", "10", "--model.optimizer.lr", "0.01"]
+    flags = [
+        *GPU,
+        "--trainer.precision",
+        precision,
+        "--trainer.max_epochs",
+        "10",
+        "--model.optimizer.lr",
+        "0.01",
+    ]
     cli("fit", "--config", experiment(task, 2000), "--model.optimizer", "Adam", *flags)
     cli("test")
     run = Path("lightning_logs/version_0")
@@ -56,30 +69,54 @@ def test_each_task_in_each_precision(task: str, precision: str, experiment: Any,
         assert f1 > 0.7
     predictor = proj.load("version_0")  # on the CPU, in 32 bits
     ours = predictor.predict(np.load("data.npz")["x"][rows["row"].to_numpy()])
-    for name in (name for name in rows.columns if name.startswith("probability") or rows[name].dtype.is_float()):
+    for name in (
+        name
+        for name in rows.columns
+        if name.startswith("probability") or rows[name].dtype.is_float()
+    ):
         if name in ours.columns:
-            apart = np.abs(ours[name].to_numpy() - rows[name].to_numpy()) / (1 + np.abs(rows[name].to_numpy()))
+            apart = np.abs(ours[name].to_numpy() - rows[name].to_numpy()) / (
+                1 + np.abs(rows[name].to_numpy())
+            )
             assert apart.max() < (0.005 if precision == "32-true" else 0.05), name
 
 
 @pytest.mark.parametrize(
-    "flags", [["--model.net.dropout", "0.2"], ["--trainer.val_check_interval", "0.3", "--model.optimizer", "SGD"]]
+    "flags",
+    [
+        ["--model.net.dropout", "0.2"],
+        ["--trainer.val_check_interval", "0.3", "--model.optimizer", "SGD"],
+    ],
 )
-def test_every_number_of_steps_gives_the_same_bits(flags: list[str], experiment: Any, cli: Cli, monkeypatch: Any) -> None:
+def test_every_number_of_steps_gives_the_same_bits(
+    flags: list[str], experiment: Any, cli: Cli, monkeypatch: Any
+) -> None:
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     config = experiment(rows=250)
     for steps in ("1", "7", "500"):
-        cli("fit", "--config", config, "--name", steps, "--model.steps_per_execution", steps, *SURE, *flags)
+        cli(
+            "fit",
+            "--config",
+            config,
+            "--name",
+            steps,
+            "--model.steps_per_execution",
+            steps,
+            *SURE,
+            *flags,
+        )
     for steps in ("7", "500"):
         assert equal(left_behind(steps), left_behind("1")), steps
 
 
 def test_a_killed_run_comes_to_the_same_bits(fit: list[Any]) -> None:
-    fit += [*SURE, "--allow", "faults"]
+    fit += [*SURE, "--allow", "engine.faults"]
     process(*fit, "--name", "whole")
     process(*fit, "--name", "killed", kill="step:23", code=-9)
-    process("fit", "--resume", "killed", "--allow", "faults", kill="validation end:1", code=-9)
-    process("fit", "--resume", "killed", "--allow", "faults")
+    process(
+        "fit", "--resume", "killed", "--allow", "engine.faults", kill="validation end:1", code=-9
+    )
+    process("fit", "--resume", "killed", "--allow", "engine.faults")
     assert digest("killed") == digest("whole")
 
 
@@ -89,7 +126,8 @@ def test_a_compiled_step_is_as_eager_ones_but_for_rounding(experiment: Any, cli:
         said = cli("fit", "--config", config, "--name", what, "--model.compile", what, *GPU)
     assert "not compiled" not in said
     weights = [
-        read_checkpoint(Path(f"lightning_logs/{name}/checkpoints/last.ckpt"))["state_dict"] for name in ("none", "step")
+        read_checkpoint(Path(f"lightning_logs/{name}/checkpoints/last.ckpt"))["state_dict"]
+        for name in ("none", "step")
     ]
     for name, value in weights[0].items():
         assert torch.allclose(value, weights[1][name], atol=1e-3), name
@@ -106,7 +144,10 @@ def test_ddp_with_nccl(experiment: Any) -> None:
     process("fit", "--config", config, "--name", "plain", *GPU)
     process("fit", "--config", config, "--name", "ddp", *GPU, "--trainer.strategy", "ddp")
     process("test", "--run", "ddp", *GPU)
-    one, other = (read_checkpoint(Path(f"lightning_logs/{name}/checkpoints/last.ckpt")) for name in ("plain", "ddp"))
+    one, other = (
+        read_checkpoint(Path(f"lightning_logs/{name}/checkpoints/last.ckpt"))
+        for name in ("plain", "ddp")
+    )
     for name, value in one["state_dict"].items():
         assert torch.allclose(value, other["state_dict"][name], atol=1e-4), name
     rows = pl.read_parquet("lightning_logs/ddp/test/predictions.parquet")["row"]
@@ -114,11 +155,15 @@ def test_ddp_with_nccl(experiment: Any) -> None:
 
 
 def test_check_goes_through(experiment: Any, cli: Cli) -> None:
-    assert "a batch of each stage goes through" in cli("check", "--config", experiment(rows=250), *GPU)
+    assert "a batch of each stage goes through" in cli(
+        "check", "--config", experiment(rows=250), *GPU
+    )
 
 
-def test_figures_calibration_importance_and_page(experiment: Any, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    live = pytest.importorskip("proj.evaluate.live")
+def test_figures_calibration_importance_and_page(
+    experiment: Any, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    live = pytest.importorskip("proj.engine.evaluation.tensorboard")
     monkeypatch.setattr(live, "SECONDS", 0.0)
     cli("fit", "--config", experiment(rows=400), *GPU)
     run = Path("lightning_logs/version_0")
@@ -129,7 +174,9 @@ def test_figures_calibration_importance_and_page(experiment: Any, cli: Cli, monk
     assert (run / "validate/importance.json").is_file()
     cli("test")
     rows = pl.read_parquet(run / "test/predictions.parquet")
-    ours = proj.load("version_0").predict(np.load("data.npz")["x"][rows["row"].to_numpy()])  # on the CPU, calibrated too
+    ours = proj.load("version_0").predict(
+        np.load("data.npz")["x"][rows["row"].to_numpy()]
+    )  # on the CPU, calibrated too
     names = [name for name in rows.columns if name.startswith("probability")]
     assert np.allclose(rows[names].to_numpy(), ours[names].to_numpy(), atol=0.005)
     assert "<svg" in (run / "report.html").read_text()
@@ -139,7 +186,12 @@ def test_a_study_of_two_trials_at_once(experiment: Any) -> None:
     pytest.importorskip("optuna")
     experiment(rows=250, trainer={"accelerator": "gpu", "devices": 1})
     space = {"model.optimizer.lr": {"log": [1e-3, 0.1]}}
-    study = {"experiment": "experiment.yaml", "trials": 4, "sampler": {"class_path": "RandomSampler"}, "space": space}
+    study = {
+        "experiment": "experiment.yaml",
+        "trials": 4,
+        "sampler": {"class_path": "RandomSampler"},
+        "space": space,
+    }
     Path("study.yaml").write_text(json.dumps(study))
     process("tune", "--config", "study.yaml", "--workers", "2", quiet=[])
     trials = pl.read_csv("lightning_logs/studies/study/trials.csv")

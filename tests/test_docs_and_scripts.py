@@ -25,14 +25,18 @@ def test_the_readme_maps_every_file() -> None:
 
 def test_files_that_the_docs_name_exist() -> None:
     for document in ("README.md", "CONTRIBUTING.md"):
-        for name in re.findall(r"`((?:src|configs|tests|scripts)/[\w/.]+)`", (ROOT / document).read_text()):
+        for name in re.findall(
+            r"`((?:src|configs|tests|scripts)/[\w/.]+)`", (ROOT / document).read_text()
+        ):
             assert (ROOT / name).exists(), f"{document} names {name}"
 
 
 def test_links_in_the_docs_lead_somewhere() -> None:
     for document in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]:
         for link in re.findall(r"\]\(([^)#]+)", document.read_text()):
-            assert link.startswith("https://") or (document.parent / link).exists(), f"{document.name} links to {link}"
+            assert link.startswith("https://") or (document.parent / link).exists(), (
+                f"{document.name} links to {link}"
+            )
 
 
 def rename(tree: Path, name: str) -> subprocess.CompletedProcess[str]:
@@ -43,7 +47,14 @@ def rename(tree: Path, name: str) -> subprocess.CompletedProcess[str]:
 @pytest.fixture
 def tree(work: Path) -> Path:
     ignored = shutil.ignore_patterns(
-        ".git", ".venv", ".hypothesis", ".cache", "*_cache", "__pycache__", "*.egg-info", "version_*"
+        ".git",
+        ".venv",
+        ".hypothesis",
+        ".cache",
+        "*_cache",
+        "__pycache__",
+        "*.egg-info",
+        "version_*",
     )
     shutil.copytree(ROOT, work / "tree", ignore=ignored)
     return work / "tree"
@@ -59,7 +70,9 @@ def test_the_renamed_package_has_no_trace_of_the_old_name(tree: Path) -> None:
             assert not re.search(rf"\b{PACKAGE.name}\b", path.read_text()), path
     environment = os.environ | {"PYTHONPATH": str(tree / "src")}
     command = [sys.executable, "-m", "churned", "--help"]
-    done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, cwd=tree, env=environment, capture_output=True, text=True, check=False
+    )
     assert "usage: python -m churned VERB" in done.stdout, done.stderr
 
 

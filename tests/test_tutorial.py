@@ -7,7 +7,7 @@ from sklearn.model_selection import train_test_split
 from torch import nn
 
 from conftest import ROOT, Cli
-from proj.nets.simple_nn import SimpleNN
+from proj.nets.mlp import SimpleNN
 
 
 class TutorialNN(nn.Module):
@@ -53,9 +53,19 @@ def test_fit_ends_with_the_weights_of_the_loop_written_by_hand(cli: Cli) -> None
 
 def test_another_seed_ends_with_other_weights(cli: Cli) -> None:
     """Guards the test above: the weights do depend on what it holds equal."""
-    cli("fit", "--config", ROOT / "configs/simple_nn.yaml", "--seed_everything", "43", "--trainer.max_epochs", "2")
+    cli(
+        "fit",
+        "--config",
+        ROOT / "configs/simple_nn.yaml",
+        "--seed_everything",
+        "43",
+        "--trainer.max_epochs",
+        "2",
+    )
     checkpoint = torch.load("lightning_logs/version_0/checkpoints/last.ckpt", weights_only=True)
-    assert not torch.equal(checkpoint["state_dict"]["net.fc1.weight"], train_by_hand(42, 2)["fc1.weight"])
+    assert not torch.equal(
+        checkpoint["state_dict"]["net.fc1.weight"], train_by_hand(42, 2)["fc1.weight"]
+    )
 
 
 def test_simple_nn_is_the_tutorials_net() -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from conftest import Cli
-from proj.run import read_checkpoint
+from proj.engine.runs.run import read_checkpoint
 
 LOGS = Path("lightning_logs/version_0")
 
@@ -97,7 +97,14 @@ class MyGan(LightningModule):
                 torch.optim.SGD(self.critic.parameters(), self.hparams.lr)]
 '''
 
-FLAGS = ["--trainer.max_epochs", "2", "--trainer.accelerator", "cpu", "--trainer.log_every_n_steps", "1"]
+FLAGS = [
+    "--trainer.max_epochs",
+    "2",
+    "--trainer.accelerator",
+    "cpu",
+    "--trainer.log_every_n_steps",
+    "1",
+]
 
 
 @pytest.fixture(autouse=True)
@@ -125,7 +132,9 @@ def test_a_data_module_with_data_loaders(modules: str, cli: Cli) -> None:
     cli("predict")
     checkpoint = read_checkpoint(LOGS / "checkpoints/best.ckpt")
     net = torch.nn.Sequential(torch.nn.Linear(4, 7), torch.nn.Tanh(), torch.nn.Linear(7, 3))
-    net.load_state_dict({k.removeprefix("net.layers."): v for k, v in checkpoint["state_dict"].items()})
+    net.load_state_dict(
+        {k.removeprefix("net.layers."): v for k, v in checkpoint["state_dict"].items()}
+    )
     x = torch.randn(90, 4, generator=torch.Generator().manual_seed(0))
     for file in ("test", "predict"):
         table = pl.read_parquet(LOGS / file / "predictions.parquet")
@@ -133,14 +142,26 @@ def test_a_data_module_with_data_loaders(modules: str, cli: Cli) -> None:
         assert table["prediction"].to_list() == net(x).argmax(1).tolist()
     metrics = json.loads((LOGS / "test/metrics.json").read_text())
     table = pl.read_parquet(LOGS / "test/predictions.parquet")
-    assert metrics["accuracy"]["value"] == pytest.approx((table["target"] == table["prediction"]).mean())
+    assert metrics["accuracy"]["value"] == pytest.approx(
+        (table["target"] == table["prediction"]).mean()
+    )
 
 
 @pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers")
 def test_a_model_with_manual_optimization_and_two_optimizers(modules: str, cli: Cli) -> None:
     monitor = ["--checkpoint.monitor", "val_gap", "--checkpoint.mode", "min"]
-    gan = ["--model", f"{modules}.MyGan", "--model.lr", "0.1", "--data", f"{modules}.MyData", *FLAGS]
-    assert "checkpoint.mode: expected min or max for the metric val_gap" in cli("fit", *gan, *monitor[:2], code=2)
+    gan = [
+        "--model",
+        f"{modules}.MyGan",
+        "--model.lr",
+        "0.1",
+        "--data",
+        f"{modules}.MyData",
+        *FLAGS,
+    ]
+    assert "checkpoint.mode: expected min or max for the metric val_gap" in cli(
+        "fit", *gan, *monitor[:2], code=2
+    )
     cli("fit", *gan, *monitor)
     for verb in ("validate", "test", "predict"):
         cli(verb)
@@ -151,13 +172,17 @@ def test_a_model_with_manual_optimization_and_two_optimizers(modules: str, cli: 
     x = torch.randn(90, 4, generator=torch.Generator().manual_seed(0))
     state = checkpoint["state_dict"]
     expected = (x @ state["critic.weight"].T + state["critic.bias"])[:, 0].numpy()
-    assert np.allclose(pl.read_parquet(LOGS / "predict/predictions.parquet")["prediction"], expected, atol=1e-6)
+    assert np.allclose(
+        pl.read_parquet(LOGS / "predict/predictions.parquet")["prediction"], expected, atol=1e-6
+    )
     # the model called save_hyperparameters: what it recorded does not beat a flag
     assert "model.init_args.lr: 0.1 -> 0.5" in cli("test", "--model.lr", "0.5")
 
 
 @pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers")
-def test_a_module_without_a_metric_to_monitor_keeps_its_last_epoch_as_the_best(modules: str, cli: Cli) -> None:
+def test_a_module_without_a_metric_to_monitor_keeps_its_last_epoch_as_the_best(
+    modules: str, cli: Cli
+) -> None:
     cli("fit", "--model", f"{modules}.MyGan", "--data", f"{modules}.MyData", *FLAGS)
     best, last = (read_checkpoint(LOGS / f"checkpoints/{which}.ckpt") for which in ("best", "last"))
     assert best["epoch"] == last["epoch"] == 1
@@ -165,12 +190,24 @@ def test_a_module_without_a_metric_to_monitor_keeps_its_last_epoch_as_the_best(m
 
 @pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers")
 def test_a_net_that_wants_a_schema_needs_a_data_module_that_has_one(modules: str, cli: Cli) -> None:
-    err = cli("fit", "--model", "MulticlassClassifier", "--model.net", "MLP", "--data", f"{modules}.MyData", *FLAGS, code=2)
+    err = cli(
+        "fit",
+        "--model",
+        "MulticlassClassifier",
+        "--model.net",
+        "MLP",
+        "--data",
+        f"{modules}.MyData",
+        *FLAGS,
+        code=2,
+    )
     assert "the net is built from a schema, and the data module has none" in err
 
 
 def test_labels_beyond_the_nets_outputs_are_an_error(modules: str, cli: Cli, work: Path) -> None:
-    text = (work / f"{modules}.py").read_text().replace("nn.Linear(width, 3)", "nn.Linear(width, 2)")
+    text = (
+        (work / f"{modules}.py").read_text().replace("nn.Linear(width, 3)", "nn.Linear(width, 2)")
+    )
     (work / f"{modules}.py").write_text(text)
     err = cli(
         "fit",
@@ -193,27 +230,53 @@ def test_targets_of_a_users_loader_keep_their_values(modules: str, cli: Cli, wor
     text = (work / f"{modules}.py").read_text()
     text = text.replace("(x[:, 0] + x[:, 1] > 0).long() + (x[:, 2] > 1).long())", "x[:, 0] + 0.25)")
     text = text.replace("TensorDataset(x,", "TensorDataset((10 * x).long(),")
-    text = text.replace("return self.layers(x)", "return self.layers(x.float())").replace("(width, 3)", "(width, 1)")
+    text = text.replace("return self.layers(x)", "return self.layers(x.float())").replace(
+        "(width, 3)", "(width, 1)"
+    )
     (work / f"{modules}.py").write_text(text)
-    flags = ["--model", "Regressor", "--model.net", f"{modules}.MyNet", "--model.standardize_target", "false"]
+    flags = [
+        "--model",
+        "Regressor",
+        "--model.net",
+        f"{modules}.MyNet",
+        "--model.standardize_target",
+        "false",
+    ]
     cli("fit", *flags, "--data", f"{modules}.MyData", *FLAGS)
     cli("test")
     table = pl.read_parquet(LOGS / "test/predictions.parquet")
     x = torch.randn(90, 4, generator=torch.Generator().manual_seed(0))
     assert np.allclose(table["target"], x[:, 0] + 0.25)
     metrics = json.loads((LOGS / "test/metrics.json").read_text())
-    assert metrics["mae"]["value"] == pytest.approx((table["target"] - table["prediction"]).abs().mean(), rel=1e-6)
+    assert metrics["mae"]["value"] == pytest.approx(
+        (table["target"] - table["prediction"]).abs().mean(), rel=1e-6
+    )
 
 
 @pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers")
 @pytest.mark.parametrize("wrong", ["float()", "unsqueeze(1)"])
-def test_class_numbers_of_another_shape_or_type_are_an_error(wrong: str, modules: str, cli: Cli, work: Path) -> None:
-    text = (work / f"{modules}.py").read_text().replace("(x[:, 2] > 1).long())", f"(x[:, 2] > 1).long().{wrong})")
+def test_class_numbers_of_another_shape_or_type_are_an_error(
+    wrong: str, modules: str, cli: Cli, work: Path
+) -> None:
+    text = (
+        (work / f"{modules}.py")
+        .read_text()
+        .replace("(x[:, 2] > 1).long())", f"(x[:, 2] > 1).long().{wrong})")
+    )
     if wrong == "unsqueeze(1)":
         text = text.replace("(x[:, 0] + x[:, 1] > 0).long() + ", "")
     (work / f"{modules}.py").write_text(text)
-    err = cli("fit", "--model", "MulticlassClassifier", "--model.net", f"{modules}.MyNet", "--data", f"{modules}.MyData",
-              *FLAGS, code=2)  # fmt: skip
+    err = cli(
+        "fit",
+        "--model",
+        "MulticlassClassifier",
+        "--model.net",
+        f"{modules}.MyNet",
+        "--data",
+        f"{modules}.MyData",
+        *FLAGS,
+        code=2,
+    )
     assert "expected class numbers of shape [rows] and type int64 for the task multiclass" in err
 
 

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from proj.predictor import load as load
+    from proj.engine.predictor import load as load
 
 __all__ = ["__version__", "load"]
 
@@ -11,7 +11,7 @@ __all__ = ["__version__", "load"]
 def __getattr__(name: str) -> Any:
     """Imports what is asked for when it is: `--help` answers without torch."""
     if name == "load":
-        from proj.predictor import load
+        from proj.engine.predictor import load
 
         return load
     if name == "__version__":

@@ -1,6 +1,6 @@
 import sys
 
-from proj.cli import main
+from proj.engine.cli import main
 
 if __name__ == "__main__":
     sys.exit(main())

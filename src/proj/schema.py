@@ -13,8 +13,10 @@ from proj.errors import UserError
 
 Task: TypeAlias = Literal["binary", "multiclass", "multilabel", "regression"]
 Label: TypeAlias = str | int | float | bool
-STAGES = ("train", "val", "test")
-HALF = (0.5,)  # the threshold of the positive class, or of every label, where none was fitted
+SPLITS = ("train", "val", "test")
+DEFAULT_THRESHOLD = (
+    0.5,
+)  # the threshold of the positive class, or of every label, where none was fitted
 Tensors: TypeAlias = Tensor | dict[str, Tensor]
 
 
@@ -22,11 +24,13 @@ class Batch(NamedTuple):
     """Some rows of a data set; a whole split has the same form."""
 
     x: Tensors  # [rows, ...], or a dict of such tensors for tables
-    y: Tensor | None  # [rows] class numbers, [rows, labels] of 0 and 1, or [rows, targets]; None when predicting
+    y: (
+        Tensor | None
+    )  # [rows] class numbers, [rows, labels] of 0 and 1, or [rows, targets]; None when predicting
     row: Tensor  # [rows], each row's number in its source
 
 
-class Block(NamedTuple):
+class Execution(NamedTuple):
     """Consecutive training batches in one piece, for several optimizer steps in one ``training_step``."""
 
     rows: Batch
@@ -40,7 +44,10 @@ class Block(NamedTuple):
             return torch.split(values, self.batch_size)
 
         xs: Iterable[Tensors] = (
-            (dict(zip(x, columns, strict=True)) for columns in zip(*map(parts, x.values()), strict=True))
+            (
+                dict(zip(x, columns, strict=True))
+                for columns in zip(*map(parts, x.values()), strict=True)
+            )
             if isinstance(x, dict)
             else parts(x)
         )
@@ -68,7 +75,11 @@ class Column:
 
     @property
     def name(self) -> str:
-        return self.source if self.kind in ("number", "category", "days") else f"{self.source}.{self.kind}"
+        return (
+            self.source
+            if self.kind in ("number", "category", "days")
+            else f"{self.source}.{self.kind}"
+        )
 
 
 @dataclass(frozen=True)
@@ -100,7 +111,9 @@ class Schema:
 
     def __post_init__(self) -> None:
         plain = {type(leaf) for leaf in _leaves(asdict(self))}
-        assert plain <= {str, int, float, bool}, f"not plain values: {plain}"  # a checkpoint could not be read again
+        assert plain <= {str, int, float, bool}, (
+            f"not plain values: {plain}"
+        )  # a checkpoint could not be read again
 
     @property
     def numeric(self) -> tuple[Column, ...]:
@@ -116,14 +129,18 @@ class Schema:
         return [column.source for column in self.columns if column.type == "text"]
 
     @property
-    def outputs(self) -> int:
+    def num_outputs(self) -> int:
         """How many numbers a net gives for a row."""
         return len(self.classes) if self.task == "multiclass" else len(self.target_names)
 
     @property
     def class_names(self) -> tuple[str, ...]:
         """Names for per-class results: classes, or labels for multilabel."""
-        return self.target_names if self.task == "multilabel" else tuple(str(label) for label in self.classes)
+        return (
+            self.target_names
+            if self.task == "multilabel"
+            else tuple(str(label) for label in self.classes)
+        )
 
     @classmethod
     def without_statistics(cls, task: Task, input_shape: tuple[int, ...], outputs: int) -> "Schema":
@@ -137,7 +154,9 @@ class Schema:
             input_names=(),
             input_mean=(),
             input_std=(),
-            target_names=("target",) if targets == 1 else tuple(f"target_{i}" for i in range(targets)),
+            target_names=("target",)
+            if targets == 1
+            else tuple(f"target_{i}" for i in range(targets)),
             classes=tuple(range(classes)),
             class_counts=(),
             target_mean=(0.0,) * targets if task == "regression" else (),
@@ -156,11 +175,15 @@ class Schema:
             columns = tuple(Column(**_tuples(column)) for column in values["columns"])
             return cls(**{**_tuples(values), "columns": columns})
         except (TypeError, KeyError) as error:
-            raise UserError(f"the checkpoint's schema is of another version: {error}; train the run again.") from error
+            raise UserError(
+                f"the checkpoint's schema is of another version: {error}; train the run again."
+            ) from error
 
 
 def _tuples(values: dict[str, Any]) -> dict[str, Any]:
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    return {
+        name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
+    }
 
 
 def _leaves(values: Any) -> Iterator[Any]:

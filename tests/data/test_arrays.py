@@ -11,14 +11,14 @@ from sklearn.datasets import load_breast_cancer, load_linnerud
 from sklearn.preprocessing import StandardScaler
 
 from conftest import make_arrays
-from proj.data.arrays import Arrays
+from proj.data.arrays import ArrayDataModule
 from proj.data.sources import BUNDLED
 from proj.errors import UserError
 from proj.schema import Schema
 
 
-def ready(path: str, **options: Any) -> Arrays:
-    data = Arrays(path, **{"batch_size": 8, **options})
+def ready(path: str, **options: Any) -> ArrayDataModule:
+    data = ArrayDataModule(path, **{"batch_size": 8, **options})
     data.setup("fit")
     return data
 
@@ -32,24 +32,35 @@ def save(**arrays: Any) -> str:
 def test_bundled_sets_load_and_split_whole(name: str) -> None:
     data = ready(name)
     assert data.schema is not None
-    rows = torch.cat([part.row for part in data.parts.values()])
+    rows = torch.cat([part.row for part in data.splits.values()])
     assert torch.equal(rows.sort().values, torch.arange(len(rows)))
-    assert data.schema.rows == len(data.parts["train"].row)
+    assert data.schema.rows == len(data.splits["train"].row)
     assert Schema.from_dict(json.loads(json.dumps(data.schema.to_dict()))) == data.schema
 
 
 def test_tasks_and_names_of_the_bundled_sets() -> None:
     cancer, digits, linnerud = (ready(n).schema for n in ("breast_cancer", "digits", "linnerud"))
-    assert (cancer.task, cancer.classes, cancer.outputs) == ("binary", ("benign", "malignant"), 1)
+    assert (cancer.task, cancer.classes, cancer.num_outputs) == (
+        "binary",
+        ("benign", "malignant"),
+        1,
+    )
     assert cancer.input_names == tuple(load_breast_cancer().feature_names)
-    assert (digits.task, digits.classes, digits.input_shape) == ("multiclass", tuple(range(10)), (1, 8, 8))
-    assert (linnerud.task, linnerud.target_names) == ("regression", tuple(load_linnerud().target_names))
+    assert (digits.task, digits.classes, digits.input_shape) == (
+        "multiclass",
+        tuple(range(10)),
+        (1, 8, 8),
+    )
+    assert (linnerud.task, linnerud.target_names) == (
+        "regression",
+        tuple(load_linnerud().target_names),
+    )
 
 
 def test_labels_are_those_of_the_source() -> None:
     data = ready("breast_cancer")
     bunch = load_breast_cancer()
-    part = data.parts["test"]
+    part = data.splits["test"]
     names = [data.schema.classes[i] for i in part.y.tolist()]
     assert names == bunch.target_names[bunch.target[part.row]].tolist()
     assert np.array_equal(part.x.numpy(), bunch.data[part.row].astype(np.float32))
@@ -58,7 +69,7 @@ def test_labels_are_those_of_the_source() -> None:
 def test_statistics_are_those_of_the_training_rows_alone() -> None:
     arrays = make_arrays("regression_2")
     before = ready(save(**arrays))
-    rows = before.parts["train"].row.numpy()
+    rows = before.splits["train"].row.numpy()
     scaler = StandardScaler().fit(arrays["x"][rows].astype(np.float64))
     assert np.allclose(before.schema.input_mean, scaler.mean_)
     assert np.allclose(before.schema.input_std, scaler.scale_)
@@ -74,22 +85,34 @@ def test_statistics_are_those_of_the_training_rows_alone() -> None:
 def test_image_statistics_are_a_channel_in_numbers_from_0_to_1() -> None:
     images = np.random.default_rng(0).integers(0, 256, size=(40, 6, 5, 3), dtype=np.uint8)
     data = ready(save(x=images, y=np.arange(40) % 2))
-    x = images[data.parts["train"].row.numpy()] / 255
-    assert data.parts["train"].x.dtype == torch.uint8
+    x = images[data.splits["train"].row.numpy()] / 255
+    assert data.splits["train"].x.dtype == torch.uint8
     assert data.schema.input_shape == (3, 6, 5)
     assert np.allclose(data.schema.input_mean, x.mean(axis=(0, 1, 2)))
     assert np.allclose(data.schema.input_std, x.std(axis=(0, 1, 2)))
 
 
 def test_parts_that_a_file_gives_are_taken_as_they_are() -> None:
-    one, two, three = (make_arrays("multiclass", rows, seed=s) for s, rows in enumerate((60, 20, 30)))
-    data = ready(
-        save(x_train=one["x"], y_train=one["y"], x_val=two["x"], y_val=two["y"], x_test=three["x"], y_test=three["y"])
+    one, two, three = (
+        make_arrays("multiclass", rows, seed=s) for s, rows in enumerate((60, 20, 30))
     )
-    assert [len(data.parts[s].row) for s in ("train", "val", "test")] == [60, 20, 30]
-    assert np.array_equal(data.parts["test"].x.numpy(), three["x"])
-    only_test = ready(save(x_train=one["x"], y_train=one["y"], x_test=three["x"], y_test=three["y"]), val_fraction=0.5)
-    assert [len(only_test.parts[s].row) for s in ("train", "val", "test")] == [30, 30, 30]
+    data = ready(
+        save(
+            x_train=one["x"],
+            y_train=one["y"],
+            x_val=two["x"],
+            y_val=two["y"],
+            x_test=three["x"],
+            y_test=three["y"],
+        )
+    )
+    assert [len(data.splits[s].row) for s in ("train", "val", "test")] == [60, 20, 30]
+    assert np.array_equal(data.splits["test"].x.numpy(), three["x"])
+    only_test = ready(
+        save(x_train=one["x"], y_train=one["y"], x_test=three["x"], y_test=three["y"]),
+        val_fraction=0.5,
+    )
+    assert [len(only_test.splits[s].row) for s in ("train", "val", "test")] == [30, 30, 30]
 
 
 @pytest.mark.parametrize(
@@ -113,12 +136,12 @@ def test_the_task_is_inferred_from_the_targets(y: np.ndarray, task: str) -> None
 def test_the_task_can_be_set() -> None:
     counts = np.arange(40) % 5
     data = ready(save(x=np.ones((40, 2)), y=counts), task="regression")
-    assert data.schema.target_mean == pytest.approx([counts[data.parts["train"].row].mean()])
+    assert data.schema.target_mean == pytest.approx([counts[data.splits["train"].row].mean()])
 
 
 def test_a_schema_that_was_given_is_not_fitted_again() -> None:
     schema = ready(save(**make_arrays("multiclass"))).schema
-    data = Arrays(save(**make_arrays("multiclass", seed=3)))
+    data = ArrayDataModule(save(**make_arrays("multiclass", seed=3)))
     data.schema = schema
     data.setup("test")
     assert data.schema is schema
@@ -132,8 +155,14 @@ LABELS = np.arange(40) % 3
     ("arrays", "message"),
     [
         ({"x": NUMBERS}, "expected an array named y_train"),
-        ({"x": NUMBERS, "y": LABELS, "x_tset": NUMBERS}, "no use for an array named x_tset. Did you mean 'x_test'"),
-        ({"x": NUMBERS, "y": LABELS, "x_train": NUMBERS, "y_train": LABELS}, "got both; the arrays are x, y, x_train"),
+        (
+            {"x": NUMBERS, "y": LABELS, "x_tset": NUMBERS},
+            "no use for an array named x_tset. Did you mean 'x_test'",
+        ),
+        (
+            {"x": NUMBERS, "y": LABELS, "x_train": NUMBERS, "y_train": LABELS},
+            "got both; the arrays are x, y, x_train",
+        ),
         ({"x": NUMBERS, "y": LABELS, "y_val": LABELS}, "an array named x_val beside y_val"),
         ({"x": NUMBERS, "y": LABELS[:39]}, "a target for each of the 40 rows"),
         ({"x": NUMBERS[:, 0], "y": LABELS}, "at least one more, got float64 of shape \\(40,\\)"),
@@ -148,7 +177,10 @@ LABELS = np.arange(40) % 3
             {"x": NUMBERS, "y": LABELS, "x_val": NUMBERS, "y_val": LABELS + 1},
             "label 3 of row 2 \\(val part\\) is out of range",
         ),
-        ({"x": NUMBERS, "y": LABELS, "x_val": np.ones((9, 3)), "y_val": LABELS[:9]}, "rows of one shape"),
+        (
+            {"x": NUMBERS, "y": LABELS, "x_val": np.ones((9, 3)), "y_val": LABELS[:9]},
+            "rows of one shape",
+        ),
         ({"x": np.zeros((40, 9, 9, 7), np.uint8), "y": LABELS}, "1, 3 or 4 channels"),
     ],
 )
@@ -186,7 +218,7 @@ def test_rows_of_another_type_than_at_training_are_refused() -> None:
     images = np.random.default_rng(0).integers(0, 256, size=(40, 6, 5), dtype=np.uint8)
     schema = ready(save(x=images, y=np.arange(40) % 2)).schema
     assert schema is not None
-    assert torch.equal(Arrays.encode(images, schema)[:, 0], torch.from_numpy(images))
+    assert torch.equal(ArrayDataModule.encode(images, schema)[:, 0], torch.from_numpy(images))
     for wrong in (images.astype(np.int64), images / 255):
         with pytest.raises(UserError, match="expected rows of uint8, as in training, got"):
-            Arrays.encode(wrong, schema)
+            ArrayDataModule.encode(wrong, schema)

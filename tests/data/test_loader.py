@@ -6,13 +6,15 @@ import pytest
 import torch
 from lightning.pytorch import Trainer
 
-from proj.data.arrays import Arrays
+from proj.data.arrays import ArrayDataModule
 from proj.data.loader import ArrayLoader, nbytes, to
 from proj.schema import Batch
 
 
 def part(rows: int) -> Batch:
-    return Batch(torch.arange(rows * 2.0).view(rows, 2), torch.arange(rows), torch.arange(rows) + 100)
+    return Batch(
+        torch.arange(rows * 2.0).view(rows, 2), torch.arange(rows), torch.arange(rows) + 100
+    )
 
 
 def rows_of(loader: ArrayLoader) -> list[int]:
@@ -61,12 +63,16 @@ def test_evaluation_shards_see_each_row_once_in_equally_many_batches(rows: int, 
 
 @pytest.mark.parametrize("shuffle", [True, False])
 @pytest.mark.parametrize(("rows", "world"), [(8, 3), (9, 3), (10, 4), (7, 2)])
-def test_training_shards_are_equal_and_leave_out_other_rows_each_epoch(rows: int, world: int, shuffle: bool) -> None:
+def test_training_shards_are_equal_and_leave_out_other_rows_each_epoch(
+    rows: int, world: int, shuffle: bool
+) -> None:
     left_out = []
     for epoch in range(6):
         seen: list[int] = []
         for rank in range(world):
-            loader = ArrayLoader(part(rows), 2, shuffle=shuffle, exact=False, rank=rank, world=world)
+            loader = ArrayLoader(
+                part(rows), 2, shuffle=shuffle, exact=False, rank=rank, world=world
+            )
             loader.set_epoch(epoch)
             share = rows_of(loader)
             assert len(share) == rows // world
@@ -105,12 +111,14 @@ def test_batches_are_taken_where_the_part_is() -> None:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_parts_that_fit_lie_on_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    data = Arrays(path="digits")
+    data = ArrayDataModule(path="digits")
     data.trainer = Trainer(accelerator="gpu", devices=1, logger=False)
     data.prepare_data()
     data.setup("fit")
     assert next(iter(data.train_dataloader())).x.device.type == "cuda"
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (nbytes(data.parts["val"]) * 4 - 1, 0))
+    monkeypatch.setattr(
+        torch.cuda, "mem_get_info", lambda device: (nbytes(data.splits["val"]) * 4 - 1, 0)
+    )
     loader = data.val_dataloader()
     assert isinstance(loader, ArrayLoader)
     assert loader.pin_memory
@@ -118,6 +126,10 @@ def test_parts_that_fit_lie_on_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_size_of_a_part_is_the_memory_its_tensors_take() -> None:
-    table = Batch({"numeric": torch.zeros(5, 3), "categorical": torch.zeros(5, 2, dtype=torch.int64)}, None, torch.arange(5))
+    table = Batch(
+        {"numeric": torch.zeros(5, 3), "categorical": torch.zeros(5, 2, dtype=torch.int64)},
+        None,
+        torch.arange(5),
+    )
     assert nbytes(part(5)) == 5 * (2 * 4 + 8 + 8)
     assert nbytes(table) == 5 * (3 * 4 + 2 * 8 + 8)

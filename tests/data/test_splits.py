@@ -30,7 +30,12 @@ def test_no_fraction_no_part() -> None:
 
 @pytest.mark.parametrize(
     ("val", "test", "message"),
-    [(-0.1, 0.2, "val_fraction"), (0.2, 1.0, "test_fraction"), (0.5, 0.5, "sum below 1"), (0.01, 0.0, "val_fraction")],
+    [
+        (-0.1, 0.2, "val_fraction"),
+        (0.2, 1.0, "test_fraction"),
+        (0.5, 0.5, "sum below 1"),
+        (0.01, 0.0, "val_fraction"),
+    ],
 )
 def test_fractions_that_make_no_split_are_named(val: float, test: float, message: str) -> None:
     with pytest.raises(UserError, match=message):
@@ -57,5 +62,12 @@ def test_the_latest_rows_are_tested_and_one_moment_is_not_torn_apart() -> None:
     np.random.default_rng(0).shuffle(times)
     parts = split_by_time(np.arange(100), 0.2, 0.25, times)
     assert {stage: set(times[rows]) for stage, rows in parts.items()} == {
-        "train": {0, 1, 2, 3, 4}, "val": {5, 6}, "test": {7, 8, 9}}  # fmt: skip
-    assert [len(rows) for rows in split_by_time(np.arange(100), 0.0, 0.0, times).values()] == [100, 0, 0]
+        "train": {0, 1, 2, 3, 4},
+        "val": {5, 6},
+        "test": {7, 8, 9},
+    }
+    assert [len(rows) for rows in split_by_time(np.arange(100), 0.0, 0.0, times).values()] == [
+        100,
+        0,
+        0,
+    ]

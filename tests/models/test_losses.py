@@ -11,25 +11,30 @@ from torch import Tensor, nn
 from conftest import Cli
 from proj.errors import UserError
 from proj.models.base import Model
-from proj.models.binary import BinaryClassifier
-from proj.models.multiclass import MulticlassClassifier
-from proj.models.multilabel import MultilabelClassifier
+from proj.models.classification import BinaryClassifier, MulticlassClassifier, MultilabelClassifier
 from proj.models.regression import Regressor
 from proj.schema import Schema
 
 
 def ready(kind: type[Model], schema: Schema, **options: Any) -> Model:
-    model = kind(nn.Linear(3, schema.outputs), **options)
+    model = kind(nn.Linear(3, schema.num_outputs), **options)
     model.schema = schema
     model.configure_model()
     return model
 
 
 BINARY = replace(Schema.without_statistics("binary", (3,), 1), class_counts=(30, 10), rows=40)
-MULTICLASS = replace(Schema.without_statistics("multiclass", (3,), 3), class_counts=(10, 20, 30), rows=60)
-MULTILABEL = replace(Schema.without_statistics("multilabel", (3,), 2), class_counts=(10, 20), rows=40)
+MULTICLASS = replace(
+    Schema.without_statistics("multiclass", (3,), 3), class_counts=(10, 20, 30), rows=60
+)
+MULTILABEL = replace(
+    Schema.without_statistics("multilabel", (3,), 2), class_counts=(10, 20), rows=40
+)
 REGRESSION = replace(
-    Schema.without_statistics("regression", (3,), 2), target_mean=(10.0, -5.0), target_std=(2.0, 4.0), rows=40
+    Schema.without_statistics("regression", (3,), 2),
+    target_mean=(10.0, -5.0),
+    target_std=(2.0, 4.0),
+    rows=40,
 )
 
 
@@ -69,23 +74,29 @@ def test_regression_is_trained_on_standardised_targets_and_answers_in_their_unit
     model = ready(Regressor, REGRESSION)
     loss, _ = model.losses(outputs, y)
     assert torch.allclose(loss, (outputs - 1).square().mean())
-    assert torch.allclose(model.predictions(torch.ones(1, 2)), torch.tensor([[12.0, -1.0]]))
+    assert torch.allclose(model.predict_proba(torch.ones(1, 2)), torch.tensor([[12.0, -1.0]]))
     raw = ready(Regressor, REGRESSION, standardize_target=False)
     assert torch.allclose(raw.losses(outputs, y)[0], (outputs - y).square().mean())
-    assert torch.equal(raw.predictions(outputs), outputs)
+    assert torch.equal(raw.predict_proba(outputs), outputs)
     huber, _ = ready(Regressor, REGRESSION, loss=nn.HuberLoss(delta=0.5)).losses(outputs, y)
     error = (outputs - 1).abs()
-    assert torch.allclose(huber, torch.where(error < 0.5, error**2 / 2, 0.5 * (error - 0.25)).mean())
+    assert torch.allclose(
+        huber, torch.where(error < 0.5, error**2 / 2, 0.5 * (error - 0.25)).mean()
+    )
 
 
 @pytest.mark.parametrize("weights", [None, [1.0, 5.0, 2.0]])
-def test_the_mean_loss_of_a_stage_does_not_depend_on_the_batches(weights: list[float] | None) -> None:
+def test_the_mean_loss_of_a_stage_does_not_depend_on_the_batches(
+    weights: list[float] | None,
+) -> None:
     model = ready(MulticlassClassifier, MULTICLASS, class_weights=weights)
     x, y = torch.randn(10, 3), torch.arange(10) % 3
     whole, _ = model.losses(model(x), y)
     for rows in torch.arange(10).split([1, 2, 7]):
         loss, weight = model.losses(model(x[rows]), y[rows])
-        model.meters[1].update(model.predictions(model(x[rows])), y[rows], loss[None], torch.as_tensor(weight)[None])
+        model.meters[1].update(
+            model.predict_proba(model(x[rows])), y[rows], loss[None], torch.as_tensor(weight)[None]
+        )
     assert torch.allclose(model.meters[1].finish()["loss"].float(), whole)
 
 
@@ -99,11 +110,23 @@ def test_the_mean_loss_of_a_stage_does_not_depend_on_the_batches(weights: list[f
             "expected 3 weights, one for each of 0, 1, 2, got 1",
         ),
         (MultilabelClassifier, MULTILABEL, {"pos_weight": [1.0]}, "expected 2 weights"),
-        (BinaryClassifier, replace(BINARY, class_counts=()), {"pos_weight": "auto"}, "give the weights as numbers"),
-        (BinaryClassifier, MULTICLASS, {}, "expected targets for the task binary, got multiclass \\(3 classes\\)"),
+        (
+            BinaryClassifier,
+            replace(BINARY, class_counts=()),
+            {"pos_weight": "auto"},
+            "give the weights as numbers",
+        ),
+        (
+            BinaryClassifier,
+            MULTICLASS,
+            {},
+            "expected targets for the task binary, got multiclass \\(3 classes\\)",
+        ),
     ],
 )
-def test_options_that_do_not_fit_the_data_are_named(kind: Any, schema: Schema, options: Any, message: str) -> None:
+def test_options_that_do_not_fit_the_data_are_named(
+    kind: Any, schema: Schema, options: Any, message: str
+) -> None:
     with pytest.raises(UserError, match=message):
         ready(kind, schema, **options)
 
@@ -119,9 +142,9 @@ def test_options_that_do_not_fit_the_data_are_named(kind: Any, schema: Schema, o
 )
 def test_an_ensemble_predicts_the_mean_of_its_members(kind: type[Model], schema: Schema) -> None:
     model = ready(kind, schema)
-    outputs = 5 * torch.randn(6, 4, schema.outputs, dtype=torch.float64)
-    together = model.predictions(model.average(outputs))
-    each = torch.stack([model.predictions(outputs[:, i]) for i in range(4)])
+    outputs = 5 * torch.randn(6, 4, schema.num_outputs, dtype=torch.float64)
+    together = model.predict_proba(model.average_members(outputs))
+    each = torch.stack([model.predict_proba(outputs[:, i]) for i in range(4)])
     assert torch.allclose(together, each.mean(0))
 
 
@@ -138,16 +161,23 @@ class Members(nn.Module):
 
 def test_the_members_of_an_ensemble_learn_as_if_alone(experiment: Any, cli: Cli) -> None:
     """Each gets half of its own gradient, which Adam's steps do not depend on."""
-    from proj.data.arrays import Arrays
-    from proj.run import read_checkpoint
+    from proj.data.arrays import ArrayDataModule
+    from proj.engine.runs.run import read_checkpoint
 
     Path("members.py").write_text("from test_losses import Members")
-    flags = ["--model.net", "members.Members", "--model.optimizer.eps", "0", "--allow", "test_losses"]
+    flags = [
+        "--model.net",
+        "members.Members",
+        "--model.optimizer.eps",
+        "0",
+        "--allow",
+        "test_losses",
+    ]
     cli("fit", "--config", experiment(), *flags)
     state = read_checkpoint(Path("lightning_logs/version_0/checkpoints/last.ckpt"))["state_dict"]
     torch.manual_seed(1)
     nets = Members()
-    data = Arrays("data.npz", batch_size=16)
+    data = ArrayDataModule("data.npz", batch_size=16)
     data.seed = 1
     data.setup("fit")
     loader = data.train_dataloader()

@@ -8,17 +8,19 @@ import torch
 from torch import nn
 
 from proj.errors import UserError
-from proj.models.multiclass import MulticlassClassifier
+from proj.models.classification import MulticlassClassifier
 from proj.nets.cnn import CNN
+from proj.nets.layers import Standardize
 from proj.nets.mlp import MLP
-from proj.nets.standardize import Standardize
 from proj.schema import Schema
 
 
 def schema(shape: tuple[int, ...], classes: int = 4) -> Schema:
     channels = shape[0]
     plain = Schema.without_statistics("multiclass", shape, classes)
-    return replace(plain, input_mean=tuple(range(channels)), input_std=tuple(range(1, channels + 1)))
+    return replace(
+        plain, input_mean=tuple(range(channels)), input_std=tuple(range(1, channels + 1))
+    )
 
 
 @pytest.mark.parametrize("size", [8, 12, 16, 28, 32, 64])
@@ -33,10 +35,12 @@ def test_a_mirrored_cnn_predicts_the_same_for_both_sides_and_means_both() -> Non
     plain = CNN(schema((1, 9, 9)), width=4).eval()
     plain.load_state_dict(net.state_dict())
     x = torch.rand(3, 1, 9, 9)
-    pair = MulticlassClassifier(net).average(net(x)).softmax(1)
+    pair = MulticlassClassifier(net).average_members(net(x)).softmax(1)
     mean = (plain(x).softmax(1) + plain(x.flip(3)).softmax(1)) / 2
     assert torch.allclose(pair, mean, atol=1e-6)
-    assert torch.allclose(MulticlassClassifier(net).average(net(x.flip(3))).softmax(1), mean, atol=1e-6)
+    assert torch.allclose(
+        MulticlassClassifier(net).average_members(net(x.flip(3))).softmax(1), mean, atol=1e-6
+    )
     assert net.train()(x).shape == (3, 4)
 
 

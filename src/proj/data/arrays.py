@@ -6,15 +6,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from proj.data.base import SplitData
+from proj.data.base import DataModule
 from proj.data.sources import Array, fingerprint, load, read, stages, to_inputs
 from proj.data.splits import Fold, split
 from proj.data.targets import Targets
 from proj.errors import UserError
-from proj.schema import STAGES, Batch, Schema, Task
+from proj.schema import SPLITS, Batch, Schema, Task
 
 
-class Arrays(SplitData):
+class ArrayDataModule(DataModule):
     """Arrays of numbers and their targets.
 
     Args:
@@ -48,15 +48,22 @@ class Arrays(SplitData):
     ) -> None:
         super().__init__(batch_size, shuffle, predict_path)
         self.path, self.task = path, task
-        self.val_fraction, self.test_fraction, self.split_seed, self.fold = val_fraction, test_fraction, split_seed, fold
+        self.val_fraction, self.test_fraction, self.split_seed, self.fold = (
+            val_fraction,
+            test_fraction,
+            split_seed,
+            fold,
+        )
 
     @classmethod
     def encode(cls, rows: Any, schema: Schema) -> Tensor:
         """``rows`` [rows, ...] of numbers as ``x``: uint8 for images, float32 otherwise."""
         x = to_inputs(np.asarray(rows), "rows")
         if str(x.dtype) != schema.input_type:
-            raise UserError(f"expected rows of {schema.input_type}, as in training, got {np.asarray(rows).dtype} of shape "
-                            f"{np.shape(rows)}; pictures are uint8 [rows, height, width] or with channels.")  # fmt: skip
+            raise UserError(
+                f"expected rows of {schema.input_type}, as in training, got {np.asarray(rows).dtype} of shape "
+                f"{np.shape(rows)}; pictures are uint8 [rows, height, width] or with channels."
+            )
         if x.shape[1:] != schema.input_shape:
             raise UserError(
                 f"expected rows of shape {schema.input_shape}, as in training, got {tuple(x.shape[1:])}; "
@@ -65,25 +72,35 @@ class Arrays(SplitData):
         return torch.from_numpy(x)
 
     def setup(self, stage: str) -> None:
-        if not self.parts and not self._only_new_rows():
+        if not self.splits and not self._only_new_rows():
             self._read()
-        if stage == "predict" and "predict" not in self.parts:
+        if stage == "predict" and "predict" not in self.splits:
             self._read_predict()
 
     def _read(self) -> None:
         source = read(self.path)
         arrays = source.arrays
         if self.fold:  # takes the place of a part that the file has
-            arrays = {name: values for name, values in arrays.items() if not name.endswith(f"_{self.fold[0]}")}
+            arrays = {
+                name: values
+                for name, values in arrays.items()
+                if not name.endswith(f"_{self.fold[0]}")
+            }
         self.fingerprint = fingerprint(arrays)
         x = {s: to_inputs(arrays[f"x_{s}"], f"{self.path}: x_{s}") for s in stages(arrays)}
         for s in x:
             if arrays[f"y_{s}"].shape[:1] != (len(x[s]),):
-                raise UserError(f"{self.path}: expected a target for each of the {len(x[s])} rows of x_{s}, "
-                                f"got an array of shape {arrays[f'y_{s}'].shape} in y_{s}.")  # fmt: skip
+                raise UserError(
+                    f"{self.path}: expected a target for each of the {len(x[s])} rows of x_{s}, "
+                    f"got an array of shape {arrays[f'y_{s}'].shape} in y_{s}."
+                )
             if (x[s].shape[1:], x[s].dtype) != (x["train"].shape[1:], x["train"].dtype):
-                shapes = [f"{x[part].shape[1:]} {x[part].dtype} in x_{part}" for part in ("train", s)]
-                raise UserError(f"{self.path}: expected rows of one shape and type, got {' and '.join(shapes)}.")
+                shapes = [
+                    f"{x[part].shape[1:]} {x[part].dtype} in x_{part}" for part in ("train", s)
+                ]
+                raise UserError(
+                    f"{self.path}: expected rows of one shape and type, got {' and '.join(shapes)}."
+                )
         targets = Targets(arrays["y_train"], self.task, source.target_names, self.path)
         parts = split(
             np.arange(len(x["train"])),
@@ -94,23 +111,29 @@ class Arrays(SplitData):
             self.fold,
         )
         if self.schema is None:
-            self.schema = _fit(_rows(x["train"], parts["train"]), targets, parts["train"], source.input_names)
-        for s in STAGES:
+            self.schema = _fit(
+                _rows(x["train"], parts["train"]), targets, parts["train"], source.input_names
+            )
+        for s in SPLITS:
             own = s if s in x and s != "train" else "train"  # the array the rows are numbered in
             rows = np.arange(len(x[own])) if own != "train" else parts[s]
             y = targets.encode(_rows(arrays[f"y_{own}"], rows), self.schema, s, rows)
-            self.parts[s] = Batch(torch.from_numpy(_rows(x[own], rows)), torch.from_numpy(y), torch.from_numpy(rows))
+            self.splits[s] = Batch(
+                torch.from_numpy(_rows(x[own], rows)), torch.from_numpy(y), torch.from_numpy(rows)
+            )
 
     def _read_predict(self) -> None:
         assert self.schema is not None
         if self.predict_path is None:
-            self.parts["predict"] = self.parts["test"]._replace(y=None)
+            self.splits["predict"] = self.splits["test"]._replace(y=None)
             return
         arrays = load(self.predict_path, "data.predict_path")
         if "x" not in arrays:
-            raise UserError(f"{self.predict_path}: expected an array named x, got {', '.join(arrays) or 'none'}.")
+            raise UserError(
+                f"{self.predict_path}: expected an array named x, got {', '.join(arrays) or 'none'}."
+            )
         x = self.encode(arrays["x"], self.schema)
-        self.parts["predict"] = Batch(x, None, torch.arange(len(x)))
+        self.splits["predict"] = Batch(x, None, torch.arange(len(x)))
 
 
 def _rows(values: Array, rows: Array) -> Array:
@@ -121,7 +144,9 @@ def _rows(values: Array, rows: Array) -> Array:
 def _fit(x: Array, targets: Targets, rows: Array, names: tuple[str, ...]) -> Schema:
     axes = (0, *range(2, x.ndim))
     scale = 255.0 if x.dtype == np.uint8 else 1.0
-    some = [x[start : start + 2**14] for start in range(0, len(x), 2**14)]  # all at once take several times the memory
+    some = [
+        x[start : start + 2**14] for start in range(0, len(x), 2**14)
+    ]  # all at once take several times the memory
     count = x.size / x.shape[1]
     mean = sum(part.sum(axis=axes, dtype=np.float64) for part in some) / count
     centered = (part - mean.reshape(-1, *[1] * (x.ndim - 2)) for part in some)

@@ -45,7 +45,9 @@ def prepared(cache: Path, key: dict[str, Any], build: Callable[[Path], None]) ->
 
 def place(cache: Path, key: dict[str, Any]) -> Path:
     """Where in ``cache`` what is prepared for ``key`` is or will be."""
-    return cache / hashlib.sha256(json.dumps([FORMAT, key], sort_keys=True).encode()).hexdigest()[:32]
+    return (
+        cache / hashlib.sha256(json.dumps([FORMAT, key], sort_keys=True).encode()).hexdigest()[:32]
+    )
 
 
 def create(path: Path, dtype: Any, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
@@ -55,18 +57,24 @@ def create(path: Path, dtype: Any, shape: tuple[int, ...]) -> np.ndarray[Any, An
 
 def mapped(path: Path) -> Tensor:
     """The array of a file as a tensor. Its pages are read when used and shared with other processes."""
-    return torch.from_numpy(np.load(path, mmap_mode="c"))  # private copies of pages that are written to; none are
+    return torch.from_numpy(
+        np.load(path, mmap_mode="c")
+    )  # private copies of pages that are written to; none are
 
 
 def fingerprint(files: Sequence[Path], cache: Path) -> str:
     """SHA-256 of names and contents, kept in ``cache`` under the files' sizes and times of change: read once only."""
-    listing = [(str(path.resolve()), (stat := path.stat()).st_size, stat.st_mtime_ns) for path in files]
+    listing = [
+        (str(path.resolve()), (stat := path.stat()).st_size, stat.st_mtime_ns) for path in files
+    ]
 
     def read(folder: Path) -> None:
         digest = hashlib.sha256()
         for path in files:
             with path.open("rb") as file:
-                digest.update(f"{path.name} ".encode() + hashlib.file_digest(file, "sha256").digest())
+                digest.update(
+                    f"{path.name} ".encode() + hashlib.file_digest(file, "sha256").digest()
+                )
         (folder / "sha256").write_text(digest.hexdigest())
 
     return (prepared(cache, {"files": listing}, read) / "sha256").read_text()

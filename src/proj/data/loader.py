@@ -6,7 +6,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from proj.schema import Batch, Block
+from proj.schema import Batch, Execution
 
 
 class ArrayLoader:
@@ -36,8 +36,17 @@ class ArrayLoader:
         period: int | None = None,
     ) -> None:
         self.part, self.batch_size, self.seed = part, batch_size, seed
-        self.shuffle, self.exact, self.rank, self.world, self.pin_memory = shuffle, exact, rank, world, pin_memory
-        self.sampler, self.batch_sampler = self, None  # Lightning calls `sampler.set_epoch` at the start of each epoch
+        self.shuffle, self.exact, self.rank, self.world, self.pin_memory = (
+            shuffle,
+            exact,
+            rank,
+            world,
+            pin_memory,
+        )
+        self.sampler, self.batch_sampler = (
+            self,
+            None,
+        )  # Lightning calls `sampler.set_epoch` at the start of each epoch
         self.steps, self.period = steps, period
         self.epoch = self.position = 0
         self._resume: tuple[int, int] | None = None
@@ -62,13 +71,19 @@ class ArrayLoader:
         period = min(self.period or self.batches, self.batches)
         left = self.batches % period
         steps = min(self.steps, period if not left else -(-period // 2))
-        starts = [i for start in range(0, self.batches - left, period) for i in range(start, start + period, steps)]
+        starts = [
+            i
+            for start in range(0, self.batches - left, period)
+            for i in range(start, start + period, steps)
+        ]
         if left:
-            fewer = max(1, -(-period // steps) - 1)  # pieces, so that no validation falls on the last of them
+            fewer = max(
+                1, -(-period // steps) - 1
+            )  # pieces, so that no validation falls on the last of them
             starts += range(self.batches - left, self.batches, -(-left // fewer))
         return [*starts, self.batches]
 
-    def __iter__(self) -> Iterator[Batch | Block]:
+    def __iter__(self) -> Iterator[Batch | Execution]:
         start, self._resume = self._resume, None
         self.position = start[1] if start is not None and start[0] == self.epoch else 0
         order, size = self._order(), self.batch_size
@@ -79,7 +94,7 @@ class ArrayLoader:
             begin, self.position = max(begin, self.position), end
             batch = take(self.part, order[begin * size : end * size])
             batch = pin(batch) if self.pin_memory else batch
-            yield batch if self.steps is None else Block(batch, size)
+            yield batch if self.steps is None else Execution(batch, size)
 
     def _order(self) -> Tensor:
         """This process' row positions for this epoch, in order: [share]."""
@@ -117,10 +132,16 @@ def to(part: Batch, device: torch.device) -> Batch:
 
 def nbytes(part: Batch) -> int:
     inputs = part.x.values() if isinstance(part.x, dict) else [part.x]
-    return sum(values.nbytes for values in (*inputs, part.row, *([] if part.y is None else [part.y])))
+    return sum(
+        values.nbytes for values in (*inputs, part.row, *([] if part.y is None else [part.y]))
+    )
 
 
 def each(change: Callable[[Tensor], Tensor], batch: Batch) -> Batch:
     """``change`` done to every tensor of a batch."""
-    x = {name: change(values) for name, values in batch.x.items()} if isinstance(batch.x, dict) else change(batch.x)
+    x = (
+        {name: change(values) for name, values in batch.x.items()}
+        if isinstance(batch.x, dict)
+        else change(batch.x)
+    )
     return Batch(x, None if batch.y is None else change(batch.y), change(batch.row))

@@ -7,7 +7,9 @@ import numpy as np
 from proj.errors import UserError
 
 Rows: TypeAlias = np.ndarray[Any, np.dtype[np.int64]]
-Fold: TypeAlias = tuple[Literal["val", "test"], int, int]  # which part is one fold, its number from 0, of how many
+Fold: TypeAlias = tuple[
+    Literal["val", "test"], int, int
+]  # which part is one fold, its number from 0, of how many
 
 
 def split(
@@ -37,15 +39,19 @@ def split(
     return {"train": train, "val": val, "test": test}
 
 
-def _fold(rows: Rows, fold: Fold, seed: int, stratify: np.ndarray[Any, Any] | None) -> tuple[Rows, Rows]:
+def _fold(
+    rows: Rows, fold: Fold, seed: int, stratify: np.ndarray[Any, Any] | None
+) -> tuple[Rows, Rows]:
     from sklearn.model_selection import KFold, StratifiedKFold
 
     part, number, of = fold
     least = len(rows) if stratify is None else int(np.unique(stratify, return_counts=True)[1].min())
     if not (2 <= of <= least and 0 <= number < of):
         what = "rows" if stratify is None else "rows of the rarest class"
-        raise UserError(f"data.fold: expected val or test, a number from 0 up and a larger number of folds, from 2 to the "
-                        f"{least} {what}, got {part}, {number}, {of}.")  # fmt: skip
+        raise UserError(
+            f"data.fold: expected val or test, a number from 0 up and a larger number of folds, from 2 to the "
+            f"{least} {what}, got {part}, {number}, {of}."
+        )
     splitter = (KFold if stratify is None else StratifiedKFold)(of, shuffle=True, random_state=seed)
     kept, cut = list(splitter.split(rows, stratify))[number]
     return rows[kept], rows[cut]
@@ -66,7 +72,9 @@ def _share(rows: Rows, fraction: float) -> int:
     return max(1, round(fraction * len(rows))) if fraction else 0
 
 
-def _cut(rows: Rows, count: int, seed: int, stratify: np.ndarray[Any, Any] | None, name: str) -> tuple[Rows, Rows]:
+def _cut(
+    rows: Rows, count: int, seed: int, stratify: np.ndarray[Any, Any] | None, name: str
+) -> tuple[Rows, Rows]:
     if count == 0:
         return rows, rows[:0]
     from sklearn.model_selection import train_test_split  # half a second, and some data come split
@@ -82,12 +90,19 @@ def _cut(rows: Rows, count: int, seed: int, stratify: np.ndarray[Any, Any] | Non
                 f"each part needs rows of all {len(classes)} classes, and {rarest}; "
                 "drop rare classes, change the fractions, or if these are no classes, set data.task to regression"
             )
-        raise UserError(f"data.{name}: cannot split {count} off {len(rows)} rows: {why}.") from error
+        raise UserError(
+            f"data.{name}: cannot split {count} off {len(rows)} rows: {why}."
+        ) from error
     return np.sort(kept), np.sort(cut)
 
 
 def split_groups(
-    rows: Rows, val_fraction: float, test_fraction: float, seed: int, groups: Rows, fold: Fold | None = None
+    rows: Rows,
+    val_fraction: float,
+    test_fraction: float,
+    seed: int,
+    groups: Rows,
+    fold: Fold | None = None,
 ) -> dict[str, Rows]:
     """The same for rows that belong together: all of a group (a number for each row) are in one part.
 
@@ -126,8 +141,10 @@ def _moments(times: Rows, fold: Fold) -> tuple[float, float]:
     part, number, of = fold
     moments = np.unique(times)
     if not (2 <= of < len(moments) and 0 <= number < of):
-        raise UserError(f"data.fold: expected val or test, a number from 0 up and a larger number of folds, from 2 to "
-                        f"{len(moments) - 1}, one less than there are moments, got {part}, {number}, {of}.")  # fmt: skip
+        raise UserError(
+            f"data.fold: expected val or test, a number from 0 up and a larger number of folds, from 2 to "
+            f"{len(moments) - 1}, one less than there are moments, got {part}, {number}, {of}."
+        )
     chosen = list(TimeSeriesSplit(of).split(moments))[number][1]
     end = moments[chosen[-1] + 1] if chosen[-1] + 1 < len(moments) else np.inf
     return float(moments[chosen[0]]), float(end)

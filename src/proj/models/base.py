@@ -11,13 +11,17 @@ from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
 from proj import metrics
-from proj.exact import EXACT
-from proj.models.blocks import run_block
-from proj.models.compiled import CompiledStep
-from proj.models.fitting import build, check_outputs, check_targets, check_task, rows_at_once, schema_of_a_batch
-from proj.models.parameters import check_rates, freeze_matching, fuse, parameter_groups
-from proj.models.schedule import schedule
-from proj.schema import HALF, STAGES, Batch, Block, Schema, Task, Tensors
+from proj.metrics.exact import EXACT
+from proj.models.checks import (
+    build,
+    check_outputs,
+    check_targets,
+    check_task,
+    rows_at_once,
+    schema_of_a_batch,
+)
+from proj.models.optim import check_rates, freeze_matching, fuse, parameter_groups, schedule
+from proj.schema import DEFAULT_THRESHOLD, SPLITS, Batch, Execution, Schema, Task, Tensors
 
 # A plain module is taken as it is; a class whose first argument is the schema is built from it. The order matters: the
 # command line tries a module first.
@@ -56,16 +60,30 @@ class Model(LightningModule, ABC):
     ) -> None:
         super().__init__()
         self.net = net
-        self.optimizer, self.scheduler, self.scheduler_interval = optimizer, scheduler, scheduler_interval
-        self.frozen, self.learning_rates, self.compile_what = freeze or [], learning_rates or {}, compile
+        self.optimizer, self.scheduler, self.scheduler_interval = (
+            optimizer,
+            scheduler,
+            scheduler_interval,
+        )
+        self.frozen, self.learning_rates, self.compile_mode = (
+            freeze or [],
+            learning_rates or {},
+            compile,
+        )
         self.steps_per_execution = steps_per_execution
-        self.schema: Schema | None = None  # from the data module, or from a checkpoint before the Trainer runs
-        self.monitor = metrics.MONITOR[self.task]
-        self.mode = metrics.ABOUT[self.monitor.split("/")[1]].mode
+        self.schema: Schema | None = (
+            None  # from the data module, or from a checkpoint before the Trainer runs
+        )
+        self.monitor = metrics.DEFAULT_MONITOR[self.task]
+        self.mode = metrics.METRIC_INFO[self.monitor.split("/")[1]].mode
         self.temperature = 1.0  # others, of both, for `test` and `predict`, where some were fitted
-        self.thresholds: tuple[float, ...] = HALF
-        self.compiled_step: CompiledStep | None = None  # set before training, if it is wanted and can be had
-        self._seen = 0  # rows of this stage so far, to number the rows of a user's own (x, y) batches
+        self.thresholds: tuple[float, ...] = DEFAULT_THRESHOLD
+        # Set before training where the loader gives several batches at once: engine/callbacks/multi_step.py.
+        self.run_execution: Callable[[Any, Execution], Tensor] | None = None
+        self.compiled_step: Any = None
+        self._seen = (
+            0  # rows of this stage so far, to number the rows of a user's own (x, y) batches
+        )
 
     # What a task's class says
 
@@ -74,11 +92,11 @@ class Model(LightningModule, ABC):
         """Mean loss of the rows of a batch, and its weight among other batches' means (the number of rows, mostly)."""
 
     @abstractmethod
-    def average(self, outputs: Tensor) -> Tensor:
+    def average_members(self, outputs: Tensor) -> Tensor:
         """Raw outputs [rows, members, outputs] of an ensemble as [rows, outputs] that give its mean prediction."""
 
     @abstractmethod
-    def predictions(self, outputs: Tensor) -> Tensor:
+    def predict_proba(self, outputs: Tensor) -> Tensor:
         """Raw outputs as probabilities, or as numbers in the target's own units: what the metrics see."""
 
     def prepare(self, schema: Schema) -> None:
@@ -98,8 +116,8 @@ class Model(LightningModule, ABC):
             self.net = build(self.net, self.schema)
         freeze_matching(self.net, self.frozen)
         self.prepare(self.schema)
-        self.meters = nn.ModuleList(metrics.Meter(self.schema, stage) for stage in STAGES)
-        if self.compile_what == "net":
+        self.meters = nn.ModuleList(metrics.StageMetrics(self.schema, stage) for stage in SPLITS)
+        if self.compile_mode == "net":
             self.net.compile()  # in place, so that the checkpoint's keys stay as they are
 
     def rows_at_once(self, x: Tensors) -> int:
@@ -115,11 +133,12 @@ class Model(LightningModule, ABC):
         return outputs
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        if isinstance(batch, Block):
-            return run_block(self, batch)
+        if isinstance(batch, Execution):
+            assert self.run_execution is not None
+            return self.run_execution(self, batch)
         batch = self._batch(batch)
-        outputs, loss, weight = self.loss_of(batch, "train")
-        self.count(outputs, batch.y, [loss], [weight], "train")
+        outputs, loss, weight = self.forward_loss(batch, "train")
+        self.update_metrics(outputs, batch.y, [loss], [weight], "train")
         return loss
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
@@ -134,38 +153,55 @@ class Model(LightningModule, ABC):
 
     def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
         batch = self._batch(batch)
-        return {"row": batch.row, "output": self.predictions(self._judged(self(batch.x)))}
+        return {"row": batch.row, "output": self.predict_proba(self.eval_outputs(self(batch.x)))}
 
-    def _judged(self, outputs: Tensor) -> Tensor:
+    def eval_outputs(self, outputs: Tensor) -> Tensor:
         """Raw outputs [rows, outputs] in evaluation: the mean of an ensemble's, divided by the temperature."""
         outputs = outputs.to(EXACT)
-        return (self.average(outputs) if outputs.ndim == 3 else outputs) / self.temperature
+        return (self.average_members(outputs) if outputs.ndim == 3 else outputs) / self.temperature
 
-    def loss_of(self, batch: Batch, stage: str) -> tuple[Tensor, Tensor, Tensor | float]:
+    def forward_loss(self, batch: Batch, stage: str) -> tuple[Tensor, Tensor, Tensor | float]:
         """Raw outputs for a batch, their mean loss, and its weight."""
         outputs, y = self(batch.x), batch.y
         assert self.schema is not None
         assert y is not None
         check_outputs(outputs, len(batch.row), self.schema, type(self.net).__name__)
-        outputs = outputs.float() if stage == "train" else self._judged(outputs)
+        outputs = outputs.float() if stage == "train" else self.eval_outputs(outputs)
         if outputs.ndim == 2:
             return outputs, *self.losses(outputs, y)
         # each member of an ensemble learns by its own loss
-        return outputs, *self.losses(outputs.flatten(0, 1), y.repeat_interleave(outputs.shape[1], dim=0))
+        return outputs, *self.losses(
+            outputs.flatten(0, 1), y.repeat_interleave(outputs.shape[1], dim=0)
+        )
 
     @torch.no_grad()
-    def count(self, outputs: Tensor, y: Tensor, losses: list[Tensor], weights: list[Tensor | float], stage: str) -> Tensor:
+    def update_metrics(
+        self,
+        outputs: Tensor,
+        y: Tensor,
+        losses: list[Tensor],
+        weights: list[Tensor | float],
+        stage: str,
+    ) -> Tensor:
         """Count the rows of some batches in the stage's metrics; return what is predicted for them."""
-        predicted = self.predictions(self.average(outputs) if outputs.ndim == 3 else outputs)
+        predicted = self.predict_proba(
+            self.average_members(outputs) if outputs.ndim == 3 else outputs
+        )
         numbers = [w for w in weights if not isinstance(w, Tensor)]
-        weight = torch.tensor(numbers, device=y.device) if numbers else torch.stack(cast(list[Tensor], weights))
-        self._meter(stage).update(predicted, y, torch.stack(losses).detach(), weight.to(EXACT), self.thresholds)
+        weight = (
+            torch.tensor(numbers, device=y.device)
+            if numbers
+            else torch.stack(cast(list[Tensor], weights))
+        )
+        self._meter(stage).update(
+            predicted, y, torch.stack(losses).detach(), weight.to(EXACT), self.thresholds
+        )
         return predicted
 
     def _evaluate(self, batch: Any, stage: str) -> dict[str, Tensor]:
         batch = self._batch(batch)
-        outputs, loss, weight = self.loss_of(batch, stage)
-        predicted = self.count(outputs, batch.y, [loss], [weight], stage)
+        outputs, loss, weight = self.forward_loss(batch, stage)
+        predicted = self.update_metrics(outputs, batch.y, [loss], [weight], stage)
         return {"row": batch.row, "output": predicted, "target": batch.y}
 
     def _batch(self, batch: Any) -> Batch:
@@ -201,19 +237,37 @@ class Model(LightningModule, ABC):
         """Compute, log and clear the stage's metrics. Within fit, results for single classes are left out."""
         values = self._meter(stage).finish()
         within_fit = self.trainer.state.fn == "fit"
-        named = {f"{stage}/{name}": value for name, value in values.items() if not (within_fit and "/" in name)}
+        named = {
+            f"{stage}/{name}": value
+            for name, value in values.items()
+            if not (within_fit and "/" in name)
+        }
         headline = [f"{stage}/loss", self.monitor.replace("val/", f"{stage}/")]
-        for name, value in named.items():  # equal on every process already, so the largest is the value itself
-            self.log(name, value, prog_bar=name in headline, sync_dist=True, reduce_fx="max", logger=False)
+        for (
+            name,
+            value,
+        ) in named.items():  # equal on every process already, so the largest is the value itself
+            self.log(
+                name,
+                value,
+                prog_bar=name in headline,
+                sync_dist=True,
+                reduce_fx="max",
+                logger=False,
+            )
         if within_fit and not self.trainer.sanity_checking:
-            for logger in self.trainer.loggers:  # by optimizer steps, where `self.log` counts calls of `training_step`
+            for logger in (
+                self.trainer.loggers
+            ):  # by optimizer steps, where `self.log` counts calls of `training_step`
                 scalars = {name: value.item() for name, value in named.items()}
-                logger.log_metrics({**scalars, "epoch": self.current_epoch}, step=self.trainer.global_step)
+                logger.log_metrics(
+                    {**scalars, "epoch": self.current_epoch}, step=self.trainer.global_step
+                )
         return named
 
-    def sums(self) -> dict[str, Tensor]:
+    def metric_state(self) -> dict[str, Tensor]:
         """What this process has counted of the training epoch so far."""
-        return self._meter("train").sums()
+        return self._meter("train").metric_state_dict()
 
     @property
     def loss_so_far(self) -> Tensor:
@@ -221,13 +275,13 @@ class Model(LightningModule, ABC):
         total: Tensor = self._meter("train").loss.total
         return total
 
-    def go_on(self, sums: dict[str, Tensor]) -> None:
+    def load_metric_state(self, sums: dict[str, Tensor]) -> None:
         """Count on from there."""
-        self._meter("train").go_on(sums)
+        self._meter("train").load_metric_state(sums)
 
-    def _meter(self, stage: str) -> metrics.Meter:
-        meter = self.meters[STAGES.index(stage)]
-        assert isinstance(meter, metrics.Meter)
+    def _meter(self, stage: str) -> metrics.StageMetrics:
+        meter = self.meters[SPLITS.index(stage)]
+        assert isinstance(meter, metrics.StageMetrics)
         return meter
 
     # Optimizer
@@ -248,7 +302,11 @@ class Model(LightningModule, ABC):
 
 def as_numbers(x: Tensors) -> Tensors:
     """What the net is given: uint8 images become numbers from 0 to 1."""
-    return x.to(torch.get_default_dtype()) / 255 if isinstance(x, Tensor) and x.dtype == torch.uint8 else x
+    return (
+        x.to(torch.get_default_dtype()) / 255
+        if isinstance(x, Tensor) and x.dtype == torch.uint8
+        else x
+    )
 
 
 def mean_logit(outputs: Tensor) -> Tensor:

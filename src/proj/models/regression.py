@@ -24,25 +24,39 @@ class Regressor(Model):
     target_mean: Tensor
     target_std: Tensor
 
-    def __init__(self, net: Net, loss: nn.Module | None = None, standardize_target: bool = True, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        net: Net,
+        loss: nn.Module | None = None,
+        standardize_target: bool = True,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(net, **kwargs)
         self.loss, self.standardize_target = loss or nn.MSELoss(), standardize_target
 
     def prepare(self, schema: Schema) -> None:
         if self.standardize_target and not schema.rows:
-            rank_zero_warn("model.standardize_target has no effect: the data module has no schema to tell the statistics.")
+            rank_zero_warn(
+                "model.standardize_target has no effect: the data module has no schema to tell the statistics."
+            )
         on = self.standardize_target
-        targets = schema.outputs
-        self.register_buffer("target_mean", torch.tensor(schema.target_mean if on else (0.0,) * targets))
-        self.register_buffer("target_std", torch.tensor(schema.target_std if on else (1.0,) * targets))
+        targets = schema.num_outputs
+        self.register_buffer(
+            "target_mean", torch.tensor(schema.target_mean if on else (0.0,) * targets)
+        )
+        self.register_buffer(
+            "target_std", torch.tensor(schema.target_std if on else (1.0,) * targets)
+        )
 
     def losses(self, outputs: Tensor, y: Tensor) -> tuple[Tensor, float]:
-        loss: Tensor = self.loss(outputs, ((y - self.target_mean) / self.target_std).to(outputs.dtype))
+        loss: Tensor = self.loss(
+            outputs, ((y - self.target_mean) / self.target_std).to(outputs.dtype)
+        )
         return loss, len(y)
 
-    def average(self, outputs: Tensor) -> Tensor:
+    def average_members(self, outputs: Tensor) -> Tensor:
         return outputs.mean(1)
 
-    def predictions(self, outputs: Tensor) -> Tensor:
+    def predict_proba(self, outputs: Tensor) -> Tensor:
         """Numbers in the target's own units: [rows, targets]."""
         return outputs * self.target_std + self.target_mean

@@ -4,8 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from proj.errors import UserError
-from proj.nets.dropout import Dropout
-from proj.nets.standardize import Standardize
+from proj.nets.layers import Dropout, Standardize
 from proj.schema import Schema
 
 
@@ -40,21 +39,35 @@ class CNN(nn.Module):
         super().__init__()
         self.mirror = mirror
         if len(schema.input_shape) != 3:
-            raise UserError(f"net CNN: expected pictures [channels, height, width], got rows of shape "
-                            f"{schema.input_shape}; use the net MLP for them.")  # fmt: skip
+            raise UserError(
+                f"net CNN: expected pictures [channels, height, width], got rows of shape "
+                f"{schema.input_shape}; use the net MLP for them."
+            )
         channels, *sides = schema.input_shape
-        pool = [nn.MaxPool2d(2)] if min(sides) >= 24 else []  # there it costs most to look at every pixel
+        pool = (
+            [nn.MaxPool2d(2)] if min(sides) >= 24 else []
+        )  # there it costs most to look at every pixel
         side = min(sides) // 2 if pool else min(sides)
         halvings = max(0, (side - 1).bit_length() - 2)  # 8 -> 1, 14 -> 2, 16 -> 2, 32 -> 3
         stages = min(4, 1 + halvings) if stages is None else stages
-        layers: list[nn.Module] = [Standardize(schema), nn.Conv2d(channels, width, 3, padding=1, bias=False), *pool]
+        layers: list[nn.Module] = [
+            Standardize(schema),
+            nn.Conv2d(channels, width, 3, padding=1, bias=False),
+            *pool,
+        ]
         for stage in range(stages):
             for block in range(blocks):
                 halve = stage > 0 and block == 0
                 layers.append(Block(width, 2 * width if halve else width, stride=2 if halve else 1))
                 width = 2 * width if halve else width
-        layers += [nn.BatchNorm2d(width), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), Dropout(dropout)]
-        self.layers = nn.Sequential(*layers, nn.Linear(width, schema.outputs))
+        layers += [
+            nn.BatchNorm2d(width),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            Dropout(dropout),
+        ]
+        self.layers = nn.Sequential(*layers, nn.Linear(width, schema.num_outputs))
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # faster, on CPUs up to 1.7 times
 
     def forward(self, x: Tensor) -> Tensor:
@@ -82,8 +95,16 @@ class Block(nn.Module):
         # The mean first, then a convolution without a stride: nothing is thrown away (He et al. 2019, arXiv:1812.01187,
         # ResNet-D), and a 1×1 convolution with a stride writes past its memory in channels_last on CPUs, if it has few
         # channels: https://github.com/uxlfoundation/oneDNN/issues/6035
-        mean = nn.AvgPool2d(stride, ceil_mode=True, count_include_pad=False) if stride > 1 else nn.Identity()
-        self.shortcut = nn.Identity() if same else nn.Sequential(mean, nn.Conv2d(inputs, outputs, 1, bias=False))
+        mean = (
+            nn.AvgPool2d(stride, ceil_mode=True, count_include_pad=False)
+            if stride > 1
+            else nn.Identity()
+        )
+        self.shortcut = (
+            nn.Identity()
+            if same
+            else nn.Sequential(mean, nn.Conv2d(inputs, outputs, 1, bias=False))
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         activated = self.activate(x)

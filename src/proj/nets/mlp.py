@@ -5,9 +5,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from proj.nets.dropout import Dropout
-from proj.nets.standardize import Standardize
-from proj.nets.table import Embedded
+from proj.nets.layers import Dropout, Embedded, Standardize
 from proj.schema import Schema, Tensors
 
 ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU, "tanh": nn.Tanh}
@@ -47,9 +45,23 @@ class MLP(nn.Module):
             if dropout:
                 layers.append(Dropout(dropout))
             width = size
-        self.layers = nn.Sequential(*layers, nn.Linear(width, schema.outputs))
+        self.layers = nn.Sequential(*layers, nn.Linear(width, schema.num_outputs))
 
     def forward(self, x: Tensors) -> Tensor:
         """``x`` [rows, ...], or a table's parts, to raw outputs [rows, outputs]."""
         outputs: Tensor = self.layers(x)
+        return outputs
+
+
+class SimpleNN(nn.Module):
+    """Two linear layers with a ReLU between them, with sizes of its own: inputs [rows, 10], outputs [rows, 1]."""
+
+    def __init__(self, inputs: int = 10, hidden: int = 50, outputs: int = 1) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(inputs, hidden)
+        self.relu = nn.ReLU()
+        self.fc2 = nn.Linear(hidden, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        outputs: Tensor = self.fc2(self.relu(self.fc1(x)))
         return outputs

@@ -3,8 +3,7 @@
 import tabm
 from torch import Tensor, nn
 
-from proj.nets.dropout import Dropout
-from proj.nets.table import Table, piecewise_linear
+from proj.nets.layers import Dropout, Table, piecewise_linear
 from proj.schema import Schema
 
 
@@ -37,7 +36,7 @@ class TabM(nn.Module):
         self.ensemble = tabm.TabM.make(
             n_num_features=len(bins),
             cat_cardinalities=self.table.cardinalities,
-            d_out=schema.outputs,
+            d_out=schema.num_outputs,
             num_embeddings=piecewise_linear(bins, embedding) if bins else None,
             k=members,
             d_block=width,
@@ -52,5 +51,7 @@ class TabM(nn.Module):
     def forward(self, x: dict[str, Tensor]) -> Tensor:
         """Raw outputs of each member: [rows, members, outputs]."""
         numbers, categories = self.table(x)
-        outputs: Tensor = self.ensemble(numbers if numbers.shape[1] else None, categories if categories.shape[1] else None)
+        outputs: Tensor = self.ensemble(
+            numbers if numbers.shape[1] else None, categories if categories.shape[1] else None
+        )
         return outputs

@@ -1,0 +1,5 @@
+"""Data module for images."""
+
+from proj.data.images.datamodule import Images
+
+__all__ = ["Images"]

@@ -1,0 +1,5 @@
+"""Data module for tables."""
+
+from proj.data.tabular.datamodule import Tabular
+
+__all__ = ["Tabular"]

@@ -1,0 +1,1 @@
+"""Training runs: checks before the first epoch, training, resuming."""

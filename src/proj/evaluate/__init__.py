@@ -1,1 +1,0 @@
-"""How good a model is and how sure that is: intervals, figures, a page, comparisons. The room can be deleted."""

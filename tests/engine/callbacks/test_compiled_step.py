@@ -1,0 +1,223 @@
+"""The compiled step makes eager steps but for rounding, the same for every size of block, or says why it does not."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from conftest import Cli
+from engine.callbacks.test_steps_per_execution import ONE_CYCLE, equal, left_behind
+from proj.engine.runs.run import read_checkpoint
+
+STEP = ["--model.compile", "step"]
+
+NETS = """
+import torch
+from torch import nn
+from proj.nets.layers import Dropout
+from proj.schema import Schema
+
+class Normed(nn.Sequential):  # buffers that a step changes, and dropout
+    def __init__(self, schema: Schema) -> None:
+        super().__init__(nn.Linear(6, 8, bias=False), nn.BatchNorm1d(8), nn.ReLU(), Dropout(0.2),
+                         nn.Linear(8, schema.num_outputs))
+
+class Broken(nn.Sequential):  # a compiler's mistake
+    def __init__(self, schema: Schema) -> None:
+        super().__init__(nn.Linear(6, schema.num_outputs))
+
+    def forward(self, x):
+        return super().forward(x) * (0.98 if torch.compiler.is_compiling() else 1.0)
+
+class BrokenBackward(Broken):
+    def forward(self, x):
+        y = nn.Sequential.forward(self, x)
+        return 1.02 * y - 0.02 * y.detach() if torch.compiler.is_compiling() else y
+
+class Printing(nn.Sequential):  # no one graph
+    def __init__(self, schema: Schema) -> None:
+        super().__init__(nn.Linear(6, schema.num_outputs))
+
+    def forward(self, x):
+        return super().forward(x * (1.0 if x.mean().item() else 1.0))
+"""
+
+
+def weights(name: str) -> dict[str, Any]:
+    return dict(read_checkpoint(Path("lightning_logs") / name / "checkpoints" / "last.ckpt"))
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        [
+            "--model.optimizer",
+            "SGD",
+            "--model.optimizer.lr",
+            "0.1",
+            "--model.optimizer.momentum",
+            "0.9",
+            "--model.optimizer.nesterov",
+            "true",
+            "--model.optimizer.weight_decay",
+            "0.01",
+        ],
+        [
+            "--model.optimizer",
+            "AdamW",
+            "--trainer.gradient_clip_val",
+            "0.1",
+            *ONE_CYCLE,
+            "--model.learning_rates",
+            "{}",
+            "--model.freeze",
+            "['4.bias']",
+        ],
+        [
+            "--model.optimizer.weight_decay",
+            "0.01",
+            "--trainer.gradient_clip_val",
+            "0.01",
+            "--trainer.gradient_clip_algorithm",
+            "value",
+        ],
+    ],
+    ids=["SGD", "AdamW", "Adam"],
+)
+def test_as_eager_steps_but_for_rounding(flags: list[str], experiment: Any, cli: Cli) -> None:
+    Path("mine.py").write_text(NETS)
+    config = experiment(rows=250)  # 10 whole batches and one of 15 rows, which is eager
+    flags = ["--model.net", "mine.Normed", *flags]
+    assert "not compiled" not in cli("fit", "--config", config, "--name", "eager", *flags)
+    assert "not compiled" not in cli("fit", "--config", config, "--name", "whole", *flags, *STEP)
+    eager, compiled = weights("eager"), weights("whole")
+    assert compiled["global_step"] == eager["global_step"] == 22
+    different = False
+    for name, value in eager["state_dict"].items():
+        assert torch.allclose(compiled["state_dict"][name], value, rtol=1e-3, atol=1e-4), name
+        different |= not torch.equal(compiled["state_dict"][name], value)
+    assert different, "that was no compiled step"
+    for ours, theirs in zip(compiled["optimizer_states"], eager["optimizer_states"], strict=True):
+        assert ours["param_groups"] == theirs["param_groups"]
+        assert [state.keys() for state in ours["state"].values()] == [
+            state.keys() for state in theirs["state"].values()
+        ]
+        for mine, other in zip(ours["state"].values(), theirs["state"].values(), strict=True):
+            assert "step" not in mine or mine["step"] == other["step"]
+
+
+def test_the_same_bits_for_every_block_and_after_a_resume(experiment: Any, cli: Cli) -> None:
+    config = experiment(rows=250, trainer={"max_epochs": 4})
+    flags = [*STEP, "--trainer.val_check_interval", "0.5"]
+    for size in ("1", "3", "500"):
+        cli(
+            "fit",
+            "--config",
+            config,
+            "--name",
+            f"by_{size}",
+            "--model.steps_per_execution",
+            size,
+            *flags,
+        )
+    for size in ("3", "500"):
+        assert equal(left_behind(f"by_{size}"), left_behind("by_1")), size
+
+    cli("fit", "--config", config, "--name", "half", "--trainer.max_epochs", "2", *flags)
+    half = Path("lightning_logs/half/checkpoints/last.ckpt")
+    cli("fit", "--config", config, "--name", "resumed", "--ckpt_path", half, *flags)
+    assert equal(weights("resumed")["state_dict"], weights("by_1")["state_dict"])
+    assert equal(weights("resumed")["optimizer_states"], weights("by_1")["optimizer_states"])
+    cli(
+        "fit",
+        "--config",
+        config,
+        "--name",
+        "eager",
+        "--ckpt_path",
+        half,
+        *flags,
+        "--model.compile",
+        "none",
+    )
+    for name, value in weights("eager")["state_dict"].items():
+        assert torch.allclose(value, weights("by_1")["state_dict"][name], rtol=1e-3, atol=1e-4), (
+            name
+        )
+
+
+@pytest.mark.parametrize(
+    ("flags", "why"),
+    [
+        (
+            ["--model.optimizer", "RMSprop"],
+            "steps are not compiled: RMSprop has no compiled form, SGD, Adam and AdamW have",
+        ),
+        (
+            ["--model.optimizer.amsgrad", "true"],
+            "steps are not compiled: Adam with amsgrad has no compiled form",
+        ),
+        (
+            ["--model.net", "mine.Broken"],
+            "steps are not compiled: the outputs of compiled and eager steps differ, by ",
+        ),
+        (
+            ["--model.net", "mine.BrokenBackward"],
+            "steps are not compiled: exp_avg of net.0.weight of compiled and eager ",
+        ),
+        (
+            ["--model.net", "mine.Printing"],
+            "steps are not compiled: torch cannot (GuardOnDataDependent",
+        ),
+        (
+            ["--trainer.accumulate_grad_batches", "2"],
+            "one optimizer step at a time, not compiled: ",
+        ),
+    ],
+    ids=lambda value: value[1] if isinstance(value, list) else "",
+)
+def test_what_cannot_be_compiled_is_eager(
+    flags: list[str], why: str, experiment: Any, cli: Cli
+) -> None:
+    Path("mine.py").write_text(NETS)
+    config = experiment(rows=250)
+    cli("fit", "--config", config, "--name", "eager", *flags)
+    said = cli("fit", "--config", config, "--name", "asked", *flags, *STEP)
+    assert why in " ".join(said.split())
+    assert equal(left_behind("asked"), left_behind("eager"))
+
+
+def test_a_table_and_an_ensemble_too(cli: Cli) -> None:
+    rng = np.random.default_rng(0)
+    lines = [
+        f"{a:.3f},{'xyz'[i % 3]},{a + rng.normal():.3f}" for i, a in enumerate(rng.normal(size=150))
+    ]
+    Path("t.csv").write_text("\n".join(["a,b,y", *lines]))
+    flags = [
+        "--data",
+        "Tabular",
+        "--data.path",
+        "t.csv",
+        "--data.target",
+        "y",
+        "--data.batch_size",
+        "16",
+        "--model",
+        "Regressor",
+        "--model.net",
+        "TabM",
+        "--model.net.members",
+        "3",
+        "--trainer.max_epochs",
+        "2",
+        "--trainer.accelerator",
+        "cpu",
+    ]
+    cli("fit", *flags, "--name", "eager")
+    assert "not compiled" not in cli("fit", *flags, "--name", "whole", *STEP)
+    for name, value in weights("eager")["state_dict"].items():
+        assert torch.allclose(weights("whole")["state_dict"][name], value, rtol=1e-2, atol=1e-3), (
+            name
+        )

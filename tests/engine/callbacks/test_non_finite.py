@@ -1,0 +1,138 @@
+"""A number that is not finite ends training, and the message names the step and the place where it came up first."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from conftest import Cli
+from proj.engine.runs.run import read_checkpoint
+
+CHECKPOINTS = Path("lightning_logs/version_0/checkpoints")
+NETS = """
+import torch
+from torch import nn
+from proj.nets.mlp import MLP
+
+class Spoilt(nn.Module):
+    '''What comes in, but something else from the 15th training step on.'''
+
+    def __init__(self, where):
+        super().__init__()
+        self.where, self.steps = where, nn.Buffer(torch.zeros(()))
+
+    def forward(self, x):
+        if self.training:
+            self.steps += 1
+            if self.steps >= 15 and self.where == "outputs":
+                return x / 0
+            if self.steps >= 15 and self.where == "gradient":
+                return x + (x - x.detach()).abs().sqrt()
+        return x
+
+class Net(nn.Module):
+    def __init__(self, where: str):
+        super().__init__()
+        self.first, self.spoilt, self.last = nn.Linear(6, 8), Spoilt(where), nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.last(self.spoilt(self.first(x)))
+"""
+
+
+@pytest.mark.parametrize("steps", ["no blocks", "1", "4", "64"])
+@pytest.mark.parametrize(
+    ("where", "said"),
+    [
+        ("outputs", "first in the outputs of net.spoilt (Spoilt)"),
+        ("gradient", "first in the gradient of net.first.bias"),
+    ],
+)
+def test_the_step_and_the_layer_are_named(
+    where: str, said: str, steps: str, experiment: Any, cli: Cli
+) -> None:
+    Path("nets.py").write_text(NETS)
+    config = experiment(trainer={"max_epochs": 9})
+    flags = [
+        "--model.net",
+        "nets.Net",
+        "--model.net.where",
+        where,
+        *(
+            ["--trainer.limit_train_batches", "6"]
+            if steps == "no blocks"
+            else ["--model.steps_per_execution", steps]
+        ),
+    ]
+    message = cli("fit", "--config", config, *flags, code=3)
+    if (where, steps) == ("gradient", "no blocks"):  # seen one step later, by the weights
+        assert "step 16 (epoch 2)" in message
+        assert "first in the weights net.first" in message
+    else:
+        assert "step 15 (epoch 2)" in message
+        assert said in message
+    assert json.loads((CHECKPOINTS.parent / "manifest.json").read_text())["status"] == "failed"
+    for path in CHECKPOINTS.glob("*.ckpt"):
+        assert all(
+            torch.isfinite(values).all() for values in read_checkpoint(path)["state_dict"].values()
+        )
+
+
+def test_an_extreme_input_is_named_in_the_step_that_has_it(experiment: Any, cli: Cli) -> None:
+    config = experiment("regression")
+    arrays = dict(np.load("data.npz"))
+    arrays["x"][:, 0] *= 1e30
+    arrays["x"][50, 0] = 3e38
+    np.savez("data.npz", **arrays)
+    message = cli(
+        "fit",
+        "--config",
+        config,
+        "--model.optimizer",
+        "SGD",
+        "--model.optimizer.lr",
+        "1e20",
+        code=3,
+    )
+    assert re.search(
+        r"step \d+ \(epoch \d\) came to a number that is not finite, first in the", message
+    )
+
+
+def test_a_strangers_loss_is_looked_at_too(cli: Cli) -> None:
+    Path("own.py").write_text("""
+import torch
+from lightning.pytorch import LightningDataModule, LightningModule
+from torch.utils.data import DataLoader
+
+class Own(LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.w = torch.nn.Parameter(torch.ones(1))
+
+    def training_step(self, batch, batch_idx):
+        return (self.w * batch).sum() / (0 if self.trainer.global_step == 3 else 1)
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+class Data(LightningDataModule):
+    def train_dataloader(self):
+        return DataLoader(torch.ones(10), 2)
+""")
+    flags = [
+        "--model",
+        "own.Own",
+        "--data",
+        "own.Data",
+        "--trainer.accelerator",
+        "cpu",
+        "--trainer.max_epochs",
+        "1",
+    ]
+    message = cli("fit", *flags, "--early_stopping.patience", "null", code=3)
+    assert "step 4 (epoch 0) came to a number that is not finite, first in the loss" in message

@@ -1,0 +1,277 @@
+"""Several optimizer steps in one execution: to the bit what single steps give, or one at a time and said why."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from conftest import Cli
+from proj.data.loader import ArrayLoader
+from proj.engine.cli import main
+from proj.engine.runs.run import read_checkpoint
+from proj.schema import Batch
+
+ONE_CYCLE = [
+    "--model.scheduler",
+    "OneCycleLR",
+    "--model.scheduler.max_lr",
+    "0.01",
+    "--model.scheduler_interval",
+    "step",
+]
+SIZES = ["1", "2", "7", "32", "500"]  # 11 batches an epoch: neither divides it, but 1
+
+
+def left_behind(name: str) -> Any:
+    """All that a training leaves: checkpoints without what depends on the size itself, and the curves of epochs."""
+    run = Path("lightning_logs") / name
+    state = {}
+    for which in ("best", "last"):
+        checkpoint = read_checkpoint(run / "checkpoints" / f"{which}.ckpt")
+        loops = checkpoint["loops"]["fit_loop"]
+        state[which] = [
+            checkpoint["state_dict"],
+            checkpoint["optimizer_states"],
+            checkpoint["lr_schedulers"],
+            checkpoint["epoch"],
+            checkpoint["global_step"],
+            loops["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]["step"]["total"],
+        ]
+    events = EventAccumulator(str(run))
+    events.Reload()
+    tags = [
+        tag
+        for tag in events.Tags()["scalars"]
+        if tag.startswith(("train/", "val/", "epoch")) and tag != "train/loss_step"
+    ]
+    return state, {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in tags}
+
+
+def equal(a: Any, b: Any) -> bool:
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(equal, a, b))
+    return bool(a == b)
+
+
+@pytest.mark.parametrize(
+    ("task", "flags"),
+    [
+        ("multiclass", ["--model.net.dropout", "0.2"]),
+        ("multiclass", [*ONE_CYCLE, "--trainer.max_steps", "26", "--model.class_weights", "auto"]),
+        ("binary", ["--trainer.val_check_interval", "0.3", "--trainer.gradient_clip_val", "0.1"]),
+        (
+            "multilabel",
+            [
+                "--trainer.val_check_interval",
+                "4",
+                "--trainer.max_steps",
+                "19",
+                "--model.optimizer",
+                "SGD",
+            ],
+        ),
+        (
+            "regression_2",
+            [
+                "--model.scheduler",
+                "lightning.pytorch.cli.ReduceLROnPlateau",
+                "--model.scheduler.monitor",
+                "val/loss",
+                "--model.scheduler.patience",
+                "0",
+            ],
+        ),
+    ],
+    ids=[
+        "dropout",
+        "OneCycleLR, max_steps",
+        "within the epoch, clipped",
+        "within the epoch, max_steps",
+        "plateau",
+    ],
+)
+def test_every_number_of_steps_gives_the_same_bits(
+    task: str, flags: list[str], experiment: Any, cli: Cli
+) -> None:
+    config = experiment(task, rows=250, trainer={"max_epochs": 3})
+    for size in SIZES:
+        cli(
+            "fit",
+            "--config",
+            config,
+            "--name",
+            f"by_{size}",
+            "--model.steps_per_execution",
+            size,
+            *flags,
+        )
+    single = left_behind("by_1")
+    assert len(single[1]["val/loss"]) >= 2
+    for size in SIZES[1:]:
+        assert equal(left_behind(f"by_{size}"), single), size
+
+
+def test_pictures_are_changed_batch_by_batch(cli: Cli) -> None:
+    rng = np.random.default_rng(0)
+    for i in range(60):
+        path = Path(f"pictures/{'ab'[i % 2]}/{i}.png")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (8, 8), np.uint8)).save(path)
+    flags = [
+        "--data",
+        "Images",
+        "--data.path",
+        "pictures",
+        "--data.erase",
+        "0.5",
+        "--data.batch_size",
+        "8",
+        "--model",
+        "BinaryClassifier",
+        "--model.net",
+        "MLP",
+        "--trainer.max_epochs",
+        "2",
+        "--trainer.accelerator",
+        "cpu",
+    ]
+    for size in ("1", "3"):
+        cli("fit", *flags, "--name", f"by_{size}", "--model.steps_per_execution", size)
+    assert equal(left_behind("by_3"), left_behind("by_1"))
+
+
+def test_a_table_and_an_ensemble_too(cli: Cli) -> None:
+    rng = np.random.default_rng(0)
+    lines = [
+        f"{a:.3f},{'xyz'[i % 3]},{a + rng.normal():.3f}" for i, a in enumerate(rng.normal(size=150))
+    ]
+    Path("t.csv").write_text("\n".join(["a,b,y", *lines]))
+    flags = [
+        "--data",
+        "Tabular",
+        "--data.path",
+        "t.csv",
+        "--data.target",
+        "y",
+        "--data.batch_size",
+        "16",
+        "--model",
+        "Regressor",
+        "--model.net",
+        "TabM",
+        "--model.net.members",
+        "3",
+        "--model.net.dropout",
+        "0.1",
+        "--trainer.max_epochs",
+        "2",
+        "--trainer.accelerator",
+        "cpu",
+    ]
+    for size in ("1", "4"):
+        cli("fit", *flags, "--name", f"by_{size}", "--model.steps_per_execution", size)
+    assert equal(left_behind("by_4"), left_behind("by_1"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "why"),
+    [
+        (
+            ["--trainer.accumulate_grad_batches", "2"],
+            "trainer.accumulate_grad_batches 2 counts batches",
+        ),
+        (["--trainer.limit_train_batches", "3"], "trainer.limit_train_batches 3 counts batches"),
+        (
+            ["--trainer.precision", "bf16-mixed"],
+            "trainer.precision bf16-mixed is made for single steps",
+        ),
+        (
+            ["--trainer.callbacks", "mine.Counts"],
+            "Counts has a on_train_batch_end, and batches come one by one to that",
+        ),
+        (
+            ["--trainer.callbacks", "EMAWeightAveraging"],
+            "EMAWeightAveraging has a on_train_batch_end",
+        ),
+        (["--model", "mine.Own"], "Own has a training_step of its own"),
+        (["--data", "mine.Moved"], "Moved has a on_after_batch_transfer of its own"),
+        (["--model.optimizer", "LBFGS"], "LBFGS may want to see the loss of a step several times"),
+    ],
+    ids=lambda value: value[1] if isinstance(value, list) else "",
+)
+@pytest.mark.filterwarnings("ignore:.*WeightAveraging")
+def test_what_needs_single_steps_gets_them(
+    flags: list[str], why: str, experiment: Any, cli: Cli
+) -> None:
+    Path("mine.py").write_text("""
+from lightning.pytorch import Callback
+from proj.data.arrays import Arrays
+from proj.models.classification import MulticlassClassifier
+
+class Counts(Callback):
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        print("batch of", len(batch.row))
+
+class Own(MulticlassClassifier):
+    def training_step(self, batch, batch_idx):
+        return super().training_step(batch, batch_idx)
+
+class Moved(Arrays):
+    def on_after_batch_transfer(self, batch, dataloader_idx):
+        return batch
+""")
+    config = experiment(rows=100)
+    said = cli("fit", "--config", config, *flags)
+    assert f"one optimizer step at a time: {why}" in said
+    if "mine.Counts" in flags:
+        assert said.count("batch of") >= 2 * 5  # 70 rows in batches of 16, two epochs
+
+
+def test_the_bar_counts_steps_and_shows_the_loss(
+    experiment: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = experiment(rows=250, trainer={"max_epochs": 1})
+    assert main(["fit", "--config", str(config), "--model.steps_per_execution", "4"]) == 0
+    drawn = " ".join(capsys.readouterr().out.split())
+    assert " 11/11 " in drawn  # batches, in three blocks
+    assert "train/loss_step:" in drawn
+
+
+def test_nobody_is_told_where_nothing_stands_in_the_way(experiment: Any, cli: Cli) -> None:
+    config = experiment()
+    assert "at a time" not in cli("fit", "--config", config)
+    assert "expected auto or a number from 1 up" in cli(
+        "fit", "--config", config, "--model.steps_per_execution", "0", code=2
+    )
+
+
+@pytest.mark.parametrize("steps", [1, 2, 7, 32, 1000])
+@pytest.mark.parametrize("rows", [4, 43, 44, 161])
+@pytest.mark.parametrize("period", [None, 1, 2, 3, 5, 10, 11, 40])
+def test_blocks_are_the_batches_in_order_and_end_at_validations(
+    steps: int, rows: int, period: int | None
+) -> None:
+    part = Batch(torch.arange(rows), torch.arange(rows), torch.arange(rows))
+    single = ArrayLoader(part, 4, shuffle=True, exact=False)
+    blocks = ArrayLoader(part, 4, shuffle=True, exact=False, steps=steps, period=period)
+    got: Any = list(blocks)
+    assert len(got) == len(blocks)
+    batches = [batch for block in got for batch in block.batches()]
+    assert [b.row.tolist() for b in batches] == [b.row.tolist() for b in single]
+    if period is not None and period < single.batches:
+        cuts, whole = blocks.cuts(), single.batches // period
+        each = cuts.index(period)
+        assert [cuts[i * each] for i in range(1, whole + 1)] == [
+            i * period for i in range(1, whole + 1)
+        ]
+        assert (
+            len(cuts) - 1 - whole * each < each
+        )  # or Lightning would validate at the end of the epoch once more

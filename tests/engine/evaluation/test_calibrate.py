@@ -1,0 +1,461 @@
+"""Temperatures against SciPy's optimizer, thresholds against brute force with scikit-learn; then from flags to the page."""
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from scipy.optimize import minimize_scalar
+from scipy.special import expit, log_softmax, logit, softmax
+from sklearn import metrics as sk
+
+import proj
+from conftest import QUIET, Cli, make_arrays
+from proj.engine.cli import main
+from proj.engine.console import number
+from proj.engine.evaluation import curves
+from proj.engine.evaluation.calibrate import (
+    Request,
+    apply_temperature,
+    calibrated,
+    compared,
+    fit,
+    logits,
+    request,
+    show,
+    temperature,
+    threshold,
+    uncalibrated,
+)
+from proj.engine.evaluation.prediction_set import Array, PredictionSet
+from proj.engine.runs.calibration import Calibration
+from proj.errors import UserError
+from proj.schema import Schema
+
+RUN = Path("lightning_logs/version_0")
+TASKS = ("binary", "multiclass", "multilabel")
+
+
+def of_logits(task: str, z: Array, target: Array) -> PredictionSet:
+    output = softmax(z, axis=1) if task == "multiclass" else expit(z)
+    names = {
+        "binary": ("no", "yes"),
+        "multiclass": tuple("abcd"),
+        "multilabel": ("target_0", "target_1", "target_2"),
+    }
+    return PredictionSet(task, names[task], np.arange(len(z)), target, output)  # type: ignore[arg-type]
+
+
+def drawn(
+    task: str, rows: int = 400, heat: float = 2.0, seed: int = 0
+) -> tuple[Array, PredictionSet]:
+    """Raw outputs that are ``heat`` times as large as they should be, and outcomes of them."""
+    rng = np.random.default_rng(seed)
+    z = rng.normal(size=(rows, 4)) * 2
+    if task == "multiclass":
+        target = np.array([rng.choice(4, p=p) for p in softmax(z, axis=1)])
+    else:
+        z = z[:, 0] if task == "binary" else z[:, :3]
+        target = (rng.random(z.shape) < expit(z)).astype(np.int64)
+    return heat * z, of_logits(task, heat * z, target)
+
+
+def likelihood(task: str, z: Array, target: Array) -> float:
+    """Mean negative log likelihood, from raw outputs, as its definition has it."""
+    if task == "multiclass":
+        return float(-log_softmax(z, axis=1)[np.arange(len(z)), target].mean())
+    return float(np.logaddexp(0, np.where(target == 1, -z, z)).mean())
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("heat", [0.2, 1.0, 2.0, 5.0])
+def test_the_temperature_is_scipys(task: str, heat: float) -> None:
+    z, outcomes = drawn(task, heat=heat)
+    found = temperature(outcomes)
+    best = minimize_scalar(
+        lambda t: likelihood(task, z / t, outcomes.target),
+        bounds=(0.01, 100),
+        method="bounded",
+        options={"xatol": 1e-9},
+    )
+    assert found == pytest.approx(best.x, rel=1e-5)
+    assert likelihood(task, z / found, outcomes.target) <= best.fun + 1e-12
+    assert found == pytest.approx(heat, rel=0.2)
+    grid = [likelihood(task, z / t, outcomes.target) for t in np.geomspace(0.05, 50, 200)]
+    assert likelihood(task, z / found, outcomes.target) <= min(grid)
+    assert curves.log_losses(apply_temperature(outcomes, found)).mean() == pytest.approx(best.fun)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_probabilities_tell_the_outputs_behind_them(task: str) -> None:
+    z, outcomes = drawn(task)
+    softer = apply_temperature(outcomes, 1.7)
+    assert np.allclose(softer.output, of_logits(task, z / 1.7, outcomes.target).output, atol=1e-12)
+    assert np.allclose(apply_temperature(softer, 1 / 1.7).output, outcomes.output, atol=1e-12)
+    assert apply_temperature(outcomes, 1).output is outcomes.output
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_probabilities_of_0_and_1_count_as_the_last_that_tell(task: str) -> None:
+    """Wrong ones, too: neither the temperature nor what is told of it is without bound."""
+    z, outcomes = drawn(task)
+    outcomes = of_logits(task, 20 * z, outcomes.target)
+    assert (outcomes.output == 1).any()
+    assert np.isfinite(logits(outcomes)).all()
+    found = temperature(outcomes)
+    assert 1 < found < 100
+    assert np.isfinite(apply_temperature(outcomes, found).output).all()
+    assert np.isfinite(curves.log_losses(apply_temperature(outcomes, found))).all()
+
+
+def candidates(score: Array) -> Array:
+    """A threshold in each gap, and below all."""
+    levels = np.unique(score)
+    return np.append(levels[0] / 2, (levels[1:] + levels[:-1]) / 2)
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("digits", [1, 2, 16])
+def test_thresholds_are_those_of_brute_force(seed: int, digits: int) -> None:
+    rng = np.random.default_rng(seed)
+    hit = (rng.random(120) < 0.3).astype(np.int64)
+    score = np.round(expit(rng.normal(size=120) + 1.5 * hit), digits).clip(0.05, 0.95)
+    at = threshold(score, hit, "f1", "yes")
+    f1 = np.array([sk.f1_score(hit, score > one) for one in candidates(score)])
+    assert sk.f1_score(hit, score > at) == f1.max()
+    assert at == pytest.approx(candidates(score)[f1 == f1.max()].max())
+    for least in (0.4, 0.5, 0.6):
+        at = threshold(score, hit, f"precision={least}", "yes")
+        precision, recall, _ = sk.precision_recall_curve(hit, score)
+        most = recall[:-1][precision[:-1] >= least].max()
+        assert sk.precision_score(hit, score > at) >= least
+        assert sk.recall_score(hit, score > at) == most
+        kept = [one for one in candidates(score) if sk.precision_score(hit, score > one) >= least]
+        assert at == pytest.approx(min(kept))
+
+
+def test_a_precision_that_there_is_not() -> None:
+    score, hit = np.array([0.9, 0.8, 0.7, 0.6, 0.5]), np.array([0, 1, 1, 1, 0])
+    message = "expected a threshold with precision=0.8 for yes on the validation part, got 0.7500 at best; ask for less."
+    with pytest.raises(UserError, match=re.escape(message)):
+        threshold(score, hit, "precision=0.8", "yes")
+    assert threshold(score, hit, "precision=0.75", "yes") == pytest.approx(0.55)
+
+
+def test_a_threshold_parts_the_closest_floats() -> None:
+    """What lies halfway between them is rounded to one or the other."""
+    first = np.float64(0.5)
+    second, third = np.nextafter(first, 1), np.nextafter(np.nextafter(first, 1), 1)
+    for low, high in ((first, second), (second, third)):
+        at = threshold(np.array([low, high]), np.array([0, 1]), "f1", "yes")
+        assert low <= at < high
+    assert (
+        threshold(np.array([0.0, 0.4]), np.array([1, 0]), "f1", "yes") > 0
+    )  # what is impossible is not predicted
+
+
+def schema(task: str) -> Schema:
+    plain = Schema.without_statistics(
+        task, (1,), {"binary": 1, "multiclass": 4, "multilabel": 3}[task]
+    )  # type: ignore[arg-type]
+    classes = {"binary": ["no", "yes"], "multiclass": list("abcd"), "multilabel": []}[task]
+    return Schema.from_dict({**plain.to_dict(), "classes": classes})
+
+
+@pytest.mark.parametrize("task", ["binary", "multilabel"])
+def test_thresholds_are_of_the_calibrated_probabilities(task: str, work: Path) -> None:
+    (work / "best.ckpt").write_bytes(b"weights")
+    z, outcomes = drawn(task)
+    found = fit(Request(True, "f1"), outcomes, schema(task), work / "best.ckpt")
+    assert found.temperature == pytest.approx(temperature(outcomes))
+    assert found.thresholds is not None
+    p = expit(z / found.temperature).reshape(len(z), -1)
+    hits = outcomes.target.reshape(len(z), -1)
+    for i, at in enumerate(found.thresholds.values()):
+        f1 = max(sk.f1_score(hits[:, i], p[:, i] > one) for one in candidates(p[:, i]))
+        assert sk.f1_score(hits[:, i], p[:, i] > at) == f1
+    after = calibrated(outcomes, found, schema(task))
+    rows = {name: values for name, *values in compared(outcomes, after, found)}
+    assert rows["negative log likelihood"] == pytest.approx(
+        [
+            likelihood(task, z, outcomes.target),
+            likelihood(task, z / found.temperature, outcomes.target),
+        ]
+    )
+    average = "binary" if task == "binary" else "macro"
+    decisions = (p > np.array(list(found.thresholds.values()))).reshape(z.shape)
+    assert rows["f1"] == pytest.approx(
+        [sk.f1_score(outcomes.target, of, average=average) for of in (z > 0, decisions)]
+    )
+    back = uncalibrated(after, found)
+    assert np.allclose(back.output, outcomes.output, atol=1e-12)
+    assert (back.predicted == outcomes.predicted).all()
+
+
+def refused(outcomes: PredictionSet, wanted: Request, message: str) -> None:
+    Path("best.ckpt").write_bytes(b"weights")
+    with pytest.raises(UserError, match=re.escape(message)) as raised:
+        fit(wanted, outcomes, schema(outcomes.task), Path("best.ckpt"))
+    assert "expected" in str(raised.value)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_what_cannot_be_fitted_says_why(task: str) -> None:
+    z, outcomes = drawn(task)
+    heat = Request(True, None)
+    refused(outcomes[np.arange(9)], heat, "10 validation rows or more, got 9.")
+    broken = of_logits(
+        task,
+        np.where(np.arange(len(z)).reshape(-1, *[1] * (z.ndim - 1)) == 3, np.nan, z),
+        outcomes.target,
+    )
+    refused(broken, heat, "got 1 of 400 validation rows without")
+    refused(of_logits(task, z, np.zeros_like(outcomes.target)), heat, "got one kind alone")
+    right = z.argmax(axis=1) if task == "multiclass" else (z > 0).astype(np.int64)
+    for factor in (0.001, 1, 100):
+        refused(
+            of_logits(task, factor * z, right),
+            heat,
+            "got 0, so that every lower temperature, down to 0.01, is better",
+        )
+    wrong = z.argmin(axis=1) if task == "multiclass" else 1 - right
+    refused(of_logits(task, z, wrong), heat, "every higher temperature, up to 100, is better")
+    refused(
+        of_logits(task, np.zeros_like(z), outcomes.target),
+        heat,
+        "every lower temperature, down to 0.01, is better",
+    )
+
+
+def test_labels_without_rows_of_both_kinds_have_no_threshold() -> None:
+    z, outcomes = drawn("multilabel")
+    for value in (0, 1):
+        target = outcomes.target.copy()
+        target[:, 1] = value
+        refused(
+            of_logits("multilabel", z, target),
+            Request(False, "f1"),
+            f"with and without target_1, and probabilities above 0, got {400 * value} rows with it of 400",
+        )
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (("platt", None, "binary"), "--calibrate: expected temperature, got platt."),
+        (
+            (None, "0.4", "binary"),
+            "--threshold: expected f1, or precision=P with P between 0 and 1, got 0.4.",
+        ),
+        ((None, "precision=1", "binary"), "got precision=1."),
+        ((None, "precision=0.0", "binary"), "got precision=0.0."),
+        ((None, "precision=", "multilabel"), "got precision=."),
+        ((None, "f1", "multiclass"), "which takes the most probable one; leave --threshold out."),
+        (
+            (None, "f1", "regression"),
+            "--threshold: expected a model of classes or labels, got one of numbers;",
+        ),
+        (
+            ("temperature", None, "regression"),
+            "--calibrate: expected a model of classes or labels, got one of numbers;",
+        ),
+        (("temperature", None, None), "got one of your own;"),
+    ],
+)
+def test_wrong_flags_are_an_error(given: Any, message: str) -> None:
+    with pytest.raises(UserError, match=re.escape(message)):
+        request(*given)
+
+
+def test_right_flags() -> None:
+    assert request("temperature", None, "multiclass") == Request(True, None)
+    assert request(None, "precision=.90", "multilabel") == Request(False, "precision=0.9")
+    assert request(None, None, "regression") is None
+
+
+def test_a_threshold_that_few_rows_reach_is_doubted(capsys: pytest.CaptureFixture[str]) -> None:
+    _, outcomes = drawn("binary")
+    Path("best.ckpt").write_bytes(b"weights")
+    for rule, doubted in (("precision=0.999", True), ("f1", False)):
+        hit = outcomes.target.copy()
+        hit[np.argsort(outcomes.output)[-8:-3]] = 0
+        hit[np.argsort(outcomes.output)[-3:]] = 1
+        few = replace(outcomes, target=hit)
+        show(
+            fit(Request(False, rule), few, schema("binary"), Path("best.ckpt")),
+            few,
+            schema("binary"),
+        )
+        assert ("3 validation rows are above that of yes" in capsys.readouterr().err) is doubted
+
+
+def written(verb: str = "test") -> pl.DataFrame:
+    return pl.read_parquet(RUN / verb / "predictions.parquet")
+
+
+def values(verb: str = "test") -> dict[str, Any]:
+    return {
+        name: entry["value"]
+        for name, entry in json.loads((RUN / verb / "metrics.json").read_text()).items()
+    }
+
+
+def apart(task: str, rows: int = 150) -> dict[str, Array]:
+    """Arrays of three parts, each of its own."""
+    parts = dict(zip(("train", "val", "test"), np.array_split(np.arange(3 * rows), 3), strict=True))
+    data = make_arrays(task, 3 * rows)
+    return {
+        f"{name}_{part}": data[name][which] for name in ("x", "y") for part, which in parts.items()
+    }
+
+
+SURE = [
+    "--trainer.max_epochs",
+    "20",
+    "--model.optimizer.lr",
+    "0.03",
+    "--checkpoint.monitor",
+    "train/loss",
+]  # too sure
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_from_flags_to_the_page(task: str, experiment: Any, cli: Cli) -> None:
+    """validate fits; test, predict and load apply; the page tells before and after; each number is scikit-learn's."""
+    config = experiment(task)
+    np.savez("data.npz", **apart(task))
+    cli("fit", "--config", config, *SURE)
+    cli("test")
+    raw, before = written(), values()
+    flags = ["--calibrate", "temperature", *([] if task == "multiclass" else ["--threshold", "f1"])]
+    said = cli("validate", *flags)
+    assert "fitted on 150 rows: temperature" in said
+    assert "negative log likelihood" in said
+    plain = values("validate")
+    found = Calibration(**json.loads((RUN / "checkpoints/calibration.json").read_text()))
+    assert found.temperature is not None
+    assert found.temperature > 1
+    assert "is not applied to the part it was fitted on" in cli("validate")
+    assert values("validate") == plain  # those of the model as it is
+    said = cli("test")
+    assert f"calibrated: {found}" in said
+    table, after = written(), values()
+
+    columns = [name for name in table.columns if name.startswith("probability")]
+    p, was = table.select(columns).to_numpy(), raw.select(columns).to_numpy()
+    if task == "multiclass":
+        assert np.allclose(np.diff(np.log(p)), np.diff(np.log(was)) / found.temperature)
+        assert table["prediction"].equals(raw["prediction"])
+        assert after["loss"] == pytest.approx(sk.log_loss(table["target"], p))
+        assert after["f1"] == pytest.approx(
+            sk.f1_score(table["target"], table["prediction"], average="macro")
+        )
+    else:
+        assert found.thresholds is not None
+        at = np.array(list(found.thresholds.values()))
+        hits = table.select("^target.*$").to_numpy()
+        hits, p, was = (hits == "yes", p[:, 1:], was[:, 1:]) if task == "binary" else (hits, p, was)
+        assert np.allclose(p, expit(logit(was) / found.temperature), atol=1e-9)
+        decided = table.select("^prediction.*$").to_numpy()
+        assert (
+            ((decided == "yes") == (p > at)).all()
+            if task == "binary"
+            else (decided == (p > at)).all()
+        )
+        for name, score in (
+            ("precision", sk.precision_score),
+            ("recall", sk.recall_score),
+            ("f1", sk.f1_score),
+        ):
+            mean = {} if task == "binary" else {"average": "macro"}
+            assert after[name] == pytest.approx(score(hits, p > at, **mean))
+            assert before[name] == pytest.approx(score(hits, was > 0.5, **mean))
+        assert after["accuracy"] == pytest.approx(sk.accuracy_score(hits, p > at))
+    assert after["loss"] < before["loss"]
+    assert task == "multiclass" or after["auroc"] == pytest.approx(before["auroc"])
+    for name, entry in json.loads((RUN / "test/metrics.json").read_text()).items():
+        assert entry["low"] <= entry["value"] <= entry["high"], (
+            name
+        )  # of the calibrated predictions
+
+    page = (RUN / "report.html").read_text()
+    section = page[
+        page.index("<h2 id=", page.index(">Calibration</h2>") - 40) : page.index(">Mistakes</h2>")
+    ]
+    cells = re.findall(
+        r'row">([^<]+)</th><td class="number">([^<]+)</td><td class="number">([^<]+)<', section
+    )
+    told = {name: (one, other) for name, one, other in cells}
+    changed = {"negative log likelihood": "loss"} | (
+        {} if task == "multiclass" else {"f1": "f1", "recall": "recall"}
+    )
+    for name, metric in changed.items():
+        assert told[name] == (number(before[metric]), number(after[metric])), name
+    assert "expected calibration error" in told
+    assert ("f1" in told) is (task != "multiclass")
+    assert section.count("<svg") == 2
+    if task == "binary":
+        assert f"{found.thresholds['yes']:.3g} is used." in page  # type: ignore[index]
+        assert "0.5 is used" not in page
+
+    x = np.load("data.npz")["x_test"]
+    np.savez("new.npz", x=x)
+    assert f"calibrated: {found}" in cli(
+        "predict", "--data.predict_path", "new.npz", "--output", "new.parquet"
+    )
+    for other in (pl.read_parquet("new.parquet"), proj.load("version_0").predict(x)):
+        assert np.allclose(other.select(columns), table.select(columns), atol=1e-6)
+        assert other.select("^prediction.*$").equals(table.select("^prediction.*$"))
+
+
+def test_nothing_fitted_depends_on_the_test_part(experiment: Any, cli: Cli) -> None:
+    config, file = experiment("binary"), RUN / "checkpoints/calibration.json"
+    arrays = apart("binary")
+    np.savez("data.npz", **arrays)
+    cli("fit", "--config", config, *SURE)
+    flags = ["--calibrate", "temperature", "--threshold", "precision=0.7"]
+    cli("validate", *flags)
+    fitted = file.read_text()
+    others = make_arrays("binary", 70, seed=9)
+    flipped = np.where(arrays["y_test"] == "yes", "no", "yes")
+    for test in ({"y_test": flipped}, {"x_test": others["x"], "y_test": others["y"]}):
+        file.unlink()
+        np.savez("data.npz", **(arrays | test))
+        cli("validate", *flags)
+        assert file.read_text() == fitted
+        cli("test")
+        assert file.read_text() == fitted
+    arrays["y_val"][:10] = "no"
+    np.savez("data.npz", **arrays)
+    cli("validate", *flags)
+    assert file.read_text() != fitted  # the validation part does move it
+
+
+def test_flags_that_are_wrong_end_before_the_work(experiment: Any, cli: Cli) -> None:
+    cli("fit", "--config", experiment("multiclass"))
+    assert "--threshold: expected a model of two classes" in cli(
+        "validate", "--threshold", "f1", code=2
+    )
+    assert "--calibrate: expected temperature, got heat." in cli(
+        "validate", "--calibrate", "heat", code=2
+    )
+    said = cli("validate", "--calibrate", "temperature", "--trainer.fast_dev_run", "true", code=2)
+    assert "expected the whole part" in said
+    assert "threshold" in cli("test", "--threshold", "f1", code=2)  # which is no flag of test
+    assert not (RUN / "validate").exists()
+
+
+def test_where_nothing_can_be_fitted_nothing_is_left(experiment: Any, cli: Cli) -> None:
+    """The most probable validation row is no positive one, so that no threshold has a precision of nearly 1."""
+    config, arrays = experiment("binary"), apart("binary")
+    np.savez("data.npz", **arrays)
+    cli("fit", "--config", config)
+    cli("validate")
+    arrays["y_val"][written("validate")["probability_yes"].arg_max()] = "no"
+    np.savez("data.npz", **arrays)
+    assert main(["validate", "--threshold", "precision=0.999", *QUIET]) == 2
+    assert not (RUN / "checkpoints/calibration.json").exists()

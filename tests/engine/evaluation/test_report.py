@@ -1,0 +1,426 @@
+"""Curves against scikit-learn; figures of every size; the page as a document, and in a real browser."""
+
+import base64
+import io
+import json
+import re
+import shutil
+from collections import Counter
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from PIL import Image
+from sklearn import metrics as sk
+from sklearn.calibration import calibration_curve
+
+from conftest import Cli, watched
+from proj.data.arrays import ArrayDataModule
+from proj.engine import html
+from proj.engine.console import number
+from proj.engine.evaluation import curves, figure_sets, figures
+from proj.engine.evaluation.artifacts import keep, thumbnails
+from proj.engine.evaluation.figures import Curve
+from proj.engine.evaluation.prediction_set import PredictionSet
+from proj.engine.evaluation.report import write_report
+from proj.engine.evaluation.scoring import with_intervals
+from proj.engine.runs.run import Run, write_metrics
+from proj.schema import Batch, Schema
+
+RUN = Path("lightning_logs/version_0")
+TASKS = ("binary", "multiclass", "multilabel", "regression", "regression_2")
+VOID = {"meta", "link", "br", "input", "img"}
+
+
+class Document(HTMLParser):
+    """What a page holds; raises where an element is not closed."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: Counter[str] = Counter()
+        self.ids: list[str] = []
+        self.links: list[str] = []
+        self.labels: list[str] = []
+        self.cells: list[str] = []
+        self.feed(text)
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags[tag] += 1
+        given = {name: value or "" for name, value in attrs}
+        self.ids += [given["id"]] if "id" in given else []
+        self.links += [given[name] for name in ("href", "src", "xlink:href") if name in given]
+        self.labels += [given["aria-label"]] if tag == "svg" else []
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] in ("td", "small"):
+            self.cells.append(data)
+
+
+@pytest.fixture
+def scores() -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    rng = np.random.default_rng(0)
+    hit = (rng.random(500) < 0.4).astype(np.int64)
+    return np.round(1 / (1 + np.exp(-rng.normal(size=500) - hit)), 2), hit
+
+
+def test_curves_are_scikit_learns(scores: Any) -> None:
+    score, hit = scores
+    found = curves.thresholds(score, hit)
+    false, true, at = sk.roc_curve(hit, score, drop_intermediate=False)
+    assert np.allclose(found.false_rate, false)
+    assert np.allclose(found.recall, true)
+    assert np.allclose(found.at[1:], at[1:])
+    precision, recall, _ = sk.precision_recall_curve(hit, score)
+    assert np.allclose(found.precision[:0:-1], precision[:-1])
+    assert np.allclose(found.recall[:0:-1], recall[:-1])
+    for i in (1, 20, 50):
+        assert found.f1[i] == pytest.approx(sk.f1_score(hit, score >= found.at[i]))
+
+
+def test_reliability_is_scikit_learns_and_its_error_that_of_its_definition(scores: Any) -> None:
+    score, hit = scores
+    found = curves.reliability(score, hit)
+    happened, predicted = calibration_curve(hit, score - 1e-12, n_bins=10)
+    there = found.rows > 0
+    assert np.allclose(found.happened[there], happened, atol=0.05)
+    assert np.allclose(found.predicted[there], predicted, atol=0.05)
+    where = np.minimum((score * 10).astype(int), 9)
+    bins = [where == b for b in range(10) if (where == b).any()]
+    assert found.error == pytest.approx(
+        sum(abs(score[b].mean() - hit[b].mean()) * b.mean() for b in bins)
+    )
+    assert curves.reliability(np.array([1.0, 0.0]), np.array([1, 0])).error == 0
+
+
+def test_confusion_is_scikit_learns() -> None:
+    rng = np.random.default_rng(0)
+    output = rng.random((300, 4))
+    o = PredictionSet(
+        "multiclass", tuple("abcd"), np.arange(300), rng.integers(4, size=300), output
+    )
+    assert (curves.confusion(o) == sk.confusion_matrix(o.target, output.argmax(1))).all()
+
+
+def test_deciles_hold_every_row_once() -> None:
+    rng = np.random.default_rng(0)
+    target, predicted = rng.normal(size=103), rng.normal(size=103)
+    found = curves.deciles(target, predicted)
+    assert len(found.low) == 10
+    assert (found.low[1:] >= found.high[:-1]).all()
+    first = np.argsort(target)[:11]
+    assert found.absolute[0] == pytest.approx(np.abs(target - predicted)[first].mean())
+    assert len(curves.deciles(target[:3], predicted[:3]).low) == 3
+
+
+def test_the_most_confident_mistakes_come_first() -> None:
+    output = np.array([[0.9, 0.1], [0.6, 0.4], [0.2, 0.8], [0.05, 0.95]])
+    o = PredictionSet("multiclass", ("a", "b"), np.arange(4), np.array([1, 1, 1, 0]), output)
+    assert curves.mistakes(o).tolist() == [3, 0, 1]
+    binary = PredictionSet("binary", ("a", "b"), np.arange(4), np.array([1, 1, 1, 0]), output[:, 1])
+    assert curves.mistakes(binary).tolist() == [3, 0, 1]
+
+
+@pytest.mark.parametrize("classes", [2, 10, 15, 16, 50])
+def test_a_confusion_matrix_has_every_name_and_where_there_is_room_every_number(
+    classes: int,
+) -> None:
+    matrix = np.random.default_rng(0).integers(1, 1000, (classes, classes))
+    names = [f"class {i}" for i in range(classes)]
+    figure = figures.confusion_matrix(matrix, names, shares=False)
+    texts = [text.get_text() for text in figure.axes[0].texts]
+    assert texts == ([str(count) for count in matrix.ravel()] if classes <= figures.CELLS else [])
+    drawing = html.svg(figure, "matrix")
+    assert all(f">{name}<" in drawing for name in names)
+
+
+def test_figures_leave_matplotlib_as_it_is_and_are_the_same_each_time() -> None:
+    import sys
+
+    before, had = dict(mpl.rcParams), "matplotlib.pyplot" in sys.modules
+    curve = Curve("a $x$ name_1", np.linspace(0, 1, 5000), np.linspace(0, 1, 5000))
+    one, two = (html.svg(figures.roc([curve, curve]), "ROC") for _ in range(2))
+    assert one == two
+    assert dict(mpl.rcParams) == before
+    assert ("matplotlib.pyplot" in sys.modules) is had
+    assert "a $x$ name_1" in one
+    assert len(one) < 60_000  # thinned
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_page_of_a_run(task: str, experiment: Any, cli: Cli) -> None:
+    cli("fit", "--config", experiment(task, 300))
+    cli("validate")
+    assert "report: lightning_logs/version_0/report.html" in cli("test")
+    text = (RUN / "report.html").read_text()
+    document = Document(text)
+    assert len(document.ids) == len(set(document.ids))
+    assert all(link.startswith(("#", "data:")) for link in document.links)
+    assert not re.search(r"url\((?!#)|@import|<script", text)
+    expected = {"binary": 9, "multiclass": 8, "multilabel": 11, "regression": 5, "regression_2": 8}[
+        task
+    ]
+    assert document.tags["svg"] == document.tags["figcaption"] == expected
+    assert all(document.labels)
+    metrics = json.loads((RUN / "test/metrics.json").read_text())
+    for name, entry in metrics.items():
+        assert number(entry["value"]) in document.cells, name
+    before = text
+    assert "report: lightning_logs/version_0/report.html" in cli("report", "version_0")
+    assert (RUN / "report.html").read_text() == before
+
+
+def test_a_run_that_was_not_tested_has_no_page(experiment: Any, cli: Cli) -> None:
+    cli("fit", "--config", experiment())
+    assert "version_0 has not been tested: expected" in cli("report", code=2)
+    assert "no run versoin_0 in lightning_logs" in cli("report", "versoin_0", code=2)
+    assert "report: unrecognized arguments: --nonsense" in cli("report", "--nonsense", code=2)
+
+
+def fake(work: Path, o: PredictionSet, schema: Schema) -> Run:
+    """A tested run of these outcomes, without training."""
+    run = Run(work / "run")
+    run.path.mkdir()
+    (run.path / "config.yaml").write_text("seed_everything: 0\n")
+    run.write_manifest(status="finished", start="2026-11-26T00:00:00", end="2026-11-26T00:01:00")
+    columns: dict[str, Any] = {
+        "row": o.row,
+        "target": np.asarray(schema.classes)[o.target],
+        "prediction": np.asarray(schema.classes)[o.predicted],
+    }
+    probabilities = (
+        o.output if o.task == "multiclass" else np.column_stack([1 - o.output, o.output])
+    )
+    columns |= {f"probability_{name}": probabilities[:, i] for i, name in enumerate(o.names)}
+    (run.path / "test").mkdir()
+    pl.DataFrame(columns).write_parquet(run.path / "test/predictions.parquet")
+    return run
+
+
+def classes_schema(names: tuple[str, ...]) -> Schema:
+    task = "binary" if len(names) == 2 else "multiclass"
+    plain = Schema.without_statistics(task, (1,), len(names))
+    return Schema.from_dict(
+        {**plain.to_dict(), "classes": list(names), "class_counts": [10] * len(names), "rows": 10}
+    )
+
+
+def test_names_are_text_whatever_they_hold(work: Path) -> None:
+    names = ("<b>bold</b>", "a & b", "$x$ 'q' \"q\"", "é_1^2", "日本")
+    rng = np.random.default_rng(0)
+    o = PredictionSet(
+        "multiclass",
+        names,
+        np.arange(100),
+        rng.integers(5, size=100),
+        rng.dirichlet(np.ones(5), 100),
+    )
+    schema = classes_schema(names)
+    run = fake(work, o, schema)
+    write_metrics(
+        run.path / "test/metrics.json",
+        with_intervals({"f1/<b>bold</b>": {"value": None}}, run, "test", schema),
+    )
+    text = write_report(run, schema).read_text()
+    Document(text)
+    assert "<b>" not in text
+    assert "&lt;b&gt;bold" in text
+
+
+@pytest.mark.parametrize("case", ["one class", "constant", "one row", "perfect", "no number"])
+def test_degenerate_outcomes_have_a_page(case: str, work: Path) -> None:
+    rows = 1 if case == "one row" else 40
+    target = np.zeros(rows, np.int64) if case == "one class" else np.arange(rows) % 2
+    output = (
+        np.full(rows, 0.3) if case == "constant" else np.where(target == 1, 0.9, 0.1).astype(float)
+    )
+    if case == "no number":
+        output[3] = np.nan
+    o, schema = (
+        PredictionSet("binary", ("no", "yes"), np.arange(rows), target, output),
+        classes_schema(("no", "yes")),
+    )
+    run = fake(work, o, schema)
+    values: dict[str, dict[str, Any]] = {
+        name: {"value": None} for name in ("accuracy", "f1", "auroc")
+    }
+    write_metrics(run.path / "test/metrics.json", with_intervals(values, run, "test", schema))
+    text = write_report(run, schema).read_text()
+    Document(text)
+    if case == "no number":
+        assert "1 of 40 predictions are no numbers, so there are no figures" in text
+
+
+def large(work: Path) -> tuple[Run, Schema]:
+    """100,000 rows of ten classes."""
+    rng = np.random.default_rng(0)
+    names, rows = tuple("abcdefghij"), 100_000
+    target = rng.integers(10, size=rows)
+    score = np.exp(rng.normal(size=(rows, 10)) + 2 * np.eye(10)[target])
+    o = PredictionSet(
+        "multiclass", names, np.arange(rows), target, score / score.sum(1, keepdims=True)
+    )
+    schema = classes_schema(names)
+    run = fake(work, o, schema)
+    predicted = o.predicted
+    values = {
+        "accuracy": {"value": float((predicted == target).mean())},
+        "f1": {"value": float(sk.f1_score(target, predicted, average="macro"))},
+    }
+    write_metrics(run.path / "test/metrics.json", with_intervals(values, run, "test", schema))
+    return run, schema
+
+
+def test_the_page_of_100_000_rows_is_no_larger_than_others(work: Path) -> None:
+    """How long it takes is in `scripts/bench.py --work report`."""
+    run, schema = large(work)
+    assert len(write_report(run, schema).read_text()) < 1_000_000
+
+
+# Pictures of mistakes
+
+
+def pictures_in(text: str) -> dict[str, np.ndarray[Any, Any]]:
+    """The page's pictures, decoded, by their words."""
+    found = re.findall(r'<img src="data:image/png;base64,([^"]+)" alt="([^"]+)">', text)
+    return {
+        words: np.asarray(Image.open(io.BytesIO(base64.b64decode(data)))) for data, words in found
+    }
+
+
+@pytest.mark.parametrize("data", ["Arrays", "Images"])
+def test_mistakes_are_shown_as_they_are_in_the_source(data: str, experiment: Any, cli: Cli) -> None:
+    """Noise, of which a net that hardly learns takes some for another class."""
+    config = experiment("binary", 120)
+    shape = (120, 9, 7) if data == "Arrays" else (120, 120, 60, 3)
+    x = np.random.default_rng(0).integers(256, size=shape).astype(np.uint8)
+    np.savez("data.npz", x=x, y=np.load("data.npz")["y"])
+    cli(
+        "fit",
+        "--config",
+        config,
+        "--data",
+        data,
+        "--data.path",
+        "data.npz",
+        "--trainer.max_epochs",
+        "1",
+    )
+    cli("test")
+    text = (RUN / "report.html").read_text()
+    document, shown = Document(text), pictures_in(text)
+    table = pl.read_parquet(RUN / "test/predictions.parquet").filter(
+        pl.col("target") != pl.col("prediction")
+    )
+    assert document.tags["img"] == len(shown) == min(20, len(table))
+    assert len(shown) > 0
+    sure = table.select(pl.max_horizontal("probability_no", "probability_yes")).to_series()
+    for i in sure.arg_sort(descending=True)[:20]:
+        row, target, predicted = table.row(i)[:3]
+        pixels = shown[f"target {target}, predicted {predicted}, probability {sure[i]:.3f}"]
+        if data == "Arrays":
+            assert (pixels == x[row]).all()
+        else:
+            assert (
+                pixels
+                == np.asarray(Image.fromarray(x[row]).resize((48, 96), Image.Resampling.BICUBIC))
+            ).mean() > 0.5
+            assert pixels.shape == (96, 48, 3)
+    np.savez(
+        "data.npz",
+        x=x[..., :2].reshape(120, -1)[:, :14].astype(np.float32),
+        y=np.load("data.npz")["y"],
+    )
+    assert "not as recorded" not in cli("report", "version_0")  # the folder is all it needs
+    assert (RUN / "report.html").read_text() == text
+    kept = RUN / "test/mistakes.npz"
+    kept.write_bytes(kept.read_bytes()[:100])
+    assert "mistakes.npz is damaged" in cli("report", "version_0", code=2)
+
+
+def test_dark_pictures_are_brightened_all_by_one_factor() -> None:
+    x = np.array([[[[0, 16], [8, 4]]], [[[1, 2], [3, 0]]]], np.uint8)
+    assert thumbnails(x).tolist() == [[[0, 240], [120, 60]], [[15, 30], [45, 0]]]
+    assert thumbnails(np.zeros((1, 3, 5, 5), np.uint8)).shape == (1, 5, 5, 3)
+    assert thumbnails(np.full((1, 1, 200, 10), 200, np.uint8)).shape == (1, 96, 5)
+
+
+def test_without_mistakes_there_are_no_pictures(work: Path) -> None:
+    x = torch.zeros(6, 1, 4, 4, dtype=torch.uint8)
+    target = np.arange(6) % 2
+    schema = Schema.from_dict(
+        {**classes_schema(("no", "yes")).to_dict(), "input_shape": [1, 4, 4], "input_type": "uint8"}
+    )
+    for output, said in ((target * 0.8 + 0.1, 0), (0.9 - target * 0.8, 6), (np.full(6, np.nan), 0)):
+        o = PredictionSet("binary", ("no", "yes"), np.arange(6), target, output.astype(float))
+        run = Run(work / "run")
+        if run.path.exists():
+            shutil.rmtree(run.path)
+        run = fake(work, o, schema)
+        data = ArrayDataModule("digits")
+        data.splits["test"] = Batch(
+            x, None, torch.arange(6).flip(0)
+        )  # in another order than the predictions
+        assert list(keep(run, data, schema, o)) == []
+        write_metrics(
+            run.path / "test/metrics.json",
+            with_intervals({"f1": {"value": None}}, run, "test", schema),
+        )
+        assert Document(write_report(run, schema).read_text()).tags["img"] == said
+    odd = Schema.from_dict({**schema.to_dict(), "input_shape": [4, 4, 4]})
+    o = PredictionSet("binary", ("no", "yes"), np.arange(6), target, target * 0.8 + 0.1)
+    assert list(keep(run, data, odd, o)) == [
+        "the page has no pictures of mistakes: they have 4 channels, expected 1 or 3"
+    ]
+
+
+# In a real browser
+
+
+@pytest.mark.parametrize("width", [400, 1600])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_page_in_chromium(width: int, scheme: str, browser: Any, work: Path) -> None:
+    """No message in the console, no request but for the file, all figures drawn, nothing wider than the window."""
+    run, schema = large(work)
+    path = write_report(run, schema)
+    tab, messages, requests = watched(
+        browser, viewport={"width": width, "height": 900}, color_scheme=scheme
+    )
+    tab.goto(path.as_uri())
+    assert messages == []
+    assert [url for url in requests if not url.startswith("data:")] == [path.as_uri()]
+    sizes = tab.eval_on_selector_all(
+        "svg", "all => all.map(one => [one.clientWidth, one.clientHeight])"
+    )
+    assert len(sizes) >= 6
+    assert all(100 < w <= width and h > 100 for w, h in sizes)
+    assert tab.evaluate("document.documentElement.scrollWidth") <= width
+    tab.keyboard.press("Tab")
+    assert tab.evaluate("document.activeElement.className") == "skip"
+    tab.close()
+
+
+def test_all_figures_of_a_task_have_words(work: Path) -> None:
+    rng = np.random.default_rng(0)
+    o = PredictionSet(
+        "multilabel", ("a", "b"), np.arange(80), rng.integers(2, size=(80, 2)), rng.random((80, 2))
+    )
+    captions = [caption for *_, caption in figure_sets.figures_of(o)]
+    assert len(captions) == len(set(captions)) == 7
+    assert all(caption.endswith(".") for caption in captions)

@@ -1,0 +1,194 @@
+"""Figures in TensorBoard: when they are drawn, what they show, and that training does not notice."""
+
+import io
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from conftest import Cli, ask, watched
+from proj.engine.evaluation import tensorboard
+from proj.engine.evaluation.figure_sets import figures_of
+from proj.engine.evaluation.scoring import load_predictions
+from proj.engine.html import figures, pixels
+from proj.engine.runs.run import Run, read_checkpoint
+from proj.schema import Schema
+
+RUN = Path("lightning_logs/version_0")
+
+
+def images(run: Path = RUN) -> dict[str, list[tuple[int, Any]]]:
+    """Steps and pixels by tag."""
+    events = EventAccumulator(str(run), {"images": 0})
+    events.Reload()
+
+    def pictures(tag: str) -> list[tuple[int, Any]]:
+        return [
+            (e.step, np.array(Image.open(io.BytesIO(e.encoded_image_string))))
+            for e in events.Images(tag)
+        ]
+
+    return {tag: pictures(tag) for tag in events.Tags()["images"]}
+
+
+def expected(run: Path, verb: str) -> dict[str, Any]:
+    """What the page draws from the predictions that ``verb`` has written."""
+    schema = Schema.from_dict(read_checkpoint(run / "checkpoints" / "last.ckpt")["schema"])
+    drawn = list(figures_of(load_predictions(Run(run.resolve()), verb, schema)))
+    if (
+        verb == "test"
+    ):  # these are drawn for the page first, which moves some lines by less than a pixel
+        figures(*((figure, caption) for _, figure, caption in drawn))
+    return {name: pixels(figure) for name, figure, _ in drawn}
+
+
+@pytest.mark.parametrize("task", ["binary", "multiclass", "multilabel", "regression"])
+def test_each_validation_is_drawn_where_the_cadence_allows_it(
+    task: str, experiment: Any, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tensorboard, "SECONDS", 0.0)
+    monkeypatch.setattr(tensorboard, "SHARE", 1e9)
+    cli("fit", "--config", experiment(task))
+    found = images()
+    steps = read_checkpoint(RUN / "checkpoints" / "last.ckpt")["global_step"]
+    assert {tuple(step for step, _ in pictures) for pictures in found.values()} == {
+        (steps // 2, steps)
+    }
+    cli("validate", "--ckpt_path", "last")
+    wanted = expected(RUN, "validate")
+    assert found.keys() == {f"val/{name}" for name in wanted}
+    for name, drawing in wanted.items():
+        assert (found[f"val/{name}"][-1][1] == drawing).all(), name
+
+
+def test_a_short_training_has_no_figures_and_drawing_takes_its_share_alone(
+    experiment: Any, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cli("fit", "--config", experiment())
+    assert images() == {}
+    monkeypatch.setattr(tensorboard, "SECONDS", 0.0)
+    monkeypatch.setattr(
+        tensorboard, "SHARE", 1e-4
+    )  # a hundredth of a second, drawn, is paid for in a hundred
+    cli("fit", "--config", experiment(), "--name", "two", "--trainer.max_epochs", "5")
+    assert {len(pictures) for pictures in images(Path("lightning_logs/two")).values()} == {1}
+
+
+def test_training_does_not_notice(
+    experiment: Any, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dropout = ["--model.net.dropout", "0.5"]
+    cli("fit", "--config", experiment(), *dropout)
+    monkeypatch.setattr(tensorboard, "SECONDS", 0.0)
+    cli("fit", "--config", experiment(), *dropout)
+    one, other = (
+        read_checkpoint(RUN.with_name(f"version_{i}") / "checkpoints" / "last.ckpt") for i in (0, 1)
+    )
+    assert images(RUN.with_name("version_1"))
+    assert all(
+        torch.equal(value, other["state_dict"][name]) for name, value in one["state_dict"].items()
+    )
+
+
+@pytest.mark.parametrize(
+    ("task", "outputs", "factor"), [("multiclass", 3, "nan"), ("regression", 1, "inf")]
+)
+def test_a_prediction_that_is_no_number_draws_nothing(
+    task: str,
+    outputs: int,
+    factor: str,
+    work: Path,
+    experiment: Any,
+    cli: Cli,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(tensorboard, "SECONDS", 0.0)
+    Path("own.py").write_text(
+        f"import torch\nclass Net(torch.nn.Linear):\n    def __init__(self):\n        super().__init__(6, {outputs})\n"
+        f"    def forward(self, x):\n        return super().forward(x) * (1 if self.training else float('{factor}'))\n"
+    )
+    cli("fit", "--config", experiment(task), "--model.net", "own.Net")
+    cli("test")
+    assert images() == {}
+    assert "predictions are no numbers" in (RUN / "report.html").read_text()
+
+
+def test_the_test_part_is_shown_as_on_the_page(experiment: Any, cli: Cli) -> None:
+    cli("fit", "--config", experiment())
+    cli("test")
+    found = images()
+    step = read_checkpoint(RUN / "checkpoints" / "best.ckpt")["global_step"]
+    for name, drawing in expected(RUN, "test").items():
+        ((at, picture),) = found[f"test/{name}"]
+        assert at == step
+        assert (picture == drawing).all(), name
+    before = sorted(RUN.glob("events*"))
+    cli("report")
+    assert sorted(RUN.glob("events*")) == before
+
+
+def test_a_run_without_tensorboard_gets_none(experiment: Any, cli: Cli) -> None:
+    cli(
+        "fit",
+        "--config",
+        experiment(
+            trainer={"logger": {"class_path": "CSVLogger", "init_args": {"save_dir": "csv"}}}
+        ),
+    )
+    cli("test")
+    assert (RUN / "report.html").is_file()
+    assert not list(RUN.glob("events*"))
+
+
+def test_figures_in_chromium(
+    experiment: Any, cli: Cli, board: Callable[[], str], browser: Any
+) -> None:
+    cli("fit", "--config", experiment())
+    cli("test")
+    address = board()
+    ask(f"{address}/data/plugin/images/tags", lambda c: "test/confusion" in c.get("version_0", {}))
+    tab, said, requests = watched(browser)
+    tab.goto(f"{address}/#images")
+    drawn = tab.locator("tf-image-loader img")
+    drawn.nth(5).wait_for(timeout=60_000)
+    sizes = [
+        drawn.nth(i).evaluate("one => [one.naturalWidth, one.naturalHeight]") for i in range(6)
+    ]
+    assert all(width > 300 and height > 300 for width, height in sizes)
+    assert said == []
+    assert [url for url in requests if not url.startswith((address, "data:", "blob:"))] == []
+
+
+OFTEN = """
+from lightning.pytorch import Callback
+from proj.evaluate import live
+live.SECONDS, live.SHARE = 0.0, 1e9
+class Often(Callback):
+    pass
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_draw_all_rows(work: Path, experiment: Any, cli: Cli) -> None:
+    Path("often.py").write_text(OFTEN)
+    flags = [
+        "--trainer.devices",
+        "2",
+        "--trainer.strategy",
+        "ddp",
+        "--trainer.callbacks",
+        "often.Often",
+    ]
+    command = [sys.executable, "-m", "proj", "fit", "--config", str(experiment()), *flags]
+    subprocess.run(command, cwd=work, check=True, capture_output=True, timeout=300)
+    found = images()
+    cli("validate", "--ckpt_path", "last", "--trainer.devices", "1", "--trainer.strategy", "auto")
+    for name, drawing in expected(RUN, "validate").items():
+        assert (found[f"val/{name}"][-1][1] == drawing).all(), name

@@ -1,0 +1,117 @@
+"""Evaluates every number of rows in one process group, and writes down what comes out. Run by torchrun."""
+
+import json
+import logging
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import Trainer
+
+from conftest import make_arrays
+from proj.data.base import DataModule
+from proj.engine.callbacks.prediction_writer import PredictionWriter
+from proj.models.classification import MulticlassClassifier
+from proj.nets.mlp import MLP
+from proj.schema import Batch, Schema
+
+ROWS = range(1, 41)
+TRAINED = (1, 2, 3, 7, 40)  # rows to validate on, within fit
+
+
+class Rows(DataModule):
+    """So many rows in each part that is evaluated, and 23 to train on."""
+
+    def __init__(self, rows: int) -> None:
+        super().__init__(batch_size=4, shuffle=True)
+        arrays = make_arrays("multiclass", 64)
+        every = Batch(
+            torch.from_numpy(arrays["x"]), torch.from_numpy(arrays["y"] // 10), torch.arange(64)
+        )
+        of = {
+            "train": slice(41, 64),
+            "val": slice(rows),
+            "test": slice(rows),
+            "predict": slice(rows),
+        }
+        assert isinstance(every.x, torch.Tensor)
+        assert every.y is not None
+        self.parts = {
+            name: Batch(every.x[part], every.y[part], every.row[part]) for name, part in of.items()
+        }
+        self.schema = Schema(
+            task="multiclass",
+            input_shape=(6,),
+            input_type="float32",
+            input_names=tuple("abcdef"),
+            input_mean=(0.0,) * 6,
+            input_std=(1.0,) * 6,
+            target_names=("y",),
+            classes=("r", "s", "t"),
+            class_counts=(8, 8, 7),
+            target_mean=(),
+            target_std=(),
+            rows=23,
+            columns=(),
+        )
+
+    @classmethod
+    def encode(cls, rows: Any, schema: Schema) -> Any:
+        raise AssertionError("no raw rows here")
+
+
+def model() -> MulticlassClassifier:
+    torch.manual_seed(0)
+    return MulticlassClassifier(
+        net=lambda schema: MLP(schema, hidden=(8,)), optimizer=lambda p: torch.optim.SGD(p, 0.5)
+    )
+
+
+def trainer(world: int, *callbacks: Any, **options: Any) -> Trainer:
+    return Trainer(
+        accelerator="cpu",
+        devices=world,
+        strategy="ddp" if world > 1 else "auto",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+        use_distributed_sampler=False,
+        callbacks=list(callbacks),
+        **options,
+    )
+
+
+def main(folder: Path, world: int) -> None:
+    found: dict[str, Any] = {}
+    for rows in ROWS:
+        tests = trainer(world, PredictionWriter(folder / f"test_{rows}.parquet"))
+        tests.test(model(), datamodule=Rows(rows), verbose=False)
+        found[f"test {rows}"] = {
+            name: value.item() for name, value in tests.callback_metrics.items()
+        }
+        trainer(world, PredictionWriter(folder / f"predict_{rows}.parquet")).predict(
+            model(), datamodule=Rows(rows), return_predictions=False
+        )
+    for rows in TRAINED:
+        fits, trained, data = trainer(world, max_epochs=2), model(), Rows(rows)
+        fits.fit(trained, datamodule=data)
+        with torch.no_grad():
+            outputs = trained.cpu().eval()(data.splits["val"].x)
+        found[f"fit {rows}"] = {name: value.item() for name, value in fits.callback_metrics.items()}
+        found[f"fit {rows}"]["by hand"] = float(
+            (outputs.argmax(1) == data.splits["val"].y).double().mean()
+        )
+    if tests.is_global_zero:
+        (folder / "found.json").write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    warnings.filterwarnings("ignore")
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    np.seterr(all="raise")
+    main(Path(sys.argv[1]), int(sys.argv[2]))

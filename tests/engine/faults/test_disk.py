@@ -1,0 +1,95 @@
+"""A disk that is full or cannot be written to: what was written before stays whole."""
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conftest import Cli
+from engine.faults.harness import attempt, digest, said
+from proj.engine.runs.checkpoint_file import is_whole
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:This process .* is multi-threaded:DeprecationWarning"
+)
+
+
+def mount(folder: Path, options: str) -> bool:
+    return (
+        subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", options, "none", folder], capture_output=True
+        ).returncode
+        == 0
+    )
+
+
+@pytest.fixture
+def small(work: Path) -> Iterator[Path]:
+    """A file system of its own, of a megabyte."""
+    (folder := work / "lightning_logs").mkdir()
+    if not mount(folder, "size=1m"):
+        pytest.skip("needs the right to mount a tmpfs")
+    yield folder
+    subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+@pytest.mark.filterwarnings("default:the manifest of .* cannot be written")
+def test_a_full_disk_stops_training_and_more_room_lets_it_go_on(
+    fit: list[Any], small: Path
+) -> None:
+    fit += ["--model.steps_per_execution", "4", "--checkpoint.every_n_steps", "8"]
+    Path("filler.py").write_text("""
+from pathlib import Path
+from lightning.pytorch import Callback
+
+class Filler(Callback):
+    def on_train_epoch_start(self, trainer, pl_module):
+        if trainer.current_epoch == 2:
+            with Path("lightning_logs/filler").open("wb") as file:
+                try:
+                    while True:
+                        file.write(bytes(1024))
+                        file.flush()
+                except OSError:
+                    pass
+""")
+    assert attempt(*fit, "--trainer.callbacks", "filler.Filler", "--name", "full") == 3, said()
+    assert (
+        "training stops, what was written before is whole" in said()
+        or "the disk takes no more" in said()
+    )
+    checkpoints = small / "full" / "checkpoints"
+    assert is_whole(checkpoints / "last.ckpt")
+    assert is_whole(checkpoints / "previous.ckpt")
+    assert not [path for path in checkpoints.iterdir() if path.name.startswith(".")]
+    os.unlink(small / "filler")
+    subprocess.run(["mount", "-o", "remount,size=20m", small], check=True)
+    Path("filler.py").write_text(
+        "from lightning.pytorch import Callback\nclass Filler(Callback): pass\n"
+    )
+    assert attempt("fit", "--resume", "full") == 0, said()
+    assert attempt(*fit, "--trainer.callbacks", "filler.Filler", "--name", "whole") == 0, said()
+    assert digest("full")["state_dict"] == digest("whole")["state_dict"]
+
+
+def test_a_folder_that_cannot_be_written_to_is_named_before_training(
+    experiment: Any, cli: Cli, small: Path
+) -> None:
+    subprocess.run(["mount", "-o", "remount,ro", small], check=True)
+    assert "cannot make the folder of a run in lightning_logs" in cli(
+        "fit", "--config", experiment(), code=2
+    )
+
+
+def test_the_folder_for_temporary_files_plays_no_part(
+    fit: list[Any], small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = small / "other"  # a file system of its own, and full
+    other.mkdir()
+    (other / "filler").write_bytes(bytes(1_000_000))
+    monkeypatch.setenv("TMPDIR", str(other))
+    assert attempt(*fit, "--trainer.default_root_dir", "elsewhere", "--name", "here") == 0, said()
+    assert is_whole(Path("elsewhere/lightning_logs/here/checkpoints/last.ckpt"))

@@ -1,0 +1,330 @@
+"""Killed anywhere and gone on with, a run is to the bit the run that nobody disturbed."""
+
+import json
+import random
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from conftest import Cli
+from engine.faults.harness import attempt, curves, digest, said
+from proj.engine.runs.checkpoint_file import is_whole
+from proj.engine.runs.run import Run, lock_run
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:This process .* is multi-threaded:DeprecationWarning"
+)
+
+ONE_CYCLE = [
+    "--model.scheduler",
+    "OneCycleLR",
+    "--model.scheduler.max_lr",
+    "0.01",
+    "--model.scheduler_interval",
+    "step",
+]
+PLATEAU = [
+    "--model.scheduler",
+    "lightning.pytorch.cli.ReduceLROnPlateau",
+    "--model.scheduler.monitor",
+    "val/loss",
+    "--model.scheduler.patience",
+    "0",
+    "--model.scheduler.threshold",
+    "0.5",
+]
+SCENARIOS = {
+    "blocks, dropout, OneCycleLR": ["--model.steps_per_execution", "7", *ONE_CYCLE],
+    "single steps, accumulated": [
+        "--model.steps_per_execution",
+        "1",
+        "--trainer.accumulate_grad_batches",
+        "2",
+    ],
+    "plateau": [*PLATEAU, "--model.steps_per_execution", "4"],
+    "validation within the epoch, max_steps": [
+        "--model.steps_per_execution",
+        "2",
+        "--trainer.val_check_interval",
+        "0.4",
+        "--trainer.max_steps",
+        "31",
+    ],
+    "accumulated, validation within the epoch": [
+        "--trainer.accumulate_grad_batches",
+        "2",
+        "--trainer.val_check_interval",
+        "5",
+    ],
+    "early stopping": [
+        "--model.steps_per_execution",
+        "3",
+        "--early_stopping.patience",
+        "2",
+        "--early_stopping.min_delta",
+        "0.02",
+        "--trainer.max_epochs",
+        "9",
+    ],
+}
+COMPILED = [
+    "--model.compile",
+    "step",
+    "--model.net",
+    "MLP",
+    "--model.net.hidden",
+    "[8]",
+    "--model.net.dropout",
+    "0.2",
+]
+KILLS = [
+    ["after replace:1"],
+    ["save:2", "save:2"],
+    ["before fsync:5", "after replace:4"],
+    ["validation start:2", "validation end:1"],
+    ["epoch end:2", "epoch start:1"],
+    ["step:23", "step:9", "step:5"],
+    ["after replace:9", "before replace:6"],
+]
+
+
+def check(fit: list[Any], every: list[list[str]]) -> int:
+    """Killed at the points of each list in turn, and then left alone, a run ends as the undisturbed one. How many kills?"""
+    assert attempt(*fit, "--name", "whole") == 0, said()
+    for kills in every:
+        go_on = [*fit, "--name", "killed"]
+        for kill in kills:
+            assert attempt(*go_on, kill=kill) == -9, f"{kills}: {said()}"
+            go_on = ["fit", "--resume", "killed"]
+        assert attempt(*go_on) == 0, f"{kills}: {said()}"
+        assert digest("killed") == digest("whole"), kills
+        shutil.rmtree("lightning_logs/killed")
+    return sum(map(len, every))
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_a_killed_run_comes_to_the_same_bits(scenario: str, fit: list[Any]) -> None:
+    check(fit + SCENARIOS[scenario], KILLS[2:6])
+
+
+def test_without_the_generators_it_does_not(
+    fit: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "proj.engine.callbacks.resume_state.restore_generators", lambda states: None
+    )
+    with pytest.raises(AssertionError, match="step:23"):
+        check(fit, [["step:23"]])
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_a_compiled_step_too(fit: list[Any]) -> None:
+    check(fit + COMPILED, [["before fsync:5", "validation end:1"]])
+
+
+def test_pictures_are_changed_the_same_way(work: Path) -> None:
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 2, 120)
+    np.savez(
+        "pictures.npz",
+        x=(rng.random((120, 8, 8)) * 99 + 99 * y[:, None, None]).astype(np.uint8),
+        y=y,
+    )
+    flags = [
+        "--data",
+        "Images",
+        "--data.path",
+        "pictures.npz",
+        "--data.crop",
+        "2",
+        "--data.flip",
+        "true",
+        "--data.erase",
+        "0.5",
+        "--data.batch_size",
+        "16",
+        "--model",
+        "BinaryClassifier",
+        "--model.net",
+        "CNN",
+        "--model.net.width",
+        "2",
+        "--trainer.max_epochs",
+        "3",
+        "--trainer.accelerator",
+        "cpu",
+        "--trainer.callbacks",
+        "engine.faults.victim.Points",
+        "--checkpoint.every_n_steps",
+        "2",
+        "--model.steps_per_execution",
+        "2",
+    ]
+    check(["fit", *flags], [["before fsync:5", "epoch end:1"]])
+
+
+@pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers")
+@pytest.mark.filterwarnings("default:the data come from a loader without a state")
+def test_with_a_users_own_loader_it_goes_on_at_the_end_of_an_epoch(
+    fit: list[Any], cli: Cli
+) -> None:
+    Path("own.py").write_text("""
+import torch
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import DataLoader, TensorDataset
+
+class Own(LightningDataModule):
+    def train_dataloader(self):
+        x = torch.randn(96, 6, generator=torch.Generator().manual_seed(0))
+        return DataLoader(TensorDataset(x, (x[:, 0] > 0).long() + (x[:, 1] > 0)), 8, shuffle=True)
+
+    def val_dataloader(self):
+        return DataLoader(self.train_dataloader().dataset, 8)
+""")
+    net = ["--model.net", "SimpleNN", "--model.net.inputs", "6", "--model.net.outputs", "3"]
+    fit += ["--data", "own.Own", *net, "--checkpoint.every_n_steps", "1"]
+    check(fit, [["epoch start:3"], ["validation end:2"]])
+    assert attempt(*fit, "--name", "killed", kill="epoch end:2") == -9
+    with pytest.warns(UserWarning, match="training goes on at the end of an epoch"):
+        cli("fit", "--resume", "killed")
+
+
+# What is asked of a run that goes on
+
+
+def test_other_settings_are_applied_or_refused_and_a_complete_run_says_so(
+    experiment: Any, cli: Cli
+) -> None:
+    config = experiment(trainer={"max_epochs": 4})
+    cli("fit", "--config", config, "--name", "whole")
+    cli("fit", "--config", config, "--name", "longer", "--trainer.max_epochs", "2")
+    assert "lightning_logs/longer is complete" in cli("fit", "--resume")
+    said = cli(
+        "fit", "--resume", "longer", "--model.optimizer.lr", "0.1", "--data.batch_size", "5", code=2
+    )
+    assert "cannot change while it is trained: model.init_args.optimizer" in said
+    assert "data.init_args.batch_size: 16 -> 5" in said
+    out = cli(
+        "fit", "--resume", "longer", "--trainer.max_epochs", "4", "--early_stopping.patience", "7"
+    )
+    assert "not as recorded: trainer.max_epochs: 2 -> 4" in out
+    assert is_whole(Path("lightning_logs/longer/checkpoints/best.ckpt"))
+    assert digest("longer")["state_dict"] == digest("whole")["state_dict"]
+    assert shown("longer") == shown("whole")
+    assert json.loads(Path("lightning_logs/longer/manifest.json").read_text())["resumed"]
+    assert "is complete" in cli("fit", "--resume", "longer")
+
+
+def test_more_patience_goes_on_where_early_stopping_ended(experiment: Any, cli: Cli) -> None:
+    config = experiment(trainer={"max_epochs": 9}, early_stopping={"min_delta": 1.0})
+    cli("fit", "--config", config, "--name", "patient", "--early_stopping.patience", "4")
+    cli("fit", "--config", config, "--name", "hasty", "--early_stopping.patience", "2")
+    cli("fit", "--resume", "hasty", "--early_stopping.patience", "4")
+    assert digest("hasty")["state_dict"] == digest("patient")["state_dict"]
+    assert shown("hasty") == shown("patient")
+
+
+def shown(name: str) -> Any:
+    """The curves, without what is drawn when a training ends: these were ended twice."""
+    return {
+        tag: sorted(curve) for tag, curve in curves(name).items() if not tag.startswith("best/")
+    }
+
+
+def test_fewer_epochs_than_there_were_are_refused(experiment: Any, cli: Cli) -> None:
+    cli("fit", "--config", experiment(trainer={"max_epochs": 3}))
+    assert "expected more than the 2 epochs" in cli(
+        "fit", "--resume", "--trainer.max_epochs", "1", code=2
+    )
+
+
+def test_a_run_that_was_moved_keeps_its_best(fit: list[Any], cli: Cli) -> None:
+    assert attempt(*fit, "--name", "whole") == 0, said()
+    assert attempt(*fit, "--name", "old", kill="epoch start:4") == -9
+    Path("lightning_logs/old").rename("lightning_logs/new")
+    assert attempt("fit", "--resume", "new") == 0, said()
+    assert digest("new") == digest("whole")
+
+
+def test_a_schedule_cannot_be_stretched(experiment: Any, cli: Cli) -> None:
+    cli("fit", "--config", experiment(), *ONE_CYCLE)
+    said = cli("fit", "--resume", "--trainer.max_epochs", "4", code=2)
+    assert "cannot change while it is trained: trainer.max_epochs: 2 -> 4" in said
+
+
+def test_nothing_to_go_on_with_is_an_error(experiment: Any, cli: Cli) -> None:
+    assert "expected a run to go on with, there is none" in cli("fit", "--resume", code=2)
+    cli("fit", "--config", experiment(), "--name", "here")
+    assert "no run there in" in cli("fit", "--resume", "there", code=2)
+    assert "leave out --name" in cli("fit", "--resume", "here", "--name", "other", code=2)
+    checkpoints = Path("lightning_logs/here/checkpoints")
+    for path in checkpoints.glob("*.ckpt"):
+        path.unlink()
+    assert "none is there" in cli("fit", "--resume", "here", "--trainer.max_epochs", "3", code=2)
+
+
+def test_changed_data_are_an_error(experiment: Any, cli: Cli) -> None:
+    cli("fit", "--config", experiment(), "--name", "here")
+    experiment(rows=130)
+    assert "the data have changed" in cli(
+        "fit", "--resume", "here", "--trainer.max_epochs", "3", code=2
+    )
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_named(fit: list[Any], cli: Cli) -> None:
+    fit += ["--model.steps_per_execution", "4"]
+    assert attempt(*fit, "--name", "whole") == 0
+    assert attempt(*fit, "--name", "hurt", kill="step:30") == -9
+    last = Path("lightning_logs/hurt/checkpoints/last.ckpt")
+    content = bytearray(last.read_bytes())
+    content[len(content) // 2] ^= 4
+    last.write_bytes(content)
+    assert attempt("fit", "--resume", "hurt") == 0
+    assert "last.ckpt is damaged: passed over" in said()
+    assert "resumed: lightning_logs/hurt/checkpoints/previous.ckpt" in said()
+    assert digest("hurt") == digest("whole")
+    for path in last.parent.glob("*.ckpt"):
+        path.write_bytes(path.read_bytes()[:-1])
+    assert attempt("fit", "--resume", "hurt", "--trainer.max_epochs", "5") == 2
+    assert "none is whole" in said()
+
+
+def test_a_run_in_training_cannot_be_resumed_by_another(fit: list[Any], cli: Cli) -> None:
+    cli(*fit, "--name", "here")
+    with lock_run(Run(Path("lightning_logs/here"))):
+        assert "is being trained by another process" in cli(
+            "fit", "--resume", "here", "--trainer.max_epochs", "5", code=2
+        )
+
+
+@pytest.mark.slow
+def test_a_hundred_kills_at_random(fit: list[Any]) -> None:
+    """Every scenario by every list of points, then at random times until there are more than a hundred kills."""
+    rng, kills = random.Random(0), 0
+    scenarios = SCENARIOS | {"compiled": COMPILED} if shutil.which("g++") else SCENARIOS
+    for name, flags in scenarios.items():
+        points = KILLS if name != "compiled" else KILLS[:5]
+        kills += check(fit + flags, points)
+        begin = time.monotonic()
+        shutil.rmtree("lightning_logs/whole")
+        assert attempt(*fit, *flags, "--name", "whole") == 0, said()
+        lasts = time.monotonic() - begin
+        go_on, killed = [*fit, *flags, "--name", "killed"], 0
+        while (
+            code := attempt(*go_on, after=rng.uniform(0.3, 1.0) * lasts if killed < 15 else None)
+        ) != 0:
+            assert code == -9, said()
+            killed += 1
+            if Path("lightning_logs/killed/checkpoints/last.ckpt").exists():
+                go_on = ["fit", "--resume", "killed"]
+            else:  # killed before there was anything to go on from
+                shutil.rmtree("lightning_logs/killed", ignore_errors=True)
+        assert digest("killed") == digest("whole"), name
+        shutil.rmtree("lightning_logs")
+        kills += killed
+    print(f"{kills} kills, none lost")
+    assert kills > 100

@@ -1,0 +1,53 @@
+"""SIGINT and SIGTERM: the step is finished, a checkpoint written, and the run goes on to the same bits."""
+
+import json
+import time
+from pathlib import Path
+from signal import SIGINT, SIGTERM
+from typing import Any
+
+import pytest
+
+from engine.faults.harness import attempt, digest, said
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:This process .* is multi-threaded:DeprecationWarning"
+)
+
+
+def status(name: str) -> Any:
+    return json.loads(Path(f"lightning_logs/{name}/manifest.json").read_text())["status"]
+
+
+def test_stopped_at_any_point_nothing_is_lost(fit: list[Any]) -> None:
+    fit += [
+        "--model.steps_per_execution",
+        "4",
+        "--checkpoint.every_n_steps",
+        "1000",
+    ]  # nothing but the signal saves
+    assert attempt(*fit, "--name", "whole") == 0, said()
+    for point, number in [
+        ("step:20", SIGTERM),
+        ("validation start:2", SIGTERM),
+        ("before fsync:1", SIGINT),
+        ("save:2", SIGTERM),
+        ("epoch end:2", SIGINT),
+        ("epoch start:3", SIGINT),
+    ]:
+        name = point.replace(":", " ").replace(" ", "_")
+        begin = time.monotonic()
+        assert attempt(*fit, "--name", name, kill=point, by=[number]) == 128 + number, said()
+        assert time.monotonic() - begin < 60
+        assert status(name) == "stopped"
+        assert attempt("fit", "--resume", name) == 0, said()
+        assert status(name) == "finished"
+        assert digest(name) == digest("whole"), point
+
+
+def test_the_second_ctrl_c_stops_at_once(fit: list[Any]) -> None:
+    assert attempt(*fit, "--name", "here", kill="step:20", by=[SIGINT, SIGINT]) == 130
+    assert status("here") == "stopped"
+    assert attempt(*fit, "--name", "whole") == 0
+    assert attempt("fit", "--resume", "here") == 0
+    assert digest("here")["state_dict"] == digest("whole")["state_dict"]

@@ -1,0 +1,58 @@
+"""Runs that version 0.1 (commit 1f3aa99, before the package was laid out anew) left behind still work."""
+
+import json
+import shutil
+from pathlib import Path
+
+import polars as pl
+import pytest
+import torch
+from polars.testing import assert_frame_equal
+
+from conftest import Cli
+from proj.engine.runs.run import Run, read_checkpoint
+
+RUNS = Path(__file__).parent / "runs_of_0.1"
+NAMES = ("table", "images", "regression")
+
+
+@pytest.fixture(autouse=True)
+def old_runs(work: Path) -> None:
+    shutil.copytree(RUNS, work, dirs_exist_ok=True)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_test_gives_the_recorded_metrics_and_predictions(name: str, cli: Cli) -> None:
+    folder = Path("lightning_logs") / name / "test"
+    metrics = json.loads((folder / "metrics.json").read_text())
+    table = pl.read_parquet(folder / "predictions.parquet")
+    out = cli("test", "--run", name)
+    assert "not as recorded: model" not in out
+    assert "not as recorded: data" not in out
+    again = json.loads((folder / "metrics.json").read_text())
+    assert again.keys() == metrics.keys()
+    for key, entry in metrics.items():
+        assert again[key]["value"] == pytest.approx(entry["value"], abs=1e-6), key
+        assert again[key].get("low") == pytest.approx(entry.get("low"), abs=1e-6), key
+    assert_frame_equal(pl.read_parquet(folder / "predictions.parquet"), table, abs_tol=1e-6)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_predict_gives_the_recorded_predictions(name: str, cli: Cli) -> None:
+    cli("predict", "--run", name, "--output", "new.parquet")
+    table = pl.read_parquet(Path("lightning_logs") / name / "test" / "predictions.parquet")
+    columns = [column for column in table.columns if not column.startswith("target")]
+    assert_frame_equal(pl.read_parquet("new.parquet"), table.select(columns), abs_tol=1e-6)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_fit_on_the_recorded_config_gives_the_recorded_weights(name: str, cli: Cli) -> None:
+    recorded = Run(Path("lightning_logs") / name)
+    cli("fit", "--config", recorded.path / "config.yaml", "--name", "again")
+    for which in ("best", "last"):
+        before, after = (
+            read_checkpoint(run.checkpoint(which))["state_dict"]
+            for run in (recorded, Run(Path("lightning_logs/again")))
+        )
+        assert before.keys() == after.keys()
+        assert all(torch.allclose(before[key], after[key], atol=1e-6) for key in before)

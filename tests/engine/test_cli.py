@@ -1,0 +1,398 @@
+"""The command line: what it prints, what it refuses and how, and what it leaves behind."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from conftest import CONFIGS, ROOT, Cli, files_in, make_arrays
+from proj.engine.cli import main
+from proj.errors import UserError
+
+NO_TORCH = (
+    "import sys; from {package}.cli import main; code = main({args}); "
+    "assert not {{'torch', 'lightning', 'numpy'}} & set(sys.modules), 'heavy imports'; sys.exit(code)"
+)
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "text"),
+    [
+        ([], 0, "usage:"),
+        (["--help"], 0, "validate"),
+        (["--version"], 0, "0."),
+        (["tets"], 2, "Did you mean 'test'?"),
+    ],
+)
+def test_help_version_and_mistyped_verbs_answer_without_torch(
+    args: list[str], code: int, text: str
+) -> None:
+    script = NO_TORCH.format(package="proj", args=args)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == code, done.stderr
+    assert text in done.stdout + done.stderr
+
+
+def test_fit_imports_what_it_uses_and_nothing_else(experiment: Any, work: Path) -> None:
+    """Arrays that come split need neither scikit-learn nor polars, which take a second together."""
+    config = experiment()
+    arrays = dict(np.load("data.npz"))
+    np.savez(
+        "data.npz",
+        **{
+            f"{name}_{part}": array
+            for name, array in arrays.items()
+            for part in ("train", "val", "test")
+        },
+    )
+    script = (
+        f"import gc, sys; from proj.engine.cli import main; code = main(['fit', '--config', {str(config)!r}]); "
+        "assert gc.isenabled() and gc.get_freeze_count() > 100_000, 'modules are looked through for garbage'; "
+        "unused = {'sklearn', 'polars', 'tabm', 'rtdl_num_embeddings', 'optuna', 'pandas'} & set(sys.modules); "
+        "sys.exit(f'imported: {unused}' if unused else code)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+# help goes through all subclasses there are; some are of modules that a test before has written and forgotten
+@pytest.mark.filterwarnings(r"ignore:\s*Hit failing import")
+def test_the_verbs_help_tells_trainer_flags_and_our_own(cli: Cli) -> None:
+    text = cli("fit", "--help")
+    for option in (
+        "--trainer.max_epochs",
+        "--early_stopping.patience",
+        "--checkpoint.monitor",
+        "--init_from",
+        "--name",
+    ):
+        assert option in text
+    assert "--output" in cli("predict", "--help")
+    assert "--run" in cli("test", "--help")
+    assert "label_smoothing" in cli("fit", "--model.help", "MulticlassClassifier")
+    assert "weight_decay" in cli("fit", "--model", "Regressor", "--model.optimizer.help", "AdamW")
+
+
+def test_print_config_shows_the_resolved_experiment(cli: Cli) -> None:
+    text = cli(
+        "fit",
+        "--config",
+        ROOT / "configs/digits.yaml",
+        "--trainer.max_epochs",
+        "3",
+        "--print_config",
+    )
+    config = yaml.safe_load(text)
+    assert config["model"]["init_args"]["net"]["class_path"] == "proj.nets.cnn.CNN"
+    assert config["model"]["init_args"]["optimizer"]["class_path"] == "torch.optim.AdamW"
+    assert config["trainer"]["max_epochs"] == 3
+
+
+def test_config_files_merge_in_order_and_flags_win_wherever_they_stand(
+    experiment: Any, cli: Cli
+) -> None:
+    Path("machine.yaml").write_text("trainer: {max_epochs: 7, log_every_n_steps: 5}")
+    args = [
+        "--trainer.log_every_n_steps",
+        "9",
+        "--data.path",
+        "other.npz",
+        "--config",
+        experiment(),
+        "--config",
+        "machine.yaml",
+    ]
+    config = yaml.safe_load(cli("fit", *args, "--print_config"))
+    assert config["trainer"]["max_epochs"] == 7
+    assert config["trainer"]["log_every_n_steps"] == 9
+    assert config["data"]["init_args"]["path"] == "other.npz"
+
+
+WRONG_FLAGS = [
+    (
+        ["--trainer.max_epoch", "3"],
+        "no option --trainer.max_epoch. Did you mean 'trainer.max_epochs'?",
+    ),
+    (["--trainer.max_epochs", "three"], "trainer.max_epochs: expected int or null, got three."),
+    (
+        ["--model.net.hiden", "[3]"],
+        "model.net.hiden: MLP has no option 'hiden'. Did you mean 'hidden'?",
+    ),
+    (["--model.net.hidden", "abc"], "model.net.hidden: expected"),
+    (
+        ["--model.optimizer.lrr", "1"],
+        "model.optimizer.lrr: Adam has no option 'lrr'. Did you mean 'lr'?",
+    ),
+    (["--model.optimizer.lr", "fast"], "model.optimizer.lr: expected float, got fast."),
+    (
+        ["--model.scheduler_interval", "stepp"],
+        "model.scheduler_interval: expected 'step' or 'epoch', got stepp.",
+    ),
+    (["--model.net", "MPL"], "no class 'MPL' is known by that short name. Did you mean 'MLP'?"),
+    (["--model", "proj.models.classification.BinaryClasifier"], "Did you mean 'BinaryClassifier'?"),
+    (["--model.net", "nowhere.Net"], "there is no module nowhere"),
+    (["--data.batch_size", "0"], "data.batch_size: expected rows from 1 up"),
+    (
+        ["--data.batch_size", "500"],
+        "data.batch_size: expected at most 84 (84 training rows), got 500",
+    ),
+    (
+        ["--data.path", "data.npy"],
+        "expected an .npz file or a set that scikit-learn ships, got data.npy",
+    ),
+    (["--data.path", "dta.npz"], "no file dta.npz. Did you mean 'data.npz'?"),
+    (["--data.val_fraction", "0.6", "--data.test_fraction", "0.6"], "expected a sum below 1"),
+    (
+        ["--data.val_fraction", "0"],
+        "checkpoint.monitor: there is no 'val/f1', the validation part has no rows",
+    ),
+    (
+        ["--checkpoint.monitor", "val/f2"],
+        "no metric 'val/f2' is logged in fit. Did you mean 'val/f1'?",
+    ),
+    (
+        ["--checkpoint.monitor", "val/acuracy", "--checkpoint.mode", "max"],
+        "Did you mean 'val/accuracy'?",
+    ),
+    (
+        ["--early_stopping.patience", "3", "--early_stopping.monitor", "val/los"],
+        "Did you mean 'val/loss'?",
+    ),
+    (
+        [
+            "--model.net",
+            "torch.nn.Linear",
+            "--model.net.in_features",
+            "6",
+            "--model.net.out_features",
+            "2",
+        ],
+        "net Linear: expected outputs of shape [16, 3] (3 classes), got [16, 2]",
+    ),
+    (
+        [
+            "--model.net",
+            "torch.nn.Linear",
+            "--model.net.in_features",
+            "5",
+            "--model.net.out_features",
+            "3",
+        ],
+        "a first batch does not go through",
+    ),
+    (
+        ["--model", "Regressor", "--model.net", "MLP"],
+        "expected targets for the task regression, got multiclass",
+    ),
+    (
+        ["--config", "experimnt.yaml"],
+        "got experimnt.yaml, which is no file. Did you mean 'experiment.yaml'?",
+    ),
+    (
+        ["--ckpt_path", "nowhere.ckpt"],
+        "no checkpoint nowhere.ckpt; expected a file that `fit` wrote.",
+    ),
+    (
+        ["--init_from", "nothing"],
+        "no run nothing in lightning_logs; expected a run's name or folder.",
+    ),
+    (["--seed_everything", "true"], "seed_everything: expected int, got"),
+    (["--seed_everything", "-1"], "seed_everything: expected a number from 0 to 2**32 - 1, got -1"),
+    (["--trainer.devices", "0"], "the Trainer cannot be built"),
+    (["--trainer.strategy", "nope"], "the Trainer cannot be built"),
+    (["--trainer.profiler", "foo"], "the Trainer cannot be built"),
+    (["--trainer.accelerator", "gpu"], "the Trainer cannot be built"),
+    (
+        ["--trainer.val_check_interval", "100"],
+        "`val_check_interval` (100) must be less than or equal to the number",
+    ),
+    (["--name", "a/b"], "--name: expected up to 100 letters"),
+    (["stray"], "expected an option, --KEY VALUE, got stray."),
+]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"), WRONG_FLAGS, ids=lambda v: " ".join(v) if isinstance(v, list) else ""
+)
+def test_wrong_flags_exit_2_with_one_message_and_no_folder(
+    flags: Any, message: str, experiment: Any, cli: Cli
+) -> None:
+    config = experiment()
+    before = files_in(Path.cwd())
+    assert message in cli("fit", "--config", config, *flags, code=2)
+    assert files_in(Path.cwd()) == before
+    assert not Path("lightning_logs").exists()
+
+
+WRONG_CONFIGS = [
+    ("trainer: [", "is not valid YAML"),
+    ("- 1", "expected the keys of an experiment"),
+    (
+        "trainer: {max_epoch: 3}",
+        "trainer.max_epoch: no such key. Did you mean 'trainer.max_epochs'?",
+    ),
+    ("modle: {}", "no such key 'modle' in an experiment. Did you mean 'model'?"),
+    ("model: null", "model: expected a section of keys and values, got None"),
+    ("model: {init_args: {lr: 1}}", "model: expected class_path and init_args, got lr."),
+    ("model: {class_path: Regressor}", "model.net: a value is required"),
+    ("trainer: {max_epochs: 1}", "model: a value is required"),
+    ("model: {class_path: Regresor}", "Did you mean 'Regressor'?"),
+    ("name: zebra", "no such key 'name' in an experiment."),
+    (
+        "data: {init_args: {path: 2020-01-01}}",
+        "date is not JSON serializable; put quotes around it",
+    ),
+    (
+        "early_stopping: {patiense: 3}",
+        "early_stopping.patiense: no such key. Did you mean 'early_stopping.patience'?",
+    ),
+]
+
+
+@pytest.mark.parametrize(("text", "message"), WRONG_CONFIGS)
+def test_wrong_configs_exit_2_with_one_message(text: str, message: str, cli: Cli) -> None:
+    Path("wrong.yaml").write_text(text)
+    assert message in cli("fit", "--config", "wrong.yaml", code=2)
+    assert files_in(Path.cwd()) == ["wrong.yaml"]
+
+
+def test_labels_out_of_range_and_unseen_are_named(experiment: Any, cli: Cli) -> None:
+    arrays = make_arrays("multiclass", 120)
+    config = experiment()
+    np.savez(
+        "data.npz",
+        x_train=arrays["x"],
+        y_train=arrays["y"],
+        x_test=arrays["x"][:4],
+        y_test=np.array([0, 10, 77, 20]),
+    )
+    assert "label 77 of row 2 (test part) is out of range: the training part has 0, 10, 20" in cli(
+        "fit", "--config", config, code=2
+    )
+
+
+def test_an_empty_test_part_is_named_when_it_is_wanted(experiment: Any, cli: Cli) -> None:
+    cli("fit", "--config", experiment(data={"test_fraction": 0}))
+    assert "the test part has no rows; expected at least one, set data.test_fraction" in cli(
+        "test", code=2
+    )
+
+
+def test_evaluating_without_a_run_says_what_to_do(cli: Cli, work: Path) -> None:
+    for verb in ("test", "validate", "predict"):
+        assert "no run in lightning_logs yet: expected a finished one; train first" in cli(
+            verb, code=2
+        )
+    assert files_in(work) == []
+
+
+def test_checkpoints_that_cannot_be_used_are_named(experiment: Any, cli: Cli) -> None:
+    cli("fit", "--config", experiment())
+    best = Path("lightning_logs/version_0/checkpoints/best.ckpt")
+    assert "best.ckpt is a checkpoint of another model" in cli(
+        "test", "--model.net.hidden", "[9]", code=2
+    )
+    assert "no checkpoint bst; expected best, last or a file" in cli(
+        "test", "--ckpt_path", "bst", code=2
+    )
+    whole = best.read_bytes()
+    best.write_bytes(whole[: len(whole) // 2])
+    assert "best.ckpt cannot be read as a checkpoint: it is cut off" in cli("test", code=2)
+    best.unlink()
+    assert "no checkpoint lightning_logs/version_0/checkpoints/best.ckpt" in cli(
+        "test", "--run", "version_0", code=2
+    )
+    cli("test", "--ckpt_path", "last")
+    assert not Path("lightning_logs/version_1").exists()
+
+
+def test_a_hostile_checkpoint_is_not_executed(experiment: Any, cli: Cli) -> None:
+    class Hostile:
+        def __reduce__(self) -> Any:
+            return os.system, ("touch canary",)
+
+    torch.save({"state_dict": {}, "x": Hostile()}, "hostile.ckpt")
+    cli("fit", "--config", experiment(), "--init_from", "hostile.ckpt", code=2)
+    assert not Path("canary").exists()
+
+
+def test_a_loss_that_is_not_finite_exits_3_and_keeps_the_last_good_checkpoint(
+    experiment: Any, cli: Cli
+) -> None:
+    optimizer = {"class_path": "SGD", "init_args": {"lr": 1e30}}
+    config = experiment("regression", model={"optimizer": optimizer})
+    assert "step 2 (epoch 0) came to a number that is not finite" in cli(
+        "fit", "--config", config, code=3
+    )
+    manifest = json.loads(Path("lightning_logs/version_0/manifest.json").read_text())
+    assert manifest["status"] == "failed"
+    assert "none finished" in cli("test", code=2)
+    assert not Path(
+        "lightning_logs/version_0/checkpoints/best.ckpt"
+    ).exists()  # the only epoch was not good
+
+
+def test_debug_shows_the_traceback(experiment: Any) -> None:
+    with pytest.raises(UserError):
+        main(["fit", "--config", str(experiment()), "--data.path", "dta.npz", "--debug"])
+
+
+def test_a_users_mistake_in_code_is_named_with_its_place(experiment: Any, cli: Cli) -> None:
+    Path("broken_net.py").write_text(
+        "from torch import nn\n"
+        "class Broken(nn.Linear):\n"
+        "    def __init__(self):\n        super().__init__(6, 3)\n"
+        "    def forward(self, x):\n        return x.nope\n"
+    )
+    args = ["fit", "--config", str(experiment()), "--model.net", "broken_net.Broken"]
+    assert "(broken_net.py, line 6): 'Tensor' object has no attribute 'nope'" in cli(*args, code=2)
+    with pytest.raises(UserError) as raised:  # the traceback is whole
+        main([*args, "--debug"])
+    assert isinstance(raised.value.__cause__, AttributeError)
+    assert not Path("lightning_logs").exists()
+
+
+def test_a_net_with_lazy_layers_is_refused(experiment: Any, cli: Cli) -> None:
+    """Their first batch would be the preflight's, and a checkpoint could not be loaded into them."""
+    text = (
+        "from torch import nn\nfrom proj.schema import Schema\n"
+        "class Lazy(nn.Sequential):\n"
+        "    def __init__(self, schema: Schema):\n        super().__init__(nn.LazyLinear(schema.num_outputs))\n"
+    )
+    Path("lazy_net.py").write_text(text)
+    err = cli("fit", "--config", experiment(), "--model.net", "lazy_net.Lazy", code=2)
+    assert "net Lazy: expected layers of known size, got lazy ones" in err
+
+
+def test_fast_dev_run_leaves_nothing(experiment: Any, cli: Cli) -> None:
+    config = experiment()
+    before = files_in(Path.cwd())
+    cli("fit", "--config", config, "--trainer.fast_dev_run", "true")
+    assert files_in(Path.cwd()) == before
+    cli("fit", "--config", config)
+    cli("test")
+    before = {path: Path(path).read_bytes() for path in files_in(Path.cwd())}
+    for verb in ("test", "validate", "predict"):
+        cli(verb, "--trainer.fast_dev_run", "true")
+    assert {path: Path(path).read_bytes() for path in files_in(Path.cwd())} == before
+
+
+def test_check_goes_through_without_a_folder(cli: Cli) -> None:
+    for config in CONFIGS:
+        out = cli("check", "--config", config)
+        assert "a batch of each stage goes through" in out
+    assert "rows: 1257 train, 270 val, 270 test" in cli(
+        "check", "--config", ROOT / "configs/digits.yaml"
+    )
+    assert not Path("lightning_logs").exists()

@@ -1,0 +1,38 @@
+"""Memory that is freed and asked for again, counted by the system."""
+
+import platform
+import subprocess
+import sys
+
+import pytest
+
+STEPS = """
+import resource, torch
+from proj.engine.memory import keep_freed_memory
+{keep}
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+def step():
+    for size in (3, 12, 48):  # MB
+        torch.ones(size * 2**18)
+for _ in range(5):
+    step()
+before = faults()
+for _ in range(10):
+    step()
+print(faults() - before)
+"""
+
+
+def faults(keep: str) -> int:
+    """How many pages ten steps ask the system for, after five."""
+    done = subprocess.run(
+        [sys.executable, "-c", STEPS.format(keep=keep)], capture_output=True, text=True, check=True
+    )
+    return int(done.stdout)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+def test_a_step_takes_the_memory_that_the_last_one_freed() -> None:
+    assert faults("") > 100_000  # 48 MB are 12,000 pages, each time
+    assert faults("keep_freed_memory(torch.device('cpu'))") < 1_000

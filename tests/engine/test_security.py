@@ -1,0 +1,424 @@
+"""Strangers' files: none of them may run code, call a server, or write outside the working directory."""
+
+import inspect
+import io
+import json
+import os
+import sys
+import threading
+import zipfile
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from importlib import import_module
+from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from jsonargparse import set_parsing_settings
+
+import proj
+from conftest import Cli
+from proj.engine.class_paths import own_classes
+from proj.engine.runs import checkpoint_file
+from proj.errors import UserError
+
+TOUCH = {"class_path": "os.system", "init_args": {"command": "touch canary"}}
+POPEN = {"class_path": "subprocess.Popen", "init_args": {"args": ["touch", "canary"]}}
+LINEAR = {"class_path": "torch.nn.Linear", "init_args": {"in_features": 6, "out_features": 3}}
+
+
+@pytest.fixture
+def outside(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Path]:
+    """A folder beside the working directory, with a package that can be imported and leaves a canary when it is."""
+    folder = tmp_path_factory.mktemp("outside")
+    (folder / "stranger.py").write_text(
+        "from pathlib import Path\nfrom torch import nn\nPath('canary').touch()\n"
+        "class Net(nn.Linear):\n    def __init__(self):\n        super().__init__(6, 3)\n"
+        "def net(schema) -> nn.Module:\n    return Net()\n"
+    )
+    monkeypatch.syspath_prepend(str(folder))
+    before = sorted(folder.rglob("*"))
+    yield folder
+    assert [path for path in sorted(folder.rglob("*")) if "__pycache__" not in path.parts] == before
+    assert not Path("canary").exists()
+    sys.modules.pop("stranger", None)
+    set_parsing_settings(import_path_denylist=["stranger"])  # `--allow` holds for the process
+
+
+NAMED = {
+    "a net": {"net": {"class_path": "stranger.Net"}},
+    "a net as a text": {"net": "stranger.Net"},
+    "a function that makes a net": {"net": "stranger.net"},
+    "torch.hub": {
+        "net": {"class_path": "torch.hub.load", "init_args": {"repo_or_dir": "x", "model": "y"}}
+    },
+    "a command": {"net": TOUCH},
+    "a process": {"net": POPEN},
+    "eval": {
+        "net": {"class_path": "builtins.eval", "init_args": {"source": "open('canary', 'w')"}}
+    },
+    "an optimizer": {"optimizer": {"class_path": "stranger.Net"}},
+    "a loss": {"loss": TOUCH},
+    "a scheduler": {"scheduler": {**TOUCH, "class_path": "posix.system"}},
+    "a name that leads to another module": {"net": "proj.engine.runs.run.subprocess.Popen"},
+    "another one": {"net": {**POPEN, "class_path": "torch.nn.init.warnings.sys.modules"}},
+    "a function in a layer": {
+        "net": {
+            "class_path": "torch.nn.TransformerEncoderLayer",
+            "init_args": {"d_model": 6, "nhead": 2, "activation": "stranger.net"},
+        }
+    },
+    "a class where none is expected": {
+        "net": {"class_path": "torch.nn.Sequential", "init_args": {"args": [LINEAR, POPEN]}}
+    },
+}
+
+
+@pytest.mark.parametrize("model", NAMED.values(), ids=NAMED)
+def test_a_config_imports_and_calls_nothing_but_known_packages(
+    model: dict[str, Any], experiment: Any, cli: Cli, outside: Path
+) -> None:
+    cli("fit", "--config", experiment(model=model), code=2)
+    assert not Path("lightning_logs").exists()
+
+
+@pytest.mark.parametrize(
+    "trainer",
+    [
+        {"callbacks": [TOUCH]},
+        {"callbacks": "stranger.Net"},
+        {"logger": POPEN},
+        {"profiler": POPEN},
+        {"strategy": TOUCH},
+        {"plugins": [POPEN]},
+        {
+            "callbacks": [
+                {"class_path": "LambdaCallback", "init_args": {"on_fit_start": "os.getcwd"}}
+            ]
+        },
+        {
+            "callbacks": [
+                {
+                    "class_path": "LambdaCallback",
+                    "init_args": {"on_fit_start": "proj.engine.class_paths.own_classes"},
+                }
+            ]
+        },
+    ],
+)
+def test_nor_does_its_trainer_section(
+    trainer: dict[str, Any], experiment: Any, cli: Cli, outside: Path
+) -> None:
+    cli("fit", "--config", experiment(trainer=trainer), code=2)
+
+
+def test_nor_its_data_section(experiment: Any, cli: Cli, outside: Path) -> None:
+    config = yaml.safe_load(experiment().read_text())
+    for data in (POPEN, {"class_path": "stranger.Net"}, "stranger.Net"):
+        Path("own.yaml").write_text(yaml.safe_dump({**config, "data": data}))
+        cli("fit", "--config", "own.yaml", code=2)
+
+
+def test_nor_a_flag_unless_it_says_so(experiment: Any, cli: Cli, outside: Path) -> None:
+    said = cli("fit", "--config", experiment(), "--model.net", "stranger.Net", code=2)
+    assert "model.net: a config may not name stranger.Net" in said
+    assert "--allow stranger" in said
+    assert not Path("canary").exists()
+    cli("fit", "--config", experiment(), "--model.net", "stranger.Net", "--allow", "stranger")
+    Path("canary").unlink()  # the trap works
+    assert "expected a package" in cli("fit", "--allow", "a stranger", code=2)
+    assert "expected a package" in cli("fit", "--allow", code=2)
+
+
+def test_what_a_config_may_name(experiment: Any, cli: Cli) -> None:
+    """Modules beside the project, but no folder of runs, and none that hides a module of Python's own."""
+    net = "from torch import nn\nclass Net(nn.Linear):\n    def __init__(self):\n        super().__init__(6, 3)\n"
+    for path in (
+        "own_net.py",
+        "own/deep/net.py",
+        "own/__init__.py",
+        "lightning_logs/net.py",
+        "shutil/__init__.py",
+    ):
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).write_text(net)
+    for known in (
+        "own_net.Net",
+        "own.deep.net.Net",
+        "torch.nn.Linear --model.net.in_features 6 --model.net.out_features 3",
+    ):
+        cli("check", "--config", experiment(), "--model.net", *known.split())
+    for unknown in ("lightning_logs.net.Net", "shutil.rmtree", "torch.Tensor", "jsonargparse.CLI"):
+        assert "may not name" in cli(
+            "check", "--config", experiment(), "--model.net", unknown, code=2
+        )
+
+
+def test_tags_in_yaml_make_nothing(cli: Cli, outside: Path) -> None:
+    Path("tags.yaml").write_text(
+        "seed_everything: !!python/object/apply:os.system ['touch canary']\n"
+    )
+    assert "not valid YAML" in cli("fit", "--config", "tags.yaml", code=2)
+
+
+def test_no_config_comes_from_a_server(experiment: Any, cli: Cli, outside: Path) -> None:
+    asked = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(yaml.safe_dump(LINEAR).encode())
+
+        do_HEAD = do_GET
+
+        def log_message(self, *args: Any) -> None:
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_port}/net.yaml"
+    plain = experiment()
+    try:
+        cli("fit", "--config", url, code=2)
+        for flag in (
+            "--model.net",
+            "--model",
+            "--data",
+            "--trainer",
+            "--trainer.callbacks",
+            "--model.optimizer",
+        ):
+            cli("fit", "--config", plain, flag, url, code=2)
+        cli("fit", "--config", experiment(model={"net": url}), code=2)
+        cli("fit", "--config", plain, "--ckpt_path", url, code=2)
+        cli("fit", "--config", plain, "--init_from", url + ".ckpt", code=2)
+        cli("test", "--run", url, code=2)
+        with pytest.raises(UserError):
+            proj.load(url + ".ckpt")
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert asked == []
+
+
+ELSEWHERE = {
+    "runs": {"trainer": {"default_root_dir": "{outside}"}},
+    "a step up": {"trainer": {"default_root_dir": "{inside}/../{name}"}},
+    "a cache": {
+        "data": {
+            "class_path": "Tabular",
+            "init_args": {"path": "table.csv", "target": "y", "cache_dir": "{outside}"},
+        }
+    },
+    "a logger": {
+        "trainer": {"logger": {"class_path": "CSVLogger", "init_args": {"save_dir": "{outside}"}}}
+    },
+    "a logger, by a URL": {
+        "trainer": {
+            "logger": {"class_path": "CSVLogger", "init_args": {"save_dir": "file://{outside}"}}
+        }
+    },
+    "a logger, by a variable": {
+        "trainer": {
+            "logger": {"class_path": "TensorBoardLogger", "init_args": {"save_dir": "$OUTSIDE"}}
+        }
+    },
+    "a callback": {
+        "trainer": {
+            "callbacks": [{"class_path": "ModelCheckpoint", "init_args": {"dirpath": "{outside}"}}]
+        }
+    },
+    "a name with a folder": {
+        "trainer": {
+            "callbacks": [
+                {"class_path": "ModelCheckpoint", "init_args": {"filename": "../../../../{name}/x"}}
+            ]
+        }
+    },
+    "a profiler": {
+        "trainer": {
+            "profiler": {
+                "class_path": "SimpleProfiler",
+                "init_args": {"dirpath": "{outside}", "filename": "x"},
+            }
+        }
+    },
+}
+
+
+@pytest.mark.parametrize("section", ELSEWHERE.values(), ids=ELSEWHERE)
+def test_a_config_does_not_write_outside_the_working_directory(
+    section: dict[str, Any],
+    experiment: Any,
+    cli: Cli,
+    outside: Path,
+    work: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("OUTSIDE", str(outside))
+    Path("table.csv").write_text("a,y\n" + "".join(f"{i},{i % 2}\n" for i in range(60)))
+    text = (
+        json.dumps(section)
+        .replace("{outside}", str(outside))
+        .replace("{inside}", str(work))
+        .replace("{name}", outside.name)
+    )
+    config = yaml.safe_load(experiment().read_text())
+    for name, values in json.loads(text).items():
+        config[name] = values if name == "data" else {**config[name], **values}
+    Path("hostile.yaml").write_text(yaml.safe_dump(config))
+    assert "expected a place in the working directory" in cli(
+        "fit", "--config", "hostile.yaml", code=2
+    )
+
+
+def test_the_same_from_the_command_line_is_the_users_wish(
+    experiment: Any, cli: Cli, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """And where the program has written before, a config may let it write again."""
+    there = tmp_path_factory.mktemp("there")
+    cli("fit", "--config", experiment(), "--trainer.default_root_dir", str(there))
+    cli("test", "--run", str(there / "lightning_logs" / "version_0"))
+    cli("fit", "--config", str(there / "lightning_logs" / "version_0" / "config.yaml"))
+    assert (there / "lightning_logs" / "version_1" / "checkpoints" / "best.ckpt").exists()
+
+
+class Hostile:
+    def __reduce__(self) -> Any:
+        return os.system, ("touch canary",)
+
+
+def trained(experiment: Any, cli: Cli) -> tuple[Path, dict[str, Any]]:
+    cli("fit", "--config", experiment())
+    run = Path("lightning_logs/version_0")
+    return run, torch.load(run / "checkpoints/last.ckpt", weights_only=True)
+
+
+@pytest.mark.parametrize(
+    "place", ["state_dict", "config", "schema", "optimizer_states", "callbacks", "more"]
+)
+def test_a_hostile_checkpoint_is_not_executed(
+    place: str, experiment: Any, cli: Cli, outside: Path
+) -> None:
+    run, checkpoint = trained(experiment, cli)
+    checkpoint[place] = {"x": Hostile()}
+    for name in ("best", "last", "previous"):
+        with (run / "checkpoints" / f"{name}.ckpt").open(
+            "wb"
+        ) as stream:  # a checksum says nothing about intentions
+            checkpoint_file.save(checkpoint, stream)
+    file = str(run / "checkpoints" / "best.ckpt")
+    for args in (["test"], ["validate"], ["predict"], ["test", "--ckpt_path", file]):
+        cli(*args, code=2)
+    cli("fit", "--config", "experiment.yaml", "--init_from", file, code=2)
+    cli("fit", "--config", "experiment.yaml", "--ckpt_path", file, code=2)
+    cli("fit", "--resume", "--trainer.max_epochs", "3", code=2)
+    for wanted in (file, "version_0"):
+        with pytest.raises(UserError):
+            proj.load(wanted)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [TOUCH, POPEN, {"class_path": "stranger.Net"}, {"net": {"class_path": "stranger.Net"}}, "net"],
+)
+def test_what_a_checkpoint_names_is_not_imported(
+    model: Any, experiment: Any, cli: Cli, outside: Path
+) -> None:
+    run, checkpoint = trained(experiment, cli)
+    config = checkpoint["config"]
+    if "net" in model:
+        config["model"]["init_args"]["net"] = POPEN if model == "net" else model["net"]
+    else:
+        config["model"] = model
+    torch.save(checkpoint, "hostile.ckpt")
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    with pytest.raises(UserError, match="may not name"):
+        proj.load("hostile.ckpt")
+    for args in (["test"], ["fit", "--resume"], ["fit", "--config", str(run / "config.yaml")]):
+        assert "may not name" in cli(*args, code=2)
+
+
+def test_a_checkpoint_cannot_have_files_deleted(experiment: Any, cli: Cli, outside: Path) -> None:
+    precious = outside / "precious.txt"
+    precious.write_text("years of work")
+    run, checkpoint = trained(experiment, cli)
+    folder = str((run / "checkpoints").resolve())
+    for path in (
+        f"{folder}/../../../../{outside.name}/precious.txt",
+        str(precious),
+        f"file://{precious}",
+    ):
+        (key,) = [key for key in checkpoint["callbacks"] if key.startswith("Checkpoint")]
+        state = checkpoint["callbacks"][key]
+        assert state["dirpath"] == folder
+        state.update(
+            best_model_path=path,
+            kth_best_model_path=path,
+            last_model_path=path,
+            best_k_models={path: torch.tensor(-1.0)},
+            kth_value=torch.tensor(-1.0),
+        )
+        torch.save(checkpoint, "hostile.ckpt")
+        said = cli(
+            "fit",
+            "--config",
+            "experiment.yaml",
+            "--ckpt_path",
+            "hostile.ckpt",
+            "--trainer.max_epochs",
+            "3",
+            code=2,
+        )
+        assert "tampered with" in said
+    precious.unlink()
+
+
+def test_a_hostile_npz_is_not_executed(experiment: Any, cli: Cli, outside: Path) -> None:
+    config = experiment()
+    good = dict(np.load("data.npz"))
+    pickled = np.empty(120, dtype=object)
+    pickled[:] = [Hostile() for _ in range(120)]
+    for name in ("x", "y"):
+        np.savez("data.npz", allow_pickle=True, **(good | {name: pickled}))
+        cli("fit", "--config", config, code=2)
+    for member in (
+        f"../{outside.name}/escaped.npy",
+        f"{outside}/escaped.npy",
+    ):  # nothing is unpacked to the disk
+        with zipfile.ZipFile("data.npz", "w") as archive:
+            for name, values in {**good, member.removesuffix(".npy"): good["x"]}.items():
+                np.save(buffer := io.BytesIO(), values)
+                archive.writestr(f"{name}.npy", buffer.getvalue())
+        cli("fit", "--config", config, code=2)
+    Path("data.npz").write_bytes(b"\x80\x04cos\nsystem\n(S'touch canary'\ntR.")  # a pickle alone
+    cli("fit", "--config", config, code=2)
+    with pytest.raises(UserError):
+        proj.load("data.npz")
+
+
+@pytest.mark.parametrize("path", own_classes().values())
+def test_no_parameter_takes_any_function_at_all(path: str) -> None:
+    module, _, name = path.rpartition(".")
+    made = getattr(import_module(module), name)
+    for parameter, hint in get_type_hints(made.__init__).items():
+        if parameter != "return":
+            assert not list(bare(hint)), f"{path}({parameter}: {hint})"
+
+
+def bare(hint: Any) -> Iterator[Any]:
+    """The types within a type that stand for functions without saying what these return, or for anything."""
+    if hint in (Callable, inspect.Parameter.empty, object) or get_origin(hint) in (
+        Callable,
+        type(Callable),
+    ):
+        yield from [hint] * (not get_args(hint) or get_args(hint)[-1] is Any)
+    for inner in get_args(hint):
+        yield from bare(inner) if not isinstance(inner, list) else ()

@@ -1,0 +1,92 @@
+"""A study that two command lines share through a real PostgreSQL server, of which one is killed."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+
+from engine.tuning.conftest import run, start, trials, wait_until
+
+BIN = next((path.parent for path in Path("/usr/lib/postgresql").glob("*/bin/initdb")), None)
+
+
+@pytest.fixture
+def server() -> Iterator[str]:
+    """The URL of an empty database on a server of the test's own."""
+    programs = BIN or (Path(found).parent if (found := shutil.which("initdb")) else None)
+    if programs is None:
+        pytest.skip("no PostgreSQL server here; Debian's package postgresql has one")
+    folder = Path(tempfile.mkdtemp())
+    as_user: dict[str, Any] = {}
+    if os.getuid() == 0:  # which the server refuses to be
+        as_user = {"user": "nobody"}
+        shutil.chown(folder, "nobody")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    data = folder / "data"
+    subprocess.run(
+        [programs / "initdb", "-D", data, "-A", "trust", "-U", "tester"],
+        check=True,
+        cwd=folder,
+        capture_output=True,
+        **as_user,
+    )
+    command = [
+        programs / "postgres",
+        "-D",
+        data,
+        "-p",
+        str(port),
+        "-c",
+        "listen_addresses=127.0.0.1",
+        "-k",
+        folder,
+    ]
+    with (folder / "log").open("w") as log:
+        process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, **as_user)
+    try:
+        wait_until(lambda: "ready to accept connections" in (folder / "log").read_text(), 30)
+        yield f"postgresql://tester@127.0.0.1:{port}/postgres"
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait(30)
+        shutil.rmtree(folder)
+
+
+def test_two_work_on_one_study_and_one_is_killed(
+    study: Callable[..., list[str]], server: str
+) -> None:
+    command = [*study(6), "--storage", server]
+    first = start(*command)
+    wait_until(lambda: Path("lightning_logs/studies/study/trial_0/checkpoints/last.ckpt").exists())
+    second = start(*command)
+    others = [
+        Path(f"lightning_logs/studies/study/trial_{number}/checkpoints/last.ckpt")
+        for number in (1, 2, 3)
+    ]
+    wait_until(lambda: any(path.exists() for path in others))
+    first.kill()
+    first.wait()
+    assert second.wait(200) == 0, Path("log.txt").read_text()
+    assert [(row["trial"], row["state"]) for row in trials()] == [
+        (number, "complete") for number in range(6)
+    ]
+    storage = optuna.storages.RDBStorage(server)
+    states = [
+        trial.state for trial in optuna.load_study(storage=storage, study_name="study").trials
+    ]
+    storage.remove_session()
+    storage.engine.dispose()
+    assert states.count(optuna.trial.TrialState.COMPLETE) == 6
+    assert optuna.trial.TrialState.RUNNING not in states
+    run(*command)  # is over
+    assert len(trials()) == 6

@@ -1,0 +1,90 @@
+"""The section ``space``: what is proposed lies in it, and what is wrong in it is said."""
+
+import itertools
+from typing import Any
+
+import optuna
+import pytest
+
+from proj.engine.tuning.space import assign, corners, flags, read_space, suggest
+from proj.errors import UserError
+
+SPACE = {
+    "a": {"choice": ["x", "y"]},
+    "b": {"log": [1e-4, 1e-1]},
+    "c": {"int": [1, 3], "when": {"a": "y"}},
+    "d": {"choice": [[1, 2], None, True], "when": {"a": ["x", "y"]}},
+    "e": {"log_int": [8, 512], "when": {"d": [[1, 2]]}},
+}
+
+
+def test_proposals_lie_in_the_space_and_come_only_where_their_conditions_hold() -> None:
+    space = read_space(SPACE)
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    seen = set()
+    for _ in range(100):
+        values = suggest(study.ask(), space)
+        assert 1e-4 <= values["b"] <= 1e-1
+        assert ("c" in values) == (values["a"] == "y")
+        assert values.get("c", 1) in (1, 2, 3)
+        assert ("e" in values) == (values["d"] == [1, 2])
+        seen.add((values["a"], str(values["d"]), values["b"] < 3e-3))
+    assert (
+        len(seen) == 2 * 3 * 2
+    )  # half of what is proposed on a log scale lies below the geometric mean
+
+
+def test_every_choice_and_every_end_comes_up_in_a_corner() -> None:
+    space = read_space(SPACE)
+    every = list(corners(space))
+    for parameter in space:
+        for value in parameter.values:
+            assert any(
+                parameter.key in corner and corner[parameter.key] == value for corner in every
+            ), parameter
+    possible = [
+        dict(zip(SPACE, values, strict=True))
+        for values in itertools.product(*(p.values for p in space))
+    ]
+    allowed = [
+        assign(space, lambda parameter, values=values: values[parameter.key]) for values in possible
+    ]
+    assert all(corner in allowed for corner in every)
+
+
+def test_flags_are_what_the_parser_reads() -> None:
+    assert flags({"a.b": [1, 2], "c": None, "d": "text", "e": True, "f": 1e-4}) == [
+        "--a.b",
+        "[1, 2]",
+        "--c",
+        "null",
+        "--d",
+        "text",
+        "--e",
+        "true",
+        "--f",
+        "0.0001",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("space", "said"),
+    [
+        (None, "expected keys of the experiment"),
+        ({"a": 3}, "expected one of float, log, int, log_int, choice"),
+        ({"a": {"log": [1, 2], "int": [1, 2]}}, "expected one of float"),
+        ({"a": {"chocie": [1]}}, "Did you mean 'choice'"),
+        ({"a": {"choice": []}}, "expected a list"),
+        ({"a": {"choice": [1, 1]}}, "expected different values"),
+        ({"a": {"log": ["1e-4", 1]}}, "write 1.0e-4"),
+        ({"a": {"log": [0, 1]}}, "above 0"),
+        ({"a": {"float": [2, 1]}}, "a larger one"),
+        ({"a": {"int": [1.5, 3]}}, "expected two numbers"),
+        ({"a": {"int": [1, 2, 3]}}, "expected two numbers"),
+        ({"a": {"int": [1, 2], "when": {"b": 1}}}, "a choice that stands before it"),
+        ({"b": {"choice": ["x"]}, "a": {"int": [1, 2], "when": {"b": "z"}}}, "some of its values"),
+    ],
+)
+def test_what_is_wrong_is_said(space: Any, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        read_space(space)

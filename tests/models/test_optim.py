@@ -1,0 +1,184 @@
+"""Freezing, learning rates by name, schedules, and starting from another run's weights."""
+
+import functools
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from conftest import Cli
+from proj.engine.runs.run import Run, find_run, read_checkpoint
+from proj.errors import UserError
+from proj.models.optim import freeze_matching, parameter_groups
+
+
+def net() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
+
+
+def test_groups_take_each_parameter_once_by_the_first_pattern() -> None:
+    model = net()
+    groups = parameter_groups(model, {"*.bias": 0.5, "2.*": 0.25})
+    assert [(len(g["params"]), g.get("lr")) for g in groups] == [(2, 0.5), (1, 0.25), (1, None)]
+    optimizer = torch.optim.SGD(groups, lr=0.1)
+    assert [g["lr"] for g in optimizer.param_groups] == [0.5, 0.25, 0.1]
+
+
+def test_frozen_parameters_are_in_no_group() -> None:
+    model = net()
+    freeze_matching(model, ["0.*"])
+    assert [p.requires_grad for p in model.parameters()] == [False, False, True, True]
+    assert sum(len(g["params"]) for g in parameter_groups(model, {})) == 2
+
+
+def test_patterns_without_effect_are_errors() -> None:
+    with pytest.raises(
+        UserError, match=r"matches '0.wight'; they are: 0.weight, 0.bias, 2.weight, 2.bias"
+    ):
+        parameter_groups(net(), {"0.wight": 0.1})
+    with pytest.raises(UserError, match="leaves no parameter to train"):
+        freeze_matching(net(), ["*"])
+
+
+def weights(run: Run, which: str = "last") -> dict[str, Any]:
+    return read_checkpoint(run.checkpoint(which))["state_dict"]
+
+
+def test_init_from_takes_what_fits_and_frozen_weights_stay(
+    experiment: Any, cli: Cli, work: Any
+) -> None:
+    config = experiment(
+        "multiclass", model={"net": {"class_path": "MLP", "init_args": {"hidden": [8, 8]}}}
+    )
+    cli("fit", "--config", config, "--name", "first")
+    out = cli(
+        "fit",
+        "--config",
+        config,
+        "--name",
+        "second",
+        "--init_from",
+        "first",
+        "--seed_everything",
+        "7",
+        "--model.net.hidden",
+        "[8, 5]",
+        "--model.freeze",
+        "['layers.2.*']",
+    )
+    first, second = (
+        weights(find_run(work / "lightning_logs", name)) for name in ("first", "second")
+    )
+    best = weights(find_run(work / "lightning_logs", "first"), "best")
+    assert torch.equal(second["net.layers.2.weight"], best["net.layers.2.weight"])
+    assert first.keys() == second.keys()
+    assert "5 of 8 tensors" in out  # mean, std, first layer, and the last bias
+    assert "net.layers.4.weight has shape [8, 8], the model's [5, 8]" in out
+
+
+def test_init_from_a_model_that_has_nothing_in_common_is_an_error(
+    experiment: Any, cli: Cli, work: Any
+) -> None:
+    config = experiment("multiclass")
+    torch.save({"state_dict": {"other": torch.zeros(1)}}, "other.ckpt")
+    assert "nothing in other.ckpt fits" in cli(
+        "fit", "--config", config, "--init_from", "other.ckpt", code=2
+    )
+    assert not (work / "lightning_logs").exists()
+
+
+def rates(run: Run) -> list[float]:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(run.path))
+    events.Reload()
+    tag = next(t for t in events.Tags()["scalars"] if t.startswith("lr-"))
+    return [e.value for e in events.Scalars(tag)]
+
+
+@pytest.mark.filterwarnings(
+    "ignore:A `OneCycleLR` scheduler is using 'interval'"
+)  # Lightning doubts it, rightly
+@pytest.mark.parametrize("interval", ["step", "epoch"])
+def test_a_schedule_of_open_length_fits_the_training(
+    interval: str, experiment: Any, cli: Cli, work: Any
+) -> None:
+    """The rates logged are those of a OneCycleLR stepped by hand for as long as the training lasts."""
+    scheduler = {"class_path": "OneCycleLR", "init_args": {"max_lr": 0.1}}
+    options = {"scheduler": scheduler, "scheduler_interval": interval, "optimizer": "SGD"}
+    config = experiment(
+        "multiclass", model=options, trainer={"max_epochs": 4, "accumulate_grad_batches": 2}
+    )
+    cli("fit", "--config", config)
+    batches_an_epoch = -(-84 // 16)
+    steps = 4 * -(-batches_an_epoch // 2) if interval == "step" else 4
+    by_hand = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer := torch.optim.SGD([nn.Parameter(torch.zeros(1))], 0.1), 0.1, total_steps=steps
+    )
+    expected = [by_hand.get_last_lr()[0]]
+    for _ in range(steps - 1):
+        optimizer.step()
+        by_hand.step()
+        expected.append(by_hand.get_last_lr()[0])
+    got = list(dict.fromkeys(rates(find_run(work / "lightning_logs", None))))
+    assert got == pytest.approx([v for v in expected if v in expected][: len(got)], rel=1e-5)
+    assert len(got) >= steps - 1
+
+
+def test_a_schedule_without_an_end_is_an_error(experiment: Any, cli: Cli) -> None:
+    scheduler = {"class_path": "OneCycleLR", "init_args": {"max_lr": 0.1}}
+    config = experiment(
+        "multiclass",
+        model={"scheduler": scheduler},
+        trainer={"max_epochs": -1, "max_time": "00:00:00:02"},
+    )
+    err = cli("fit", "--config", config, code=2)
+    assert "total_steps is not given" in err
+
+
+def test_rates_that_a_schedule_would_overrule_are_an_error(experiment: Any, cli: Cli) -> None:
+    scheduler = {"class_path": "OneCycleLR", "init_args": {"max_lr": 0.1}}
+    config = experiment(
+        "multiclass", model={"scheduler": scheduler, "learning_rates": {"layers.2.*": 1e-4}}
+    )
+    err = cli("fit", "--config", config, code=2)
+    assert (
+        "OneCycleLR sets one rate for all parameters, so that 0.0001 for 'layers.2.*' would have no effect"
+        in err
+    )
+
+
+def test_plateau_follows_its_metric(experiment: Any, cli: Cli, work: Any) -> None:
+    scheduler = {
+        "class_path": "ReduceLROnPlateau",
+        "init_args": {"monitor": "val/loss", "patience": 0, "threshold": 1e9},
+    }
+    config = experiment("multiclass", model={"scheduler": scheduler}, trainer={"max_epochs": 4})
+    cli("fit", "--config", config)
+    assert rates(find_run(work / "lightning_logs", None))[-1] < 1e-3
+    assert functools.reduce(
+        lambda a, b: b <= a and b, rates(find_run(work / "lightning_logs", None))
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "fused"),
+    [
+        ([], True),
+        (["AdamW"], True),
+        (["Adam", "--model.optimizer.fused", "false"], False),
+        (["Adam", "--model.optimizer.foreach", "true"], None),
+        (["SGD"], None),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_adam_is_fused_where_the_user_leaves_it_open(
+    options: list[str], fused: bool | None, experiment: Any, cli: Cli, work: Any
+) -> None:
+    flags = ["--model.optimizer", *options] if options else []
+    cli("fit", "--config", experiment(), "--trainer.max_epochs", "1", *flags)
+    checkpoint = read_checkpoint(
+        find_run(work / "lightning_logs", None).path / "checkpoints/last.ckpt"
+    )
+    assert checkpoint["optimizer_states"][0]["param_groups"][0]["fused"] is fused
