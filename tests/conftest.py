@@ -1,4 +1,4 @@
-"""What the tests share: a folder of their own to work in, the command line, and small data of every task."""
+"""Fixtures that the tests share: a working folder, the command line, small data for every task."""
 
 import importlib.util
 import json
@@ -16,36 +16,49 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
+import processes
 from proj.engine.cli import main
 from proj.schema import Schema
-
-torch.set_num_threads(1)  # the suite runs in two processes
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 QUIET = ["--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false"]
-Cli = Callable[..., int]
+Cli = Callable[..., Any]
+SERVER = pytest.StashKey[processes.Server]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if config.option.markexpr != "cuda":  # the other tests are about the CPU, and fork
+    """Prepare a process that runs tests, and start the server of processes once per session."""
+    if config.option.markexpr != "cuda":  # The other tests are about the CPU.
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    is_worker = hasattr(config, "workerinput")
+    if not is_worker:
+        config.stash[SERVER] = processes.Server()
+    if is_worker or not config.getoption("numprocesses", None):
+        # With xdist the first process only hands out tests: importing torch there takes seconds.
+        import torch
+
+        torch.set_num_threads(1)  # The suite runs in two processes.
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if SERVER in config.stash:
+        config.stash[SERVER].close()
 
 
 @pytest.fixture(autouse=True)
 def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Each test works in an empty folder, and what it imports from there is forgotten after it."""
+    """Change to an empty folder for each test, and forget the modules imported from there."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     yield tmp_path
-    here = [
+    imported = [
         name
         for name, module in sys.modules.items()
         if str(getattr(module, "__file__", None)).startswith(str(tmp_path))
     ]
-    for name in here:
+    for name in imported:
         del sys.modules[name]
 
 

@@ -1,4 +1,4 @@
-"""The experiment that is killed."""
+"""The experiment that the fault tests kill."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ def fit(experiment: Any) -> list[Any]:
                 "class_path": "engine.faults.victim.Noisy",
                 "init_args": {"hidden": [8], "dropout": 0.2},
             },
-            "steps_per_execution": 4,  # auto would measure, and not always come to the same
+            "steps_per_execution": 4,  # auto depends on measured times
         },
         data={"batch_size": 8},
         checkpoint={"every_seconds": None, "every_n_steps": 3, "monitor": "val/loss"},

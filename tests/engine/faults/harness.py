@@ -1,11 +1,9 @@
-"""Processes that are killed and go on, and what is left of them at the end."""
+"""Processes that are killed or stopped and then resumed, and digests of the runs they leave."""
 
 import hashlib
-import math
-import multiprocessing
 import os
 import signal
-import sys
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,17 +12,16 @@ import numpy as np
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import processes
 from conftest import QUIET
-from engine.faults.victim import reached
 from proj.engine import security
-from proj.engine.cli import main
-from proj.engine.evaluation import tensorboard
 from proj.engine.runs.run import read_checkpoint
 
 security.allow_package("engine.faults")
 
-# Names and paths of the run's own, which differ between two runs; and how often Lightning itself has stepped a schedule.
-OWN = (
+# Names and paths of the run itself, which differ between two runs, and the number of steps that
+# Lightning has made of a schedule.
+IGNORED_KEYS = (
     "dirpath",
     "best_model_path",
     "last_model_path",
@@ -35,79 +32,67 @@ OWN = (
 )
 
 
-def _call(args: list[str], log: Path) -> None:
-    reached.clear()  # what this process came by before it was forked
-    tensorboard.SECONDS = (
-        math.inf
-    )  # polars, used before the fork, hangs after it: no figures if a minute passes
-    sys.stdout = sys.stderr = log.open("a", buffering=1)
-    os.dup2(sys.stdout.fileno(), 2)
-    raise SystemExit(main([*args, *QUIET]))
-
-
 def attempt(
-    *args: Any, kill: str = "", by: Sequence[int] = (signal.SIGKILL,), after: float | None = None
+    *args: Any,
+    kill: str = "",
+    by: Sequence[int] = (signal.SIGKILL,),
+    after: float | None = None,
+    env: dict[str, str] | None = None,
 ) -> int:
-    """One process, from its start to its end; the exit code, negative for a signal. ``after`` seconds it is killed."""
-    os.environ |= {"KILL": kill, "SIGNALS": ",".join(str(int(number)) for number in by)}
-    process = multiprocessing.get_context("fork").Process(
-        target=_call, args=([str(a) for a in args], Path("log.txt"))
-    )
-    process.start()
+    """Run a command line and return its exit code, negative for a signal.
+
+    The process sends itself the signals ``by`` at the point ``kill``, as in ``"step:20"``; see
+    ``victim``. It is killed after ``after`` seconds.
+    """
+    signals = ",".join(str(int(number)) for number in by)
+    environment = {**os.environ, "KILL": kill, "SIGNALS": signals, **(env or {})}
+    flags = ["--allow", "engine.faults", *QUIET]
+    with Path("log.txt").open("a") as log:
+        process = processes.Process("proj", *args, *flags, env=environment, stdout=log, stderr=log)
     if after is not None:
-        process.join(after)
-        if process.is_alive():
+        try:
+            return process.wait(after)
+        except subprocess.TimeoutExpired:
             process.kill()
-    process.join(300)
-    del os.environ["KILL"], os.environ["SIGNALS"]
-    assert process.exitcode is not None, "it hangs"
-    return process.exitcode
+    return process.wait(300)
 
 
 def said() -> str:
-    """What all processes of a test have printed."""
+    """Return what all processes of a test have printed."""
     return Path("log.txt").read_text()
 
 
 def digest(name: str) -> dict[str, str]:
-    """SHA-256 of what a run has come to: weights, optimizer, schedules, callbacks, generators, curves."""
+    """Return SHA-256 of a run's weights, optimizer, schedules, callbacks, generators and curves."""
     run = Path("lightning_logs") / name
     last, best = (
         read_checkpoint(run / "checkpoints" / f"{which}.ckpt") for which in ("last", "best")
     )
-    parts = {
-        key: last[key]
-        for key in (
-            "state_dict",
-            "optimizer_states",
-            "lr_schedulers",
-            "callbacks",
-            "global_step",
-            "epoch",
-        )
-    }
+    keys = ("state_dict", "optimizer_states", "lr_schedulers", "callbacks", "global_step", "epoch")
+    parts = {key: last[key] for key in keys}
     parts |= {"best": best["state_dict"], "loops": last["loops"]["fit_loop"]}
     parts["curves"] = curves(name)
-    return {key: hashlib.sha256(_bytes(part)).hexdigest() for key, part in parts.items()}
+    return {key: hashlib.sha256(_to_bytes(part)).hexdigest() for key, part in parts.items()}
 
 
 def curves(name: str) -> dict[str, list[tuple[int, float]]]:
-    """What TensorBoard shows of a run: steps and values."""
+    """Return steps and values of a run's TensorBoard scalars, by tag."""
     events = EventAccumulator(f"lightning_logs/{name}", {"scalars": 0})
     events.Reload()
     return {
-        tag: [(e.step, e.value) for e in events.Scalars(tag)]
+        tag: [(event.step, event.value) for event in events.Scalars(tag)]
         for tag in sorted(events.Tags()["scalars"])
     }
 
 
-def _bytes(value: Any) -> bytes:
+def _to_bytes(value: Any) -> bytes:
     if isinstance(value, torch.Tensor):
         return f"{value.dtype} {list(value.shape)} ".encode() + value.numpy().tobytes()
     if isinstance(value, np.ndarray):
         return value.tobytes()
     if isinstance(value, dict):
-        return b"".join(f"{key}: ".encode() + _bytes(value[key]) for key in value if key not in OWN)
+        kept = {key: item for key, item in value.items() if key not in IGNORED_KEYS}
+        return b"".join(f"{key}: ".encode() + _to_bytes(item) for key, item in kept.items())
     if isinstance(value, list | tuple):
-        return b"".join(map(_bytes, value)) + b"; "
+        return b"".join(map(_to_bytes, value)) + b"; "
     return f"{value!r}, ".encode()

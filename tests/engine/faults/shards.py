@@ -39,7 +39,7 @@ class Rows(DataModule):
         }
         assert isinstance(every.x, torch.Tensor)
         assert every.y is not None
-        self.parts = {
+        self.splits = {
             name: Batch(every.x[part], every.y[part], every.row[part]) for name, part in of.items()
         }
         self.schema = Schema(

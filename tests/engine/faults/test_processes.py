@@ -5,7 +5,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -14,12 +13,12 @@ import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
 
-from conftest import ROOT, Cli
+import processes
+from conftest import Cli
 from engine.faults.harness import digest
 from engine.faults.shards import ROWS, TRAINED
 
-SHARDS = ["-m", "engine.faults.shards"]
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT / "tests"), "OMP_NUM_THREADS": "1"}
+SHARDS = "engine.faults.shards"
 TWO = [
     "--trainer.devices",
     "2",
@@ -39,7 +38,7 @@ def free_port() -> str:
 
 
 def torchrun(
-    *args: Any, nodes: int = 1, node: int = 0, port: str = "0", processes: int = 1
+    *args: Any, nodes: int = 1, node: int = 0, port: str = "0", nproc: int = 1
 ) -> list[str]:
     where = [
         "--nnodes",
@@ -52,12 +51,10 @@ def torchrun(
         port,
     ]
     return [
-        sys.executable,
-        "-m",
         "torch.distributed.run",
         *where,
         "--nproc-per-node",
-        str(processes),
+        str(nproc),
         *map(str, args),
     ]
 
@@ -66,9 +63,7 @@ def torchrun(
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What one process finds."""
     folder = tmp_path_factory.mktemp("alone")
-    subprocess.run(
-        [sys.executable, *SHARDS, folder, "1"], check=True, timeout=240, env=ENVIRONMENT, cwd=folder
-    )
+    processes.run(SHARDS, folder, "1", cwd=folder).check_returncode()
     return folder
 
 
@@ -78,8 +73,8 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_number_of_rows_gives_what_one_process_gives(
     world: int, alone: Path, work: Path
 ) -> None:
-    command = torchrun(*SHARDS, work, world, processes=world, port=free_port())
-    subprocess.run(command, check=True, timeout=240, env=ENVIRONMENT, cwd=work)
+    command = torchrun("-m", SHARDS, work, world, nproc=world, port=free_port())
+    processes.run(*command).check_returncode()
     together, single = (json.loads((folder / "found.json").read_text()) for folder in (work, alone))
     for rows in ROWS:
         for verb in ("test", "predict"):
@@ -98,20 +93,12 @@ def test_every_number_of_rows_gives_what_one_process_gives(
         assert found["val/accuracy"] == pytest.approx(found["by hand"], abs=1e-7)
 
 
-def started(command: list[str], work: Path) -> subprocess.Popen[str]:
+def started(command: list[str], work: Path) -> processes.Process:
     with (work / "out.txt").open("a") as out:
-        return subprocess.Popen(
-            command,
-            env=ENVIRONMENT,
-            cwd=work,
-            stdout=out,
-            stderr=out,
-            text=True,
-            start_new_session=True,
-        )
+        return processes.Process(*command, stdout=out, stderr=out)
 
 
-def ended(process: subprocess.Popen[str], work: Path) -> int:
+def ended(process: processes.Process, work: Path) -> int:
     try:
         code = process.wait(120)
     except subprocess.TimeoutExpired:
@@ -133,7 +120,7 @@ def two(experiment: Any) -> list[Any]:
         data={"batch_size": 4},
         checkpoint={"every_seconds": None, "every_n_steps": 20, "monitor": "val/loss"},
     )
-    return [sys.executable, "-m", "proj", "fit", "--config", str(config), *TWO]
+    return ["proj", "fit", "--config", str(config), *TWO]
 
 
 def test_two_processes_killed_or_stopped_come_to_the_same_bits(two: list[str], work: Path) -> None:
@@ -154,8 +141,6 @@ def test_two_processes_killed_or_stopped_come_to_the_same_bits(two: list[str], w
         status = json.loads((work / f"lightning_logs/{name}/manifest.json").read_text())["status"]
         assert status == ("running" if number == signal.SIGKILL else "stopped")
         go_on = [
-            sys.executable,
-            "-m",
             "proj",
             "fit",
             "--resume",
@@ -175,7 +160,7 @@ def test_two_nodes_of_torchrun_train_as_two_processes_here(
     assert ended(started([*two, "--name", "here"], work), work) == 0
     port, flags = (
         free_port(),
-        [*two[3:], "--name", "nodes", "--trainer.devices", "1", "--trainer.num_nodes", "2"],
+        [*two[1:], "--name", "nodes", "--trainer.devices", "1", "--trainer.num_nodes", "2"],
     )
     nodes = [
         started(torchrun("-m", "proj", *flags, nodes=2, node=node, port=port), work)

@@ -10,10 +10,6 @@ import pytest
 
 from engine.faults.harness import attempt, digest, said
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:This process .* is multi-threaded:DeprecationWarning"
-)
-
 
 def status(name: str) -> Any:
     return json.loads(Path(f"lightning_logs/{name}/manifest.json").read_text())["status"]

@@ -1,9 +1,6 @@
-"""A study that takes a second a trial, in processes of its own."""
+"""A study whose trials take a second, run in processes of its own."""
 
 import json
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,13 +10,7 @@ import polars as pl
 import pytest
 import yaml
 
-from conftest import ROOT
-
-ENVIRONMENT = {
-    **os.environ,
-    "OMP_NUM_THREADS": "1",
-    "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT / "tests")]),
-}
+import processes
 
 
 @pytest.fixture
@@ -53,22 +44,14 @@ def study(experiment: Any) -> Callable[..., list[str]]:
     return write
 
 
-def start(*args: str) -> subprocess.Popen[str]:
+def start(*args: str) -> processes.Process:
     with Path("log.txt").open("a") as log:
-        return subprocess.Popen(
-            [sys.executable, "-m", "proj", *args],
-            env=ENVIRONMENT,
-            stdout=log,
-            stderr=log,
-            text=True,
-        )
+        return processes.Process("proj", *args, stdout=log, stderr=log)
 
 
 def run(*args: str, code: int = 0) -> str:
     """A command line in a process of its own; what it printed."""
-    done = subprocess.run(
-        [sys.executable, "-m", "proj", *args], env=ENVIRONMENT, capture_output=True, text=True
-    )
+    done = processes.run("proj", *args)
     assert done.returncode == code, f"{done.returncode}: {done.stdout}\n{done.stderr}"
     return done.stdout if code == 0 else done.stderr
 
