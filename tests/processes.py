@@ -21,12 +21,13 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
 REAL_PYTHON = sys.executable
 FOLDER = "PROJ_TEST_SERVER"  # the variable with the folder of the socket and the stand-in
+BLANK_FIGURES = "PROJ_TEST_BLANK_FIGURES"  # the variable that makes processes render blank figures
 TESTS = Path(__file__).parent
 
 # Runs without site-packages, which takes 20 ms. Options other than `-u -m MODULE` are left to the
@@ -146,6 +147,23 @@ def stand_in() -> str:
     return f"{os.environ[FOLDER]}/python"
 
 
+def render_blank_figures(set_attribute: Callable[[Any, str, Any], None] = setattr) -> None:
+    """Replace the rendering of Matplotlib: SVG files are empty and pixels are blank."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    savefig = Figure.savefig
+
+    def save_blank(figure: Figure, file: Any, **options: Any) -> None:
+        if options.get("format") == "svg":
+            file.write('<svg viewBox="0 0 1 1"></svg>')
+        else:
+            savefig(figure, file, **options)
+
+    set_attribute(Figure, "savefig", save_blank)
+    set_attribute(FigureCanvasAgg, "draw", lambda canvas: canvas.get_renderer())
+
+
 # The server
 
 
@@ -162,7 +180,7 @@ class Server:
         listener = socket.socket(socket.AF_UNIX)
         listener.bind(address)
         listener.listen(64)
-        one_thread = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+        one_thread = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
         self.process = subprocess.Popen(
             [REAL_PYTHON, __file__, str(listener.fileno())],
             stdin=subprocess.PIPE,
@@ -238,7 +256,7 @@ def serve(listener: socket.socket) -> dict[str, Any]:
     prepared = False
     while True:
         ready = [key.fileobj for key, _ in selector.select()]
-        # Whoever asked and is gone comes before new requests: a process that takes the place of a
+        # A stand-in that was killed is handled before new requests: a process that replaces the
         # killed one must not meet it.
         for process, connection in list(processes.items()):
             if connection in ready:
@@ -278,10 +296,8 @@ def _report(
 ) -> None:
     connection = processes.pop(process)
     selector.unregister(connection)
-    try:
+    with contextlib.suppress(OSError):  # The process that asked may be gone.
         connection.sendall(f"{status}\n".encode())
-    except OSError:
-        pass  # Whoever asked is gone.
     connection.close()
 
 
@@ -301,8 +317,8 @@ def become(request: dict[str, Any]) -> str:
     os.chdir(request["cwd"])
     os.environ.clear()
     os.environ.update(request["env"])
-    sys.stdin, sys.stdout = open(0), open(1, "w")
-    sys.stderr = open(2, "w", buffering=1)
+    sys.stdin, sys.stdout = os.fdopen(0), os.fdopen(1, "w")
+    sys.stderr = os.fdopen(2, "w", buffering=1)
     module, *arguments = request["arguments"]
     sys.argv = [module, *arguments]
     sys.executable = stand_in()
@@ -314,6 +330,8 @@ def become(request: dict[str, Any]) -> str:
     rank_zero_only.rank = _get_rank() or 0
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     np.random.seed()
+    if os.environ.get(BLANK_FIGURES):
+        render_blank_figures()
     return module
 
 
