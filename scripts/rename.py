@@ -72,9 +72,7 @@ def main() -> None:
         f"Renamed {OLD} to {name}. Delete .venv and src/*.egg-info and install the package again, "
         "or run: make format test"
     )
-    print(
-        "Runs that exist already name the old classes: keep a clone to use them, or train again."
-    )
+    print("Runs that exist already name the old classes: keep a clone to use them, or train again.")
 
 
 if __name__ == "__main__":

@@ -161,7 +161,10 @@ def experiment(work: Path) -> Callable[..., Path]:
                 "class_path": MODELS[task],
                 "init_args": {"net": {"class_path": "MLP", "init_args": {"hidden": [8]}}},
             },
-            "data": {"class_path": "Arrays", "init_args": {"path": "data.npz", "batch_size": 16}},
+            "data": {
+                "class_path": "ArrayDataModule",
+                "init_args": {"path": "data.npz", "batch_size": 16},
+            },
         }
         for name, values in sections.items():
             target = (

@@ -6,8 +6,6 @@ from pathlib import Path
 from signal import SIGINT, SIGTERM
 from typing import Any
 
-import pytest
-
 from engine.faults.harness import attempt, digest, said
 
 
