@@ -1,4 +1,4 @@
-"""Each shipped experiment runs through `fit`, `test` and `predict`; two reach a minimum accuracy."""
+"""Each shipped experiment runs through `fit`, `test` and `predict`, with the expected accuracy."""
 
 import json
 import shutil
