@@ -1,5 +1,6 @@
 """Fixtures that the tests share: a working folder, the command line, small data for every task."""
 
+import gc
 import importlib.util
 import json
 import os
@@ -49,9 +50,18 @@ def pytest_configure(config: pytest.Config) -> None:
         config.stash[SERVER] = processes.Server()
     if is_worker or not config.getoption("numprocesses", None):
         # With xdist the first process only hands out tests: importing torch there takes seconds.
+        # The garbage collector would look through the imported modules again and again.
+        gc.disable()
         import torch
 
         torch.set_num_threads(1)  # The suite runs in two processes.
+
+
+def pytest_collection_finish() -> None:
+    """Exclude what was imported so far from garbage collection."""
+    gc.collect()
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

@@ -335,7 +335,7 @@ def become(request: dict[str, Any]) -> str:
     # What the packages read from the environment when they were imported.
     tempfile.tempdir = None
     rank_zero_only.rank = _get_rank() or 0
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    torch.set_num_threads(1)  # The suite runs in two processes, each of which may start several.
     np.random.seed()
     if os.environ.get(BLANK_FIGURES):
         render_blank_figures()
