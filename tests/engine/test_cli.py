@@ -17,7 +17,7 @@ from proj.engine.cli import main
 from proj.errors import UserError
 
 NO_TORCH = (
-    "import sys; from {package}.cli import main; code = main({args}); "
+    "import sys; from {package}.engine.cli import main; code = main({args}); "
     "assert not {{'torch', 'lightning', 'numpy'}} & set(sys.modules), 'heavy imports'; sys.exit(code)"
 )
 
@@ -197,7 +197,7 @@ WRONG_FLAGS = [
     ),
     (
         ["--config", "experimnt.yaml"],
-        "got experimnt.yaml, which is no file. Did you mean 'experiment.yaml'?",
+        "got experimnt.yaml, which does not exist. Did you mean 'experiment.yaml'?",
     ),
     (
         ["--ckpt_path", "nowhere.ckpt"],
