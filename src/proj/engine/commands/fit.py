@@ -14,15 +14,7 @@ from proj.engine.config.arguments import Arguments, read_arguments
 from proj.engine.config.experiment import ExperimentCLI, first_process
 from proj.engine.evaluation.tensorboard import FigureLogger
 from proj.engine.exit_codes import as_user_error, signal_exit_codes
-from proj.engine.runs.run import (
-    Run,
-    atomic_write,
-    check_name,
-    create_run,
-    find_run,
-    list_runs,
-    lock_run,
-)
+from proj.engine.runs.run import Run, atomic_write, check_name, create_run, lock_run
 from proj.engine.training.data_checks import check_data
 from proj.engine.training.initial_weights import checkpoint_to_continue, initial_weights
 from proj.engine.training.lr_find import find_learning_rate
@@ -49,8 +41,7 @@ def fit(
     """
     arguments = read_arguments(args, "fit")
     if arguments.resume is not None:
-        resume(arguments, args, [FigureLogger(), *callbacks])
-        return _resumed_run(arguments)
+        return resume(arguments, args, [FigureLogger(), *callbacks])
     experiment, lr_figure = parse_experiment(arguments)
     return train_experiment(experiment, args, folder, callbacks, lr_figure)
 
@@ -99,13 +90,6 @@ def train_experiment(
     with lock_run(run):
         train(cli, run, ["fit", *args], callbacks, checkpoint)
     return run
-
-
-def _resumed_run(arguments: Arguments) -> Run:
-    """Return the run that ``--resume`` names; a resumed run keeps its place in the list of runs."""
-    if arguments.resume:
-        return find_run(arguments.root, arguments.resume)
-    return list_runs(arguments.root)[0]
 
 
 def _fast_dev_run(cli: ExperimentCLI, callbacks: list[Callback], checkpoint: Path | None) -> None:
