@@ -1,4 +1,4 @@
-"""Training from Python: `proj.fit` and `proj.load`, as in the guide, in scripts and in notebooks."""
+"""Training from Python: `proj.fit` and `proj.load`, in scripts and in notebooks."""
 
 import subprocess
 import sys

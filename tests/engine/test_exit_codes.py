@@ -50,12 +50,8 @@ def test_debug_raises_the_users_errors() -> None:
 
 def test_errors_of_user_code_say_what_failed_and_where() -> None:
     """A user would see neither the reason nor the line."""
-    with (
-        pytest.raises(
-            UserError, match=r"^the net \(test_exit_codes.py, line \d+\): no such key\. "
-        ),
-        as_user_error("the net"),
-    ):
+    message = r"^the net \(test_exit_codes.py, line \d+\): no such key\. "
+    with pytest.raises(UserError, match=message), as_user_error("the net"):
         raise RuntimeError("no such\nkey!")
     with pytest.raises(TrainingError), as_user_error("the net"):
         raise TrainingError("failed")
@@ -93,11 +89,13 @@ def test_stop_signals_reach_the_handler_and_only_inside() -> None:
     """Ctrl-C would stop a study without saving, or be ignored for good afterwards."""
     numbers: list[int] = []
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-    with pytest.raises(ZeroDivisionError), stop_signals(numbers.append):
+    with stop_signals(numbers.append):
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGINT)
-        raise ZeroDivisionError
     assert numbers == [signal.SIGTERM, signal.SIGINT]
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+    with pytest.raises(ZeroDivisionError), stop_signals(numbers.append):
+        raise ZeroDivisionError
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
 
 
