@@ -7,6 +7,7 @@ from importlib import import_module
 from types import ModuleType
 
 from proj.engine import PACKAGE, security
+from proj.engine.config.options import COMMON_OPTIONS
 from proj.engine.exit_codes import exit_code
 from proj.errors import UserError, nearest
 
@@ -107,9 +108,9 @@ def _take_allow(args: list[str]) -> list[str]:
 
 def _help() -> str:
     verbs = "\n".join(f"  {verb:10}{description}" for verb, (_, description) in VERBS.items())
+    common = "\n".join(f"  {option.usage:18}{option.help}" for option in COMMON_OPTIONS)
     return (
         f"usage: python -m {PACKAGE} VERB [--config FILE] [--KEY VALUE]\n\n{verbs}\n\n"
-        f"`python -m {PACKAGE} VERB --help` lists the options of a verb.\n"
-        "--debug shows the traceback of an error.\n"
-        "--allow PACKAGE lets a config name classes of that package."
+        f"`python -m {PACKAGE} VERB --help` lists the options of a verb. Every verb also takes:\n\n"
+        f"{common}"
     )

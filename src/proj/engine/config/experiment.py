@@ -113,7 +113,11 @@ class ExperimentCLI(LightningCLI):
                 parser.add_argument(f"--{option.name}", action="store_true", help=option.help)
             else:
                 parser.add_argument(
-                    f"--{option.name}", type=option.type, default=None, help=option.help
+                    f"--{option.name}",
+                    type=option.type,
+                    default=None,
+                    help=option.help,
+                    metavar=option.metavar or None,
                 )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:

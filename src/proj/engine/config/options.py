@@ -20,6 +20,7 @@ class Option:
         recorded: keep a value that is set in the run's ``config.yaml``.
         selects_run: read it before the experiment, because it decides which experiment is read.
         value_optional: the flag may stand without a value.
+        metavar: name of the value in the help; the option's name in capitals by default.
     """
 
     name: str
@@ -28,10 +29,19 @@ class Option:
     recorded: bool = False
     selects_run: bool = False
     value_optional: bool = False
+    metavar: str = ""
 
     @property
     def is_switch(self) -> bool:
         return self.type is bool
+
+    @property
+    def usage(self) -> str:
+        """The flag with its value: ``--debug``, ``--run RUN``, ``--resume [RUN]``."""
+        metavar = self.metavar or self.name.upper()
+        if self.is_switch:
+            return f"--{self.name}"
+        return f"--{self.name} [{metavar}]" if self.value_optional else f"--{self.name} {metavar}"
 
 
 _INIT_FROM = Option(
@@ -50,7 +60,9 @@ _CKPT_PATH = Option("ckpt_path", "Checkpoint to use: best (the default), last, o
 # Every verb takes these; `cli` reads them before it calls the verb.
 COMMON_OPTIONS = (
     Option("debug", "Show the traceback of an error.", bool),
-    Option("allow", "Allow configs and checkpoints to name classes of this package."),
+    Option(
+        "allow", "Let configs and checkpoints name the contents of a package.", metavar="PACKAGE"
+    ),
 )
 
 OPTIONS: dict[str, tuple[Option, ...]] = {
@@ -63,6 +75,7 @@ OPTIONS: dict[str, tuple[Option, ...]] = {
             "Resume an existing run in its own folder; without a value, the newest run.",
             selects_run=True,
             value_optional=True,
+            metavar="RUN",
         ),
         Option("lr_find", "Find a learning rate first, and train with it.", bool),
     ),
