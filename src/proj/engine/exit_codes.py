@@ -1,10 +1,13 @@
 """What becomes of exceptions: one sentence for the user, or the exit code of a signal."""
 
 import errno
+import signal
+import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -63,3 +66,24 @@ def signal_exit_codes(trainer: Trainer) -> Iterator[None]:
         raise TrainingError(
             f"the disk takes no more: {error}; the checkpoints written before are whole."
         ) from error
+
+
+@contextmanager
+def stop_signals(handler: Callable[[int], None]) -> Iterator[None]:
+    """Call ``handler`` with the number of each SIGINT and SIGTERM; restore the old handlers at the end.
+
+    Python allows signal handlers in the main thread only; in other threads this does nothing.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def handle(number: int, frame: Any) -> None:
+        handler(number)
+
+    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, previous_handler in previous.items():
+            signal.signal(number, previous_handler)

@@ -69,6 +69,25 @@ def evaluating(net: nn.Module) -> Iterator[None]:
             module.training = True
 
 
+@contextmanager
+def leaf_hooks(net: nn.Module, hook: Callable[[str, nn.Module, Any, Any], None]) -> Iterator[None]:
+    """Call ``hook(name, module, inputs, output)`` after the forward of each leaf module."""
+
+    def bind(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        return lambda module, inputs, output: hook(name, module, inputs, output)
+
+    handles = [
+        module.register_forward_hook(bind(name))
+        for name, module in net.named_modules()
+        if not list(module.children())
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 def check_task(task: Task, schema: Schema, model: str) -> None:
     """Raise UserError unless the data's targets are of the model's task."""
     if schema.task != task:

@@ -169,7 +169,7 @@ def test_the_same_bits_for_every_block_and_after_a_resume(experiment: Any, cli: 
         ),
         (
             ["--model.net", "mine.Printing"],
-            "steps are not compiled: torch cannot (GuardOnDataDependent",
+            "steps are not compiled: torch cannot compile the net (GuardOnDataDependent",
         ),
         (
             ["--trainer.accumulate_grad_batches", "2"],

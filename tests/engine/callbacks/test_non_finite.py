@@ -99,7 +99,7 @@ def test_an_extreme_input_is_named_in_the_step_that_has_it(experiment: Any, cli:
         code=3,
     )
     assert re.search(
-        r"step \d+ \(epoch \d\) came to a number that is not finite, first in the", message
+        r"step \d+ \(epoch \d\) gave a number that is not finite, first in the", message
     )
 
 
@@ -135,4 +135,4 @@ class Data(LightningDataModule):
         "1",
     ]
     message = cli("fit", *flags, "--early_stopping.patience", "null", code=3)
-    assert "step 4 (epoch 0) came to a number that is not finite, first in the loss" in message
+    assert "step 4 (epoch 0) gave a number that is not finite, first in the loss" in message

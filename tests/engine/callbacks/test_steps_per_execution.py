@@ -195,7 +195,7 @@ def test_a_table_and_an_ensemble_too(cli: Cli) -> None:
         ),
         (
             ["--trainer.callbacks", "mine.Counts"],
-            "Counts has a on_train_batch_end, and batches come one by one to that",
+            "Counts has a on_train_batch_end, which needs single batches",
         ),
         (
             ["--trainer.callbacks", "EMAWeightAveraging"],
@@ -203,7 +203,7 @@ def test_a_table_and_an_ensemble_too(cli: Cli) -> None:
         ),
         (["--model", "mine.Own"], "Own has a training_step of its own"),
         (["--data", "mine.Moved"], "Moved has a on_after_batch_transfer of its own"),
-        (["--model.optimizer", "LBFGS"], "LBFGS may want to see the loss of a step several times"),
+        (["--model.optimizer", "LBFGS"], "LBFGS may compute the loss of a step several times"),
     ],
     ids=lambda value: value[1] if isinstance(value, list) else "",
 )
@@ -213,7 +213,7 @@ def test_what_needs_single_steps_gets_them(
 ) -> None:
     Path("mine.py").write_text("""
 from lightning.pytorch import Callback
-from proj.data.arrays import Arrays
+from proj.data.arrays import ArrayDataModule
 from proj.models.classification import MulticlassClassifier
 
 class Counts(Callback):
@@ -224,7 +224,7 @@ class Own(MulticlassClassifier):
     def training_step(self, batch, batch_idx):
         return super().training_step(batch, batch_idx)
 
-class Moved(Arrays):
+class Moved(ArrayDataModule):
     def on_after_batch_transfer(self, batch, dataloader_idx):
         return batch
 """)

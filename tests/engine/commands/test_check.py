@@ -26,9 +26,9 @@ def test_a_good_experiment_is_told_its_layers_loss_and_costs(experiment: Any, cl
     assert "[16, 8]" in out  # a hidden layer's output
     y = np.load("data.npz")["y"]
     chance = log_loss(y, DummyClassifier().fit(y, y).predict_proba(y))
-    assert abs(float(out.split("targets alone: ")[1].split()[0]) - chance) < 0.02
-    assert "16 rows are learned by heart" in out
-    assert "44 steps an epoch" in out  # 700 rows by 16
+    assert abs(float(out.split("best constant prediction: ")[1].split()[0]) - chance) < 0.02
+    assert "the net learned 16 rows in" in out
+    assert "44 steps per epoch" in out  # 700 rows by 16
     assert not Path("lightning_logs").exists()
 
 
@@ -53,7 +53,7 @@ class Odd(nn.Module):
     assert "the loss at the start is" in said
     flags = ["--config", config, "--model.net", "odd.Odd", "--strict"]
     assert "--strict: expected no findings, got 3" in cli("check", *flags, code=2)
-    assert "the val part has 18 rows: a share of them is known to some 23 points" in cli(
+    assert "± 23 percentage points" in cli(
         "check", "--config", config
     )
 

@@ -168,7 +168,7 @@ def test_pictures_are_changed_the_same_way(work: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers")
-@pytest.mark.filterwarnings("default:the data come from a loader without a state")
+@pytest.mark.filterwarnings("default:the training data loader has no state_dict")
 def test_with_a_users_own_loader_it_goes_on_at_the_end_of_an_epoch(
     fit: list[Any], cli: Cli
 ) -> None:
@@ -189,7 +189,7 @@ class Own(LightningDataModule):
     fit += ["--data", "own.Own", *net, "--checkpoint.every_n_steps", "1"]
     check(fit, [["epoch start:3"], ["validation end:2"]])
     assert attempt(*fit, "--name", "killed", kill="epoch end:2") == -9
-    with pytest.warns(UserWarning, match="training goes on at the end of an epoch"):
+    with pytest.warns(UserWarning, match="training resumes at the end of an epoch"):
         cli("fit", "--resume", "killed")
 
 
@@ -257,14 +257,14 @@ def test_a_schedule_cannot_be_stretched(experiment: Any, cli: Cli) -> None:
 
 
 def test_nothing_to_go_on_with_is_an_error(experiment: Any, cli: Cli) -> None:
-    assert "expected a run to go on with, there is none" in cli("fit", "--resume", code=2)
+    assert "expected a run to resume, there is none" in cli("fit", "--resume", code=2)
     cli("fit", "--config", experiment(), "--name", "here")
     assert "no run there in" in cli("fit", "--resume", "there", code=2)
-    assert "leave out --name" in cli("fit", "--resume", "here", "--name", "other", code=2)
+    assert "remove --name" in cli("fit", "--resume", "here", "--name", "other", code=2)
     checkpoints = Path("lightning_logs/here/checkpoints")
     for path in checkpoints.glob("*.ckpt"):
         path.unlink()
-    assert "none is there" in cli("fit", "--resume", "here", "--trainer.max_epochs", "3", code=2)
+    assert "there is none" in cli("fit", "--resume", "here", "--trainer.max_epochs", "3", code=2)
 
 
 def test_changed_data_are_an_error(experiment: Any, cli: Cli) -> None:
@@ -284,13 +284,13 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(fit: list[Any], cli: Cli)
     content[len(content) // 2] ^= 4
     last.write_bytes(content)
     assert attempt("fit", "--resume", "hurt") == 0
-    assert "last.ckpt is damaged: passed over" in said()
+    assert "last.ckpt is damaged: skipped" in said()
     assert "resumed: lightning_logs/hurt/checkpoints/previous.ckpt" in said()
     assert digest("hurt") == digest("whole")
     for path in last.parent.glob("*.ckpt"):
         path.write_bytes(path.read_bytes()[:-1])
     assert attempt("fit", "--resume", "hurt", "--trainer.max_epochs", "5") == 2
-    assert "none is whole" in said()
+    assert "none is intact" in said()
 
 
 def test_a_run_in_training_cannot_be_resumed_by_another(fit: list[Any], cli: Cli) -> None:

@@ -223,8 +223,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ),
     ({"thresholds": {"yes": 1.2}}, "got {'yes': 1.2};"),
     ({"thresholds": [0.5]}, "got [0.5];"),
-    ({"thresholds": {"no": 0.5}}, "expected thresholds for ['yes'], got some for ['no'];"),
-    ({"thresholds": {"yes": 0.5, "no\n": 0.5}}, "got some for ['yes', 'no\\n'];"),
+    ({"thresholds": {"no": 0.5}}, "expected thresholds for ['yes'], got thresholds for ['no'];"),
+    ({"thresholds": {"yes": 0.5, "no\n": 0.5}}, "got thresholds for ['yes', 'no\\n'];"),
     (
         {"thresholds": None, "temperature": None},
         "expected a temperature or thresholds, got neither;",
@@ -261,7 +261,7 @@ def test_a_damaged_file_is_an_error_that_says_what_to_do(experiment: Any, cli: C
     ("task", "message"),
     [
         ("regression", "expected a model of classes or labels, got one of numbers;"),
-        ("multiclass", "expected no thresholds for several classes, got some for ['yes'];"),
+        ("multiclass", "expected no thresholds for several classes, got thresholds for ['yes'];"),
     ],
 )
 def test_a_file_for_another_task_is_an_error(

@@ -155,7 +155,7 @@ def test_names_and_the_newest_finished_run(experiment: Any, cli: Cli) -> None:
     assert [r.path.name for r in list_runs(LOGS)] == ["unfinished", "ant", "zebra"]
     assert "run: lightning_logs/ant" in cli("test")
     assert "Did you mean 'zebra'" in cli("test", "--run", "zebr", code=2)
-    assert "there is a run lightning_logs/ant already" in cli(
+    assert "the run lightning_logs/ant exists already" in cli(
         "fit", "--config", config, "--name", "ant", code=2
     )
     assert "--name: expected up to 100 letters, digits" in cli(
@@ -204,7 +204,7 @@ def test_another_split_than_at_training_is_told(experiment: Any, cli: Cli, capsy
 def test_a_run_that_is_not_finished_is_told(experiment: Any, cli: Cli, capsys: Any) -> None:
     cli("fit", "--config", experiment())
     find_run(LOGS, None).write_manifest(status="failed")
-    assert "1 runs in lightning_logs, none finished" in cli("test", code=2)
+    assert "1 run in lightning_logs, none finished" in cli("test", code=2)
     assert main(["test", "--run", "version_0"]) == 0
     assert "version_0 is not finished, its status is failed" in capsys.readouterr().err
     (LOGS / "version_0/manifest.json").write_text("{")
