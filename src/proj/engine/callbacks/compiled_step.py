@@ -31,6 +31,15 @@ STATE_KEYS = {
 }
 UNSUPPORTED_OPTIONS = ("amsgrad", "maximize", "differentiable", "dampening")
 
+# Guards and asserts take half of the time, and nothing that they check can change during training.
+# With `fallback_random`, dropout draws the same numbers as in eager steps.
+COMPILE_OPTIONS: dict[str, Any] = {
+    "guard_filter_fn": lambda guards: [False] * len(guards),
+    "size_asserts": False,
+    "alignment_asserts": False,
+    "fallback_random": True,
+}
+
 # Steps for the comparison of compiled and eager steps, and the measurements of the step's time.
 COMPARED_STEPS = 2
 TIMINGS, STEPS_PER_TIMING = 5, 20
@@ -233,15 +242,7 @@ def _compile(model: Any, optimizer: Optimizer, clip: Clip | None) -> Callable[..
     # Dynamo caches compiled code by code object. Without guards it would use the code of another
     # model, so each model gets a code object of its own.
     step.__code__ = step.__code__.replace()
-    # Guards and asserts take half of the time, and nothing that they check can change here. With
-    # `fallback_random`, dropout draws the same numbers as in eager steps.
-    options: dict[str, Any] = {
-        "guard_filter_fn": lambda guards: [False] * len(guards),
-        "size_asserts": False,
-        "alignment_asserts": False,
-        "fallback_random": True,
-    }
-    return torch.compile(step, fullgraph=True, options=options)
+    return torch.compile(step, fullgraph=True, options=COMPILE_OPTIONS)
 
 
 def _clipped(gradient: Tensor, norm: Tensor, clip: Clip | None) -> Tensor:

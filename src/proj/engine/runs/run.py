@@ -356,13 +356,7 @@ def record_manifest(
 ) -> Iterator[None]:
     """Write the manifest at the start of training, and its status and time at the end.
 
-    Args:
-        run: the run.
-        command: the command line.
-        seed: the seed of the random generators.
-        fingerprint: hash of the data.
-        device: the device of this process.
-        resumed: keep command and start time of the run, and add the time of this resume.
+    A resumed run keeps its command and start time, and the time of the resume is added.
     """
     if resumed:
         start: dict[str, Any] = {"resumed": [*run.manifest.get("resumed", []), _now()]}

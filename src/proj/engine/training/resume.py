@@ -64,10 +64,8 @@ def resume(arguments: Arguments, args: list[str], callbacks: Sequence[Callback] 
     run = _find_run(arguments)
     recorded = run.config
     cli = ExperimentCLI("fit", [recorded, *arguments.configs], arguments.flags)
-    # A recorded config has no `init_from` if it was not used.
-    changes = differences(
-        {**recorded, "init_from": cli.experiment.get("init_from")}, cli.experiment
-    )
+    initial = {"init_from": cli.experiment.get("init_from")}  # The run may have none recorded.
+    changes = differences({**recorded, **initial}, cli.experiment)
     _check_options(cli)
     _check_changes(run, cli, changes)
     is_longer = any(line.startswith(LENGTH_SETTINGS) for line in changes)
@@ -78,7 +76,6 @@ def resume(arguments: Arguments, args: list[str], callbacks: Sequence[Callback] 
         )
         return run
     path, checkpoint = newest_checkpoint(run)
-    check_resumable(checkpoint, path)
     _check_epochs(run, cli, checkpoint)
     _restore_schema(cli, checkpoint)
     command = ["fit", *args]
@@ -93,8 +90,8 @@ def resume(arguments: Arguments, args: list[str], callbacks: Sequence[Callback] 
             console.say(f"not as recorded: {line}")
         if changes:
             atomic_write(run.path / "config.yaml", lambda file: file.write(cli.as_yaml().encode()))
-        epoch, step = checkpoint["epoch"], checkpoint["global_step"]
-        console.say(f"resumed: {path} of epoch {epoch}, step {step}")
+        progress = f"epoch {checkpoint['epoch']}, step {checkpoint['global_step']}"
+        console.say(f"resumed: {path} of {progress}")
         train(cli, run, command, callbacks, path, resumed=True)
     return run
 
@@ -102,7 +99,8 @@ def resume(arguments: Arguments, args: list[str], callbacks: Sequence[Callback] 
 def newest_checkpoint(run: Run) -> tuple[Path, dict[str, Any]]:
     """Return the newest intact checkpoint for a resume, and its content.
 
-    Damaged ones are skipped with a warning. Raises UserError if none is left.
+    Damaged ones are skipped with a warning. Raises UserError if none is left, or if another version
+    wrote it.
     """
     folder = run.path / "checkpoints"
     paths = [path for name in (LAST, PREVIOUS) if (path := folder / name).is_file()]
@@ -110,7 +108,9 @@ def newest_checkpoint(run: Run) -> tuple[Path, dict[str, Any]]:
     has_plugins = bool(run.config["trainer"].get("plugins"))
     for path in paths:
         if checkpoint_file.is_whole(path) or has_plugins:
-            return path, read_checkpoint(path)
+            checkpoint = read_checkpoint(path)
+            check_resumable(checkpoint, path)
+            return path, checkpoint
         if first_process():
             console.warn(f"{path} is damaged: skipped.")
     problem = "none is intact" if paths else "there is none"

@@ -31,8 +31,6 @@ def train(
     """Train into the run's folder.
 
     Args:
-        cli: the experiment.
-        run: the run, whose folder exists.
         command: the command line, for the manifest.
         callbacks: callbacks beside those of the experiment.
         checkpoint: training continues from it; None starts anew.
@@ -40,8 +38,7 @@ def train(
     """
     first_step = read_checkpoint(checkpoint)["global_step"] if checkpoint else 0
     purge_step = first_step + 1 if resumed else None
-    all_callbacks = [*cli.fit_callbacks(run.path), *callbacks]
-    trainer = cli.build_trainer(run.path, all_callbacks, purge_step)
+    trainer = cli.build_trainer(run.path, [*cli.fit_callbacks(run.path), *callbacks], purge_step)
     device = trainer.strategy.root_device
     keep_freed_memory(device)
     if not first_process():
