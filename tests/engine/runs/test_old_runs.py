@@ -64,7 +64,7 @@ def test_a_resume_of_an_old_checkpoint_is_refused(name: str, cli: Cli) -> None:
     run = Path("lightning_logs") / name
     before = (run / "manifest.json").read_text()
     message = "expected a checkpoint of this version of proj, got one of another version"
-    said = cli("fit", "--resume", name, "--trainer.max_epochs", "9", code=2)
+    said = cli("fit", "--resume", name, "--trainer.max_time", "00:00:10:00", code=2)
     assert f"{run}/checkpoints/last.ckpt: {message}" in said
     assert "start a new run from its weights with --init_from" in said
     flags = ["--config", run / "config.yaml", "--trainer.max_epochs", "9"]

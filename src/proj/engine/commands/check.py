@@ -173,9 +173,14 @@ def _check_initial_loss(model: Model, loss: float) -> Iterator[Finding]:
 
 
 def _constant_loss(model: Model) -> float | None:
-    """Return the mean loss of the best constant prediction; None if the schema has no counts."""
+    """Return the mean loss of the best constant prediction.
+
+    None if the schema has no counts, or if the experiment names a loss of its own.
+    """
     schema = model.schema
     assert schema is not None
+    if model.loss is not None:
+        return None
     if schema.task == "regression":
         if getattr(model, "standardize_target", False):
             return 1.0
