@@ -136,7 +136,7 @@ def test_a_compiled_step_is_as_eager_ones_but_for_rounding(experiment: Any, cli:
 def test_what_is_not_finite_ends_with_3(experiment: Any, cli: Cli) -> None:
     optimizer = {"class_path": "SGD", "init_args": {"lr": 1e30}}
     config = experiment("regression", model={"optimizer": optimizer})
-    assert "came to a number that is not finite" in cli("fit", "--config", config, *GPU, code=3)
+    assert "gave a number that is not finite" in cli("fit", "--config", config, *GPU, code=3)
 
 
 def test_ddp_with_nccl(experiment: Any) -> None:

@@ -161,7 +161,7 @@ WRONG_FLAGS = [
     (["--data.val_fraction", "0.6", "--data.test_fraction", "0.6"], "expected a sum below 1"),
     (
         ["--data.val_fraction", "0"],
-        "checkpoint.monitor: there is no 'val/f1', the validation part has no rows",
+        "checkpoint.monitor: expected a logged metric, got 'val/f1', but the val split has no rows",
     ),
     (
         ["--checkpoint.monitor", "val/f2"],
@@ -347,7 +347,7 @@ def test_a_loss_that_is_not_finite_exits_3_and_keeps_the_last_good_checkpoint(
     """A diverged training would look finished, or overwrite a good checkpoint."""
     optimizer = {"class_path": "SGD", "init_args": {"lr": 1e30}}
     config = experiment("regression", model={"optimizer": optimizer})
-    assert "step 2 (epoch 0) came to a number that is not finite" in cli(
+    assert "step 2 (epoch 0) gave a number that is not finite" in cli(
         "fit", "--config", config, code=3
     )
     manifest = json.loads(Path("lightning_logs/version_0/manifest.json").read_text())
