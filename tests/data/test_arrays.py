@@ -11,8 +11,7 @@ from sklearn.datasets import load_breast_cancer, load_linnerud
 from sklearn.preprocessing import StandardScaler
 
 from conftest import make_arrays
-from proj.data.arrays import ArrayDataModule
-from proj.data.sources import BUNDLED
+from proj.data.arrays import BUNDLED, ArrayDataModule
 from proj.errors import UserError
 from proj.schema import Schema
 
@@ -165,7 +164,10 @@ LABELS = np.arange(40) % 3
         ),
         ({"x": NUMBERS, "y": LABELS, "y_val": LABELS}, "an array named x_val beside y_val"),
         ({"x": NUMBERS, "y": LABELS[:39]}, "a target for each of the 40 rows"),
-        ({"x": NUMBERS[:, 0], "y": LABELS}, "at least one more, got float64 of shape \\(40,\\)"),
+        (
+            {"x": NUMBERS[:, 0], "y": LABELS},
+            "at least one more axis, got float64 of shape \\(40,\\)",
+        ),
         ({"x": NUMBERS.astype(str), "y": LABELS}, "expected numbers"),
         (
             {"x": np.where(np.arange(80).reshape(40, 2) == 7, np.nan, 1.0), "y": LABELS},
@@ -175,7 +177,7 @@ LABELS = np.arange(40) % 3
         ({"x": NUMBERS, "y": np.full(40, np.nan)}, "expected finite targets, got nan"),
         (
             {"x": NUMBERS, "y": LABELS, "x_val": NUMBERS, "y_val": LABELS + 1},
-            "label 3 of row 2 \\(val part\\) is out of range",
+            "label 3 of row 2 \\(val split\\) is out of range",
         ),
         (
             {"x": NUMBERS, "y": LABELS, "x_val": np.ones((9, 3)), "y_val": LABELS[:9]},

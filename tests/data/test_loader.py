@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch import Trainer
 
 from proj.data.arrays import ArrayDataModule
-from proj.data.loader import ArrayLoader, nbytes, to
+from proj.data.loader import ArrayLoader, nbytes, to_device
 from proj.schema import Batch
 
 
@@ -102,8 +102,8 @@ def test_a_loaded_state_goes_on_where_the_epoch_was_left_and_only_there() -> Non
 
 
 def test_batches_are_taken_where_the_part_is() -> None:
-    there = to(part(10), torch.device("meta"))  # a device that has shapes and no values
-    batches = list(ArrayLoader(there, 4, shuffle=True, exact=False))
+    on_meta = to_device(part(10), torch.device("meta"))  # a device that has shapes and no values
+    batches = list(ArrayLoader(on_meta, 4, shuffle=True, exact=False))
     assert [(b.x.shape, b.x.device.type, b.row.device.type) for b in batches] == [
         ((rows, 2), "meta", "meta") for rows in (4, 4, 2)
     ]

@@ -20,7 +20,7 @@ from PIL import Image
 import proj
 from conftest import Cli
 from proj.data.arrays import ArrayDataModule
-from proj.data.images import decode
+from proj.data.images import decode as decoding
 from proj.data.images.augment import augment, random_erase, random_hflip, random_shift
 from proj.data.images.datamodule import Images
 from proj.errors import UserError
@@ -218,9 +218,11 @@ def test_statistics_are_those_of_the_training_pictures_alone() -> None:
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """What was decoded so far."""
     calls: list[Any] = []
-    pixels = decode.pixels
+    read_pixels = decoding.read_pixels
     monkeypatch.setattr(
-        decode, "pixels", lambda item, *rest: calls.append(item) or pixels(item, *rest)
+        decoding,
+        "read_pixels",
+        lambda image, *rest: calls.append(image) or read_pixels(image, *rest),
     )
     return calls
 
@@ -255,10 +257,9 @@ def test_parts_stay_on_the_disk() -> None:
 
 PREPARE = """
 import time
-from proj.data import decode
-from proj.data.images import Images
-pixels = decode.pixels
-decode.pixels = lambda *a: (time.sleep(0.05), pixels(*a))[1]
+from proj.data.images import Images, decode
+read_pixels = decode.read_pixels
+decode.read_pixels = lambda *a: (time.sleep(0.05), read_pixels(*a))[1]
 if __name__ == "__main__":
     Images("pets").prepare_data()
 """
@@ -340,7 +341,7 @@ def test_encode_takes_files_images_and_arrays() -> None:
         (arrays / 255, "got float64 of shape"),
         (
             ["pets/cat/gone.png"],
-            r"1 of 1 pictures cannot be read \(pets/cat/gone.png: .*No such file",
+            r"1 of 1 images cannot be read \(pets/cat/gone.png: .*No such file",
         ),
     ]:
         with pytest.raises(UserError, match=message):
@@ -365,15 +366,13 @@ def test_damaged_pictures_are_an_error_or_are_left_out(capsys: pytest.CaptureFix
         match=r"2 of 40 .*cat/00.png: it has 0 bytes, dog/02.png: cannot identify.*skip_unreadable",
     ):
         ready(root)
-    with pytest.raises(
-        UserError, match=r"3 of 40 pictures cannot be read .*cat/01.png: .*truncated"
-    ):
+    with pytest.raises(UserError, match=r"3 of 40 images cannot be read .*cat/01.png: .*truncated"):
         ready(root, size=12, channels="grey")
     assert capsys.readouterr().err == ""
     for _ in range(2):  # from the cache too
         data = ready(root, skip_unreadable=True)
         (finding,) = data.findings
-        assert "3 of 40 pictures cannot be read (cat/00.png: it has 0 bytes, cat/01.png" in str(
+        assert "3 of 40 images cannot be read (cat/00.png: it has 0 bytes, cat/01.png" in str(
             finding
         )
     names = whole(data)
@@ -396,8 +395,8 @@ def test_files_that_are_no_pictures_are_left_out_and_found() -> None:
     (root / ".git").mkdir()
     data = ready(root)
     assert [str(finding) for finding in data.findings] == [
-        "4 files in pets have no picture's ending (labels.csv, cat/Thumbs.db, cat/notes.txt, …): they are left out; "
-        "remove them, or give them their format's ending."
+        "4 files in pets have no image suffix (labels.csv, cat/Thumbs.db, cat/notes.txt, …): "
+        "they are left out; remove them, or rename them to their format."
     ]
     assert len(whole(data)) == 40
 
@@ -425,11 +424,11 @@ def without_classes() -> None:
     [
         (
             lambda: folder("pest"),
-            "expected a folder of pictures or an .npz file, there is no pets. Did you mean 'pest'",
+            "expected a folder of images or an .npz file, pets does not exist. Did you mean 'pest'",
         ),
         (lambda: Path("pets").mkdir(), "for each of two classes or more in pets, got none"),
         (lambda: folder(classes="cat"), "for each of two classes or more in pets, got only cat"),
-        (empty_class, "the class folder pets/fish has no pictures; add some, or remove it"),
+        (empty_class, "the class folder pets/fish has no images; add some, or remove it"),
         (
             unknown_class,
             r"the class dig of pets/test/dig/00.png has no folder in train.* Did you mean 'dog'",
@@ -457,8 +456,11 @@ def test_folders_that_cannot_be_used_are_named(make: Callable[[], Any], message:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"size": 0}, "data.size: expected numbers from 1 up"),
-        ({"crop": 10}, "data.crop: expected pixels from 0 to 9, less than a picture has, got 10"),
+        ({"size": 0}, "data.size: expected numbers from 1, got"),
+        (
+            {"crop": 10},
+            "data.crop: expected pixels from 0 to 9, less than the size of an image, got 10",
+        ),
         ({"erase": 1.5}, "data.erase: expected a probability from 0 to 1"),
         ({"val_fraction": 0.6, "test_fraction": 0.5}, "expected a sum below 1"),
     ],
@@ -471,7 +473,7 @@ def test_options_out_of_range_are_named(options: dict[str, Any], message: str) -
 def test_arrays_that_are_no_pictures_are_refused() -> None:
     np.savez("data.npz", x=np.ones((9, 4)), y=np.arange(9))
     with pytest.raises(
-        UserError, match=r"x_train: expected pictures, uint8 .* are for the data module Arrays"
+        UserError, match=r"x_train: expected images, uint8 .* are for ArrayDataModule"
     ):
         ready("data.npz")
 
@@ -596,8 +598,8 @@ def test_predict_needs_the_new_pictures_alone(experiment: Path, cli: Cli) -> Non
     shutil.rmtree("pets")
     folder("new", rows=2)
     cli("predict", "--data.predict_path", "new")
-    assert "no pictures in empty" in predict_error(cli, "empty")
-    assert "there is no nwe. Did you mean 'new'" in predict_error(cli, "nwe")
+    assert "no images in empty" in predict_error(cli, "empty")
+    assert "nwe does not exist. Did you mean 'new'" in predict_error(cli, "nwe")
     np.savez("new.npz", x=np.zeros((3, 12, 10), np.uint8))
     cli("predict", "--data.predict_path", "new.npz")
     assert len(pl.read_parquet("lightning_logs/version_0/predict/predictions.parquet")) == 3
@@ -613,7 +615,7 @@ def test_pictures_are_changed_in_training_only(
 ) -> None:
     seen: list[bool] = []
     monkeypatch.setattr(
-        "proj.data.images.augment", lambda x, *options: seen.append(len(x) == 7) or x
+        "proj.data.images.datamodule.augment", lambda x, *options: seen.append(len(x) == 7) or x
     )
     folder()
     cli("fit", "--config", experiment, "--model.steps_per_execution", "2")
@@ -626,14 +628,17 @@ def test_init_writes_an_experiment_for_pictures(cli: Cli) -> None:
     folder(rows=15)
     assert "rows: 22 train, 4 val, 4 test" in cli("init", "pets")
     text = Path("configs/pets.yaml").read_text()
-    assert "size: null # all are alike" in text
+    assert "size: null # all images have one size" in text
     assert "flip: true" in text
     quick = ["--trainer.max_epochs", "1", "--model.net.width", "4", "--trainer.accelerator", "cpu"]
     cli("fit", "--config", "configs/pets.yaml", *quick)
     for i, path in enumerate(sorted(Path("pets").rglob("*.png"))):
         picture(90, size=(70 + i, 80)).save(path)
     cli("init", "pets", "--output", "large.yaml")
-    assert "size: 64 # height and width that all are scaled to" in Path("large.yaml").read_text()
+    assert (
+        "size: 64 # height and width that all images are scaled to"
+        in Path("large.yaml").read_text()
+    )
     np.savez("letters.npz", x=np.zeros((60, 9, 9), np.uint8), y=np.arange(60) % 3)
     cli("init", "letters.npz")
     assert (

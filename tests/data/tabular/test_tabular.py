@@ -83,7 +83,7 @@ def test_each_kind_of_column_becomes_what_it_should(table: pl.DataFrame) -> None
         "joined.weekday": "weekday",
         "spent": "number",
     }
-    assert {f.what.split(",")[0] for f in data.findings} == {
+    assert {f.what for f in data.findings} == {
         "column customer is left out",
         "column same is left out",
     }
@@ -127,7 +127,7 @@ def test_a_type_that_shows_late_counts_for_the_whole_column(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Types are inferred from the first rows only where these tell the truth about all."""
-    monkeypatch.setattr(files, "HEAD", 50)
+    monkeypatch.setattr(files, "INFERENCE_ROWS", 50)
     late = [None] * 100
     frame = pl.DataFrame(
         {
@@ -156,7 +156,7 @@ def test_text_that_is_to_be_numbers_is_counted_where_it_is_none() -> None:
     (finding,) = data.findings
     assert (
         finding.what
-        == "2 of 100 values of column n cannot be read as data.columns says ('many' is one)"
+        == "2 of 100 values of column n cannot be read as data.columns says, such as 'many'"
     )
     numbers = data.splits["train"].x["numeric"][:, 0]
     assert numbers.isnan().sum() == 3
@@ -285,7 +285,7 @@ def test_a_number_that_is_none_is_missing_and_an_infinite_target_is_refused(
     odd.with_columns(
         pl.when(pl.int_range(pl.len()) == 9).then(float("inf")).otherwise("spent").alias("spent")
     ).write_parquet("inf.parquet")
-    with pytest.raises(UserError, match="expected finite targets, got an infinite one"):
+    with pytest.raises(UserError, match="column spent: expected finite targets, got inf in row 9"):
         ready("inf.parquet", "spent")
 
 
@@ -361,17 +361,17 @@ def test_a_file_of_test_rows(table: pl.DataFrame) -> None:
 def test_prepared_arrays_are_used_again_and_an_interrupted_preparation_is_not(
     table: pl.DataFrame, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from proj.data.tabular import write
+    from proj.data.tabular import prepare
 
     def die(*_: Any) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(write, "_check_finite", die)
+        patch.setattr(prepare, "_check_finite", die)
         with pytest.raises(KeyboardInterrupt):
             ready()
     first = ready()
-    monkeypatch.setattr(write, "_check_finite", die)  # preparing anew would show
+    monkeypatch.setattr(prepare, "_check_finite", die)  # preparing anew would show
     again = ready()
     assert again.schema == first.schema
     assert torch.equal(again.splits["val"].x["categorical"], first.splits["val"].x["categorical"])
@@ -389,15 +389,15 @@ def bad(name: str, text: str | bytes) -> str:
     ("text", "message"),
     [
         ("", "expected a header and rows of data, got an empty file"),
-        ("a,bought\n", "expected rows of data, got a header alone"),
-        ("a,b,a,bought\n1,2,3,4\n", "expected a name of its own for each column, got 'a' 2 times"),
+        ("a,bought\n", "expected rows of data, got a header only"),
+        ("a,b,a,bought\n1,2,3,4\n", "expected different names for all columns, got 'a' 2 times"),
         (
             "a,b,bought\n1,2,x\n1,2\n3,4,y\n",
-            "expected 3 fields a line, as in the header, got 2 in line 3",
+            "expected 3 fields per line, as in the header, got 2 in line 3",
         ),
         (
             "a,b,bought\n1,2,x\n1,2,y,9\n",
-            "expected 3 fields a line, as in the header, got 4 in line 3",
+            "expected 3 fields per line, as in the header, got 4 in line 3",
         ),
         (
             "a,bought\n1,é\n".encode("latin-1"),
@@ -409,7 +409,7 @@ def bad(name: str, text: str | bytes) -> str:
         ),
         (
             "a,bought\n" + "1,\n2,\n" * 9,
-            "column bought: expected targets, got missing values alone",
+            "column bought: expected targets, got missing values only",
         ),
         ("a,brought\n1,x\n", "data.target: t.csv has no column 'bought'. Did you mean 'brought'?"),
         ("a,bought\n" + "5,x\n5,y\n" * 20, "no column is left to learn from: a: constant"),
@@ -436,7 +436,7 @@ def test_init_fit_test_predict_and_load(table: pl.DataFrame, cli: Cli) -> None:
         "customer: drop # an identifier or free text: 140 different values in 140 rows"
         in config.read_text()
     )
-    assert "there is a file configs/people.yaml already" in cli(
+    assert "the file configs/people.yaml already exists" in cli(
         "init", "people.csv", "--target", "bought", code=2
     )
     cli("fit", "--config", config, "--trainer.max_epochs", "2", "--trainer.accelerator", "cpu")
@@ -523,10 +523,10 @@ def test_what_is_encoded_decodes_to_what_was_there(
 def test_columns_read_alike_from_files_that_write_numbers_differently(work: Path) -> None:
     """A category of whole numbers has the same codes where a file says 7 and where it says 7.0."""
     column = Column("a", "number", "category", False, (), (), ("7", "8"))
-    from proj.data.tabular.columns import encode
+    from proj.data.tabular.columns import encode_column
 
     for values in ([7, 8, 9, None], [7.0, 8.0, 9.5, None]):
-        assert pl.DataFrame({"a": values}).select(encode(column)).to_series().to_list() == [
+        assert pl.DataFrame({"a": values}).select(encode_column(column)).to_series().to_list() == [
             2,
             3,
             1,
