@@ -3,8 +3,9 @@
 A source describes each target as a ``TargetColumn``; from there on arrays and tables are alike.
 """
 
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, Literal
 
 import numpy as np
 
@@ -20,7 +21,8 @@ MAX_LISTED_CLASSES = 12
 MISSING, UNKNOWN = -1, -2  # class numbers of a missing target, and of a label without a class
 
 
-class TargetColumn(NamedTuple):
+@dataclass(frozen=True)
+class TargetColumn:
     """One target of each row.
 
     ``values`` [rows] holds numbers, booleans, or positions in ``words``, the ascending distinct
@@ -44,17 +46,26 @@ class TargetColumn(NamedTuple):
         """The values of rows that have a target."""
         return self.values if self.missing is None else self.values[~self.missing]
 
+    @property
+    def is_zero_one(self) -> bool:
+        return bool(np.isin(self.present, (0, 1)).all())
+
     def label(self, row: int) -> Label:
         """Return the target of a row as the user wrote it."""
         value: Label = self.values[row].item()
         return self.words[int(value)] if self.words else value
 
-    def labels(self) -> tuple[tuple[Label, ...], Array]:
-        """Return the distinct targets in ascending order, and how often each occurs."""
+    @cached_property
+    def label_counts(self) -> dict[Label, int]:
+        """How often each distinct target occurs, in ascending order of the targets."""
         values, counts = np.unique(self.present, return_counts=True)
-        if self.is_numeric:
-            return tuple(values.tolist()), counts
-        return tuple(self.words[i] for i in values), counts
+        labels = values.tolist() if self.is_numeric else [self.words[i] for i in values]
+        return dict(zip(labels, counts.tolist(), strict=True))
+
+    def take(self, rows: Array) -> "TargetColumn":
+        """Return the targets of some rows."""
+        missing = None if self.missing is None else self.missing[rows]
+        return replace(self, values=self.values[rows], missing=missing)
 
     def numbers(self, dtype: type[np.floating[Any]]) -> Array:
         """Return the values [rows] as floats, NaN where missing."""
@@ -119,51 +130,44 @@ class Targets:
     @property
     def strata(self) -> Array | None:
         """A class number for each row to stratify a split by: [rows]; None without classes."""
+        column = self.columns[0]
         if not self.is_classes:
             return None
-        column = self.columns[0]
         return (
-            np.unique(column.values, return_inverse=True)[1] if column.is_numeric else column.values
+            np.searchsorted(self.class_names, column.values) if not column.words else column.values
         )
 
     @property
     def class_names(self) -> tuple[Label, ...]:
         """The labels of the class numbers in ``strata``."""
         column = self.columns[0]
-        return () if not self.is_classes else column.words or column.labels()[0]
+        return () if not self.is_classes else column.words or tuple(column.label_counts)
 
     def take(self, rows: Array) -> "Targets":
         """Return the targets of some rows."""
-        columns = tuple(
-            column._replace(
-                values=column.values[rows],
-                missing=None if column.missing is None else column.missing[rows],
-            )
-            for column in self.columns
-        )
-        return Targets(columns, self.task, self.where, self.is_table)
+        return replace(self, columns=tuple(column.take(rows) for column in self.columns))
 
     def check(self) -> None:
         """Raise UserError if the targets do not fit the task."""
+        column, num_columns = self.columns[0], len(self.columns)
         if not self.is_classes:
-            if self.task == "multilabel" and len(self.columns) == 1 and not self.is_table:
+            if self.task == "multilabel" and num_columns == 1 and not self.is_table:
                 raise UserError(
                     f"{self.where}: expected two columns or more of 0 and 1 for the task "
-                    f"multilabel, got 1 column of {self.columns[0].dtype}; set data.task."
+                    f"multilabel, got 1 column of {column.dtype}; set data.task."
                 )
             self._check_numbers()
             return
-        labels, _ = self.columns[0].labels()
-        if len(self.columns) > 1 or len(labels) < 2 or (self.task == "binary" and len(labels) > 2):
-            listed = f" ({', '.join(map(str, labels[:5]))})" if labels else ""
-            got = f"{len(labels)}{listed}" if labels else "none, every value is missing"
-            if len(self.columns) > 1:
-                got = f"{len(self.columns)} columns"
-            raise UserError(
-                f"{self.where}: column {self.columns[0].name}: expected "
-                f"{'two classes' if self.task == 'binary' else 'two classes or more'} for the task "
-                f"{self.task}, got {got}; set data.target or data.task."
-            )
+        labels = list(column.label_counts)
+        got = f"{len(labels)} ({', '.join(map(str, labels[:5]))})"
+        if num_columns == 1 and len(labels) > 1 and (self.task == "multiclass" or len(labels) == 2):
+            return
+        raise UserError(
+            f"{self.where}: column {column.name}: expected "
+            f"{'two classes' if self.task == 'binary' else 'two classes or more'} for the task "
+            f"{self.task}, got {got if num_columns == 1 else f'{num_columns} columns'}; set "
+            "data.target or data.task."
+        )
 
     def fit(self) -> dict[str, Any]:
         """Return the fields of the schema that describe the targets, from these rows.
@@ -177,8 +181,8 @@ class Targets:
         }
         fields |= dict.fromkeys(("classes", "class_counts", "target_mean", "target_std"), ())
         if self.is_classes:
-            classes, counts = self.columns[0].labels()
-            return fields | {"classes": classes, "class_counts": tuple(counts.tolist())}
+            counts = self.columns[0].label_counts
+            return fields | {"classes": tuple(counts), "class_counts": tuple(counts.values())}
         y = np.column_stack([column.numbers(np.float64) for column in self.columns])
         if self.task == "multilabel":
             return fields | {"class_counts": tuple(y.sum(axis=0).astype(int).tolist())}
@@ -253,8 +257,7 @@ class Targets:
                     f"{where}: expected numbers for the task {self.task}, got {column.dtype}"
                     f"{example}; set data.target or data.task."
                 )
-            values = column.present
-            if not len(values) and len(column.values):
+            if not len(column.present) and len(column.values):
                 raise UserError(f"{where}: expected targets, got missing values only.")
             finite = np.isfinite(column.values)
             if column.missing is not None:
@@ -265,7 +268,7 @@ class Targets:
                     f"{where}: expected finite targets, got {column.values[i]} in row "
                     f"{i if rows is None else rows[i]}; correct it, or leave the row out."
                 )
-            if self.task == "multilabel" and not np.isin(values, (0, 1)).all():
+            if self.task == "multilabel" and not column.is_zero_one:
                 raise UserError(
                     f"{where}: expected 0 and 1 only for the task multilabel; set data.task."
                 )
@@ -279,20 +282,17 @@ def infer_task(columns: tuple[TargetColumn, ...], is_table: bool) -> Task:
     they are dates, numbers that are not whole, and more than ``MAX_NUMBER_CLASSES`` different
     numbers.
     """
-    zero_one = all(c.is_numeric and bool(np.isin(c.present, (0, 1)).all()) for c in columns)
     if len(columns) > 1:
+        zero_one = all(c.is_numeric and c.is_zero_one for c in columns)
         return "multilabel" if zero_one else "regression"
     (column,) = columns
     if column.kind == "date":
         return "regression"
-    if column.kind == "number":
-        values = column.present
-        is_float = values.dtype.kind == "f"
-        if not is_table and is_float and not zero_one:
+    if column.values.dtype.kind == "f":
+        is_whole = bool((column.present == np.floor(column.present)).all())
+        if not (is_whole if is_table else column.is_zero_one):
             return "regression"
-        if is_table and is_float and (values != np.floor(values)).any():
-            return "regression"
-    distinct = len(column.labels()[0])
+    distinct = len(column.label_counts)
     if is_table and column.kind == "number" and distinct > MAX_NUMBER_CLASSES:
         return "regression"
     return "binary" if distinct == 2 else "multiclass"
