@@ -183,7 +183,9 @@ class Targets:
         if self.is_classes:
             counts = self.columns[0].label_counts
             return fields | {"classes": tuple(counts), "class_counts": tuple(counts.values())}
-        y = np.column_stack([column.numbers(np.float64) for column in self.columns])
+        numbers = [column.numbers(np.float64) for column in self.columns]
+        # The memory layout decides the last bit of a sum. Recorded runs have these layouts.
+        y = np.stack(numbers).T if self.is_table else np.column_stack(numbers)
         if self.task == "multilabel":
             return fields | {"class_counts": tuple(y.sum(axis=0).astype(int).tolist())}
         std = y.std(axis=0)
