@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ArrayDataModule", "ArrayLoader", "DataModule", "Images", "Tabular"]
 
-MODULES = {
+_MODULES = {
     "ArrayDataModule": "arrays",
     "ArrayLoader": "loader",
     "DataModule": "base",
@@ -25,6 +25,6 @@ MODULES = {
 
 
 def __getattr__(name: str) -> Any:
-    if name not in MODULES:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{MODULES[name]}"), name)
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
