@@ -42,7 +42,7 @@ def test_copies_in_another_split_are_counted(work: Any) -> None:
     pl.concat([rows, rows[:60]]).write_csv("t.csv")
     data = ready()
     keys = {
-        stage: [rows.row(i % 400) for i in part.row.tolist()] for stage, part in data.splits.items()
+        name: [rows.row(i % 400) for i in split.row.tolist()] for name, split in data.splits.items()
     }
     for later, earlier in (("val", "train"), ("test", "train")):
         count = sum(key in set(keys[earlier]) for key in keys[later])
