@@ -237,3 +237,13 @@ def test_rows_of_another_type_than_in_training_are_refused() -> None:
     for wrong in (images.astype(np.int64), images / 255):
         with pytest.raises(UserError, match="expected rows of uint8, as in training, got"):
             ArrayDataModule.encode(wrong, schema)
+
+
+def test_labels_of_a_test_split_may_have_another_type() -> None:
+    """Booleans and 0 and 1 are one label; text and numbers are not."""
+    x, y = np.ones((40, 2)), np.arange(40) % 2
+    data = ready(save(x_train=x, y_train=y == 1, x_test=x, y_test=y))
+    assert data.schema.classes == (False, True)
+    assert data.splits["test"].y.tolist() == y.tolist()
+    with pytest.raises(UserError, match="expected labels such as False, as in training, got '0'"):
+        ready(save(x_train=x, y_train=y == 1, x_test=x, y_test=y.astype(str)))

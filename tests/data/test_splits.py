@@ -48,8 +48,11 @@ def test_impossible_fractions_are_named(val: float, test: float, message: str) -
 
 def test_a_class_too_rare_for_each_split_is_an_error() -> None:
     """The message names the class as the user does."""
-    with pytest.raises(UserError, match="cannot split 1 off 5 rows"):
-        split(np.arange(5), 0.2, 0.2, 0, np.array([0, 0, 0, 0, 1]))
+    message = (
+        "cannot split 1 off 5 rows: each split needs rows of all 2 classes, and class rare has 1"
+    )
+    with pytest.raises(UserError, match=message):
+        split(np.arange(5), 0.2, 0.2, 0, np.array([0, 0, 0, 0, 1]), class_names=("common", "rare"))
 
 
 def test_groups_stay_together() -> None:

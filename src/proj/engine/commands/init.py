@@ -67,7 +67,7 @@ def _open_data(path: str, target: str | list[str] | None, task: Task | None) -> 
         if (data := data_class.for_source(path, target, task)) is not None:
             return data
     raise UserError(
-        "DATA: expected a .csv, .tsv, .txt or .parquet file, a glob of such files, an .npz file or "
+        "init: expected a .csv, .tsv, .txt or .parquet file, a glob of such files, an .npz file or "
         f"an existing folder of images, got {path}."
     )
 
