@@ -120,7 +120,7 @@ class ArrayDataModule(DataModule):
     @classmethod
     def encode(cls, rows: Any, schema: Schema) -> Tensor:
         """Return ``rows`` [rows, ...] of numbers as ``x``: uint8 for images, else float32."""
-        rows = _to_numpy(rows)
+        rows = np.asarray(rows)
         x = to_inputs(rows, "rows")
         if str(x.dtype) != schema.input_type:
             raise UserError(
@@ -337,7 +337,10 @@ def _checked_inputs(arrays: dict[str, Array], where: str) -> dict[str, Array]:
 def _to_numpy(values: Any) -> Array:
     """Return an array, tensor or list as an array; Python objects become text or numbers."""
     array = values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
-    return np.array(array.tolist()) if array.dtype.kind in "OT" else array
+    if array.dtype.kind in "OT":
+        array = np.array(array.tolist())
+    # torch.from_numpy warns about read-only arrays.
+    return array if array.flags.writeable else array.copy()
 
 
 def _take(values: Array, rows: Array) -> Array:

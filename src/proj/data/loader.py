@@ -89,7 +89,9 @@ class ArrayLoader:
             # done.
             begin, self.position = max(begin, self.position), end
             batch = take(self.split, order[begin * size : end * size])
-            batch = pin(batch) if self.pin_memory else batch
+            if self.pin_memory:
+                # An accelerator copies from page-locked memory without waiting.
+                batch = map_tensors(Tensor.pin_memory, batch)
             yield batch if self.steps is None else Execution(batch, size)
 
     def _order(self) -> Tensor:
@@ -116,11 +118,6 @@ def take(split: Batch, positions: Tensor) -> Batch:
     """Return the rows of ``split`` at ``positions``, on the device of the split."""
     positions = positions.to(split.row.device, non_blocking=True)
     return map_tensors(lambda values: values[positions], split)
-
-
-def pin(batch: Batch) -> Batch:
-    """Return the batch in page-locked memory, which an accelerator can copy asynchronously."""
-    return map_tensors(Tensor.pin_memory, batch)
 
 
 def to_device(split: Batch, device: torch.device) -> Batch:

@@ -169,8 +169,7 @@ def _split_positions(images: ImageSet, plan: ImagePlan, where: str) -> dict[str,
         plan.fold,
         targets.class_names,
     )
-    given = {name: own[name] for name in ("val", "test") if len(own[name])}
-    return chosen | given
+    return chosen | {name: own[name] for name in ("val", "test") if len(own[name])}
 
 
 def _fit_schema(x: Array, targets: Targets) -> Schema:

@@ -249,18 +249,8 @@ def _write_splits(
 
     ``row_splits`` [rows] holds the position in ``splits``; rows with another number are left out.
     """
-    inputs: dict[str, tuple[tuple[Column, ...], type[np.generic]]] = {
-        "numeric": (schema.numeric, np.float32),
-        "categorical": (schema.categorical, np.int32),
-    }
-    sizes = np.bincount(row_splits, minlength=LEFT_OUT + 1)
-    arrays = {
-        (name, kind): create_array(
-            folder / f"{name}_{kind}.npy", dtype, (int(sizes[number]), len(columns))
-        )
-        for number, name in enumerate(splits)
-        for kind, (columns, dtype) in inputs.items()
-    }
+    counts = np.bincount(row_splits, minlength=LEFT_OUT + 1).tolist()
+    arrays = _create_arrays(folder, schema, dict(zip(splits, counts, strict=False)))
     columns = (*schema.numeric, *schema.categorical)
     encoded = table.select(encode_column(c).alias(str(i)) for i, c in enumerate(columns))
     filled = [0] * len(splits)
@@ -283,6 +273,21 @@ def _write_splits(
         np.save(folder / f"{name}_row.npy", rows)
         if y is not None:
             np.save(folder / f"{name}_y.npy", y[rows])
+
+
+def _create_arrays(
+    folder: Path, schema: Schema, rows: dict[str, int]
+) -> dict[tuple[str, str], Array]:
+    """Return an empty array in a file for each split and kind of input."""
+    kinds: dict[str, tuple[int, type[np.generic]]] = {
+        "numeric": (len(schema.numeric), np.float32),
+        "categorical": (len(schema.categorical), np.int32),
+    }
+    return {
+        (name, kind): create_array(folder / f"{name}_{kind}.npy", dtype, (count, columns))
+        for name, count in rows.items()
+        for kind, (columns, dtype) in kinds.items()
+    }
 
 
 def _to_arrays(chunk: pl.DataFrame, num_numeric: int) -> dict[str, Array]:

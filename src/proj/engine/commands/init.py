@@ -77,6 +77,6 @@ def _data_modules() -> Iterator[type[DataModule]]:
     for path in own_classes().values():
         module, name = path.rsplit(".", 1)
         if module.startswith(f"{PACKAGE}.data."):
-            found = getattr(import_module(module), name)
-            if isinstance(found, type) and issubclass(found, DataModule):
-                yield found
+            own_class = getattr(import_module(module), name)
+            if isinstance(own_class, type) and issubclass(own_class, DataModule):
+                yield own_class
