@@ -17,8 +17,8 @@ from conftest import MODELS, Cli, make_arrays
 from proj.data.arrays import ArrayDataModule, Arrays
 from proj.engine.runs.run import read_checkpoint
 from proj.errors import UserError
-from proj.models import classification
-from proj.nets.mlp import MLP
+from proj.models import MulticlassClassifier
+from proj.nets import MLP
 
 QUIET: dict[str, Any] = {
     "accelerator": "cpu",
@@ -147,14 +147,16 @@ def test_training_from_python_gives_the_weights_of_the_verb(cli: Cli, experiment
     with np.load("data.npz") as file:
         x, y = file["x"], file["y"]
     seed_everything(1, verbose=False)
-    model = classification.MulticlassClassifier(
+    model = MulticlassClassifier(
         net=partial(MLP, hidden=[8]), optimizer=partial(torch.optim.Adam, lr=0.01)
     )
     data = ArrayDataModule.from_arrays(train=(x, y), batch_size=16)
-    Trainer(max_epochs=2, log_every_n_steps=1, **QUIET).fit(model, data)
+    trainer = Trainer(max_epochs=2, log_every_n_steps=1, **QUIET)
+    trainer.fit(model, data)
     weights = {name: value for name, value in model.state_dict().items() if name.startswith("net.")}
     assert weights
     assert all(torch.equal(recorded["state_dict"][name], value) for name, value in weights.items())
+    trainer.test(model, data, verbose=False)
 
 
 def test_the_package_imports_its_data_modules_when_they_are_used() -> None:
