@@ -148,14 +148,14 @@ WRONG_FLAGS = [
     (["--model.net", "MPL"], "no class 'MPL' is known by that short name. Did you mean 'MLP'?"),
     (["--model", "proj.models.classification.BinaryClasifier"], "Did you mean 'BinaryClassifier'?"),
     (["--model.net", "nowhere.Net"], "there is no module nowhere"),
-    (["--data.batch_size", "0"], "data.batch_size: expected rows from 1 up"),
+    (["--data.batch_size", "0"], "data.batch_size: expected a number from 1"),
     (
         ["--data.batch_size", "500"],
         "data.batch_size: expected at most 84 (84 training rows), got 500",
     ),
     (
         ["--data.path", "data.npy"],
-        "expected an .npz file or a set that scikit-learn ships, got data.npy",
+        "expected an .npz file or a data set of scikit-learn, got data.npy",
     ),
     (["--data.path", "dta.npz"], "no file dta.npz. Did you mean 'data.npz'?"),
     (["--data.val_fraction", "0.6", "--data.test_fraction", "0.6"], "expected a sum below 1"),
@@ -286,15 +286,14 @@ def test_labels_out_of_range_and_unseen_are_named(experiment: Any, cli: Cli) -> 
         x_test=arrays["x"][:4],
         y_test=np.array([0, 10, 77, 20]),
     )
-    assert "label 77 of row 2 (test part) is out of range: the training part has 0, 10, 20" in cli(
-        "fit", "--config", config, code=2
-    )
+    label = "label 77 of row 2 (test split) is out of range: the training split has 0, 10, 20"
+    assert label in cli("fit", "--config", config, code=2)
 
 
 def test_an_empty_test_split_is_named(experiment: Any, cli: Cli) -> None:
     """`test` would report metrics of no rows."""
     cli("fit", "--config", experiment(data={"test_fraction": 0}))
-    assert "the test part has no rows; expected at least one, set data.test_fraction" in cli(
+    assert "the test split has no rows; expected at least one row, set data.test_fraction" in cli(
         "test", code=2
     )
 
