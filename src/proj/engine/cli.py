@@ -12,23 +12,20 @@ from proj.errors import TrainingError, UserError, nearest
 # verb: module and function that do it (imported when called), and what it does
 VERBS = {
     "fit": ("commands.fit:fit", "train into a new run folder, or go on in an old one"),
-    "validate": ("commands.evaluation:validate", "compute a run's metrics on the validation part"),
+    "validate": ("commands.validate:validate", "compute a run's metrics on the validation split"),
     "test": (
-        "commands.evaluation:test",
-        "compute a run's metrics on the test part, and keep the predictions",
+        "commands.test:test",
+        "compute a run's metrics on the test split, and write its report",
     ),
-    "predict": ("commands.evaluation:predict", "write a run's predictions for new rows"),
+    "predict": ("commands.predict:predict", "write a run's predictions for new rows"),
     "check": ("commands.check:check", "find what can be known before the first epoch"),
     "init": (
         "commands.init:init",
         "look at a table or a folder of pictures and write an experiment for it",
     ),
-    "report": ("evaluation.report:report", "write the page of a run that has been tested"),
-    "compare": (
-        "commands.compare:compare",
-        "tell whether one run is better than another, on the same test rows",
-    ),
-    "runs": ("commands.runs:runs", "list runs with their main numbers"),
+    "report": ("commands.report:report", "write the report of a tested run again"),
+    "compare": ("commands.compare:compare", "test whether runs differ, on the same test rows"),
+    "runs": ("commands.runs:runs", "list runs with their headline metrics"),
     "tune": ("tuning.search:tune", "search for better settings"),
     "cv": ("tuning.cv:cv", "cross-validate an experiment, with several seeds"),
 }

@@ -37,9 +37,8 @@ OWN = (
 
 def _call(args: list[str], log: Path) -> None:
     reached.clear()  # what this process came by before it was forked
-    tensorboard.SECONDS = (
-        math.inf
-    )  # polars, used before the fork, hangs after it: no figures if a minute passes
+    # Polars, used before the fork, hangs after it: no figures even if a minute passes.
+    tensorboard.MIN_SECONDS_BETWEEN_FIGURES = math.inf
     sys.stdout = sys.stderr = log.open("a", buffering=1)
     os.dup2(sys.stdout.fileno(), 2)
     raise SystemExit(main([*args, *QUIET]))
