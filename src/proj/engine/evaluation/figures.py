@@ -108,11 +108,9 @@ def _lines(
     many = len(curves) > MAX_NAMED_CURVES
     for curve in curves:
         x, y = thinned(curve.x, curve.y)
-        kind = (
-            {"color": COLOURS[0], "alpha": 0.35, "linewidth": 0.8}
-            if many
-            else {"label": short(curve.name, 30)}
-        )
+        kind: dict[str, Any] = {"label": short(curve.name, 30)}
+        if many:
+            kind = {"color": COLOURS[0], "alpha": 0.35, "linewidth": 0.8}
         axes.plot(x, y, **kind, **options)
     if len(curves) > 1 and not many:
         axes.legend(loc=place, fontsize=7)

@@ -28,6 +28,9 @@ class PredictionSet:
         group: the number of each row's group [rows], such as the customer that it is about. Rows
             of one group are not independent. None: each row is independent.
         thresholds: threshold of the positive class, one of all labels, or one of each label.
+        columns: the columns of the predictions file other than probabilities: row numbers, targets
+            and predictions in the user's own labels, and columns of the source. None: the
+            predictions were not read from a file.
     """
 
     task: Task
@@ -37,6 +40,7 @@ class PredictionSet:
     output: Array
     group: Array | None = None
     thresholds: tuple[float, ...] = DEFAULT_THRESHOLD
+    columns: pl.DataFrame | None = None
 
     def __len__(self) -> int:
         return len(self.row)
@@ -50,6 +54,7 @@ class PredictionSet:
             target=self.target[rows],
             output=self.output[rows],
             group=group,
+            columns=None if self.columns is None else self.columns[np.arange(len(self))[rows]],
         )
 
     @property
@@ -118,7 +123,8 @@ def load_predictions(run: Run, verb: str, schema: Schema) -> PredictionSet:
     group = ((run.config.get("data") or {}).get("init_args") or {}).get("group")
     # A column of the source has a prefix if its name is that of a column of predictions.
     column = next((name for name in (f"kept_{group}", group) if name in table.columns), None)
-    predictions = read_prediction_set(schema, table, column)
+    shown = [name for name in table.columns if not name.startswith("probability")]
+    predictions = replace(read_prediction_set(schema, table, column), columns=table.select(shown))
     applied = run.path / verb / calibration.FILE
     if applied.is_file():
         thresholds = calibration.read(applied).settings(schema)[1]

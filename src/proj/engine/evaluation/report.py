@@ -71,7 +71,7 @@ def _sections(
     mistakes = report_sections.mistakes(run, predictions, columns)
     slices = report_sections.worst_slices(predictions, columns, metrics, run_seed(run))
     missing_values = report_sections.missing_values(schema, predictions, columns)
-    yield Section("Metrics of the test split", list(_metrics(metrics, predictions, run)))
+    yield Section("Results on the test split", list(_metrics(metrics, predictions, run)))
     yield Section("Figures", figures)
     yield Section("Calibration", list(_calibration(run, predictions)))
     yield Section("Mistakes", list(mistakes))
@@ -79,7 +79,7 @@ def _sections(
     yield Section("Importance of the columns", list(report_sections.importance(run)))
     yield Section("Training", list(_training(run, schema)))
     yield Section("Data", [*_data(run, schema, predictions), *missing_values])
-    yield Section("Methods of the intervals", [html.listed(_methods(metrics))])
+    yield Section("How the intervals were computed", [html.listed(_methods(metrics))])
     yield Section("Reproduce this run", list(_reproduce(run)))
 
 

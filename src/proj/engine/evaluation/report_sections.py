@@ -46,7 +46,7 @@ def mistakes(run: Run, predictions: PredictionSet, columns: pl.DataFrame | None)
         yield html.text("There are no mistakes.")
         return
     is_regression = predictions.task == "regression"
-    facts = _prediction_cells(run, predictions, indices)
+    facts = _prediction_cells(predictions, indices)
     values = _shown_values(run, columns, indices)
     images = _saved_images(run)
     rows = []
@@ -65,11 +65,13 @@ def mistakes(run: Run, predictions: PredictionSet, columns: pl.DataFrame | None)
     yield html.table(f"The {len(rows)} {what}", header, rows, numbers=numbers)
 
 
-def _prediction_cells(run: Run, predictions: PredictionSet, indices: Array) -> pl.DataFrame:
-    """Return texts for some rows: row number, target, prediction, probability, other columns."""
-    table = read_table(run.path / "test" / "predictions.parquet")[indices]
-    names = [name for name in table.columns if not name.startswith("probability")][:MAX_VALUES]
-    cells = {name: [_cell_text(value) for value in table[name]] for name in names}
+def _prediction_cells(predictions: PredictionSet, indices: Array) -> pl.DataFrame:
+    """Return texts for some rows: row number, target, prediction, source columns, probability."""
+    assert predictions.columns is not None  # `load_predictions` sets it
+    rows = predictions.columns[indices]
+    cells = {
+        name: [_cell_text(value) for value in rows[name]] for name in rows.columns[:MAX_VALUES]
+    }
     if predictions.task != "regression":
         cells["probability"] = [f"{_certainty(predictions, index):.3f}" for index in indices]
     return pl.DataFrame(cells, schema=dict.fromkeys(cells, pl.String))
