@@ -151,9 +151,9 @@ def coverage(
     truth = {name: exact[name].value for name in metrics}
     above, below = dict.fromkeys(metrics, 0), dict.fromkeys(metrics, 0)
     for repeat in range(repeats):
-        found = intervals(draw(rows, rng), seed=repeat)
+        estimates = intervals(draw(rows, rng), seed=repeat)
         for name in metrics:
-            low, high, true = found[name].low, found[name].high, truth[name]
+            low, high, true = estimates[name].low, estimates[name].high, truth[name]
             assert true is not None
             above[name] += low is None or low > true  # no interval counts as a miss
             below[name] += high is not None and high < true
@@ -188,8 +188,8 @@ def rivals(
 def false_positives(task: Task, rows: int, repeats: int, seed: int = 0) -> dict[str, float]:
     """Return how often equally good runs differ significantly at a level of 5 %, by metric."""
     rng = np.random.default_rng(seed)
-    found = [differences(*rivals(task, rows, rng), seed=repeat) for repeat in range(repeats)]
-    return {name: float(np.mean([run[name].p < 0.05 for run in found])) for name in found[0]}
+    compared = [differences(*rivals(task, rows, rng), seed=repeat) for repeat in range(repeats)]
+    return {name: float(np.mean([run[name].p < 0.05 for run in compared])) for name in compared[0]}
 
 
 def strong_column(task: Task, rows: int, rng: np.random.Generator, seed: int = 0) -> Importance:
@@ -216,11 +216,11 @@ def importance_coverage(task: Task, rows: int, repeats: int, seed: int = 0) -> t
     """Return the importance of a million rows, and the coverage of its intervals."""
     rng = np.random.default_rng(seed)
     truth = strong_column(task, TRUTH, rng).value
-    found = [strong_column(task, rows, rng, repeat) for repeat in range(repeats)]
+    estimates = [strong_column(task, rows, rng, repeat) for repeat in range(repeats)]
     assert truth is not None
     covered = [
         interval.low is not None and interval.low <= truth <= (interval.high or 0.0)
-        for interval in found
+        for interval in estimates
     ]
     return truth, float(np.mean(covered))
 

@@ -263,6 +263,31 @@ def test_names_are_escaped(work: Path) -> None:
     assert "&lt;b&gt;bold" in text
 
 
+def test_every_element_escapes_its_texts() -> None:
+    """A text that is not HTML could close an attribute or open an element."""
+    hostile = "<b> & \"q\" 'q' {{ 1 }}"
+    figure = figures.roc([Curve(hostile, np.array([0.0, 1.0]), np.array([0.0, 1.0]))])
+    elements = [
+        html.text(hostile),
+        html.note(hostile),
+        html.code(hostile),
+        html.listed([hostile]),
+        html.remarked(hostile, hostile),
+        html.table(hostile, [hostile, hostile], [[hostile, hostile]], numbers=1),
+        html.figures((figure, hostile)),
+        html.image(np.zeros((2, 2), np.uint8), hostile),
+    ]
+    for element in elements:
+        assert "<b>" not in element
+        assert '"q"' not in element
+        assert "{{ 1 }}" in element
+    text = html.page(hostile, elements[0], [html.Section(hostile, elements)])
+    assert "<b>" not in text
+    document = Document(text)
+    assert document.labels == [hostile]
+    assert hostile in document.cells
+
+
 @pytest.mark.parametrize("case", ["one class", "constant", "one row", "perfect", "no number"])
 def test_degenerate_predictions_have_a_report(case: str, work: Path) -> None:
     rows = 1 if case == "one row" else 40

@@ -119,14 +119,14 @@ def compare_with_first(
     names: Sequence[str], predictions: Sequence[PredictionSet]
 ) -> list[Comparison]:
     """Compare each set of predictions with the first one."""
-    found = [differences(predictions[0], other) for other in predictions[1:]]
-    p_values: list[dict[str, float]] = [{} for _ in found]
-    for metric in found[0]:
-        adjusted = holm([run[metric].p for run in found])
+    by_run = [differences(predictions[0], other) for other in predictions[1:]]
+    p_values: list[dict[str, float]] = [{} for _ in by_run]
+    for metric in by_run[0]:
+        adjusted = holm([run[metric].p for run in by_run])
         for values, p in zip(p_values, adjusted, strict=True):
             values[metric] = p
     titles = [f"{name} minus {names[0]}" for name in names[1:]]
-    return [Comparison(*parts) for parts in zip(titles, found, p_values, strict=True)]
+    return [Comparison(*parts) for parts in zip(titles, by_run, p_values, strict=True)]
 
 
 def differing_settings(runs: Sequence[Run]) -> Settings:
@@ -156,9 +156,9 @@ def _rows(comparison: Comparison) -> list[list[str]]:
     for metric, difference in comparison.differences.items():
         p = comparison.p_values[metric]
         interval = f"{_signed(difference.low)} to {_signed(difference.high)}"
-        judgement = verdict(metric, difference, p)
+        conclusion = verdict(metric, difference, p)
         value = _signed(difference.value)
-        rows.append([metric, value, interval, f"{p:.3f}", judgement, difference.test])
+        rows.append([metric, value, interval, f"{p:.3f}", conclusion, difference.test])
     return rows
 
 

@@ -1,5 +1,8 @@
 """The verb `test`: score a run on the test split."""
 
+from pathlib import Path
+from typing import Any
+
 from proj.data.base import DataModule
 from proj.engine import console
 from proj.engine.callbacks.prediction_writer import PredictionWriter
@@ -14,10 +17,11 @@ from proj.engine.evaluation.results import (
     save_metrics,
     show_location,
 )
-from proj.engine.evaluation.scoring import add_intervals, small_sample_warnings
+from proj.engine.evaluation.scoring import Metrics, add_intervals, small_sample_warnings
 from proj.engine.exit_codes import as_user_error, signal_exit_codes
 from proj.engine.memory import keep_freed_memory
 from proj.engine.runs import calibration
+from proj.engine.runs.run import Run
 from proj.models.base import Model
 
 
@@ -44,22 +48,31 @@ def test(args: list[str]) -> None:
         return
     metrics = logged_metrics(trainer.callback_metrics, "test")
     calibration.keep(applied, run.path / "test")
-    schema = cli.model.schema if writer.written and isinstance(cli.model, Model) else None
-    if schema is None:  # a model of the user's own
-        save_metrics(run, "test", checkpoint, metrics, warnings=[])
-        if writer.written:
-            console.say(f"predictions: {writer.path}")
-        show_location(run)
-        return
+    if writer.written and isinstance(cli.model, Model):
+        _score(run, cli.model, cli.datamodule, checkpoint, step, metrics)
+    else:
+        save_metrics(run, "test", checkpoint, metrics, [], writer.written)
+    show_location(run)
+
+
+def _score(
+    run: Run,
+    model: Model,
+    data: Any,
+    checkpoint: Path,
+    step: int,
+    metrics: Metrics,
+) -> None:
+    """Add intervals to the metrics of one of our models, save its artifacts, write the report."""
+    assert model.schema is not None
+    schema = model.schema
     predictions = load_predictions(run, "test", schema)
     metrics = add_intervals(metrics, predictions, schema, run_seed(run))
     warnings = small_sample_warnings(metrics, schema.task, "test")
-    save_metrics(run, "test", checkpoint, metrics, warnings)
-    console.say(f"predictions: {writer.path}")
-    if isinstance(cli.datamodule, DataModule):
-        for left_out in save_artifacts(run, cli.datamodule, schema, predictions):
+    save_metrics(run, "test", checkpoint, metrics, warnings, has_predictions=True)
+    if isinstance(data, DataModule):
+        for left_out in save_artifacts(run, data, schema, predictions):
             console.say(left_out)
     tensorboard_step = step if has_tensorboard(run) else None
     report = write_report(run, schema, predictions, metrics, tensorboard_step)
     console.say(f"report: {report}")
-    show_location(run)

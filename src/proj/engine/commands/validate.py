@@ -21,7 +21,7 @@ from proj.engine.evaluation.importance import REPEATS, Rows, importances, inputs
 from proj.engine.evaluation.prediction_set import PredictionSet, load_predictions
 from proj.engine.evaluation.restore import restore
 from proj.engine.evaluation.results import logged_metrics, run_seed, save_metrics, show_location
-from proj.engine.evaluation.scoring import add_intervals, small_sample_warnings
+from proj.engine.evaluation.scoring import Metrics, add_intervals, small_sample_warnings
 from proj.engine.exit_codes import as_user_error, signal_exit_codes
 from proj.engine.memory import keep_freed_memory
 from proj.engine.runs import calibration
@@ -62,27 +62,36 @@ def validate(args: list[str]) -> None:
     metrics = logged_metrics(trainer.callback_metrics, "val")
     # Metrics of this split are those of the uncalibrated model.
     calibration.keep(None, run.path / "validate")
-    schema = cli.model.schema if writer.written and isinstance(cli.model, Model) else None
-    if schema is None:  # a model of the user's own
-        save_metrics(run, "validate", checkpoint, metrics, warnings=[])
-        if writer.written:
-            console.say(f"predictions: {writer.path}")
-        show_location(run)
-        return
+    if writer.written and isinstance(cli.model, Model):
+        predictions = _score(run, cli.model, checkpoint, metrics, request)
+        if wants_importance:
+            save_importance(run, trainer, cli.model, cli.datamodule, predictions, checkpoint)
+    else:
+        save_metrics(run, "validate", checkpoint, metrics, [], writer.written)
+    show_location(run)
+
+
+def _score(
+    run: Run,
+    model: Model,
+    checkpoint: Path,
+    metrics: Metrics,
+    request: CalibrationRequest | None,
+) -> PredictionSet:
+    """Add intervals to the metrics of one of our models, fit the calibration; return the rows."""
+    assert model.schema is not None
+    schema = model.schema
     predictions = load_predictions(run, "validate", schema)
     fitted = None
     if request is not None:
         fitted = calibrate.fit_calibration(request, predictions, schema, checkpoint)
     metrics = add_intervals(metrics, predictions, schema, run_seed(run))
     warnings = small_sample_warnings(metrics, schema.task, "validation")
-    save_metrics(run, "validate", checkpoint, metrics, warnings)
-    console.say(f"predictions: {writer.path}")
+    save_metrics(run, "validate", checkpoint, metrics, warnings, has_predictions=True)
     if fitted is not None:
         show_calibration(fitted, predictions, schema)
         _save_calibration(fitted, checkpoint)
-    if wants_importance:
-        save_importance(run, trainer, cli.model, cli.datamodule, predictions, checkpoint)
-    show_location(run)
+    return predictions
 
 
 # Calibration

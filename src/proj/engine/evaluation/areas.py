@@ -94,7 +94,10 @@ def area_names(predictions: PredictionSet) -> list[str]:
     return [
         name
         for kind in AREAS
-        for name in (kind, *([f"{kind}/{of}" for of in predictions.names] if per_class else []))
+        for name in (
+            kind,
+            *([f"{kind}/{class_name}" for class_name in predictions.names] if per_class else []),
+        )
     ]
 
 

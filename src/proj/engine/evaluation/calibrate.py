@@ -201,9 +201,9 @@ def _derivatives(predictions: PredictionSet, z: Array, inverse: float) -> tuple[
 def fit_threshold(score: Array, hit: Array, rule: str, name: str) -> float:
     """Return the threshold that a rule chooses for probabilities ``score`` [rows].
 
-    ``hit`` [rows] is 0 and 1. ``f1``: the highest one with the largest F1. ``precision=P``: the lowest one with at least that
-    precision, so the one with the largest recall. It is halfway between two probabilities, so
-    that no rounding moves a row across it.
+    ``hit`` [rows] is 0 and 1. The rule ``f1`` chooses the highest threshold with the largest F1,
+    ``precision=P`` the lowest one with at least that precision, and so with the largest recall.
+    The threshold is halfway between two probabilities, so that rounding moves no row across it.
 
     Raises:
         UserError: if no threshold fulfils the rule.

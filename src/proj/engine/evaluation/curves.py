@@ -123,10 +123,10 @@ class Deciles(NamedTuple):
     mean: Array  # mean error [tenths], above 0 where predictions are too high
 
 
-def deciles(target: Array, predicted: Array, parts: int = 10) -> Deciles:
-    """Return the errors by tenths of the targets; by fewer parts if there are fewer rows."""
+def deciles(target: Array, predicted: Array, count: int = 10) -> Deciles:
+    """Return the errors by tenths of the targets, or by single rows if there are fewer."""
     order = np.argsort(target, kind="stable")
-    groups = [rows for rows in np.array_split(order, parts) if len(rows)]
+    groups = [rows for rows in np.array_split(order, count) if len(rows)]
     errors = [predicted[rows] - target[rows] for rows in groups]
     return Deciles(
         low=np.array([target[rows[0]] for rows in groups]),

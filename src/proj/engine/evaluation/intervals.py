@@ -70,9 +70,9 @@ def _undefined(predictions: PredictionSet) -> dict[str, Interval]:
 
 def _describe_units(predictions: PredictionSet, units: Units) -> str:
     """Return a description of what is resampled: ``200 rows``, ``2000 blocks of 9000 groups``."""
-    drawn, there = int(units.times.sum()), unit_count(predictions)
+    drawn, available = int(units.times.sum()), unit_count(predictions)
     kind = unit_name(predictions)
-    return f"{drawn} {kind}" if drawn == there else f"{drawn} blocks of {there} {kind}"
+    return f"{drawn} {kind}" if drawn == available else f"{drawn} blocks of {available} {kind}"
 
 
 # Metrics of counts
@@ -174,7 +174,7 @@ def _error_intervals(
         values = scores(sums, "regression")
         return np.where(is_r2, 1 - values, values)
 
-    found = _bootstrap_t(
+    results = _bootstrap_t(
         positive(units.total),
         units,
         positive,
@@ -184,7 +184,7 @@ def _error_intervals(
         quotient=is_r2,
     )
     method = f"bootstrap-t, {RESAMPLES} resamples of {_describe_units(predictions, units)}"
-    for name, interval in zip(names, found, strict=True):
+    for name, interval in zip(names, results, strict=True):
         interval = interval._replace(method=interval.method and method)
         yield name, _r2_of_unexplained(interval) if name.startswith("r2") else interval
 
@@ -215,7 +215,7 @@ def _bootstrap_t(
     few = len(units.times) < MIN_UNITS
     undefined = np.full((2, len(values)), np.nan)
     limits = undefined if few else studentized(units, statistic, rng, quotient)
-    found = []
+    results = []
     for value, low, high in zip(values.tolist(), *limits.tolist(), strict=True):
         if np.isnan(value):
             interval = Interval(None, None, None, rows, "", "the metric is undefined")
@@ -229,5 +229,5 @@ def _bootstrap_t(
         else:
             method = f"bootstrap-t, {RESAMPLES} resamples"
             interval = Interval(value, low, high, rows, method)
-        found.append(interval)
-    return found
+        results.append(interval)
+    return results

@@ -46,14 +46,14 @@ def differences(first: PredictionSet, other: PredictionSet, seed: int = 0) -> di
     unit, count = resampling_units(len(first), first.group, rng)
     sums = np.column_stack([sums_of(first, unit, count), sums_of(other, unit, count)])
     half = sums.shape[1] // 2
-    found = paired(
+    compared = paired(
         units_of(sums),
         lambda s: scores(s[..., half:], first.task) - scores(s[..., :half], first.task),
         rng,
     )
     by_name = {
         name: difference
-        for name, difference in zip(names, found, strict=True)
+        for name, difference in zip(names, compared, strict=True)
         if not math.isnan(difference.low)
     }
     if first.task == "regression":
@@ -132,8 +132,8 @@ def _area_difference(first: PredictionSet, other: PredictionSet, kind: str) -> D
     values, influences = [], []
     for run in (first, other):
         columns = zip(run.scores.T, run.hits.T, strict=True)
-        found = [AREAS[kind](score, hit) for score, hit in columns]
-        known = [area for area in found if not math.isnan(area[0])]
+        areas = [AREAS[kind](score, hit) for score, hit in columns]
+        known = [area for area in areas if not math.isnan(area[0])]
         if not known or np.isnan([influence for _, influence in known]).any():
             return None
         values.append(float(np.mean([value for value, _ in known])))

@@ -130,14 +130,14 @@ def worst_slices(
     """Yield the slices of the test rows in which the headline metric is worst."""
     if predictions.missing or columns is None:
         return
-    found = slices(predictions, columns, seed)
-    left_out = _left_out(found)
-    if not found.worst:
+    result = slices(predictions, columns, seed)
+    left_out = _left_out(result)
+    if not result.worst:
         yield html.text(f"No slice has a metric.{left_out}")
         return
     yield html.text(
         "A slice is the test rows with the same category, or in the same quarter of a number or "
-        f"date. Of {found.scored} slices, the {len(found.worst)} worst are shown. The worst of "
+        f"date. Of {result.scored} slices, the {len(result.worst)} worst are shown. The worst of "
         "many slices is partly the worst by chance, and each interval is valid for its slice "
         f"alone.{left_out}"
     )
@@ -146,21 +146,21 @@ def worst_slices(
     rows = [["all test rows", "", str(len(predictions)), *_value_and_limits(whole)]]
     rows += [
         [each.column, each.value, str(each.rows), *_value_and_limits(each.interval.entry())]
-        for each in found.worst
+        for each in result.worst
     ]
     header = ["column", "value", "rows", metric, "from", "to"]
     yield html.table(f"Slices with the worst {metric}", header, rows, numbers=4)
 
 
-def _left_out(found: Slices) -> str:
+def _left_out(result: Slices) -> str:
     """Return a sentence about the slices that have no metric."""
     reasons = [
-        f"{found.small} with fewer than {MIN_SLICE_ROWS} rows" if found.small else "",
-        f"{found.undefined} without a positive row or prediction, where F1 is undefined"
-        if found.undefined
+        f"{result.small} with fewer than {MIN_SLICE_ROWS} rows" if result.small else "",
+        f"{result.undefined} without a positive row or prediction, where F1 is undefined"
+        if result.undefined
         else "",
-        f"{found.constant} columns in which all test rows have the same value"
-        if found.constant
+        f"{result.constant} columns in which all test rows have the same value"
+        if result.constant
         else "",
     ]
     return f" Left out: {', '.join(filter(None, reasons))}." if any(reasons) else ""

@@ -45,15 +45,25 @@ def logged_metrics(logged: Mapping[str, Tensor], split: str) -> Metrics:
 
 
 def save_metrics(
-    run: Run, verb: str, checkpoint: Path, metrics: Metrics, warnings: Iterable[str]
+    run: Run,
+    verb: str,
+    checkpoint: Path,
+    metrics: Metrics,
+    warnings: Iterable[str],
+    has_predictions: bool,
 ) -> None:
-    """Write ``metrics.json`` into the folder of a verb, and show the metrics with warnings."""
+    """Write ``metrics.json`` into the folder of a verb, and show the metrics with warnings.
+
+    Also print the path of the metrics, and of the predictions if they were written.
+    """
     path = run.path / verb / "metrics.json"
     write_metrics(path, metrics)
     console.show_metrics(f"{verb}, {run.path.name}, {checkpoint.name}", metrics)
     for warning in warnings:
         console.warn(warning)
     console.say(f"metrics: {path}")
+    if has_predictions:
+        console.say(f"predictions: {path.with_name('predictions.parquet')}")
 
 
 def show_location(run: Run) -> None:

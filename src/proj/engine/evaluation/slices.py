@@ -64,7 +64,7 @@ def slices(
     """
     name, sign = headline_metric(predictions.task), headline_sign(predictions.task)
     place = names_of(predictions).index(name)
-    found: list[tuple[float, int, str, str, Array]] = []
+    candidates: list[tuple[float, int, str, str, Array]] = []
     small = undefined = constant = 0
     for column in columns:
         code, labels = binned(column)
@@ -80,12 +80,12 @@ def slices(
                 undefined += 1
             else:
                 members = np.flatnonzero(code == i)
-                found.append((sign * values[i], -rows[i], column.name, labels[i], members))
+                candidates.append((sign * values[i], -rows[i], column.name, labels[i], members))
     worst = [
         Slice(column, label, len(rows), intervals(predictions[rows], seed, areas=False)[name])
-        for *_, column, label, rows in sorted(found, key=lambda entry: entry[:4])[:most]
+        for *_, column, label, rows in sorted(candidates, key=lambda entry: entry[:4])[:most]
     ]
-    return Slices(worst, len(found), small, undefined, constant)
+    return Slices(worst, len(candidates), small, undefined, constant)
 
 
 def binned(values: pl.Series) -> tuple[Array, list[str]]:
