@@ -6,7 +6,7 @@ import torch
 from scipy import stats
 from sklearn import metrics as sk
 
-from conftest import script_of
+from conftest import plain_schema, script_of
 from proj.engine.evaluation.areas import auroc, average_precision
 from proj.engine.evaluation.counts import names_of, scores, sums_of
 from proj.engine.evaluation.intervals import intervals, mean_interval
@@ -14,7 +14,6 @@ from proj.engine.evaluation.limits import Interval, newcombe, student_quantile, 
 from proj.engine.evaluation.prediction_set import PredictionSet
 from proj.engine.evaluation.resampling import Units, bca, resampling_units, studentized
 from proj.metrics import StageMetrics
-from proj.schema import Schema
 
 TASKS = ("binary", "multiclass", "multilabel", "regression", "regression_2")
 
@@ -54,7 +53,7 @@ def make_predictions(task: str, rows: int = 150, seed: int = 0) -> PredictionSet
 def test_values_equal_the_reported_metrics(task: str) -> None:
     """The counts equal `proj.metrics`, also for classes that are never predicted."""
     predictions = make_predictions(task)
-    schema = Schema.without_statistics(predictions.task, (1,), len(predictions.names))
+    schema = plain_schema(predictions.task, (1,), len(predictions.names))
     stage_metrics = StageMetrics(schema, "test")
     stage_metrics.names = predictions.names
     target = torch.from_numpy(predictions.target)
@@ -62,7 +61,7 @@ def test_values_equal_the_reported_metrics(task: str) -> None:
         torch.from_numpy(predictions.output), target, torch.zeros(1), torch.ones(1)
     )
     written = {
-        name: value.item() for name, value in stage_metrics.finish().items() if name != "loss"
+        name: value.item() for name, value in stage_metrics.compute().items() if name != "loss"
     }
     found = intervals(predictions)
     assert found.keys() == written.keys()

@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from conftest import Cli
+from conftest import Cli, plain_schema
 from proj.engine.cli import main
 from proj.engine.evaluation.prediction_set import load_predictions
 from proj.engine.evaluation.scoring import (
@@ -18,7 +18,6 @@ from proj.engine.evaluation.scoring import (
     small_sample_warnings,
 )
 from proj.engine.runs.run import Run
-from proj.schema import Schema
 
 RUN = Path("lightning_logs/version_0")
 TASKS = ("binary", "multiclass", "multilabel", "regression", "regression_2")
@@ -169,7 +168,7 @@ def test_a_value_that_differs_from_the_predictions_has_no_interval(work: Path) -
     pl.DataFrame(
         {"row": np.arange(50), "target": rng.normal(size=50), "prediction": rng.normal(size=50)}
     ).write_parquet(run.path / "test/predictions.parquet")
-    schema = Schema.without_statistics("regression", (1,), 1)
+    schema = plain_schema("regression", (1,), 1)
     written = {"mae": {"value": 7.0}, "rmse": {"value": None}, "mine": {"value": 3.0}}
     done = add_intervals(written, load_predictions(run, "test", schema), schema, seed=0)
     assert done["mae"]["value"] == 7.0
