@@ -76,19 +76,19 @@ def likelihood(task: str, z: Array, target: Array) -> float:
 @pytest.mark.parametrize("temperature", [0.2, 1.0, 2.0, 5.0])
 def test_the_temperature_equals_scipy(task: str, temperature: float) -> None:
     z, predictions = make_predictions(task, temperature=temperature)
-    found = fit_temperature(predictions)
+    fitted = fit_temperature(predictions)
     best = minimize_scalar(
         lambda t: likelihood(task, z / t, predictions.target),
         bounds=(0.01, 100),
         method="bounded",
         options={"xatol": 1e-9},
     )
-    assert found == pytest.approx(best.x, rel=1e-5)
-    assert likelihood(task, z / found, predictions.target) <= best.fun + 1e-12
-    assert found == pytest.approx(temperature, rel=0.2)
+    assert fitted == pytest.approx(best.x, rel=1e-5)
+    assert likelihood(task, z / fitted, predictions.target) <= best.fun + 1e-12
+    assert fitted == pytest.approx(temperature, rel=0.2)
     grid = [likelihood(task, z / t, predictions.target) for t in np.geomspace(0.05, 50, 200)]
-    assert likelihood(task, z / found, predictions.target) <= min(grid)
-    assert curves.log_losses(apply_temperature(predictions, found)).mean() == pytest.approx(
+    assert likelihood(task, z / fitted, predictions.target) <= min(grid)
+    assert curves.log_losses(apply_temperature(predictions, fitted)).mean() == pytest.approx(
         best.fun
     )
 
@@ -111,10 +111,10 @@ def test_probabilities_of_0_and_1_count_as_the_nearest_other_number(task: str) -
     predictions = of_logits(task, 20 * z, predictions.target)
     assert (predictions.output == 1).any()
     assert np.isfinite(logits(predictions)).all()
-    found = fit_temperature(predictions)
-    assert 1 < found < 100
-    assert np.isfinite(apply_temperature(predictions, found).output).all()
-    assert np.isfinite(curves.log_losses(apply_temperature(predictions, found))).all()
+    fitted = fit_temperature(predictions)
+    assert 1 < fitted < 100
+    assert np.isfinite(apply_temperature(predictions, fitted).output).all()
+    assert np.isfinite(curves.log_losses(apply_temperature(predictions, fitted))).all()
 
 
 def candidates(score: Array) -> Array:
@@ -139,8 +139,10 @@ def test_thresholds_equal_a_brute_force_search(seed: int, digits: int) -> None:
         most = recall[:-1][precision[:-1] >= least].max()
         assert sk.precision_score(hit, score > at) >= least
         assert sk.recall_score(hit, score > at) == most
-        kept = [one for one in candidates(score) if sk.precision_score(hit, score > one) >= least]
-        assert at == pytest.approx(min(kept))
+        sufficient = [
+            one for one in candidates(score) if sk.precision_score(hit, score > one) >= least
+        ]
+        assert at == pytest.approx(min(sufficient))
 
 
 def test_a_precision_that_is_not_reached_is_an_error() -> None:
@@ -177,30 +179,33 @@ def schema(task: str) -> Schema:
 def test_thresholds_are_of_the_calibrated_probabilities(task: str, work: Path) -> None:
     (work / "best.ckpt").write_bytes(b"weights")
     z, predictions = make_predictions(task)
-    found = fit_calibration(
+    fitted = fit_calibration(
         CalibrationRequest(True, "f1"), predictions, schema(task), work / "best.ckpt"
     )
-    assert found.temperature == pytest.approx(fit_temperature(predictions))
-    assert found.thresholds is not None
-    p = expit(z / found.temperature).reshape(len(z), -1)
+    assert fitted.temperature == pytest.approx(fit_temperature(predictions))
+    assert fitted.thresholds is not None
+    p = expit(z / fitted.temperature).reshape(len(z), -1)
     hits = predictions.target.reshape(len(z), -1)
-    for i, at in enumerate(found.thresholds.values()):
+    for i, at in enumerate(fitted.thresholds.values()):
         f1 = max(sk.f1_score(hits[:, i], p[:, i] > one) for one in candidates(p[:, i]))
         assert sk.f1_score(hits[:, i], p[:, i] > at) == f1
-    after = calibrated(predictions, found, schema(task))
-    rows = {name: values for name, *values in compare_calibration(predictions, after, found)}
+    after = calibrated(predictions, fitted, schema(task))
+    rows = {name: values for name, *values in compare_calibration(predictions, after, fitted)}
     assert rows["negative log likelihood"] == pytest.approx(
         [
             likelihood(task, z, predictions.target),
-            likelihood(task, z / found.temperature, predictions.target),
+            likelihood(task, z / fitted.temperature, predictions.target),
         ]
     )
     average = "binary" if task == "binary" else "macro"
-    decisions = (p > np.array(list(found.thresholds.values()))).reshape(z.shape)
+    decisions = (p > np.array(list(fitted.thresholds.values()))).reshape(z.shape)
     assert rows["f1"] == pytest.approx(
-        [sk.f1_score(predictions.target, of, average=average) for of in (z > 0, decisions)]
+        [
+            sk.f1_score(predictions.target, decided, average=average)
+            for decided in (z > 0, decisions)
+        ]
     )
-    back = uncalibrated(after, found)
+    back = uncalibrated(after, fitted)
     assert np.allclose(back.output, predictions.output, atol=1e-12)
     assert (back.predicted == predictions.predicted).all()
 
@@ -254,7 +259,7 @@ def test_labels_without_rows_of_both_kinds_have_no_threshold() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("flags", "message"),
     [
         (("platt", None, "binary"), "--calibrate: expected temperature, got platt."),
         (
@@ -279,9 +284,9 @@ def test_labels_without_rows_of_both_kinds_have_no_threshold() -> None:
         (("temperature", None, None), "got a model of your own;"),
     ],
 )
-def test_wrong_flags_are_an_error(given: Any, message: str) -> None:
+def test_wrong_flags_are_an_error(flags: Any, message: str) -> None:
     with pytest.raises(UserError, match=re.escape(message)):
-        parse_request(*given)
+        parse_request(*flags)
 
 
 def test_right_flags() -> None:
@@ -297,7 +302,7 @@ def test_a_threshold_that_few_rows_exceed_gives_a_warning(
 ) -> None:
     _, predictions = make_predictions("binary")
     Path("best.ckpt").write_bytes(b"weights")
-    for rule, doubted in (("precision=0.999", True), ("f1", False)):
+    for rule, warns in (("precision=0.999", True), ("f1", False)):
         hit = predictions.target.copy()
         hit[np.argsort(predictions.output)[-8:-3]] = 0
         hit[np.argsort(predictions.output)[-3:]] = 1
@@ -311,7 +316,7 @@ def test_a_threshold_that_few_rows_exceed_gives_a_warning(
         )
         assert (
             "only 3 validation rows are above the threshold of yes" in capsys.readouterr().err
-        ) is doubted
+        ) is warns
 
 
 def written(verb: str = "test") -> pl.DataFrame:
@@ -357,30 +362,30 @@ def test_from_flags_to_the_report(task: str, experiment: Any, cli: Cli) -> None:
     assert "fitted on 150 rows: temperature" in said
     assert "negative log likelihood" in said
     plain = values("validate")
-    found = Calibration(**json.loads((RUN / "checkpoints/calibration.json").read_text()))
-    assert found.temperature is not None
-    assert found.temperature > 1
+    fitted = Calibration(**json.loads((RUN / "checkpoints/calibration.json").read_text()))
+    assert fitted.temperature is not None
+    assert fitted.temperature > 1
     assert "is not applied to the split it was fitted on" in cli("validate")
     assert values("validate") == plain  # those of the model as it is
     said = cli("test")
-    assert f"calibrated: {found}" in said
+    assert f"calibrated: {fitted}" in said
     table, after = written(), values()
 
     columns = [name for name in table.columns if name.startswith("probability")]
     p, was = table.select(columns).to_numpy(), raw.select(columns).to_numpy()
     if task == "multiclass":
-        assert np.allclose(np.diff(np.log(p)), np.diff(np.log(was)) / found.temperature)
+        assert np.allclose(np.diff(np.log(p)), np.diff(np.log(was)) / fitted.temperature)
         assert table["prediction"].equals(raw["prediction"])
         assert after["loss"] == pytest.approx(sk.log_loss(table["target"], p))
         assert after["f1"] == pytest.approx(
             sk.f1_score(table["target"], table["prediction"], average="macro")
         )
     else:
-        assert found.thresholds is not None
-        at = np.array(list(found.thresholds.values()))
+        assert fitted.thresholds is not None
+        at = np.array(list(fitted.thresholds.values()))
         hits = table.select("^target.*$").to_numpy()
         hits, p, was = (hits == "yes", p[:, 1:], was[:, 1:]) if task == "binary" else (hits, p, was)
-        assert np.allclose(p, expit(logit(was) / found.temperature), atol=1e-9)
+        assert np.allclose(p, expit(logit(was) / fitted.temperature), atol=1e-9)
         decided = table.select("^prediction.*$").to_numpy()
         assert (
             ((decided == "yes") == (p > at)).all()
@@ -410,22 +415,22 @@ def test_from_flags_to_the_report(task: str, experiment: Any, cli: Cli) -> None:
     cells = re.findall(
         r'row">([^<]+)</th><td class="number">([^<]+)</td><td class="number">([^<]+)<', section
     )
-    told = {name: (one, other) for name, one, other in cells}
+    shown = {name: (one, other) for name, one, other in cells}
     changed = {"negative log likelihood": "loss"} | (
         {} if task == "multiclass" else {"f1": "f1", "recall": "recall"}
     )
     for name, metric in changed.items():
-        assert told[name] == (number(before[metric]), number(after[metric])), name
-    assert "expected calibration error" in told
-    assert ("f1" in told) is (task != "multiclass")
+        assert shown[name] == (number(before[metric]), number(after[metric])), name
+    assert "expected calibration error" in shown
+    assert ("f1" in shown) is (task != "multiclass")
     assert section.count("<svg") == 2
     if task == "binary":
-        assert f"{found.thresholds['yes']:.3g} is used." in page  # type: ignore[index]
+        assert f"{fitted.thresholds['yes']:.3g} is used." in page  # type: ignore[index]
         assert "0.5 is used" not in page
 
     x = np.load("data.npz")["x_test"]
     np.savez("new.npz", x=x)
-    assert f"calibrated: {found}" in cli(
+    assert f"calibrated: {fitted}" in cli(
         "predict", "--data.predict_path", "new.npz", "--output", "new.parquet"
     )
     for other in (pl.read_parquet("new.parquet"), proj.load("version_0").predict(x)):

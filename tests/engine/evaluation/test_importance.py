@@ -24,8 +24,8 @@ ROWS = 400
 
 
 def written() -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((RUN / "validate/importance.json").read_text())
-    return found
+    result: dict[str, Any] = json.loads((RUN / "validate/importance.json").read_text())
+    return result
 
 
 def table(rows: int = ROWS) -> pl.DataFrame:
@@ -100,22 +100,22 @@ def test_it_equals_that_of_permuted_raw_columns(target: str, cli: Cli) -> None:
             return float(sk.f1_score(truth, predicted, pos_label="yes"))
         return -float(sk.root_mean_squared_error(truth, predicted))
 
-    found, rng = written(), np.random.default_rng(7)
+    result, rng = written(), np.random.default_rng(7)
     orders = [rng.permutation(len(rows)) for _ in range(REPEATS)]
-    assert found["metric"] == ("f1" if target == "bought" else "rmse")
-    assert sorted(found["columns"]) == ["city", "joined", "noise", "size"]
-    for name, entry in found["columns"].items():
+    assert result["metric"] == ("f1" if target == "bought" else "rmse")
+    assert sorted(result["columns"]) == ["city", "joined", "noise", "size"]
+    for name, entry in result["columns"].items():
         changed = [score(source.with_columns(source[name].gather(order))) for order in orders]
         assert entry["value"] == pytest.approx(
             score(source) - np.mean(changed), rel=1e-4, abs=1e-6
         ), name
         assert entry["low"] <= entry["value"] <= entry["high"]
-    values = [entry["value"] for entry in found["columns"].values()]
+    values = [entry["value"] for entry in result["columns"].values()]
     assert values == sorted(values, reverse=True)
-    assert next(iter(found["columns"])) == "size"
-    assert found["columns"]["size"]["low"] > 0
+    assert next(iter(result["columns"])) == "size"
+    assert result["columns"]["size"]["low"] > 0
     cli("validate", "--importance")
-    assert written() == found  # by the seed
+    assert written() == result  # by the seed
 
 
 def test_test_rows_do_not_change_it(cli: Cli) -> None:
@@ -123,7 +123,7 @@ def test_test_rows_do_not_change_it(cli: Cli) -> None:
     plain.write_csv("table.csv")
     fit(cli, "bought", "--data.split", "part")
     cli("validate", "--importance")
-    found = written()
+    result = written()
     test = pl.col("part") == "test"
     other = plain.with_columns(
         pl.when(test).then(-pl.col("size")).otherwise("size").alias("size"),
@@ -131,12 +131,12 @@ def test_test_rows_do_not_change_it(cli: Cli) -> None:
     )
     other.write_csv("table.csv")
     cli("validate", "--importance")
-    assert written() == found
+    assert written() == result
     other.with_columns(
         pl.when(pl.col("part") == "val").then(-pl.col("size")).otherwise("size").alias("size")
     ).write_csv("table.csv")
     cli("validate", "--importance")
-    assert written() != found
+    assert written() != result
 
 
 def test_features_of_arrays_and_the_report(experiment: Any, cli: Cli) -> None:
@@ -156,9 +156,9 @@ def test_features_of_arrays_and_the_report(experiment: Any, cli: Cli) -> None:
 
 
 def test_data_without_columns_are_an_error_before_the_work(experiment: Any, cli: Cli) -> None:
-    pictures = np.random.default_rng(0).integers(256, size=(60, 8, 8)).astype(np.uint8)
+    images = np.random.default_rng(0).integers(256, size=(60, 8, 8)).astype(np.uint8)
     config = experiment()
-    np.savez("data.npz", x=pictures, y=np.arange(60) % 3)
+    np.savez("data.npz", x=images, y=np.arange(60) % 3)
     cli("fit", "--config", config)
     assert "--importance: expected columns" in cli("validate", "--importance", code=2)
     assert not (RUN / "validate").exists()
@@ -195,23 +195,23 @@ def regression(rows: int, group: Any = None) -> tuple[Any, PredictionSet]:
 
 def test_unused_columns_have_importance_0() -> None:
     x, predictions = regression(60)
-    found = importances(rows_of(x, lambda x: 2 * x[:, :1]), predictions, features(x))
-    assert next(iter(found)) == "0"
-    assert found["0"].low is not None
-    assert found["0"].low > 0
+    result = importances(rows_of(x, lambda x: 2 * x[:, :1]), predictions, features(x))
+    assert next(iter(result)) == "0"
+    assert result["0"].low is not None
+    assert result["0"].low > 0
     for name in ("1", "2"):
-        assert found[name] == (0.0, 0.0, 0.0, "")
+        assert result[name] == (0.0, 0.0, 0.0, "")
 
 
 def test_a_column_of_noise_has_an_interval_that_includes_0() -> None:
     """A net that depends slightly on noise gives it an importance near 0."""
     x, predictions = regression(300)
-    found = importances(
+    result = importances(
         rows_of(x, lambda x: 2 * x[:, :1] + 0.05 * x[:, 1:2]), predictions, features(x)
     )["1"]
-    assert found.low is not None
-    assert found.high is not None
-    assert found.low <= 0 <= found.high
+    assert result.low is not None
+    assert result.high is not None
+    assert result.low <= 0 <= result.high
 
 
 def test_groups_of_copies_do_not_narrow_the_interval() -> None:
@@ -256,15 +256,15 @@ def test_degenerate_rows(case: str) -> None:
         )
 
     known = x[:, :1] * x[:, 1:2] if case.endswith("permuted") else np.full((rows, 1), 1e9)
-    found = importances(rows_of(x, predict, rows), predictions, features(x))
+    result = importances(rows_of(x, predict, rows), predictions, features(x))
     if case.startswith("no number"):
-        assert found["0"].value is None
-        assert "are not finite numbers" in found["0"].why
-        assert next(iter(found)) == ("2" if case.endswith("permuted") else "0")
+        assert result["0"].value is None
+        assert "are not finite numbers" in result["0"].why
+        assert next(iter(result)) == ("2" if case.endswith("permuted") else "0")
     else:
-        assert found["0"].value is not None
-        assert found["0"].low is None
-        assert f"too few rows ({rows})" in found["0"].why
+        assert result["0"].value is not None
+        assert result["0"].low is None
+        assert f"too few rows ({rows})" in result["0"].why
 
 
 def test_the_interval_covers_because_a_row_counts_twice() -> None:

@@ -63,31 +63,31 @@ def test_values_equal_the_reported_metrics(task: str) -> None:
     written = {
         name: value.item() for name, value in stage_metrics.compute().items() if name != "loss"
     }
-    found = intervals(predictions)
-    assert found.keys() == written.keys()
+    result = intervals(predictions)
+    assert result.keys() == written.keys()
     for name, value in written.items():
         if np.isnan(value):
-            assert found[name].value is None
-            assert found[name].why
+            assert result[name].value is None
+            assert result[name].why
         else:
-            assert found[name].value == pytest.approx(value, rel=1e-6, abs=1e-7), name
+            assert result[name].value == pytest.approx(value, rel=1e-6, abs=1e-7), name
     if not task.startswith("regression"):
-        assert found["accuracy"].value == sk.accuracy_score(
+        assert result["accuracy"].value == sk.accuracy_score(
             predictions.target, predictions.predicted
         )
 
 
 @pytest.mark.parametrize("task", TASKS)
 def test_an_interval_contains_its_value_and_lies_in_the_range_of_the_metric(task: str) -> None:
-    for name, found in intervals(make_predictions(task)).items():
-        if found.value is None or found.low is None or found.high is None:
-            assert found.why, name
+    for name, result in intervals(make_predictions(task)).items():
+        if result.value is None or result.low is None or result.high is None:
+            assert result.why, name
             continue
-        assert found.low <= found.value <= found.high, name
-        assert found.low < found.high, name
-        assert found.high <= 1 or is_unbounded(name), name
-        assert found.low >= 0 or name.startswith("r2"), name
-        assert found.method, name
+        assert result.low <= result.value <= result.high, name
+        assert result.low < result.high, name
+        assert result.high <= 1 or is_unbounded(name), name
+        assert result.low >= 0 or name.startswith("r2"), name
+        assert result.method, name
 
 
 def is_unbounded(name: str) -> bool:
@@ -107,13 +107,13 @@ def test_limits_of_f1_follow_from_a_proportion() -> None:
         np.repeat([1, 1, 0, 0], [70, 20, 10, 50]),
         np.repeat([0.9, 0.1, 0.9, 0.1], [70, 20, 10, 50]),
     )
-    found = intervals(PredictionSet("binary", ("no", "yes"), np.arange(150), target, output))["f1"]
+    result = intervals(PredictionSet("binary", ("no", "yes"), np.arange(150), target, output))["f1"]
     limits = stats.binomtest(70, 100).proportion_ci(method="wilson")
-    assert found.value == pytest.approx(sk.f1_score(target, output > 0.5))
-    assert (found.low, found.high) == pytest.approx(
+    assert result.value == pytest.approx(sk.f1_score(target, output > 0.5))
+    assert (result.low, result.high) == pytest.approx(
         (2 * limits.low / (1 + limits.low), 2 * limits.high / (1 + limits.high))
     )
-    assert found.support == 90
+    assert result.support == 90
 
 
 @pytest.mark.parametrize("levels", [5, 10**6])
@@ -163,7 +163,7 @@ def test_bca_equals_scipy() -> None:
 def test_bootstrap_t_of_a_mean_equals_its_definition() -> None:
     values = np.random.default_rng(0).exponential(size=60)
     sums = np.column_stack([np.ones(60), values])
-    found = studentized(
+    result = studentized(
         Units(sums, np.ones(60, np.int64)),
         lambda s: s[..., 1:] / s[..., :1],
         np.random.default_rng(1),
@@ -175,7 +175,7 @@ def test_bootstrap_t_of_a_mean_equals_its_definition() -> None:
     )
     error = values.std() / np.sqrt(60) / values.mean()
     want = values.mean() * np.exp(-np.quantile(t, [0.975, 0.025]) * error)
-    assert found[:, 0] == pytest.approx(want, rel=0.02)
+    assert result[:, 0] == pytest.approx(want, rel=0.02)
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -214,12 +214,12 @@ def test_copies_of_a_row_in_a_group_count_once(task: str) -> None:
 
 def test_blocks_of_many_rows_give_the_interval_of_single_rows() -> None:
     predictions = make_predictions("regression", 20_000)
-    found = intervals(predictions)["mae"]
+    result = intervals(predictions)["mae"]
     error = np.abs(predictions.output - predictions.target).std() / np.sqrt(20_000)
-    assert found.low is not None
-    assert found.high is not None
-    assert found.high - found.low == pytest.approx(2 * 1.96 * error, rel=0.1)
-    assert found.method == "bootstrap-t, 2000 resamples of 2000 blocks of 20000 rows"
+    assert result.low is not None
+    assert result.high is not None
+    assert result.high - result.low == pytest.approx(2 * 1.96 * error, rel=0.1)
+    assert result.method == "bootstrap-t, 2000 resamples of 2000 blocks of 20000 rows"
     unit, units = resampling_units(20_000, None, np.random.default_rng(0))
     assert (np.bincount(unit) == 10).all()
     assert units == 2000
@@ -248,9 +248,9 @@ def binary(target: list[int], output: list[float]) -> dict[str, Interval]:
 
 
 def test_a_split_of_one_class() -> None:
-    found = binary([0] * 20, [0.2] * 15 + [0.7] * 5)
-    assert found["accuracy"].value == 0.75
-    assert found["auroc"] == Interval(
+    result = binary([0] * 20, [0.2] * 15 + [0.7] * 5)
+    assert result["accuracy"].value == 0.75
+    assert result["auroc"] == Interval(
         None,
         None,
         None,
@@ -258,32 +258,32 @@ def test_a_split_of_one_class() -> None:
         "",
         "the area is undefined because it needs rows of the class and rows of others",
     )
-    assert found["recall"] == Interval(
+    assert result["recall"] == Interval(
         0.0, None, None, 0, "", "recall is undefined because no row is of the class; reported as 0"
     )
-    assert found["precision"].value == 0.0
-    assert found["precision"].high == pytest.approx(
+    assert result["precision"].value == 0.0
+    assert result["precision"].high == pytest.approx(
         stats.binomtest(0, 5).proportion_ci(method="wilson").high
     )
 
 
 def test_a_constant_prediction() -> None:
-    found = binary([0] * 20 + [1] * 10, [0.1] * 30)
+    result = binary([0] * 20 + [1] * 10, [0.1] * 30)
     assert (
-        found["precision"].why
+        result["precision"].why
         == "precision is undefined because the class is never predicted; reported as 0"
     )
-    assert found["auroc"].value == 0.5
-    assert found["average_precision"].value == pytest.approx(1 / 3)
-    assert found["auroc"].low == found["auroc"].high == 0.5  # all pairs are ties
+    assert result["auroc"].value == 0.5
+    assert result["average_precision"].value == pytest.approx(1 / 3)
+    assert result["auroc"].low == result["auroc"].high == 0.5  # all pairs are ties
 
 
 def test_one_row() -> None:
-    found = binary([1], [0.8])
-    assert found["accuracy"].low == pytest.approx(
+    result = binary([1], [0.8])
+    assert result["accuracy"].low == pytest.approx(
         stats.binomtest(1, 1).proportion_ci(method="wilson").low
     )
-    assert found["auroc"].value is None
+    assert result["auroc"].value is None
     number = PredictionSet("regression", ("y",), np.arange(1), np.array([[3.0]]), np.array([[2.0]]))
     assert intervals(number)["rmse"] == Interval(
         1.0, None, None, 1, "", "too few rows (1) to estimate its variance"
@@ -295,10 +295,10 @@ def test_one_row() -> None:
 
 def test_perfect_scores() -> None:
     """The lower limits of perfect metrics are below 1, because it may be chance."""
-    found = binary([0] * 30 + [1] * 20, [0.1] * 30 + [0.9] * 20)
+    result = binary([0] * 30 + [1] * 20, [0.1] * 30 + [0.9] * 20)
     for name in ("accuracy", "precision", "recall", "f1", "auroc", "average_precision"):
-        assert found[name].value == found[name].high == 1.0
-        low = found[name].low
+        assert result[name].value == result[name].high == 1.0
+        low = result[name].low
         assert low is not None
         assert 0.75 < low < 0.97, name
     several = make_predictions("multiclass")
@@ -310,12 +310,12 @@ def test_perfect_scores() -> None:
     assert f1.low is not None
     assert 0.9 < f1.low < 0.99
     exact = make_predictions("regression")
-    found = intervals(
+    result = intervals(
         PredictionSet("regression", exact.names, exact.row, exact.target, exact.target)
     )
-    assert found["rmse"] == Interval(0.0, None, None, 150, "", "it does not vary between rows")
-    assert found["r2"].value == 1.0
-    assert found["r2"].low is None
+    assert result["rmse"] == Interval(0.0, None, None, 150, "", "it does not vary between rows")
+    assert result["r2"].value == 1.0
+    assert result["r2"].low is None
 
 
 def test_student_quantile_equals_scipy() -> None:
@@ -329,8 +329,8 @@ def test_limits_of_an_area_of_many_rows_equal_delong() -> None:
     area, influence = auroc(predictions.output, predictions.target)
     error = np.sqrt((influence**2).sum()) / 20_000 / (area * (1 - area))
     want = 1 / (1 + np.exp(-(np.log(area / (1 - area)) + np.array([-1.96, 1.96]) * error)))
-    found = intervals(predictions)["auroc"]
-    assert (found.low, found.high) == pytest.approx(tuple(want), abs=1e-5)
+    result = intervals(predictions)["auroc"]
+    assert (result.low, result.high) == pytest.approx(tuple(want), abs=1e-5)
 
 
 def test_newcombe_limit_solves_its_equation() -> None:
@@ -348,41 +348,41 @@ def test_newcombe_limit_solves_its_equation() -> None:
 def test_a_class_always_correct_and_one_never_correct_have_an_interval() -> None:
     """Resampling alone would give limits equal to the value."""
     output = np.eye(2)[[0] * 60]
-    found = intervals(
+    result = intervals(
         PredictionSet("multiclass", ("a", "b"), np.arange(60), np.repeat([0, 1], 30), output)
     )["recall"]
-    assert found.value == 0.5
-    assert found.low is not None
-    assert found.high is not None
-    assert found.high - found.low > 0.1
+    assert result.value == 0.5
+    assert result.low is not None
+    assert result.high is not None
+    assert result.high - result.low > 0.1
 
 
 def test_a_target_that_does_not_vary() -> None:
     rng = np.random.default_rng(0)
-    found = intervals(
+    result = intervals(
         PredictionSet(
             "regression", ("y",), np.arange(30), np.ones((30, 1)), rng.normal(size=(30, 1))
         )
     )
-    assert found["r2"] == Interval(None, None, None, 30, "", "the target does not vary")
-    assert found["rmse"].low is not None
+    assert result["r2"] == Interval(None, None, None, 30, "", "the target does not vary")
+    assert result["rmse"].low is not None
 
 
 @pytest.mark.parametrize("task", TASKS)
 def test_a_prediction_that_is_not_finite_makes_all_metrics_undefined(task: str) -> None:
     predictions = make_predictions(task)
     predictions.output.reshape(150, -1)[3, 0] = np.nan
-    for name, found in intervals(predictions).items():
-        assert found.value is found.low is found.high is None, name
-        assert found.why == "1 of 150 predictions are not finite numbers"
+    for name, result in intervals(predictions).items():
+        assert result.value is result.low is result.high is None, name
+        assert result.why == "1 of 150 predictions are not finite numbers"
 
 
 def test_the_interval_of_a_mean() -> None:
     values = np.random.default_rng(0).exponential(size=500)
-    found = mean_interval(values)
-    assert found.value == pytest.approx(values.mean())
+    result = mean_interval(values)
+    assert result.value == pytest.approx(values.mean())
     error = values.std() / np.sqrt(500)
-    assert (found.low, found.high) == pytest.approx(
+    assert (result.low, result.high) == pytest.approx(
         (values.mean() - 1.96 * error, values.mean() + 1.96 * error), abs=0.03
     )
 
@@ -416,32 +416,32 @@ def test_intervals_cover(
 def test_a_mean_over_labels_with_one_that_never_occurs_is_within_its_limits() -> None:
     """The label counts as 0, and the other one is always correct, so resampling fails."""
     target = np.stack([np.arange(40) % 2, np.zeros(40, int)], axis=1)
-    found = intervals(
+    result = intervals(
         PredictionSet(
             "multilabel", ("a", "b"), np.arange(40), target, np.where(target == 1, 0.9, 0.1)
         )
     )
     for name in ("precision", "recall", "f1"):
-        one = found[name]
-        assert one.value == 0.5
-        assert one.low is not None
-        assert one.high is not None
-        assert 0.4 < one.low <= 0.5 <= one.high < 0.6
+        interval = result[name]
+        assert interval.value == 0.5
+        assert interval.low is not None
+        assert interval.high is not None
+        assert 0.4 < interval.low <= 0.5 <= interval.high < 0.6
 
 
 def test_an_error_that_one_row_accounts_for_has_no_limits() -> None:
     rng = np.random.default_rng(0)
     error = np.where(np.arange(60) == 0, 100.0, 1e-3 * rng.normal(size=60))[:, None]
     target = rng.normal(size=(60, 1))
-    found = intervals(PredictionSet("regression", ("y",), np.arange(60), target, target + error))
-    assert found["rmse"].value == pytest.approx(100 / 60**0.5, rel=1e-3)
-    assert found["rmse"].low is None
-    assert found["rmse"].why == "a few rows account for nearly all of it"
+    result = intervals(PredictionSet("regression", ("y",), np.arange(60), target, target + error))
+    assert result["rmse"].value == pytest.approx(100 / 60**0.5, rel=1e-3)
+    assert result["rmse"].low is None
+    assert result["rmse"].why == "a few rows account for nearly all of it"
 
 
 def test_a_single_row_of_a_kind_gives_a_reason_instead_of_limits() -> None:
-    found = binary([0] * 999 + [1], np.linspace(0.1, 0.9, 1000)[np.r_[0:500, 501:1000, 500]])
-    assert found["auroc"].why == "too few rows of a class (1) to estimate its variance"
+    result = binary([0] * 999 + [1], np.linspace(0.1, 0.9, 1000)[np.r_[0:500, 501:1000, 500]])
+    assert result["auroc"].why == "too few rows of a class (1) to estimate its variance"
     target = np.zeros((200, 1))
     target[7] = 5
     one = PredictionSet(

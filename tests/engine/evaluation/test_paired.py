@@ -20,11 +20,11 @@ from proj.engine.evaluation.prediction_set import PredictionSet
 
 
 def test_mcnemar_mid_p_is_the_exact_p_minus_half_the_observed_probability() -> None:
-    for one, other in ((3, 12), (40, 60), (0, 5), (700, 900)):
-        exact = stats.binomtest(min(one, other), one + other).pvalue
-        want = exact - stats.binom.pmf(min(one, other), one + other, 0.5)
-        assert mcnemar(one, other) == pytest.approx(want, rel=1e-9)
-        assert mcnemar(other, one) == mcnemar(one, other)
+    for first, other in ((3, 12), (40, 60), (0, 5), (700, 900)):
+        exact = stats.binomtest(min(first, other), first + other).pvalue
+        want = exact - stats.binom.pmf(min(first, other), first + other, 0.5)
+        assert mcnemar(first, other) == pytest.approx(want, rel=1e-9)
+        assert mcnemar(other, first) == mcnemar(first, other)
     assert mcnemar(0, 0) == 1.0
     assert mcnemar(4, 4) == pytest.approx(1)
 
@@ -49,36 +49,39 @@ def test_equally_good_runs_differ_significantly_in_5_percent(task: str) -> None:
 
 @pytest.mark.parametrize("task", ["regression", "binary", "multiclass"])
 def test_a_better_run_is_significant_and_the_difference_is_that_of_the_metrics(task: str) -> None:
-    one, other = script().rivals(task, 2000, np.random.default_rng(1), better=0.4)
-    values = [intervals(of) for of in (one, other)]
-    for name, of in differences(one, other).items():
+    first, other = script().rivals(task, 2000, np.random.default_rng(1), better=0.4)
+    values = [intervals(run) for run in (first, other)]
+    for name, difference in differences(first, other).items():
         before, after = values[0][name].value, values[1][name].value
         assert before is not None
         assert after is not None
-        assert of.value == pytest.approx(after - before, abs=1e-9), name
-        assert of.low <= of.value <= of.high
-        assert of.p < 0.05, name
-        assert not of.low <= 0 <= of.high, name
+        assert difference.value == pytest.approx(after - before, abs=1e-9), name
+        assert difference.low <= difference.value <= difference.high
+        assert difference.p < 0.05, name
+        assert not difference.low <= 0 <= difference.high, name
 
 
 def test_interval_and_p_value_agree() -> None:
     rng = np.random.default_rng(2)
     for _ in range(30):
-        for name, of in differences(*script().rivals("multiclass", 100, rng)).items():
-            if of.test == "paired bootstrap" and abs(of.p - 0.05) > 0.002:
-                assert (of.low <= 0 <= of.high) == (of.p > 0.05), (name, of)
+        for name, difference in differences(*script().rivals("multiclass", 100, rng)).items():
+            if difference.test == "paired bootstrap" and abs(difference.p - 0.05) > 0.002:
+                assert (difference.low <= 0 <= difference.high) == (difference.p > 0.05), (
+                    name,
+                    difference,
+                )
 
 
 def test_delong_paired_variance_equals_its_definition() -> None:
-    one, other = script().rivals("binary", 150, np.random.default_rng(3))
-    hit = one.target == 1
-    pairs = [(of.output[hit][:, None] > of.output[~hit]).astype(float) for of in (one, other)]
+    first, other = script().rivals("binary", 150, np.random.default_rng(3))
+    hit = first.target == 1
+    pairs = [(run.output[hit][:, None] > run.output[~hit]).astype(float) for run in (first, other)]
     moved = pairs[1] - pairs[0]
     m, k = moved.shape
     variance = moved.mean(1).var(ddof=1) / m + moved.mean(0).var(ddof=1) / k
-    found = differences(one, other)["auroc"]
-    assert found.value == pytest.approx(moved.mean())
-    assert found.p == pytest.approx(
+    difference = differences(first, other)["auroc"]
+    assert difference.value == pytest.approx(moved.mean())
+    assert difference.p == pytest.approx(
         2 * stats.t.sf(abs(moved.mean()) / np.sqrt(variance), min(m, k) - 1), rel=1e-6
     )
 
@@ -91,29 +94,31 @@ def test_equal_areas_of_few_positives_are_rarely_significant(positives: int) -> 
     for _ in range(400):
         base = target + rng.normal(size=200)
         pair = (stats.norm.cdf(base + 0.5 * rng.normal(size=200)) for _ in range(2))
-        one, other = (
+        first, other = (
             PredictionSet("binary", ("no", "yes"), np.arange(200), target.astype(int), p)
             for p in pair
         )
-        significant.append(differences(one, other)["auroc"].p < 0.05)
+        significant.append(differences(first, other)["auroc"].p < 0.05)
     assert np.mean(significant) < 0.07
 
 
 def test_a_run_does_not_differ_from_itself() -> None:
     for task in ("regression", "binary", "multiclass"):
-        one, _ = script().rivals(task, 50, np.random.default_rng(0))
-        for of in differences(one, one).values():
-            assert (of.value, of.low, of.high, of.p) == (0.0, 0.0, 0.0, 1.0)
+        first, _ = script().rivals(task, 50, np.random.default_rng(0))
+        for difference in differences(first, first).values():
+            assert difference[:4] == (0.0, 0.0, 0.0, 1.0)
 
 
 def test_copies_of_rows_in_groups_do_not_lower_the_p_value() -> None:
-    one, other = script().rivals("binary", 200, np.random.default_rng(4))
+    first, other = script().rivals("binary", 200, np.random.default_rng(4))
     times = np.repeat(np.arange(200), 8)
     many = [
-        PredictionSet(of.task, of.names, of.row[times], of.target[times], of.output[times], times)
-        for of in (one, other)
+        PredictionSet(
+            run.task, run.names, run.row[times], run.target[times], run.output[times], times
+        )
+        for run in (first, other)
     ]
-    plain, grouped = differences(one, other), differences(many[0], many[1])
+    plain, grouped = differences(first, other), differences(many[0], many[1])
     for name in ("precision", "f1", "auroc", "average_precision"):
         assert grouped[name].p == pytest.approx(plain[name].p, abs=0.05), name
     assert grouped["accuracy"].test == "paired bootstrap"
@@ -195,16 +200,22 @@ def test_runs_that_cannot_be_compared_are_an_error(experiment: Any, cli: Cli) ->
 def test_few_rows_that_differ_have_limits_of_their_size(differing: int) -> None:
     """Few differing rows, all in one direction, give limits of the size of some such rows."""
     target = (np.arange(75) < 30).astype(np.int64)
-    one = np.where(target == 1, 0.9, 0.1)
-    other = np.where(np.arange(75) < differing, 0.2, one)
-    of = differences(
+    first = np.where(target == 1, 0.9, 0.1)
+    other = np.where(np.arange(75) < differing, 0.2, first)
+    difference = differences(
         *(
             PredictionSet("binary", ("n", "y"), np.arange(75), target, output)
-            for output in (one, other)
+            for output in (first, other)
         )
     )["accuracy"]
-    assert of.value == pytest.approx(-differing / 75)
-    assert -10 * differing / 75 < of.low < of.value < of.high < 5 * differing / 75
+    assert difference.value == pytest.approx(-differing / 75)
+    assert (
+        -10 * differing / 75
+        < difference.low
+        < difference.value
+        < difference.high
+        < 5 * differing / 75
+    )
 
 
 def test_damaged_files_and_a_calibration_are_reported(
@@ -275,10 +286,10 @@ def test_a_metric_that_one_row_accounts_for_is_left_out() -> None:
     """Without the one target that is not 0 there is no variance, so R² has no standard error."""
     rng, target = np.random.default_rng(0), np.zeros((200, 1))
     target[7] = 5
-    one, other = (
+    first, other = (
         PredictionSet("regression", ("y",), np.arange(200), target, rng.normal(size=(200, 1)))
         for _ in range(2)
     )
-    found = differences(one, other)
-    assert "r2" not in found
-    assert 0.001 < found["mse"].p < 1
+    difference = differences(first, other)
+    assert "r2" not in difference
+    assert 0.001 < difference["mse"].p < 1

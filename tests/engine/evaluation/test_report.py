@@ -53,10 +53,12 @@ class Document(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags[tag] += 1
-        given = {name: value or "" for name, value in attrs}
-        self.ids += [given["id"]] if "id" in given else []
-        self.links += [given[name] for name in ("href", "src", "xlink:href") if name in given]
-        self.labels += [given["aria-label"]] if tag == "svg" else []
+        attributes = {name: value or "" for name, value in attrs}
+        self.ids += [attributes["id"]] if "id" in attributes else []
+        self.links += [
+            attributes[name] for name in ("href", "src", "xlink:href") if name in attributes
+        ]
+        self.labels += [attributes["aria-label"]] if tag == "svg" else []
         if tag not in VOID:
             self.open.append(tag)
 
@@ -82,28 +84,28 @@ def scores() -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
 
 def test_curves_equal_scikit_learn(scores: Any) -> None:
     score, hit = scores
-    found = curves.thresholds(score, hit)
+    result = curves.thresholds(score, hit)
     false, true, at = sk.roc_curve(hit, score, drop_intermediate=False)
-    assert np.allclose(found.false_rate, false)
-    assert np.allclose(found.recall, true)
-    assert np.allclose(found.at[1:], at[1:])
+    assert np.allclose(result.false_rate, false)
+    assert np.allclose(result.recall, true)
+    assert np.allclose(result.at[1:], at[1:])
     precision, recall, _ = sk.precision_recall_curve(hit, score)
-    assert np.allclose(found.precision[:0:-1], precision[:-1])
-    assert np.allclose(found.recall[:0:-1], recall[:-1])
+    assert np.allclose(result.precision[:0:-1], precision[:-1])
+    assert np.allclose(result.recall[:0:-1], recall[:-1])
     for i in (1, 20, 50):
-        assert found.f1[i] == pytest.approx(sk.f1_score(hit, score >= found.at[i]))
+        assert result.f1[i] == pytest.approx(sk.f1_score(hit, score >= result.at[i]))
 
 
 def test_reliability_equals_scikit_learn_and_its_error_its_definition(scores: Any) -> None:
     score, hit = scores
-    found = curves.reliability(score, hit)
+    result = curves.reliability(score, hit)
     happened, predicted = calibration_curve(hit, score - 1e-12, n_bins=10)
-    there = found.rows > 0
-    assert np.allclose(found.observed[there], happened, atol=0.05)
-    assert np.allclose(found.predicted[there], predicted, atol=0.05)
+    filled = result.rows > 0
+    assert np.allclose(result.observed[filled], happened, atol=0.05)
+    assert np.allclose(result.predicted[filled], predicted, atol=0.05)
     where = np.minimum((score * 10).astype(int), 9)
     bins = [where == b for b in range(10) if (where == b).any()]
-    assert found.error == pytest.approx(
+    assert result.error == pytest.approx(
         sum(abs(score[b].mean() - hit[b].mean()) * b.mean() for b in bins)
     )
     assert curves.reliability(np.array([1.0, 0.0]), np.array([1, 0])).error == 0
@@ -123,11 +125,11 @@ def test_confusion_equals_scikit_learn() -> None:
 def test_deciles_contain_every_row_once() -> None:
     rng = np.random.default_rng(0)
     target, predicted = rng.normal(size=103), rng.normal(size=103)
-    found = curves.deciles(target, predicted)
-    assert len(found.low) == 10
-    assert (found.low[1:] >= found.high[:-1]).all()
+    result = curves.deciles(target, predicted)
+    assert len(result.low) == 10
+    assert (result.low[1:] >= result.high[:-1]).all()
     first = np.argsort(target)[:11]
-    assert found.absolute[0] == pytest.approx(np.abs(target - predicted)[first].mean())
+    assert result.absolute[0] == pytest.approx(np.abs(target - predicted)[first].mean())
     assert len(curves.deciles(target[:3], predicted[:3]).low) == 3
 
 
@@ -343,9 +345,9 @@ def test_the_report_of_100_000_rows_is_below_1_mb(work: Path) -> None:
 
 def images_in(text: str) -> dict[str, np.ndarray[Any, Any]]:
     """The decoded images of a page by their text alternatives."""
-    found = re.findall(r'<img src="data:image/png;base64,([^"]+)" alt="([^"]+)">', text)
+    result = re.findall(r'<img src="data:image/png;base64,([^"]+)" alt="([^"]+)">', text)
     return {
-        words: np.asarray(Image.open(io.BytesIO(base64.b64decode(data)))) for data, words in found
+        words: np.asarray(Image.open(io.BytesIO(base64.b64decode(data)))) for data, words in result
     }
 
 
@@ -394,8 +396,8 @@ def test_images_of_mistakes_equal_the_source(data: str, experiment: Any, cli: Cl
     )
     assert "not as recorded" not in cli("report", "version_0")  # the folder is all it needs
     assert (RUN / "report.html").read_text() == text
-    kept = RUN / "test/mistakes.npz"
-    kept.write_bytes(kept.read_bytes()[:100])
+    saved = RUN / "test/mistakes.npz"
+    saved.write_bytes(saved.read_bytes()[:100])
     assert "mistakes.npz is damaged" in cli("report", "version_0", code=2)
 
 

@@ -24,8 +24,8 @@ TASKS = ("binary", "multiclass", "multilabel", "regression", "regression_2")
 
 
 def metrics(verb: str = "test") -> dict[str, dict[str, Any]]:
-    found: dict[str, dict[str, Any]] = json.loads((RUN / verb / "metrics.json").read_text())
-    return found
+    entries: dict[str, dict[str, Any]] = json.loads((RUN / verb / "metrics.json").read_text())
+    return entries
 
 
 @pytest.mark.parametrize("task", TASKS)

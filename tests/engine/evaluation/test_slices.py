@@ -91,8 +91,10 @@ def test_slices_equal_scikit_learn_on_filtered_rows(target: str, cli: Cli) -> No
         truth, predicted = rows["target"].to_numpy(), rows["prediction"].to_numpy()
         if target == "spent":
             return float(sk.root_mean_squared_error(truth, predicted))
-        there = sorted(set(truth) | set(predicted))
-        return float(sk.f1_score(truth, predicted, labels=there, average="macro", zero_division=0))
+        occurring = sorted(set(truth) | set(predicted))
+        return float(
+            sk.f1_score(truth, predicted, labels=occurring, average="macro", zero_division=0)
+        )
 
     quarters = np.nanquantile(source["size"].to_numpy(), [0.25, 0.5, 0.75], method="inverted_cdf")
     size, city = source["size"], source["city"]
@@ -119,12 +121,12 @@ def test_slices_equal_scikit_learn_on_filtered_rows(target: str, cli: Cli) -> No
             written.select("prediction").to_numpy(),
         )
     every = slices(predictions, saved, most=1000)
-    found = {(one.column, one.value): one for one in every.worst}
-    assert len(found) == every.scored == 5 + 4 + 3 + 2 + 4
+    result = {(each.column, each.value): each for each in every.worst}
+    assert len(result) == every.scored == 5 + 4 + 3 + 2 + 4
     for key, value in expected.items():
-        assert found[key].interval.value == pytest.approx(value, rel=1e-6), key
-        assert found[key].interval.low is not None
-    values = [one.interval.value for one in every.worst]
+        assert result[key].interval.value == pytest.approx(value, rel=1e-6), key
+        assert result[key].interval.low is not None
+    values = [each.interval.value for each in every.worst]
     assert values == sorted(values, reverse=target == "spent")
     worst = slices(predictions, saved).worst
     assert worst == every.worst[:SHOWN_SLICES]
@@ -158,14 +160,14 @@ def test_what_is_left_out_is_counted() -> None:
     empty = {
         f"empty {dtype}": pl.Series([None] * 100, dtype=dtype) for dtype in (pl.String, pl.Float32)
     }
-    found = slices(
+    result = slices(
         predictions, pl.DataFrame({"few": few, "none": none, "same": [1.5] * 100, **empty})
     )
-    assert [(one.column, one.value, one.rows) for one in found.worst] == [
+    assert [(each.column, each.value, each.rows) for each in result.worst] == [
         ("few", "a", 91),
         ("none", "y", 50),
     ]
-    assert (found.scored, found.small, found.undefined, found.constant) == (2, 1, 1, 3)
+    assert (result.scored, result.small, result.undefined, result.constant) == (2, 1, 1, 3)
     one = PredictionSet("binary", ("no", "yes"), np.arange(1), target[:1], output[:1])
     assert slices(one, pl.DataFrame({"few": ["a"]})).worst == []
 
@@ -180,10 +182,10 @@ def test_a_slice_with_one_class_has_the_f1_of_that_class() -> None:
         target,
         rng.dirichlet(np.ones(3), 120) + np.eye(3)[target] / 3,
     )
-    for one in slices(
+    for each in slices(
         predictions, pl.DataFrame({"class": np.array(["a", "b", "c"])[target]})
     ).worst:
-        rows = target == "abc".index(one.value)
+        rows = target == "abc".index(each.value)
         predicted = predictions.predicted[rows]
         want = sk.f1_score(
             target[rows],
@@ -192,14 +194,14 @@ def test_a_slice_with_one_class_has_the_f1_of_that_class() -> None:
             average="macro",
             zero_division=0,
         )
-        assert one.interval.value == pytest.approx(want)
+        assert each.interval.value == pytest.approx(want)
 
 
 def test_a_slice_resamples_its_own_groups() -> None:
     """A slice has the interval of its rows alone, without groups that do not occur in it."""
     predictions = make_predictions(400, np.arange(400) // 4)
     half = np.arange(400) >= 200
-    found = slices(predictions, pl.DataFrame({"half": np.where(half, "b", "a")})).worst
+    result = slices(predictions, pl.DataFrame({"half": np.where(half, "b", "a")})).worst
     alone = PredictionSet(
         predictions.task,
         predictions.names,
@@ -209,7 +211,7 @@ def test_a_slice_resamples_its_own_groups() -> None:
         (np.arange(400) // 4)[half] - 50,
     )
     want = intervals(alone)["f1"]
-    got = next(one for one in found if one.value == "b").interval
+    got = next(each for each in result if each.value == "b").interval
     assert got == want
     assert "50 groups" in got.method
 
@@ -264,14 +266,14 @@ def test_missing_dates_are_counted_once(cli: Cli) -> None:
     fit(cli, "kind", "MulticlassClassifier", "--data.columns", "{spent: drop}")
     cli("test")
     count = sum(gone[row] for row in pl.read_parquet(RUN / "test/predictions.parquet")["row"])
-    found = (
+    result = (
         (RUN / "report.html")
         .read_text()
         .partition("Where values are missing</caption>")[2]
         .partition("</table>")[0]
     )
-    assert re.search(rf"joined</th><td>yes</td><td class=.number.>{count}</td>", found)
-    assert "joined." not in found
+    assert re.search(rf"joined</th><td>yes</td><td class=.number.>{count}</td>", result)
+    assert "joined." not in result
     path = RUN / "test/columns.parquet"
     path.write_bytes(path.read_bytes()[:100])
     assert "columns.parquet is damaged" in cli("report", code=2)

@@ -29,22 +29,21 @@ def images(run: Path = RUN) -> dict[str, list[tuple[int, Any]]]:
     events = EventAccumulator(str(run), {"images": 0})
     events.Reload()
 
-    def pictures(tag: str) -> list[tuple[int, Any]]:
+    def logged(tag: str) -> list[tuple[int, Any]]:
         return [
             (e.step, np.array(Image.open(io.BytesIO(e.encoded_image_string))))
             for e in events.Images(tag)
         ]
 
-    return {tag: pictures(tag) for tag in events.Tags()["images"]}
+    return {tag: logged(tag) for tag in events.Tags()["images"]}
 
 
 def expected(run: Path, verb: str) -> dict[str, Any]:
     """The figures of the report for the predictions that ``verb`` wrote."""
     schema = Schema.from_dict(read_checkpoint(run / "checkpoints" / "last.ckpt")["schema"])
     drawn = list(figures_of(load_predictions(Run(run.resolve()), verb, schema)))
-    if (
-        verb == "test"
-    ):  # these are drawn for the page first, which moves some lines by less than a pixel
+    # The report draws the test figures first, which moves some lines by less than a pixel.
+    if verb == "test":
         figures(*((figure, caption) for _, figure, caption in drawn))
     return {name: pixels(figure) for name, figure, _ in drawn}
 
@@ -56,16 +55,16 @@ def test_each_validation_is_drawn_without_a_minimum_interval(
     monkeypatch.setattr(tensorboard, "MIN_SECONDS_BETWEEN_FIGURES", 0.0)
     monkeypatch.setattr(tensorboard, "MAX_SHARE_OF_TIME", 1e9)
     cli("fit", "--config", experiment(task))
-    found = images()
+    logged_images = images()
     steps = read_checkpoint(RUN / "checkpoints" / "last.ckpt")["global_step"]
-    assert {tuple(step for step, _ in pictures) for pictures in found.values()} == {
+    assert {tuple(step for step, _ in entries) for entries in logged_images.values()} == {
         (steps // 2, steps)
     }
     cli("validate", "--ckpt_path", "last")
     wanted = expected(RUN, "validate")
-    assert found.keys() == {f"val/{name}" for name in wanted}
+    assert logged_images.keys() == {f"val/{name}" for name in wanted}
     for name, drawing in wanted.items():
-        assert (found[f"val/{name}"][-1][1] == drawing).all(), name
+        assert (logged_images[f"val/{name}"][-1][1] == drawing).all(), name
 
 
 def test_a_short_training_has_no_figures_and_drawing_time_is_limited(
@@ -74,11 +73,10 @@ def test_a_short_training_has_no_figures_and_drawing_time_is_limited(
     cli("fit", "--config", experiment())
     assert images() == {}
     monkeypatch.setattr(tensorboard, "MIN_SECONDS_BETWEEN_FIGURES", 0.0)
-    monkeypatch.setattr(
-        tensorboard, "MAX_SHARE_OF_TIME", 1e-4
-    )  # a hundredth of a second, drawn, is paid for in a hundred
+    # After drawing for a hundredth of a second, wait for a hundred seconds.
+    monkeypatch.setattr(tensorboard, "MAX_SHARE_OF_TIME", 1e-4)
     cli("fit", "--config", experiment(), "--name", "two", "--trainer.max_epochs", "5")
-    assert {len(pictures) for pictures in images(Path("lightning_logs/two")).values()} == {1}
+    assert {len(entries) for entries in images(Path("lightning_logs/two")).values()} == {1}
 
 
 def test_figures_do_not_change_the_weights(
@@ -128,12 +126,12 @@ def test_a_prediction_that_is_not_finite_draws_nothing(
 def test_the_test_figures_equal_those_of_the_report(experiment: Any, cli: Cli) -> None:
     cli("fit", "--config", experiment())
     cli("test")
-    found = images()
+    logged_images = images()
     step = read_checkpoint(RUN / "checkpoints" / "best.ckpt")["global_step"]
     for name, drawing in expected(RUN, "test").items():
-        ((at, picture),) = found[f"test/{name}"]
+        ((at, image),) = logged_images[f"test/{name}"]
         assert at == step
-        assert (picture == drawing).all(), name
+        assert (image == drawing).all(), name
     before = sorted(RUN.glob("events*"))
     cli("report")
     assert sorted(RUN.glob("events*")) == before
@@ -193,7 +191,7 @@ def test_two_processes_draw_all_rows(work: Path, experiment: Any, cli: Cli) -> N
     ]
     command = [sys.executable, "-m", "proj", "fit", "--config", str(experiment()), *flags]
     subprocess.run(command, cwd=work, check=True, capture_output=True, timeout=300)
-    found = images()
+    logged_images = images()
     cli("validate", "--ckpt_path", "last", "--trainer.devices", "1", "--trainer.strategy", "auto")
     for name, drawing in expected(RUN, "validate").items():
-        assert (found[f"val/{name}"][-1][1] == drawing).all(), name
+        assert (logged_images[f"val/{name}"][-1][1] == drawing).all(), name
