@@ -254,7 +254,7 @@ def test_a_damaged_file_is_an_error_that_says_what_to_do(experiment: Any, cli: C
         with pytest.raises(UserError, match=r"calibration\.json"):
             proj.load("version_0")
     said = cli("validate")  # which applies none, and reads none
-    assert f"{FILE} is not applied to the part it was fitted on" in said
+    assert f"{FILE} is not applied to the split it was fitted on" in said
 
 
 @pytest.mark.parametrize(

@@ -206,7 +206,7 @@ def test_a_run_that_is_not_finished_is_told(experiment: Any, cli: Cli, capsys: A
     find_run(LOGS, None).write_manifest(status="failed")
     assert "1 runs in lightning_logs, none finished" in cli("test", code=2)
     assert main(["test", "--run", "version_0"]) == 0
-    assert "version_0 is not finished, its status is failed" in capsys.readouterr().err
+    assert "version_0 is not finished; its status is failed" in capsys.readouterr().err
     (LOGS / "version_0/manifest.json").write_text("{")
     assert "manifest.json cannot be read" in cli("test", code=2)
 
