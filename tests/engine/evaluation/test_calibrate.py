@@ -75,6 +75,7 @@ def likelihood(task: str, z: Array, target: Array) -> float:
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("temperature", [0.2, 1.0, 2.0, 5.0])
 def test_the_temperature_equals_scipy(task: str, temperature: float) -> None:
+    """A wrong derivative or bracket would miss the minimum of the likelihood."""
     z, predictions = make_predictions(task, temperature=temperature)
     fitted = fit_temperature(predictions)
     best = minimize_scalar(
@@ -95,6 +96,7 @@ def test_the_temperature_equals_scipy(task: str, temperature: float) -> None:
 
 @pytest.mark.parametrize("task", TASKS)
 def test_probabilities_determine_the_outputs(task: str) -> None:
+    """The inverse of the temperature must restore the probabilities."""
     z, predictions = make_predictions(task)
     softer = apply_temperature(predictions, 1.7)
     assert np.allclose(
@@ -126,6 +128,7 @@ def candidates(score: Array) -> Array:
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("digits", [1, 2, 16])
 def test_thresholds_equal_a_brute_force_search(seed: int, digits: int) -> None:
+    """Ties and rounded scores must not lead to another threshold."""
     rng = np.random.default_rng(seed)
     hit = (rng.random(120) < 0.3).astype(np.int64)
     score = np.round(expit(rng.normal(size=120) + 1.5 * hit), digits).clip(0.05, 0.95)
@@ -146,6 +149,7 @@ def test_thresholds_equal_a_brute_force_search(seed: int, digits: int) -> None:
 
 
 def test_a_precision_that_is_not_reached_is_an_error() -> None:
+    """The message gives the best precision, without rounding it up."""
     score, hit = np.array([0.9, 0.8, 0.7, 0.6, 0.5]), np.array([0, 1, 1, 1, 0])
     message = (
         "expected a threshold with precision=0.8 for yes on the validation split, got 0.7500 at "
@@ -177,6 +181,7 @@ def schema(task: str) -> Schema:
 
 @pytest.mark.parametrize("task", ["binary", "multilabel"])
 def test_thresholds_are_of_the_calibrated_probabilities(task: str, work: Path) -> None:
+    """Thresholds of uncalibrated probabilities would not apply."""
     (work / "best.ckpt").write_bytes(b"weights")
     z, predictions = make_predictions(task)
     fitted = fit_calibration(
@@ -219,6 +224,7 @@ def refused(predictions: PredictionSet, request: CalibrationRequest, message: st
 
 @pytest.mark.parametrize("task", TASKS)
 def test_predictions_that_cannot_be_calibrated_give_the_reason(task: str) -> None:
+    """Newton's method would diverge on these predictions."""
     z, predictions = make_predictions(task)
     request = CalibrationRequest(True, None)
     refused(predictions[np.arange(9)], request, "10 validation rows or more, got 9.")
@@ -246,6 +252,7 @@ def test_predictions_that_cannot_be_calibrated_give_the_reason(task: str) -> Non
 
 
 def test_labels_without_rows_of_both_kinds_have_no_threshold() -> None:
+    """F1 of such a label has no maximum."""
     z, predictions = make_predictions("multilabel")
     for value in (0, 1):
         target = predictions.target.copy()
@@ -285,11 +292,13 @@ def test_labels_without_rows_of_both_kinds_have_no_threshold() -> None:
     ],
 )
 def test_wrong_flags_are_an_error(flags: Any, message: str) -> None:
+    """Each message names the flag, what it expects and what it got."""
     with pytest.raises(UserError, match=re.escape(message)):
         parse_request(*flags)
 
 
 def test_right_flags() -> None:
+    """Flags are normalized, so that .90 and 0.9 are one rule."""
     assert parse_request("temperature", None, "multiclass") == CalibrationRequest(True, None)
     assert parse_request(None, "precision=.90", "multilabel") == CalibrationRequest(
         False, "precision=0.9"
@@ -300,6 +309,7 @@ def test_right_flags() -> None:
 def test_a_threshold_that_few_rows_exceed_gives_a_warning(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    """A metric of three rows would look certain."""
     _, predictions = make_predictions("binary")
     Path("best.ckpt").write_bytes(b"weights")
     for rule, warns in (("precision=0.999", True), ("f1", False)):
@@ -439,6 +449,7 @@ def test_from_flags_to_the_report(task: str, experiment: Any, cli: Cli) -> None:
 
 
 def test_the_calibration_does_not_depend_on_the_test_split(experiment: Any, cli: Cli) -> None:
+    """Test rows in the fit would make test metrics optimistic."""
     config, file = experiment("binary"), RUN / "checkpoints/calibration.json"
     arrays = apart("binary")
     np.savez("data.npz", **arrays)
@@ -462,6 +473,7 @@ def test_the_calibration_does_not_depend_on_the_test_split(experiment: Any, cli:
 
 
 def test_wrong_flags_are_an_error_before_the_work(experiment: Any, cli: Cli) -> None:
+    """An error after the evaluation would waste its time."""
     cli("fit", "--config", experiment("multiclass"))
     assert "--threshold: expected a model of two classes" in cli(
         "validate", "--threshold", "f1", code=2

@@ -82,6 +82,7 @@ def fit(cli: Cli, target: str = "bought", *flags: str) -> None:
 
 @pytest.mark.parametrize("target", ["bought", "spent"])
 def test_it_equals_that_of_permuted_raw_columns(target: str, cli: Cli) -> None:
+    """Permuting prepared inputs must equal permuting the source."""
     table().write_csv("table.csv")
     fit(cli, target)
     out = cli("validate", "--importance")
@@ -119,6 +120,7 @@ def test_it_equals_that_of_permuted_raw_columns(target: str, cli: Cli) -> None:
 
 
 def test_test_rows_do_not_change_it(cli: Cli) -> None:
+    """Importance is about the validation split only."""
     plain = table().with_columns(pl.Series("part", ["train"] * 250 + ["val"] * 100 + ["test"] * 50))
     plain.write_csv("table.csv")
     fit(cli, "bought", "--data.split", "part")
@@ -140,6 +142,7 @@ def test_test_rows_do_not_change_it(cli: Cli) -> None:
 
 
 def test_features_of_arrays_and_the_report(experiment: Any, cli: Cli) -> None:
+    """The report shows importance exactly if it was computed."""
     cli("fit", "--config", experiment("multiclass", 200))
     cli("validate", "--importance", "--trainer.limit_val_batches", "1")
     assert sorted(written()["columns"]) == ["0", "1", "2", "3", "4", "5"]
@@ -156,6 +159,7 @@ def test_features_of_arrays_and_the_report(experiment: Any, cli: Cli) -> None:
 
 
 def test_data_without_columns_are_an_error_before_the_work(experiment: Any, cli: Cli) -> None:
+    """An error after the evaluation would waste time."""
     images = np.random.default_rng(0).integers(256, size=(60, 8, 8)).astype(np.uint8)
     config = experiment()
     np.savez("data.npz", x=images, y=np.arange(60) % 3)
@@ -194,6 +198,7 @@ def regression(rows: int, group: Any = None) -> tuple[Any, PredictionSet]:
 
 
 def test_unused_columns_have_importance_0() -> None:
+    """Permuting a column that the net ignores must change nothing."""
     x, predictions = regression(60)
     result = importances(rows_of(x, lambda x: 2 * x[:, :1]), predictions, features(x))
     assert next(iter(result)) == "0"
@@ -215,6 +220,7 @@ def test_a_column_of_noise_has_an_interval_that_includes_0() -> None:
 
 
 def test_groups_of_copies_do_not_narrow_the_interval() -> None:
+    """Copies in groups carry no additional information."""
     x, predictions = regression(80)
     many, times = np.repeat(x, 6, axis=0), np.repeat(np.arange(80), 6)
     copies = PredictionSet(
@@ -240,6 +246,7 @@ def test_groups_of_copies_do_not_narrow_the_interval() -> None:
 
 @pytest.mark.parametrize("case", ["one row", "four rows", "no number", "no number when permuted"])
 def test_degenerate_rows(case: str) -> None:
+    """Too few rows or undefined predictions give a reason instead of limits."""
     rows = {"one row": 1, "four rows": 4}.get(case, 50)
     x, predictions = regression(rows)
 
@@ -275,6 +282,8 @@ def test_the_interval_covers_because_a_row_counts_twice() -> None:
 
 
 def test_a_date_counts_as_one_column() -> None:
+    """The inputs of a date must be permuted together."""
+
     def column(source: str, kind: Any) -> Column:
         return Column(source, "date", kind, False, (0.0, 1.0), (0.0, 1.0), ())
 

@@ -79,6 +79,7 @@ def test_values_equal_the_reported_metrics(task: str) -> None:
 
 @pytest.mark.parametrize("task", TASKS)
 def test_an_interval_contains_its_value_and_lies_in_the_range_of_the_metric(task: str) -> None:
+    """Limits outside the range of a metric are impossible."""
     for name, result in intervals(make_predictions(task)).items():
         if result.value is None or result.low is None or result.high is None:
             assert result.why, name
@@ -95,6 +96,7 @@ def is_unbounded(name: str) -> bool:
 
 
 def test_wilson_equals_scipy() -> None:
+    """The limits must also hold for shares of 0 and 1."""
     for hits, rows in ((0, 5), (1, 1), (37, 200), (199, 200)):
         want = stats.binomtest(hits, rows).proportion_ci(method="wilson")
         low, high = wilson(hits / rows, rows)
@@ -134,6 +136,7 @@ def test_delong_variance_equals_its_definition(levels: int) -> None:
 
 @pytest.mark.parametrize("levels", [3, 10**6])
 def test_influence_on_average_precision_is_its_derivative_by_the_row_weight(levels: int) -> None:
+    """Ties must not change the influence."""
     rng = np.random.default_rng(1)
     hit = (rng.random(60) < 0.4).astype(np.int64)
     score = np.round((rng.normal(size=60) + hit) * levels) / levels
@@ -161,6 +164,7 @@ def test_bca_equals_scipy() -> None:
 
 
 def test_bootstrap_t_of_a_mean_equals_its_definition() -> None:
+    """The log scale and the standard errors must match."""
     values = np.random.default_rng(0).exponential(size=60)
     sums = np.column_stack([np.ones(60), values])
     result = studentized(
@@ -180,6 +184,7 @@ def test_bootstrap_t_of_a_mean_equals_its_definition() -> None:
 
 @pytest.mark.parametrize("task", TASKS)
 def test_the_seed_determines_the_intervals(task: str) -> None:
+    """An interval that changes between calls is not reproducible."""
     assert intervals(make_predictions(task), seed=1) == intervals(make_predictions(task), seed=1)
     resampled = {"binary": False}.get(task, True)
     assert (
@@ -213,6 +218,7 @@ def test_copies_of_a_row_in_a_group_count_once(task: str) -> None:
 
 
 def test_blocks_of_many_rows_give_the_interval_of_single_rows() -> None:
+    """Blocks must not narrow or widen the interval."""
     predictions = make_predictions("regression", 20_000)
     result = intervals(predictions)["mae"]
     error = np.abs(predictions.output - predictions.target).std() / np.sqrt(20_000)
@@ -226,6 +232,7 @@ def test_blocks_of_many_rows_give_the_interval_of_single_rows() -> None:
 
 
 def test_sums_do_not_depend_on_the_units() -> None:
+    """Sums of units must add up to the sums of all rows."""
     for task in TASKS:
         predictions = make_predictions(task)
         whole, parts = (
@@ -248,6 +255,7 @@ def binary(target: list[int], output: list[float]) -> dict[str, Interval]:
 
 
 def test_a_split_of_one_class() -> None:
+    """Metrics without cases have a reason, the others a value."""
     result = binary([0] * 20, [0.2] * 15 + [0.7] * 5)
     assert result["accuracy"].value == 0.75
     assert result["auroc"] == Interval(
@@ -268,6 +276,7 @@ def test_a_split_of_one_class() -> None:
 
 
 def test_a_constant_prediction() -> None:
+    """Ties between all rows must not raise an error."""
     result = binary([0] * 20 + [1] * 10, [0.1] * 30)
     assert (
         result["precision"].why
@@ -279,6 +288,7 @@ def test_a_constant_prediction() -> None:
 
 
 def test_one_row() -> None:
+    """A single row has limits only where a formula gives them."""
     result = binary([1], [0.8])
     assert result["accuracy"].low == pytest.approx(
         stats.binomtest(1, 1).proportion_ci(method="wilson").low
@@ -319,6 +329,7 @@ def test_perfect_scores() -> None:
 
 
 def test_student_quantile_equals_scipy() -> None:
+    """The series must be accurate for the degrees of freedom in use."""
     for freedom, close in ((4, 0.02), (9, 1e-3), (40, 1e-4), (1e6, 1e-6)):
         assert student_quantile(freedom) == pytest.approx(stats.t.ppf(0.975, freedom), abs=close)
 
@@ -358,6 +369,7 @@ def test_a_class_always_correct_and_one_never_correct_have_an_interval() -> None
 
 
 def test_a_target_that_does_not_vary() -> None:
+    """R² is undefined then, the errors are not."""
     rng = np.random.default_rng(0)
     result = intervals(
         PredictionSet(
@@ -370,6 +382,7 @@ def test_a_target_that_does_not_vary() -> None:
 
 @pytest.mark.parametrize("task", TASKS)
 def test_a_prediction_that_is_not_finite_makes_all_metrics_undefined(task: str) -> None:
+    """A metric of the other rows would mislead."""
     predictions = make_predictions(task)
     predictions.output.reshape(150, -1)[3, 0] = np.nan
     for name, result in intervals(predictions).items():
@@ -378,6 +391,7 @@ def test_a_prediction_that_is_not_finite_makes_all_metrics_undefined(task: str) 
 
 
 def test_the_interval_of_a_mean() -> None:
+    """For many rows it must approach the normal interval."""
     values = np.random.default_rng(0).exponential(size=500)
     result = mean_interval(values)
     assert result.value == pytest.approx(values.mean())
@@ -430,6 +444,7 @@ def test_a_mean_over_labels_with_one_that_never_occurs_is_within_its_limits() ->
 
 
 def test_an_error_that_one_row_accounts_for_has_no_limits() -> None:
+    """Resampling cannot estimate the variance then."""
     rng = np.random.default_rng(0)
     error = np.where(np.arange(60) == 0, 100.0, 1e-3 * rng.normal(size=60))[:, None]
     target = rng.normal(size=(60, 1))
@@ -440,6 +455,7 @@ def test_an_error_that_one_row_accounts_for_has_no_limits() -> None:
 
 
 def test_a_single_row_of_a_kind_gives_a_reason_instead_of_limits() -> None:
+    """The variance of one row is unknown."""
     result = binary([0] * 999 + [1], np.linspace(0.1, 0.9, 1000)[np.r_[0:500, 501:1000, 500]])
     assert result["auroc"].why == "too few rows of a class (1) to estimate its variance"
     target = np.zeros((200, 1))

@@ -20,6 +20,7 @@ from proj.engine.evaluation.prediction_set import PredictionSet
 
 
 def test_mcnemar_mid_p_is_the_exact_p_minus_half_the_observed_probability() -> None:
+    """The mid-p value equals its definition by SciPy."""
     for first, other in ((3, 12), (40, 60), (0, 5), (700, 900)):
         exact = stats.binomtest(min(first, other), first + other).pvalue
         want = exact - stats.binom.pmf(min(first, other), first + other, 0.5)
@@ -49,6 +50,7 @@ def test_equally_good_runs_differ_significantly_in_5_percent(task: str) -> None:
 
 @pytest.mark.parametrize("task", ["regression", "binary", "multiclass"])
 def test_a_better_run_is_significant_and_the_difference_is_that_of_the_metrics(task: str) -> None:
+    """The sign must not be reversed."""
     first, other = script().rivals(task, 2000, np.random.default_rng(1), better=0.4)
     values = [intervals(run) for run in (first, other)]
     for name, difference in differences(first, other).items():
@@ -62,6 +64,7 @@ def test_a_better_run_is_significant_and_the_difference_is_that_of_the_metrics(t
 
 
 def test_interval_and_p_value_agree() -> None:
+    """A significant difference must not have an interval around 0."""
     rng = np.random.default_rng(2)
     for _ in range(30):
         for name, difference in differences(*script().rivals("multiclass", 100, rng)).items():
@@ -73,6 +76,7 @@ def test_interval_and_p_value_agree() -> None:
 
 
 def test_delong_paired_variance_equals_its_definition() -> None:
+    """The covariance of the two areas must be included."""
     first, other = script().rivals("binary", 150, np.random.default_rng(3))
     hit = first.target == 1
     pairs = [(run.output[hit][:, None] > run.output[~hit]).astype(float) for run in (first, other)]
@@ -103,6 +107,7 @@ def test_equal_areas_of_few_positives_are_rarely_significant(positives: int) -> 
 
 
 def test_a_run_does_not_differ_from_itself() -> None:
+    """Differences without variance must not raise an error."""
     for task in ("regression", "binary", "multiclass"):
         first, _ = script().rivals(task, 50, np.random.default_rng(0))
         for difference in differences(first, first).values():
@@ -110,6 +115,7 @@ def test_a_run_does_not_differ_from_itself() -> None:
 
 
 def test_copies_of_rows_in_groups_do_not_lower_the_p_value() -> None:
+    """Copies in groups carry no additional information."""
     first, other = script().rivals("binary", 200, np.random.default_rng(4))
     times = np.repeat(np.arange(200), 8)
     many = [
@@ -138,6 +144,7 @@ def three(experiment: Any, cli: Cli) -> None:
 
 @pytest.mark.usefixtures("three")
 def test_compare_and_runs(cli: Cli) -> None:
+    """Tables, page, conditions and order of three real runs."""
     out = cli("compare", "short", "long", "wide", "--output", "page.html")
     assert "long minus short, 60 test rows" in out
     assert "wide minus short, 60 test rows" in out
@@ -177,6 +184,7 @@ def test_compare_and_runs(cli: Cli) -> None:
 
 @pytest.mark.usefixtures("three")
 def test_runs_that_cannot_be_compared_are_an_error(experiment: Any, cli: Cli) -> None:
+    """Each message names what differs between the runs."""
     assert "expected two runs or more" in cli("compare", "short", code=2)
     assert "expected different runs" in cli("compare", "short", "short", code=2)
     assert "no run shrt in lightning_logs" in cli("compare", "shrt", "long", code=2)
@@ -221,6 +229,7 @@ def test_few_rows_that_differ_have_limits_of_their_size(differing: int) -> None:
 def test_damaged_files_and_a_calibration_are_reported(
     experiment: Any, cli: Cli, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """A damaged run must not hide the others."""
     for name in ("one", "two"):
         cli(
             "fit",

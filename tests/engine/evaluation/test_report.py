@@ -83,6 +83,7 @@ def scores() -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
 
 
 def test_curves_equal_scikit_learn(scores: Any) -> None:
+    """Ties between scores must give one point of the curve."""
     score, hit = scores
     result = curves.thresholds(score, hit)
     false, true, at = sk.roc_curve(hit, score, drop_intermediate=False)
@@ -97,6 +98,7 @@ def test_curves_equal_scikit_learn(scores: Any) -> None:
 
 
 def test_reliability_equals_scikit_learn_and_its_error_its_definition(scores: Any) -> None:
+    """Scores of 0 and 1 belong to the outer bins."""
     score, hit = scores
     result = curves.reliability(score, hit)
     happened, predicted = calibration_curve(hit, score - 1e-12, n_bins=10)
@@ -112,6 +114,7 @@ def test_reliability_equals_scikit_learn_and_its_error_its_definition(scores: An
 
 
 def test_confusion_equals_scikit_learn() -> None:
+    """Rows are targets and columns are predictions."""
     rng = np.random.default_rng(0)
     output = rng.random((300, 4))
     predictions = PredictionSet(
@@ -123,6 +126,7 @@ def test_confusion_equals_scikit_learn() -> None:
 
 
 def test_deciles_contain_every_row_once() -> None:
+    """Tenths of unequal size must not lose rows."""
     rng = np.random.default_rng(0)
     target, predicted = rng.normal(size=103), rng.normal(size=103)
     result = curves.deciles(target, predicted)
@@ -134,6 +138,7 @@ def test_deciles_contain_every_row_once() -> None:
 
 
 def test_the_most_confident_mistakes_come_first() -> None:
+    """Correct rows must not be among the mistakes."""
     output = np.array([[0.9, 0.1], [0.6, 0.4], [0.2, 0.8], [0.05, 0.95]])
     predictions = PredictionSet(
         "multiclass", ("a", "b"), np.arange(4), np.array([1, 1, 1, 0]), output
@@ -147,6 +152,7 @@ def test_the_most_confident_mistakes_come_first() -> None:
 def test_a_confusion_matrix_has_every_name_and_up_to_15_classes_every_number(
     classes: int,
 ) -> None:
+    """Larger matrices have no room for numbers."""
     matrix = np.random.default_rng(0).integers(1, 1000, (classes, classes))
     names = [f"class {i}" for i in range(classes)]
     figure = figures.confusion_matrix(matrix, names, shares=False)
@@ -159,6 +165,7 @@ def test_a_confusion_matrix_has_every_name_and_up_to_15_classes_every_number(
 
 
 def test_figures_do_not_change_matplotlib_and_are_deterministic() -> None:
+    """Global state would change a user's own figures."""
     import sys
 
     before, had = dict(mpl.rcParams), "matplotlib.pyplot" in sys.modules
@@ -173,6 +180,7 @@ def test_figures_do_not_change_matplotlib_and_are_deterministic() -> None:
 
 @pytest.mark.parametrize("task", TASKS)
 def test_the_report_of_a_run(task: str, experiment: Any, cli: Cli) -> None:
+    """A report works offline, has unique ids and contains every metric."""
     cli("fit", "--config", experiment(task, 300))
     cli("validate")
     assert "report: lightning_logs/version_0/report.html" in cli("test")
@@ -195,6 +203,7 @@ def test_the_report_of_a_run(task: str, experiment: Any, cli: Cli) -> None:
 
 
 def test_a_run_that_was_not_tested_has_no_report(experiment: Any, cli: Cli) -> None:
+    """The message says which files are missing and how to get them."""
     cli("fit", "--config", experiment())
     assert "version_0 has not been tested: expected" in cli("report", code=2)
     assert "no run versoin_0 in lightning_logs" in cli("report", "versoin_0", code=2)
@@ -247,6 +256,7 @@ def classes_schema(names: tuple[str, ...]) -> Schema:
 
 
 def test_names_are_escaped(work: Path) -> None:
+    """Class names come from the data and could hold HTML."""
     names = ("<b>bold</b>", "a & b", "$x$ 'q' \"q\"", "é_1^2", "日本")
     rng = np.random.default_rng(0)
     predictions = PredictionSet(
@@ -292,6 +302,7 @@ def test_every_element_escapes_its_texts() -> None:
 
 @pytest.mark.parametrize("case", ["one class", "constant", "one row", "perfect", "no number"])
 def test_degenerate_predictions_have_a_report(case: str, work: Path) -> None:
+    """Undefined metrics and figures must not raise an error."""
     rows = 1 if case == "one row" else 40
     target = np.zeros(rows, np.int64) if case == "one class" else np.arange(rows) % 2
     output = (
@@ -402,6 +413,7 @@ def test_images_of_mistakes_equal_the_source(data: str, experiment: Any, cli: Cl
 
 
 def test_dark_images_are_brightened_by_one_factor() -> None:
+    """Separate factors would make images incomparable."""
     x = np.array([[[[0, 16], [8, 4]]], [[[1, 2], [3, 0]]]], np.uint8)
     assert thumbnails(x).tolist() == [[[0, 240], [120, 60]], [[15, 30], [45, 0]]]
     assert thumbnails(np.zeros((1, 3, 5, 5), np.uint8)).shape == (1, 5, 5, 3)
@@ -409,6 +421,7 @@ def test_dark_images_are_brightened_by_one_factor() -> None:
 
 
 def test_without_mistakes_there_are_no_images(work: Path) -> None:
+    """Images of an earlier test must not remain."""
     x = torch.zeros(6, 1, 4, 4, dtype=torch.uint8)
     target = np.arange(6) % 2
     schema = Schema.from_dict(
@@ -463,6 +476,7 @@ def test_the_report_in_chromium(width: int, scheme: str, browser: Any, work: Pat
 
 
 def test_all_figures_of_a_task_have_captions(work: Path) -> None:
+    """Captions are the text alternatives of figures."""
     rng = np.random.default_rng(0)
     predictions = PredictionSet(
         "multilabel", ("a", "b"), np.arange(80), rng.integers(2, size=(80, 2)), rng.random((80, 2))

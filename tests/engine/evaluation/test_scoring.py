@@ -53,6 +53,7 @@ def test_every_metric_has_its_interval(task: str, experiment: Any, cli: Cli) -> 
 
 
 def test_metrics_of_validate_agree_with_its_predictions(experiment: Any, cli: Cli) -> None:
+    """Row numbers must point at the rows of the source."""
     cli("fit", "--config", experiment("binary"))
     cli("validate", "--data.batch_size", "7")
     table = pl.read_parquet(RUN / "validate/predictions.parquet")
@@ -63,6 +64,7 @@ def test_metrics_of_validate_agree_with_its_predictions(experiment: Any, cli: Cl
 
 
 def test_a_loss_with_options_has_a_reason_instead_of_an_interval(experiment: Any, cli: Cli) -> None:
+    """The predictions do not determine such a loss."""
     cli("fit", "--config", experiment(model={"label_smoothing": 0.2}))
     out = cli("test")
     assert metrics()["loss"]["low"] is None
@@ -84,6 +86,7 @@ def test_a_rounded_probability_of_0_is_given_as_the_reason(experiment: Any, cli:
 
 
 def test_few_rows_give_warnings(experiment: Any, cli: Cli, capsys: Any) -> None:
+    """A user would take a metric of nine rows for certain."""
     cli("fit", "--config", experiment("multiclass", 60))
     assert main(["test"]) == 0
     err = capsys.readouterr().err
@@ -92,6 +95,7 @@ def test_few_rows_give_warnings(experiment: Any, cli: Cli, capsys: Any) -> None:
 
 
 def test_many_rows_give_no_warning() -> None:
+    """Warnings without cause would be ignored."""
     entry = {"value": 0.9, "low": 0.89, "high": 0.91, "support": 1000}
     assert list(small_sample_warnings({"f1": entry, "recall": entry}, "binary", "test")) == []
     rare = {**entry, "support": SMALL_CLASS_ROWS - 1}
@@ -161,6 +165,7 @@ def test_groups_are_resampled_as_a_whole(cli: Cli, work: Path) -> None:
 
 
 def test_a_value_that_differs_from_the_predictions_has_no_interval(work: Path) -> None:
+    """The limits would be those of another value."""
     run = Run(work / "run")
     (run.path / "test").mkdir(parents=True)
     (run.path / "config.yaml").write_text("seed_everything: 0\n")
@@ -191,6 +196,7 @@ def test_test_reads_the_predictions_once(
 
 
 def test_names_in_brackets_and_colons_are_printed_unchanged(work: Path, cli: Cli) -> None:
+    """Rich would take them for markup or emoji."""
     lines = "".join(f"{i % 7},{('[/b] hi', '[bold]lo', ':smile:')[i % 3]}\n" for i in range(90))
     Path("t.csv").write_text(f"size,kind\n{lines}")
     data = [

@@ -69,6 +69,7 @@ def fit(cli: Cli, target: str, model: str, *flags: str) -> None:
 
 @pytest.mark.parametrize("target", ["kind", "spent"])
 def test_slices_equal_scikit_learn_on_filtered_rows(target: str, cli: Cli) -> None:
+    """Saved columns must belong to the predicted rows."""
     table().write_csv("table.csv")
     other = "spent" if target == "kind" else "kind"
     model = "MulticlassClassifier" if target == "kind" else "Regressor"
@@ -154,6 +155,7 @@ def make_predictions(rows: int, group: Any = None) -> PredictionSet:
 
 
 def test_what_is_left_out_is_counted() -> None:
+    """A slice that is dropped silently could be the worst one."""
     target, output = np.array([0, 1] * 50), np.tile([0.1, 0.9], 50)
     few, none = ["a"] * 91 + ["b"] * 9, ["x", "y"] * 50  # no row of x is positive, or predicted so
     predictions = PredictionSet("binary", ("no", "yes"), np.arange(100), target, output)
@@ -173,6 +175,7 @@ def test_what_is_left_out_is_counted() -> None:
 
 
 def test_a_slice_with_one_class_has_the_f1_of_that_class() -> None:
+    """Classes that do not occur in a slice must not count."""
     rng = np.random.default_rng(0)
     target = np.repeat([0, 1, 2], 40)
     predictions = PredictionSet(
@@ -217,6 +220,7 @@ def test_a_slice_resamples_its_own_groups() -> None:
 
 
 def test_many_levels_and_skewed_numbers() -> None:
+    """Every row must be in exactly one slice."""
     values = pl.Series([f"c{i:02}" for i in range(30) for _ in range(30 - i)] + [None, OTHER])
     code, names = binned(values)
     assert names == [*(f"c{i:02}" for i in range(MAX_CATEGORIES)), OTHER, MISSING]
@@ -240,6 +244,7 @@ def test_many_levels_and_skewed_numbers() -> None:
 
 
 def test_too_many_columns_give_a_message(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the message the missing section would be unexplained."""
     monkeypatch.setattr("proj.engine.evaluation.artifacts.MAX_COLUMNS", 3)
     table(100).write_csv("table.csv")
     fit(cli, "kind", "MulticlassClassifier")
@@ -249,6 +254,7 @@ def test_too_many_columns_give_a_message(cli: Cli, monkeypatch: pytest.MonkeyPat
 
 
 def test_every_slice_of_20_columns_is_scored() -> None:
+    """All slices compete, not only those of the first columns."""
     rng, rows = np.random.default_rng(0), 10_000
     numbers = {f"n{i}": rng.normal(size=rows).astype(np.float32) for i in range(10)}
     categories = {f"c{i}": rng.choice(list("abcdefghijklmnopqrstuvwxyz"), rows) for i in range(10)}
@@ -260,6 +266,7 @@ def test_every_slice_of_20_columns_is_scored() -> None:
 
 
 def test_missing_dates_are_counted_once(cli: Cli) -> None:
+    """The inputs of a date are missing together."""
     gone = np.random.default_rng(1).random(700) < 0.2
     rows = table().with_columns(pl.when(~pl.lit(pl.Series(gone))).then("joined"))
     rows.write_csv("table.csv")

@@ -52,6 +52,7 @@ def expected(run: Path, verb: str) -> dict[str, Any]:
 def test_each_validation_is_drawn_without_a_minimum_interval(
     task: str, experiment: Any, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The last figures must equal those of `validate`."""
     monkeypatch.setattr(tensorboard, "MIN_SECONDS_BETWEEN_FIGURES", 0.0)
     monkeypatch.setattr(tensorboard, "MAX_SHARE_OF_TIME", 1e9)
     cli("fit", "--config", experiment(task))
@@ -70,6 +71,7 @@ def test_each_validation_is_drawn_without_a_minimum_interval(
 def test_a_short_training_has_no_figures_and_drawing_time_is_limited(
     experiment: Any, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Drawing must not slow down training."""
     cli("fit", "--config", experiment())
     assert images() == {}
     monkeypatch.setattr(tensorboard, "MIN_SECONDS_BETWEEN_FIGURES", 0.0)
@@ -82,6 +84,7 @@ def test_a_short_training_has_no_figures_and_drawing_time_is_limited(
 def test_figures_do_not_change_the_weights(
     experiment: Any, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Drawing must not use the global random generators."""
     dropout = ["--model.net.dropout", "0.5"]
     cli("fit", "--config", experiment(), *dropout)
     monkeypatch.setattr(tensorboard, "MIN_SECONDS_BETWEEN_FIGURES", 0.0)
@@ -107,6 +110,7 @@ def test_a_prediction_that_is_not_finite_draws_nothing(
     cli: Cli,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """A figure of NaN would raise an error in training."""
     monkeypatch.setattr(tensorboard, "MIN_SECONDS_BETWEEN_FIGURES", 0.0)
     Path("own.py").write_text(
         "import torch\n"
@@ -124,6 +128,7 @@ def test_a_prediction_that_is_not_finite_draws_nothing(
 
 
 def test_the_test_figures_equal_those_of_the_report(experiment: Any, cli: Cli) -> None:
+    """They are logged at the step of the tested checkpoint."""
     cli("fit", "--config", experiment())
     cli("test")
     logged_images = images()
@@ -138,6 +143,7 @@ def test_the_test_figures_equal_those_of_the_report(experiment: Any, cli: Cli) -
 
 
 def test_a_run_without_tensorboard_gets_no_event_file(experiment: Any, cli: Cli) -> None:
+    """A new event file would look like a run with curves."""
     cli(
         "fit",
         "--config",
@@ -153,6 +159,7 @@ def test_a_run_without_tensorboard_gets_no_event_file(experiment: Any, cli: Cli)
 def test_figures_in_chromium(
     experiment: Any, cli: Cli, board: Callable[[], str], browser: Any
 ) -> None:
+    """TensorBoard must show the images without an error."""
     cli("fit", "--config", experiment())
     cli("test")
     address = board()
@@ -180,6 +187,7 @@ class Often(Callback):
 
 @pytest.mark.slow
 def test_two_processes_draw_all_rows(work: Path, experiment: Any, cli: Cli) -> None:
+    """Figures of one process alone would show half of the rows."""
     Path("often.py").write_text(OFTEN)
     flags = [
         "--trainer.devices",
