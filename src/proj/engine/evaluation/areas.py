@@ -91,14 +91,12 @@ AREAS = {"auroc": auroc, "average_precision": average_precision}
 def area_names(predictions: PredictionSet) -> list[str]:
     """Return the names of the areas, in the order of ``area_intervals``."""
     per_class = predictions.task != "binary" and len(predictions.names) > 1
-    return [
-        name
-        for kind in AREAS
-        for name in (
-            kind,
-            *([f"{kind}/{class_name}" for class_name in predictions.names] if per_class else []),
-        )
-    ]
+    names = []
+    for kind in AREAS:
+        names.append(kind)
+        if per_class:
+            names += [f"{kind}/{class_name}" for class_name in predictions.names]
+    return names
 
 
 def area_intervals(predictions: PredictionSet) -> Iterator[tuple[str, Interval]]:
@@ -119,13 +117,11 @@ def area_intervals(predictions: PredictionSet) -> Iterator[tuple[str, Interval]]
         if predictions.task == "binary" or len(values) < 2:
             continue
         for i, class_name in enumerate(predictions.names):
-            name = f"{kind}/{class_name}"
-            yield (
-                name,
-                _area_interval(predictions, name, values[i], influences[i], [rows_of_each_kind[i]])
-                if i in known
-                else _undefined_area(predictions, name),
-            )
+            name, counts = f"{kind}/{class_name}", [rows_of_each_kind[i]]
+            if i in known:
+                yield name, _area_interval(predictions, name, values[i], influences[i], counts)
+            else:
+                yield name, _undefined_area(predictions, name)
 
 
 def _undefined_area(predictions: PredictionSet, name: str) -> Interval:
