@@ -163,8 +163,8 @@ def test_check_goes_through(experiment: Any, cli: Cli) -> None:
 def test_figures_calibration_importance_and_page(
     experiment: Any, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    live = pytest.importorskip("proj.engine.evaluation.tensorboard")
-    monkeypatch.setattr(live, "SECONDS", 0.0)
+    tensorboard = pytest.importorskip("proj.engine.evaluation.tensorboard")
+    monkeypatch.setattr(tensorboard, "MIN_SECONDS_BETWEEN_FIGURES", 0.0)
     cli("fit", "--config", experiment(rows=400), *GPU)
     run = Path("lightning_logs/version_0")
     events = EventAccumulator(str(run), {"images": 0})

@@ -14,18 +14,18 @@ from proj.errors import UserError, nearest
 # verb: module and function that implement it (imported when it is called), and what it does
 VERBS = {
     "fit": ("commands.fit:fit", "train into a new run folder, or resume an existing run"),
-    "validate": ("commands.evaluation:validate", "compute a run's metrics on the validation split"),
+    "validate": ("commands.validate:validate", "compute a run's metrics on the validation split"),
     "test": (
-        "commands.evaluation:test",
+        "commands.test:test",
         "compute a run's metrics on the test split, and write predictions and a report",
     ),
-    "predict": ("commands.evaluation:predict", "write a run's predictions for new rows"),
+    "predict": ("commands.predict:predict", "write a run's predictions for new rows"),
     "check": ("commands.check:check", "find mistakes in an experiment without training it"),
     "init": (
         "commands.init:init",
         "inspect a table or a folder of images and write an experiment for it",
     ),
-    "report": ("evaluation.report:report", "write the HTML report of a run that has been tested"),
+    "report": ("commands.report:report", "write the HTML report of a run that has been tested"),
     "compare": ("commands.compare:compare", "test whether runs differ on the same test rows"),
     "runs": ("commands.runs:runs", "list runs with their headline metrics"),
     "tune": ("tuning.search:tune", "search for better settings"),

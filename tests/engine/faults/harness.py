@@ -38,9 +38,8 @@ IGNORED_KEYS = (
 
 def _call(args: list[str], log: Path) -> None:
     reached.clear()  # of the parent process
-    tensorboard.SECONDS = (
-        math.inf
-    )  # No figures: polars hangs in a forked process if it was used before the fork.
+    # No figures: polars hangs in a forked process if it was used before the fork.
+    tensorboard.MIN_SECONDS_BETWEEN_FIGURES = math.inf
     sys.stdout = sys.stderr = log.open("a", buffering=1)
     os.dup2(sys.stdout.fileno(), 2)
     raise SystemExit(main([*args, *QUIET]))

@@ -260,7 +260,7 @@ def test_a_damaged_file_is_an_error_with_a_remedy(experiment: Any, cli: Cli) -> 
         with pytest.raises(UserError, match=r"calibration\.json"):
             proj.load("version_0")
     said = cli("validate")  # It applies no calibration and reads none.
-    assert f"{FILE} is not applied to the part it was fitted on" in said
+    assert f"{FILE} is not applied to the split it was fitted on" in said
 
 
 @pytest.mark.parametrize(

@@ -218,7 +218,7 @@ def test_an_unfinished_run_gives_a_warning(experiment: Any, cli: Cli, capsys: An
     find_run(LOGS, None).write_manifest(status="failed")
     assert "1 run in lightning_logs, none finished" in cli("test", code=2)
     assert main(["test", "--run", "version_0"]) == 0
-    assert "version_0 is not finished, its status is failed" in capsys.readouterr().err
+    assert "version_0 is not finished; its status is failed" in capsys.readouterr().err
     (LOGS / "version_0/manifest.json").write_text("{")
     assert "manifest.json cannot be read" in cli("test", code=2)
 

@@ -23,8 +23,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from proj.engine import security
 from proj.engine.cli import exit_code
-from proj.engine.commands.evaluation import test
 from proj.engine.commands.fit import fit
+from proj.engine.commands.test import test
 from proj.engine.config.experiment import first_process
 from proj.engine.runs import checkpoint_file
 from proj.engine.runs.run import LAST, PREVIOUS, Run, lock_run, read_checkpoint
