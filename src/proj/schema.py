@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from itertools import repeat
 from typing import Any, Literal, NamedTuple, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,6 +19,7 @@ DEFAULT_THRESHOLD = (
     0.5,
 )  # the threshold of the positive class, or of every label, where none was fitted
 Tensors: TypeAlias = Tensor | dict[str, Tensor]
+Array: TypeAlias = np.ndarray[Any, Any]
 
 
 class Batch(NamedTuple):

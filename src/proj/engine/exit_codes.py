@@ -1,8 +1,10 @@
 """What becomes of exceptions: one sentence for the user, or the exit code of a signal."""
 
 import errno
+import signal
+import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,6 +14,35 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from proj.errors import Stopped, TrainingError, UserError
 
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+
+
+def exit_code(call: Callable[[], int | None], debug: bool = False) -> int:
+    """Call, and turn what it raises into a message and an exit code; with ``debug`` errors of the user are raised."""
+    try:
+        return call() or 0
+    except (UserError, TrainingError) as error:
+        if debug:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 2 if isinstance(error, UserError) else 3
+    except KeyboardInterrupt:
+        return 130
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
+
+
+@contextmanager
+def stop_signals(handler: Callable[[int], None]) -> Iterator[None]:
+    """Call ``handler`` with the number of each SIGINT and SIGTERM; restore the old handlers after."""
+    previous = {
+        number: signal.signal(number, lambda number, frame: handler(number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield
+    finally:
+        for number, old in previous.items():
+            signal.signal(number, old)
 
 
 @contextmanager
