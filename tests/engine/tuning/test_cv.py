@@ -80,11 +80,12 @@ def reference_scores(task: str, table: pl.DataFrame) -> dict[str, float]:
     target = table.select(pl.col("^target.*$")).to_numpy()
     prediction = table.select(pl.col("^prediction.*$")).to_numpy()
     if task == "regression_2":
+        names = [name.removeprefix("target_") for name in table.columns if "target_" in name]
         errors = sklearn_metrics.mean_squared_error(target, prediction, multioutput="raw_values")
         return {
             "mse": errors.mean(),
             "rmse": np.sqrt(errors).mean(),
-            "rmse/1": np.sqrt(errors)[1],
+            f"rmse/{names[1]}": np.sqrt(errors)[1],
             "mae": sklearn_metrics.mean_absolute_error(target, prediction),
             "r2": sklearn_metrics.r2_score(target, prediction),
         }

@@ -41,8 +41,8 @@ def cv(args: list[str]) -> None:
     folder = Path(options.output or cli.root / "studies" / f"{Path(options.config).stem}_cv")
     if "fold" not in cli.experiment["data"]["init_args"]:
         raise UserError(
-            "data: expected a data module of this package, because cv sets its option fold, got "
-            f"{cli.experiment['data']['class_path']}; use one of this package."
+            "data: expected a data module with the option fold, which those of this package have, "
+            f"got {cli.experiment['data']['class_path']}; use one of this package."
         )
     folder.mkdir(parents=True, exist_ok=True)
     one_process_per_job = uses_several_devices(cli.experiment)

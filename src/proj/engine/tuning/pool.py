@@ -37,6 +37,13 @@ def threads_per_worker(workers: int) -> int:
     return int(os.environ.get("OMP_NUM_THREADS", 0)) or max(1, (os.cpu_count() or 1) // workers)
 
 
+def _visible_gpus() -> list[str]:
+    """Return the GPUs of this process as the values of ``CUDA_VISIBLE_DEVICES``."""
+    names = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    count = torch.cuda.device_count()
+    return names[:count] if len(names) >= count and names[0] else [str(i) for i in range(count)]
+
+
 class Pool:
     """Worker processes that train jobs, each with its share of the CPU cores and one GPU.
 
@@ -52,11 +59,11 @@ class Pool:
         self.one_process_per_job, self.signal = one_process_per_job, 0
         self.idle: queue.Queue[Worker] = queue.Queue()
         self.workers = []
-        gpus = torch.cuda.device_count()
+        gpus = _visible_gpus()
         for i in range(size):
             environment = {**os.environ, "OMP_NUM_THREADS": str(threads_per_worker(size))}
-            if gpus > 1 and not one_process_per_job:
-                environment["CUDA_VISIBLE_DEVICES"] = str(i % gpus)
+            if len(gpus) > 1 and not one_process_per_job:
+                environment["CUDA_VISIBLE_DEVICES"] = gpus[i % len(gpus)]
             self.workers.append(Worker(environment))
             self.idle.put(self.workers[-1])
 
