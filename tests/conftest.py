@@ -19,6 +19,7 @@ import pytest
 import torch
 
 from proj.engine.cli import main
+from proj.schema import Schema
 
 torch.set_num_threads(1)  # the suite runs in two processes
 
@@ -87,6 +88,18 @@ def make_arrays(
         "regression_2": 1000 + 50 * scores[:, :2],
     }[task]
     return {"x": x, "y": y}
+
+
+def plain_schema(task: str, shape: tuple[int, ...], outputs: int) -> Schema:
+    """A schema without statistics, with classes 0, 1, … or targets of any name."""
+    if task == "binary":
+        return Schema.of(shape, classes=(0, 1))
+    if task == "multiclass":
+        return Schema.of(shape, classes=range(outputs), task="multiclass")
+    names = ["target"] if outputs == 1 else [f"target_{i}" for i in range(outputs)]
+    if task == "multilabel":
+        return Schema.of(shape, labels=names)
+    return Schema.of(shape, targets=names)
 
 
 MODELS = {

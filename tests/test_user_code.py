@@ -1,4 +1,4 @@
-"""A user's own code goes through every verb: a data module with DataLoaders, a LightningModule that optimizes by hand."""
+"""A user's data module with DataLoaders and a LightningModule with two optimizers: every verb."""
 
 import json
 from pathlib import Path
@@ -73,18 +73,21 @@ class MyGan(LightningModule):
         x, _ = batch
         first, second = self.optimizers()
         fake = self.generator(torch.randn(len(x), 2))
-        loss = self.critic(fake.detach()).mean() - self.critic(x).mean() + self.critic.weight.square().sum()
+        gap = self.critic(fake.detach()).mean() - self.critic(x).mean()
+        loss = gap + self.critic.weight.square().sum()
         second.zero_grad()
         self.manual_backward(loss)
         second.step()
-        loss = -self.critic(self.generator(torch.randn(len(x), 2))).mean() + self.generator.weight.square().sum()
+        score = self.critic(self.generator(torch.randn(len(x), 2))).mean()
+        loss = self.generator.weight.square().sum() - score
         first.zero_grad()
         self.manual_backward(loss)
         first.step()
         self.log("g_loss", loss)
 
     def validation_step(self, batch, batch_idx):
-        self.log("val_gap", (self.critic(batch[0]).mean() - self.critic(self.generator(torch.zeros(1, 2)))).abs().sum())
+        fake = self.critic(self.generator(torch.zeros(1, 2)))
+        self.log("val_gap", (self.critic(batch[0]).mean() - fake).abs().sum())
 
     def test_step(self, batch, batch_idx):
         self.log("test_gap", self.critic(batch[0]).mean())
@@ -109,7 +112,7 @@ FLAGS = [
 
 @pytest.fixture(autouse=True)
 def modules(work: Path, request: pytest.FixtureRequest) -> str:
-    """The user's modules, beside the project, under names of this test (Python keeps modules by name)."""
+    """The user's modules beside the project, under a name of this test: Python keeps modules."""
     name = "user_" + "".join(c if c.isalnum() else "_" for c in request.node.name)
     (work / f"{name}.py").write_text(DATA + NET + MODEL)
     return name
@@ -226,7 +229,7 @@ def test_labels_beyond_the_nets_outputs_are_an_error(modules: str, cli: Cli, wor
 
 @pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers")
 def test_targets_of_a_users_loader_keep_their_values(modules: str, cli: Cli, work: Path) -> None:
-    """Whole-number inputs beside targets with a fraction; the errors are those of a computation by hand."""
+    """Whole-number inputs with fractional targets; the errors equal a direct computation."""
     text = (work / f"{modules}.py").read_text()
     text = text.replace("(x[:, 0] + x[:, 1] > 0).long() + (x[:, 2] > 1).long())", "x[:, 0] + 0.25)")
     text = text.replace("TensorDataset(x,", "TensorDataset((10 * x).long(),")

@@ -1,35 +1,41 @@
-"""Errors that are the user's to mend, and how they are worded."""
+"""Exceptions for user errors and failed training."""
 
 import difflib
 from collections.abc import Iterable
 
 
 class UserError(ValueError):
-    """The input is wrong: the message names what was given, what was expected and what to change. Exit code 2."""
+    """The input is wrong. Exit code 2.
+
+    The message says what was given, what was expected and what to change.
+    """
 
 
 class TrainingError(RuntimeError):
-    """Training itself failed, by a loss that is not finite, say. Exit code 3."""
+    """Training failed, for example because the loss is not finite. Exit code 3."""
 
 
 class Stopped(BaseException):
-    """A signal has stopped training, after a checkpoint. Exit code 128 and the signal's number."""
+    """A signal has stopped training, after a checkpoint. Exit code 128 plus the signal's number."""
 
     def __init__(self, signal: int) -> None:
         super().__init__(f"stopped by signal {signal}")
         self.signal = signal
 
 
-def nearest(given: str, valid: Iterable[str]) -> str:
-    """`` Did you mean 'x'?``, or all valid names when none is near and they are few, or nothing.
+def nearest(name: str, valid_names: Iterable[str]) -> str:
+    """Return a hint for a mistyped name, to be appended to an error message.
+
+    The hint is the most similar valid name. Without a similar one, all valid names if there are at
+    most 20, else nothing.
 
     >>> nearest("droput", ["dropout", "hidden"])
     " Did you mean 'dropout'?"
     """
-    names = [str(name) for name in valid if str(name) != given]
-    by_lower = {name.lower(): name for name in names}
-    if begun := [name for name in names if len(given) > 2 and name.startswith(given)]:
-        return f" Did you mean '{begun[0]}'?"
-    if close := difflib.get_close_matches(given.lower(), by_lower, n=1, cutoff=0.6):
-        return f" Did you mean '{by_lower[close[0]]}'?"
+    names = [str(valid) for valid in valid_names if str(valid) != name]
+    by_lower_case = {valid.lower(): valid for valid in names}
+    if completions := [valid for valid in names if len(name) > 2 and valid.startswith(name)]:
+        return f" Did you mean '{completions[0]}'?"
+    if similar := difflib.get_close_matches(name.lower(), by_lower_case, n=1, cutoff=0.6):
+        return f" Did you mean '{by_lower_case[similar[0]]}'?"
     return f" Valid: {', '.join(names)}." if 0 < len(names) <= 20 else ""

@@ -1,100 +1,120 @@
 """What data and nets both know: the schema of the data and the form of a batch."""
 
 import json
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from itertools import repeat
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from proj.errors import UserError
 
 Task: TypeAlias = Literal["binary", "multiclass", "multilabel", "regression"]
 Label: TypeAlias = str | int | float | bool
-SPLITS = ("train", "val", "test")
-DEFAULT_THRESHOLD = (
-    0.5,
-)  # the threshold of the positive class, or of every label, where none was fitted
 Tensors: TypeAlias = Tensor | dict[str, Tensor]
 Array: TypeAlias = np.ndarray[Any, Any]
 
+SPLITS = ("train", "val", "test")
+
+# The probability above which a row is of the positive class, or has a label. A calibration may set
+# one for all labels or one for each.
+DEFAULT_THRESHOLD = (0.5,)
+
 
 class Batch(NamedTuple):
-    """Some rows of a data set; a whole split has the same form."""
+    """Rows of a data set. A whole split has the same form.
 
-    x: Tensors  # [rows, ...], or a dict of such tensors for tables
-    y: (
-        Tensor | None
-    )  # [rows] class numbers, [rows, labels] of 0 and 1, or [rows, targets]; None when predicting
-    row: Tensor  # [rows], each row's number in its source
+    Attributes:
+        x: inputs [rows, ...]; for tables a dict of such tensors.
+        y: class numbers [rows], labels [rows, labels] of 0 and 1, or targets [rows, targets]; None
+            for rows to predict.
+        row: each row's number in its source [rows].
+    """
+
+    x: Tensors
+    y: Tensor | None
+    row: Tensor
 
 
 class Execution(NamedTuple):
-    """Consecutive training batches in one piece, for several optimizer steps in one ``training_step``."""
+    """Consecutive training batches in one piece, for several optimizer steps in one
+    ``training_step`` (Keras calls that ``steps_per_execution``).
+    """
 
     rows: Batch
     batch_size: int
 
     def batches(self) -> list[Batch]:
-        """The batches, each of ``batch_size`` rows but perhaps the last."""
+        """Return the batches; the last one may have fewer than ``batch_size`` rows."""
         x, y, row = self.rows
 
-        def parts(values: Tensor) -> Iterable[Tensor]:
+        def chunks(values: Tensor) -> Iterable[Tensor]:
             return torch.split(values, self.batch_size)
 
-        xs: Iterable[Tensors] = (
-            (
-                dict(zip(x, columns, strict=True))
-                for columns in zip(*map(parts, x.values()), strict=True)
-            )
-            if isinstance(x, dict)
-            else parts(x)
-        )
-        ys = repeat(None) if y is None else parts(y)
-        return [Batch(*of) for of in zip(xs, ys, parts(row), strict=False)]
+        if isinstance(x, dict):
+            columns = zip(*map(chunks, x.values()), strict=True)
+            xs: Iterable[Tensors] = (dict(zip(x, values, strict=True)) for values in columns)
+        else:
+            xs = chunks(x)
+        ys = repeat(None) if y is None else chunks(y)
+        return [Batch(*values) for values in zip(xs, ys, chunks(row), strict=False)]
 
 
 @dataclass(frozen=True)
 class Column:
-    """How one input of the net comes from a column of a table, fitted on the training split only.
+    """How one input of a net is computed from a column of a table; fitted on the training split.
 
-    Numbers stay as they are, NaN where missing; the net normalises them by ``edges``, some of the numbers in ascending
-    order, and ``shares``, how many of all numbers are below each (and half of its equals). Categories become numbers: 0
-    missing, 1 another one than ``categories`` (rare or never seen), then ``categories`` in their order. Of a date there
-    are several inputs, one a kind: days since 1970, month, weekday, hour.
+    Attributes:
+        source: name of the column in the table.
+        type: type of the values in the table.
+        kind: what the input is. A date gives several inputs: days since 1970, month, weekday, hour.
+        missing: whether values are missing in the training split.
+        edges: for numbers, quantiles in ascending order. The net normalizes by them.
+        shares: for numbers, the share of training values below each edge, ties counted half.
+        categories: the known categories. They are encoded as 2, 3, …; a missing value is 0 and any
+            other value, rare in training or never seen there, is 1.
     """
 
     source: str
-    type: Literal["number", "text", "boolean", "date"]  # of the source's values
+    type: Literal["number", "text", "boolean", "date"]
     kind: Literal["number", "category", "days", "month", "weekday", "hour"]
-    missing: bool  # whether a value is missing in the training split
+    missing: bool
     edges: tuple[float, ...]
     shares: tuple[float, ...]
     categories: tuple[str, ...]
 
     @property
     def name(self) -> str:
-        return (
-            self.source
-            if self.kind in ("number", "category", "days")
-            else f"{self.source}.{self.kind}"
-        )
+        whole = self.kind in ("number", "category", "days")
+        return self.source if whole else f"{self.source}.{self.kind}"
 
 
 @dataclass(frozen=True)
 class Schema:
-    """What is known of the data, fitted on the training split only. Plain JSON values, every field required.
+    """What is known of the data after fitting on the training split. All values are plain JSON.
 
-    ``input_shape`` is the shape of one row of ``x``: ``(features,)`` or ``(channels, height, width)``, and ``input_type``
-    is uint8 for pictures, float32 for other arrays. Of a table, ``x`` has two parts, ``numeric`` [rows, numbers] and
-    ``categorical`` [rows, categories], in the order of ``columns``. ``input_mean`` and ``input_std`` have one value a
-    feature, or one a channel; images count as numbers from 0 to 1 there. ``classes`` holds the user's own labels in the
-    order of the class numbers (binary: negative, positive), ``class_counts`` how often each occurs in the training split
-    (multilabel: the rows that carry the label). ``target_mean`` and ``target_std`` are in the target's own units. What
-    does not apply to a task is empty.
+    ``Schema.of`` and ``Schema.from_dataset`` make one for a data module of your own.
+
+    Attributes:
+        task: what the targets are.
+        input_shape: shape of one row of ``x``: (features,), (channels, height, width), …
+        input_type: uint8 for images, table for tables, float32 for other arrays; may be empty.
+        input_names: names of features or channels; may be empty.
+        input_mean: mean of each feature or channel. Images count as numbers from 0 to 1.
+        input_std: standard deviation of each feature or channel.
+        target_names: names of the targets, or of the labels.
+        classes: the user's own labels by class number; of two classes the second is the positive.
+        class_counts: training rows of each class, or with each label; empty if not known.
+        target_mean: mean of each regression target, in its own unit.
+        target_std: standard deviation of each regression target.
+        rows: training rows; 0 if not known.
+        columns: inputs of a table. ``x`` is then a dict of ``numeric`` [rows, numbers] and
+            ``categorical`` [rows, categories], both in this order.
     """
 
     task: Task
@@ -112,10 +132,9 @@ class Schema:
     columns: tuple[Column, ...]
 
     def __post_init__(self) -> None:
-        plain = {type(leaf) for leaf in _leaves(asdict(self))}
-        assert plain <= {str, int, float, bool}, (
-            f"not plain values: {plain}"
-        )  # a checkpoint could not be read again
+        # A checkpoint holds the schema and is read with weights_only=True.
+        types = {type(leaf) for leaf in _leaves(asdict(self))}
+        assert types <= {str, int, float, bool}, f"not plain values: {types}"
 
     @property
     def numeric(self) -> tuple[Column, ...]:
@@ -127,45 +146,116 @@ class Schema:
 
     @property
     def text_sources(self) -> list[str]:
-        """Columns of a table that are text, even where all of it looks like numbers."""
+        """Columns of a table that hold text, even if all of it looks like numbers."""
         return [column.source for column in self.columns if column.type == "text"]
 
     @property
+    def num_features(self) -> int:
+        """Numbers in one flattened row of ``x``."""
+        return math.prod(self.input_shape)
+
+    @property
     def num_outputs(self) -> int:
-        """How many numbers a net gives for a row."""
+        """Outputs of a net for one row: 1 for two classes, else one for each class or target."""
         return len(self.classes) if self.task == "multiclass" else len(self.target_names)
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """Names for per-class results: classes, or labels for multilabel."""
-        return (
-            self.target_names
-            if self.task == "multilabel"
-            else tuple(str(label) for label in self.classes)
-        )
+        """Names for results of single classes or labels."""
+        labels = self.target_names if self.task == "multilabel" else self.classes
+        return tuple(str(label) for label in labels)
 
     @classmethod
-    def without_statistics(cls, task: Task, input_shape: tuple[int, ...], outputs: int) -> "Schema":
-        """What can be known of data that come without a schema: shapes, and classes by their numbers."""
-        classes = {"binary": 2, "multiclass": outputs}.get(task, 0)
-        targets = 1 if classes else outputs
+    def of(
+        cls,
+        inputs: int | Sequence[int],
+        *,
+        classes: Iterable[Label] = (),
+        labels: Iterable[str] = (),
+        targets: Iterable[str] = (),
+        task: Task | None = None,
+    ) -> "Schema":
+        """Return a schema without statistics, for a data module of your own.
+
+        Args:
+            inputs: features of a row, or the shape of one.
+            classes: the classes by class number; two of them are a binary task by default.
+            labels: names of labels, any number of which a row may have.
+            targets: names of the numbers to predict.
+            task: multiclass for two classes with an output of the net for each.
+
+        Raises:
+            UserError: not exactly one of classes, labels and targets is given.
+
+        >>> Schema.of(4, classes=["ok", "worn", "broken"]).task
+        'multiclass'
+        """
+        classes, labels, targets = tuple(classes), tuple(labels), tuple(targets)
+        if sum(map(bool, (classes, labels, targets))) != 1 or len(classes) == 1:
+            raise UserError(
+                "Schema: expected two or more classes, or labels, or targets, got "
+                f"classes={list(classes)}, labels={list(labels)}, targets={list(targets)}; "
+                "give one of the three."
+            )
+        shape = (inputs,) if isinstance(inputs, int) else tuple(inputs)
+        default: Task = "multilabel" if labels else "regression"
+        if classes:
+            default = "binary" if len(classes) == 2 else "multiclass"
         return cls(
-            task=task,
-            input_shape=input_shape,
+            task=task or default,
+            input_shape=shape,
             input_type="",
             input_names=(),
-            input_mean=(),
-            input_std=(),
-            target_names=("target",)
-            if targets == 1
-            else tuple(f"target_{i}" for i in range(targets)),
-            classes=tuple(range(classes)),
+            input_mean=(0.0,) * shape[0],
+            input_std=(1.0,) * shape[0],
+            target_names=labels or targets or ("target",),
+            classes=classes,
             class_counts=(),
-            target_mean=(0.0,) * targets if task == "regression" else (),
-            target_std=(1.0,) * targets if task == "regression" else (),
+            target_mean=(0.0,) * len(targets),
+            target_std=(1.0,) * len(targets),
             rows=0,
             columns=(),
         )
+
+    @classmethod
+    def from_dataset(
+        cls,
+        dataset: "Dataset[Any]",
+        *,
+        classes: Iterable[Label] = (),
+        labels: Iterable[str] = (),
+        targets: Iterable[str] = (),
+    ) -> "Schema":
+        """Return the schema of a training set of ``(x, y)``, with its statistics.
+
+        Reads the whole set once. Without names, whole numbers ``y`` are classes 0, 1, … and other
+        numbers are targets. Arguments and errors are those of ``Schema.of``.
+        """
+        batches = [(x, y) for x, y in DataLoader(dataset, 1024, generator=torch.Generator())]
+        y = torch.cat([y for _, y in batches]).reshape(sum(len(y) for _, y in batches), -1)
+        if not (classes or labels or targets):
+            if y.is_floating_point():
+                targets = [f"target_{i}" for i in range(y.shape[1])]
+            else:
+                classes = range(max(2, int(y.max()) + 1))
+        example = batches[0][0]
+        schema = cls.of(example.shape[1:], classes=classes, labels=labels, targets=targets)
+        if schema.classes and not 0 <= int(y.min()) <= int(y.max()) < len(schema.classes):
+            raise UserError(
+                f"Schema: expected class numbers from 0 to {len(schema.classes) - 1} in y, got "
+                f"{int(y.min())} to {int(y.max())}; name all classes in the order of the numbers."
+            )
+        mean, std = _mean_and_std([x for x, _ in batches])
+        counts: tuple[int, ...] = ()
+        if schema.task == "multilabel":
+            counts = tuple(int(count) for count in y.sum(dim=0))
+        elif schema.classes:
+            counts = tuple(y.flatten().long().bincount(minlength=len(schema.classes)).tolist())
+        fields: dict[str, Any] = {"input_mean": mean, "input_std": std, "class_counts": counts}
+        if schema.task == "regression":
+            fields["target_mean"], fields["target_std"] = _mean_and_std([y])
+        input_type = str(example.dtype).removeprefix("torch.")
+        return replace(schema, input_type=input_type, rows=len(y), **fields)
 
     def to_dict(self) -> dict[str, Any]:
         values: dict[str, Any] = json.loads(json.dumps(asdict(self)))
@@ -178,8 +268,21 @@ class Schema:
             return cls(**{**_tuples(values), "columns": columns})
         except (TypeError, KeyError) as error:
             raise UserError(
-                f"the checkpoint's schema is of another version: {error}; train the run again."
+                f"expected a checkpoint whose schema has this version's fields, got {error}; train "
+                "the run again."
             ) from error
+
+
+def _mean_and_std(batches: list[Tensor]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and standard deviation over all axes but the second, in float64."""
+    scale = 255.0 if batches[0].dtype == torch.uint8 else 1.0
+    columns = [(batch.double() / scale).transpose(0, 1).flatten(1) for batch in batches]
+    count = sum(values.shape[1] for values in columns)
+    mean = torch.stack([values.sum(1) for values in columns]).sum(0) / count
+    squares = [(values - mean[:, None]).square().sum(1) for values in columns]
+    std = (torch.stack(squares).sum(0) / count).sqrt()
+    std[std == 0] = 1.0  # A constant feature stays as it is.
+    return tuple(mean.tolist()), tuple(std.tolist())
 
 
 def _tuples(values: dict[str, Any]) -> dict[str, Any]:

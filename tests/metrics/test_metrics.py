@@ -137,7 +137,7 @@ def test_an_area_that_is_not_defined_is_nan(hits: list[int]) -> None:
 
 
 def test_r2_keeps_its_digits_far_from_zero_and_for_tiny_units() -> None:
-    """torchmetrics' own takes a target with little variation for a constant one, and cancels far from zero."""
+    """torchmetrics takes a target of little variation for constant and cancels far from zero."""
     rng = np.random.default_rng(0)
     for scale, offset in ((1e-4, 0.0), (1.0, 1e6)):
         target = offset + scale * rng.normal(size=(50, 1))

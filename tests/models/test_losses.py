@@ -1,4 +1,4 @@
-"""Losses and their options against the formulas written out, and mean losses over uneven batches."""
+"""Losses and their options equal the written formulas; mean losses are exact over any batches."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -23,15 +23,11 @@ def ready(kind: type[Model], schema: Schema, **options: Any) -> Model:
     return model
 
 
-BINARY = replace(Schema.without_statistics("binary", (3,), 1), class_counts=(30, 10), rows=40)
-MULTICLASS = replace(
-    Schema.without_statistics("multiclass", (3,), 3), class_counts=(10, 20, 30), rows=60
-)
-MULTILABEL = replace(
-    Schema.without_statistics("multilabel", (3,), 2), class_counts=(10, 20), rows=40
-)
+BINARY = replace(Schema.of(3, classes=(0, 1)), class_counts=(30, 10), rows=40)
+MULTICLASS = replace(Schema.of(3, classes=range(3)), class_counts=(10, 20, 30), rows=60)
+MULTILABEL = replace(Schema.of(3, labels=["a", "b"]), class_counts=(10, 20), rows=40)
 REGRESSION = replace(
-    Schema.without_statistics("regression", (3,), 2),
+    Schema.of(3, targets=["a", "b"]),
     target_mean=(10.0, -5.0),
     target_std=(2.0, 4.0),
     rows=40,
@@ -41,11 +37,11 @@ REGRESSION = replace(
 def test_binary_loss_with_pos_weight_and_label_smoothing() -> None:
     logits, y = torch.randn(8, 1), torch.tensor([0, 1] * 4)
     p = logits[:, 0].sigmoid()
-    plain, _ = ready(BinaryClassifier, BINARY).losses(logits, y)
+    plain = ready(BinaryClassifier, BINARY).compute_loss(logits, y)
     assert torch.allclose(plain, -(y * p.log() + (1 - y) * (1 - p).log()).mean())
-    weighted, _ = ready(BinaryClassifier, BINARY, pos_weight="auto").losses(logits, y)
+    weighted = ready(BinaryClassifier, BINARY, pos_weight="auto").compute_loss(logits, y)
     assert torch.allclose(weighted, -(3 * y * p.log() + (1 - y) * (1 - p).log()).mean())
-    smooth, _ = ready(BinaryClassifier, BINARY, label_smoothing=0.2).losses(logits, y)
+    smooth = ready(BinaryClassifier, BINARY, label_smoothing=0.2).compute_loss(logits, y)
     target = 0.1 + 0.8 * y
     assert torch.allclose(smooth, -(target * p.log() + (1 - target) * (1 - p).log()).mean())
 
@@ -55,30 +51,31 @@ def test_multiclass_loss_with_class_weights_and_label_smoothing() -> None:
     log_p = logits.log_softmax(1)
     each = -log_p[torch.arange(9), y]
     weights = torch.tensor([2.0, 1.0, 60 / 90])  # rows / (classes * count)
-    loss, weight = ready(MulticlassClassifier, MULTICLASS, class_weights="auto").losses(logits, y)
+    model = ready(MulticlassClassifier, MULTICLASS, class_weights="auto")
+    loss, weight = model.compute_loss(logits, y), model.loss_weight(y)
     assert torch.allclose(loss, (weights[y] * each).sum() / weights[y].sum())
-    assert torch.allclose(torch.as_tensor(weight), weights[y].sum())
-    smooth, _ = ready(MulticlassClassifier, MULTICLASS, label_smoothing=0.3).losses(logits, y)
+    assert torch.allclose(torch.as_tensor(weight).float(), weights[y].sum())
+    smooth = ready(MulticlassClassifier, MULTICLASS, label_smoothing=0.3).compute_loss(logits, y)
     assert torch.allclose(smooth, (0.7 * each - 0.3 * log_p.mean(1)).mean())
 
 
 def test_multilabel_loss_with_pos_weight() -> None:
     logits, y = torch.randn(6, 2), torch.randint(0, 2, (6, 2)).float()
     p, weights = logits.sigmoid(), torch.tensor([3.0, 1.0])  # without it / with it
-    loss, _ = ready(MultilabelClassifier, MULTILABEL, pos_weight="auto").losses(logits, y)
+    loss = ready(MultilabelClassifier, MULTILABEL, pos_weight="auto").compute_loss(logits, y)
     assert torch.allclose(loss, -(weights * y * p.log() + (1 - y) * (1 - p).log()).mean())
 
 
 def test_regression_is_trained_on_standardised_targets_and_answers_in_their_units() -> None:
     outputs, y = torch.randn(5, 2), torch.tensor([[12.0, -1.0]]).expand(5, 2)
     model = ready(Regressor, REGRESSION)
-    loss, _ = model.losses(outputs, y)
+    loss = model.compute_loss(outputs, y)
     assert torch.allclose(loss, (outputs - 1).square().mean())
     assert torch.allclose(model.predict_proba(torch.ones(1, 2)), torch.tensor([[12.0, -1.0]]))
     raw = ready(Regressor, REGRESSION, standardize_target=False)
-    assert torch.allclose(raw.losses(outputs, y)[0], (outputs - y).square().mean())
+    assert torch.allclose(raw.compute_loss(outputs, y), (outputs - y).square().mean())
     assert torch.equal(raw.predict_proba(outputs), outputs)
-    huber, _ = ready(Regressor, REGRESSION, loss=nn.HuberLoss(delta=0.5)).losses(outputs, y)
+    huber = ready(Regressor, REGRESSION, loss=nn.HuberLoss(delta=0.5)).compute_loss(outputs, y)
     error = (outputs - 1).abs()
     assert torch.allclose(
         huber, torch.where(error < 0.5, error**2 / 2, 0.5 * (error - 0.25)).mean()
@@ -91,13 +88,13 @@ def test_the_mean_loss_of_a_stage_does_not_depend_on_the_batches(
 ) -> None:
     model = ready(MulticlassClassifier, MULTICLASS, class_weights=weights)
     x, y = torch.randn(10, 3), torch.arange(10) % 3
-    whole, _ = model.losses(model(x), y)
+    whole = model.compute_loss(model(x), y)
     for rows in torch.arange(10).split([1, 2, 7]):
-        loss, weight = model.losses(model(x[rows]), y[rows])
-        model.meters[1].update(
+        loss, weight = model.compute_loss(model(x[rows]), y[rows]), model.loss_weight(y[rows])
+        model.split_metrics[1].update(
             model.predict_proba(model(x[rows])), y[rows], loss[None], torch.as_tensor(weight)[None]
         )
-    assert torch.allclose(model.meters[1].finish()["loss"].float(), whole)
+    assert torch.allclose(model.split_metrics[1].compute()["loss"].float(), whole)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from torch import nn
 
 from proj.data.tabular.columns import BINS, quantiles
 from proj.errors import UserError
-from proj.nets.layers import Dropout, Normalize
+from proj.nets.layers import Dropout, QuantileTransform
 from proj.nets.mlp import MLP
 from proj.nets.tabm import TabM
 from proj.schema import Column, Schema
@@ -28,18 +28,18 @@ def category(count: int) -> Column:
 
 
 def schema(*columns: Column) -> Schema:
-    return replace(Schema.without_statistics("multiclass", (len(columns),), 3), columns=columns)
+    return replace(Schema.of(len(columns), classes=range(3)), columns=columns)
 
 
 @pytest.mark.parametrize("kind", ["lognormal", "integers"])
 def test_numbers_become_normal_scores(kind: str) -> None:
-    """As scikit-learn's transformer makes them, but for the tails, where ours has a wider margin."""
+    """The scores are those of scikit-learn, except in the tails, where our margin is wider."""
     rng = np.random.default_rng(0)
     values = {
         "lognormal": rng.lognormal(0, 2, 5000),
         "integers": rng.integers(0, 10, 5000).astype(float),
     }[kind].astype(np.float32)
-    ours, _ = Normalize((number(values),))(torch.from_numpy(values)[:, None])
+    ours, _ = QuantileTransform((number(values),))(torch.from_numpy(values)[:, None])
     theirs = QuantileTransformer(
         n_quantiles=BINS + 1, output_distribution="normal", subsample=None
     ).fit_transform(values[:, None])
@@ -52,14 +52,16 @@ def test_numbers_become_normal_scores(kind: str) -> None:
 def test_equal_numbers_have_the_score_in_the_middle_of_their_share() -> None:
     rng = np.random.default_rng(0)
     values = np.where(rng.random(5000) < 0.9, 0, rng.lognormal(0, 1, 5000)).astype(np.float32)
-    scores = Normalize((number(values),))(torch.from_numpy(np.sort(values))[:, None])[0][:, 0]
+    scores = QuantileTransform((number(values),))(torch.from_numpy(np.sort(values))[:, None])[0][
+        :, 0
+    ]
     assert (scores.diff() >= 0).all()
     assert scores[0] == pytest.approx(float(torch.special.ndtri(torch.tensor(0.45))), abs=0.03)
 
 
 def test_missing_and_extreme_numbers_have_finite_scores() -> None:
     values = np.arange(100, dtype=np.float32)
-    normalize = Normalize((number(values, missing=True), number(values)))
+    normalize = QuantileTransform((number(values, missing=True), number(values)))
     x = torch.tensor([[np.nan, 3e38], [49.5, -3e38], [-1.0, np.nan]])
     scores, flags = normalize(x)
     assert torch.isfinite(scores).all()
@@ -103,7 +105,7 @@ def test_a_net_for_tables_refuses_other_rows() -> None:
     with pytest.raises(
         UserError, match=r"this net is for tables: expected columns, got rows of shape \(3,\)"
     ):
-        TabM(Schema.without_statistics("binary", (3,), 1))
+        TabM(Schema.of(3, classes=(0, 1)))
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5])

@@ -17,7 +17,7 @@ from proj.schema import Schema
 
 def schema(shape: tuple[int, ...], classes: int = 4) -> Schema:
     channels = shape[0]
-    plain = Schema.without_statistics("multiclass", shape, classes)
+    plain = Schema.of(shape, classes=range(classes))
     return replace(
         plain, input_mean=tuple(range(channels)), input_std=tuple(range(1, channels + 1))
     )
@@ -61,7 +61,7 @@ def test_a_gradient_reaches_every_parameter(net: nn.Module) -> None:
 
 @pytest.mark.parametrize("width", [4, 5, 8, 16])
 def test_cnn_has_the_gradients_of_the_plain_memory_format(width: int) -> None:
-    """A convolution's kernel for channels_last wrote past its memory; now such convolutions are not used."""
+    """A kernel for 1×1 convolutions with a stride wrote past its memory in channels_last."""
     torch.manual_seed(0)
     x = torch.rand(7, 3, 13, 12)
     fast = CNN(schema((3, 13, 12)), width=width)

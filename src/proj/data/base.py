@@ -155,12 +155,12 @@ class DataModule(LightningDataModule, ABC):
 
     def _at_once(self, stage: str) -> int:
         """How many rows the model would like to evaluate at once, where the Trainer does not count batches."""
-        rows_at_once = getattr(
-            getattr(self.trainer, "lightning_module", None), "rows_at_once", None
+        evaluation_batch_size = getattr(
+            getattr(self.trainer, "lightning_module", None), "evaluation_batch_size", None
         )
         limits = {getattr(self.trainer, f"limit_{name}_batches", 1.0) for name in (stage, "train")}
-        if rows_at_once is None or limits != {1.0}:
+        if evaluation_batch_size is None or limits != {1.0}:
             return 0
         assert self.trainer is not None
         some = take(self.splits[stage], torch.arange(min(2, self.rows(stage))))
-        return int(rows_at_once(self.trainer.strategy.batch_to_device(some).x))
+        return int(evaluation_batch_size(self.trainer.strategy.batch_to_device(some).x))

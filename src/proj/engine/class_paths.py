@@ -42,14 +42,18 @@ SLOTS = {
 RENAMED = {
     "Arrays": "proj.data.arrays.ArrayDataModule",
     "proj.data.arrays.Arrays": "proj.data.arrays.ArrayDataModule",
-    "proj.data.images.Images": "proj.data.images.datamodule.Images",
-    "proj.data.tabular.Tabular": "proj.data.tabular.datamodule.Tabular",
-    "proj.models.binary.BinaryClassifier": "proj.models.classification.BinaryClassifier",
-    "proj.models.multiclass.MulticlassClassifier": "proj.models.classification.MulticlassClassifier",
-    "proj.models.multilabel.MultilabelClassifier": "proj.models.classification.MultilabelClassifier",
+    "proj.data.images.Images": "proj.data.images.Images",
+    "proj.data.tabular.Tabular": "proj.data.tabular.Tabular",
+    "proj.models.binary.BinaryClassifier": "proj.models.BinaryClassifier",
+    "proj.models.multiclass.MulticlassClassifier": "proj.models.MulticlassClassifier",
+    "proj.models.multilabel.MultilabelClassifier": "proj.models.MultilabelClassifier",
+    "proj.models.regression.Regressor": "proj.models.Regressor",
+    "proj.nets.cnn.CNN": "proj.nets.CNN",
     "proj.nets.dropout.Dropout": "proj.nets.layers.Dropout",
-    "proj.nets.simple_nn.SimpleNN": "proj.nets.mlp.SimpleNN",
+    "proj.nets.mlp.MLP": "proj.nets.MLP",
+    "proj.nets.simple_nn.SimpleNN": "proj.nets.SimpleNN",
     "proj.nets.standardize.Standardize": "proj.nets.layers.Standardize",
+    "proj.nets.tabm.TabM": "proj.nets.TabM",
 }
 
 

@@ -1,18 +1,22 @@
-"""Metrics that are exact where torchmetrics' own are not: in float64, over all rows at once, NaN where not defined."""
+"""Metrics that are exact where torchmetrics' are not.
+
+They are computed in float64, over all rows at once, and are NaN where they are not defined.
+"""
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-# Sums and areas are computed in float64, but Apple's GPUs have none.
-EXACT = torch.float32 if torch.backends.mps.is_available() else torch.float64
+# Apple's GPUs have no float64.
+SUM_DTYPE = torch.float32 if torch.backends.mps.is_available() else torch.float64
 
 
 class RankingMetrics(Metric):
-    """Exact area under the ROC curve and average precision, one against the rest, over all rows of a stage.
+    """Area under the ROC curve and average precision over all rows, each class against the rest.
 
-    A class without both kinds of row has no such area: its value is NaN, and the mean is over the others (NaN if none).
+    A class without both positive and negative rows has the value NaN; the mean is over the other
+    classes and NaN if there are none.
 
     Args:
         columns: classes or labels; 1 for the positive class alone.
@@ -29,56 +33,64 @@ class RankingMetrics(Metric):
         self.add_state("targets", default=[], dist_reduce_fx="cat")
 
     def update(self, preds: Tensor, target: Tensor) -> None:
-        """``preds`` [rows] or [rows, columns] probabilities, ``target`` class numbers [rows] or labels [rows, columns]."""
+        """Add rows.
+
+        Args:
+            preds: probabilities [rows] or [rows, columns].
+            target: class numbers [rows] or labels [rows, columns].
+        """
         self.scores.append(preds)
         self.targets.append(target)
 
     def compute(self) -> dict[str, Tensor]:
-        scores, target = (
-            dim_zero_cat(self.scores).view(-1, self.columns),
-            dim_zero_cat(self.targets),
-        )
-        classes = target.ndim == 1 and self.columns > 1
-        hits = (
-            target == i if classes else target.view(-1, self.columns)[:, i] == 1
-            for i in range(self.columns)
-        )
-        areas = [ranking_areas(score, hit) for score, hit in zip(scores.T, hits, strict=True)]
-        per_class = dict(zip(("auroc", "average_precision"), torch.stack(areas).T, strict=True))
+        scores = dim_zero_cat(self.scores).view(-1, self.columns)
+        target = dim_zero_cat(self.targets)
+        if target.ndim == 1 and self.columns > 1:
+            positives = (target == i for i in range(self.columns))
+        else:
+            positives = (column == 1 for column in target.view(-1, self.columns).T)
+        areas = [
+            ranking_areas(score, positive)
+            for score, positive in zip(scores.T, positives, strict=True)
+        ]
+        names = ("auroc", "average_precision")
+        per_class = dict(zip(names, torch.stack(areas).T, strict=True))
         means = {name: values.nanmean() for name, values in per_class.items()}
-        return (
-            means
-            if self.columns == 1
-            else means | {f"{name}/": values for name, values in per_class.items()}
-        )
+        if self.columns == 1:
+            return means
+        return means | {f"{name}/": values for name, values in per_class.items()}
 
 
-def ranking_areas(score: Tensor, hit: Tensor) -> Tensor:
-    """Area under the ROC curve and average precision of ``score`` [rows] for ``hit`` [rows] of bool: [2], float64.
+def ranking_areas(score: Tensor, positive: Tensor) -> Tensor:
+    """Return the area under the ROC curve and the average precision: [2], float64.
 
-    Rows of equal score count as one threshold. The first is the Mann-Whitney statistic by the trapezoid rule, the second
-    the sum over thresholds of precision times the recall gained (as in scikit-learn). NaN without both kinds of row.
+    Rows of equal score count as one threshold. The area is the Mann-Whitney statistic by the
+    trapezoidal rule. Average precision is the sum over thresholds of the precision times the gain
+    in recall, as in scikit-learn. Both are NaN without positive rows or without negative rows.
+
+    Args:
+        score: scores [rows].
+        positive: whether a row is positive [rows], bool.
     """
-    if not hit.any() or hit.all():
-        return torch.full((2,), torch.nan, dtype=EXACT, device=score.device)
+    if not positive.any() or positive.all():
+        return torch.full((2,), torch.nan, dtype=SUM_DTYPE, device=score.device)
     score, order = score.sort(descending=True)
-    last = torch.cat(
-        [score.diff() != 0, torch.ones(1, dtype=torch.bool, device=score.device)]
-    )  # of each equal score
-    true = hit[order].cumsum(0)[last]
-    seen = torch.arange(1, len(last) + 1, device=score.device)[last]
-    true, false = true.to(EXACT), (seen - true).to(EXACT)
+    end = torch.ones(1, dtype=torch.bool, device=score.device)
+    last_of_equal_scores = torch.cat([score.diff() != 0, end])
+    true = positive[order].cumsum(0)[last_of_equal_scores]
+    predicted = torch.arange(1, len(score) + 1, device=score.device)[last_of_equal_scores]
+    true, false = true.to(SUM_DTYPE), (predicted - true).to(SUM_DTYPE)
     gained = true.diff(prepend=true.new_zeros(1))
-    area = (false.diff(prepend=false.new_zeros(1)) * (true - gained / 2)).sum() / (
-        true[-1] * false[-1]
-    )
-    return torch.stack([area, (gained * true / (true + false)).sum() / true[-1]])
+    steps = false.diff(prepend=false.new_zeros(1))
+    area = (steps * (true - gained / 2)).sum() / (true[-1] * false[-1])
+    precision = (gained * true / (true + false)).sum() / true[-1]
+    return torch.stack([area, precision])
 
 
 class MeanLoss(Metric):
-    """Mean of batch means by their weights. A NaN stays one, where torchmetrics' ``MeanMetric`` drops it.
+    """Weighted mean of the mean losses of batches. A NaN stays NaN; ``MeanMetric`` drops it.
 
-    Batches are added one by one, so that the sum is the same however many are given at once.
+    Batches are added one by one, so that the sum does not depend on how many are given at once.
     """
 
     full_state_update = False
@@ -87,23 +99,26 @@ class MeanLoss(Metric):
 
     def __init__(self) -> None:
         super().__init__()
-        self.add_state("total", torch.zeros((), dtype=EXACT), dist_reduce_fx="sum")
-        self.add_state("weight", torch.zeros((), dtype=EXACT), dist_reduce_fx="sum")
+        self.add_state("total", torch.zeros((), dtype=SUM_DTYPE), dist_reduce_fx="sum")
+        self.add_state("weight", torch.zeros((), dtype=SUM_DTYPE), dist_reduce_fx="sum")
 
-    def update(self, loss: Tensor, weight: Tensor) -> None:
-        """Mean losses of batches [batches], and their weights [batches]."""
-        self.total = _added(self.total, loss.to(EXACT) * weight)
-        self.weight = _added(self.weight, weight)
+    def update(self, losses: Tensor, weights: Tensor) -> None:
+        """Add mean losses [batches] with their weights [batches]."""
+        self.total = _add_in_order(self.total, losses.to(SUM_DTYPE) * weights)
+        self.weight = _add_in_order(self.weight, weights)
 
     def compute(self) -> Tensor:
         return self.total / self.weight
 
 
 class RegressionErrors(Metric):
-    """Mean squared error, its root, mean absolute error and R² of each target: [targets], in the target's own units.
+    """MSE, RMSE, MAE and R² of each target [targets], in the target's own unit.
 
-    Sums are kept in float64, those for R² around ``center`` (the training mean), so that targets far from zero lose no
-    digits. R² of less than two rows, or of a target that does not vary, is not defined: NaN.
+    The sums for R² are taken around ``center`` in float64, so that targets far from zero lose no
+    digits. R² is NaN for fewer than two rows and for a constant target.
+
+    Args:
+        center: the training mean of each target.
     """
 
     full_state_update = False
@@ -119,17 +134,18 @@ class RegressionErrors(Metric):
         self.register_buffer("center", torch.tensor(center), persistent=False)
         self.add_state("rows", torch.tensor(0), dist_reduce_fx="sum")
         for name in ("squared", "absolute", "sum", "sum_of_squares"):
-            self.add_state(name, torch.zeros(len(center), dtype=EXACT), dist_reduce_fx="sum")
+            zeros = torch.zeros(len(center), dtype=SUM_DTYPE)
+            self.add_state(name, zeros, dist_reduce_fx="sum")
 
     def update(self, preds: Tensor, target: Tensor) -> None:
-        """``preds`` and ``target`` [rows, targets]."""
-        preds, target = preds.to(EXACT), target.to(EXACT)
+        """Add predictions and targets, both [rows, targets]."""
+        preds, target = preds.to(SUM_DTYPE), target.to(SUM_DTYPE)
         error, centered = preds - target, target - self.center
         self.rows += len(target)
-        self.squared = _added(self.squared, error.square())
-        self.absolute = _added(self.absolute, error.abs())
-        self.sum = _added(self.sum, centered)
-        self.sum_of_squares = _added(self.sum_of_squares, centered.square())
+        self.squared = _add_in_order(self.squared, error.square())
+        self.absolute = _add_in_order(self.absolute, error.abs())
+        self.sum = _add_in_order(self.sum, centered)
+        self.sum_of_squares = _add_in_order(self.sum_of_squares, centered.square())
 
     def compute(self) -> dict[str, Tensor]:
         mse = self.squared / self.rows
@@ -139,6 +155,9 @@ class RegressionErrors(Metric):
         return {"mse": mse, "rmse": mse.sqrt(), "mae": self.absolute / self.rows, "r2": r2}
 
 
-def _added(total: Tensor, values: Tensor) -> Tensor:
-    """``total`` [...] plus ``values`` [rows, ...], row by row: the same bits (on a CPU) however the rows are batched."""
+def _add_in_order(total: Tensor, values: Tensor) -> Tensor:
+    """Add ``values`` [rows, ...] to ``total`` [...] row by row.
+
+    On a CPU the bits do not depend on how the rows are divided into batches.
+    """
     return torch.cat([total[None], values]).cumsum(0)[-1]

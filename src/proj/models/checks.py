@@ -1,4 +1,4 @@
-"""Whether a model, a net and the data fit together, said in words where they do not."""
+"""Checks that a model, its net and the data fit together, and what they can tell of a net."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,54 +11,57 @@ from torch.nn.parameter import is_lazy
 from proj.errors import UserError
 from proj.schema import Schema, Task, Tensors
 
-MEMORY = 64 * 2**20  # bytes, for the layers' outputs in evaluation
+# Bytes that the outputs of a net's layers may take in evaluation. Larger batches are not faster.
+EVALUATION_BYTES = 64 * 2**20
 
 
-def schema_of_a_batch(model: Any, source: Any) -> Schema:
-    """For a user's data module without a schema: shapes from one batch, numbers of outputs from the net itself."""
+def infer_schema(model: Any, source: Any) -> Schema:
+    """Return a schema for a user's data module that has none.
+
+    Shapes come from the first training batch, the number of outputs from the net.
+    """
     if not isinstance(model.net, nn.Module):
         raise UserError(
-            "the net is built from a schema, and the data module has none: give the data module an attribute "
-            "`schema`, or use a net with sizes of its own."
+            "the net is built from a schema, and the data module has none: expected an attribute "
+            "`schema` of the data module, as in `self.schema = Schema.from_dataset(self.train)`, "
+            "or a net with fixed sizes."
         )
-    with evaluating(model.net):  # generators, too: a DataLoader draws a seed when it starts
+    with evaluating(model.net):
         x, *_ = next(iter(source.train_dataloader()))
-        columns = model(x[:1]).shape[-1]
-    return Schema.without_statistics(model.task, tuple(x.shape[1:]), columns)
+        count = model(x[:1]).shape[-1]
+    shape = tuple(x.shape[1:])
+    if model.task == "binary":
+        return Schema.of(shape, classes=(0, 1))
+    if model.task == "multiclass":
+        return Schema.of(shape, classes=range(count), task="multiclass")
+    names = ["target"] if count == 1 else [f"target_{i}" for i in range(count)]
+    if model.task == "multilabel":
+        return Schema.of(shape, labels=names)
+    return Schema.of(shape, targets=names)
 
 
-def rows_at_once(net: nn.Module, x: Tensors) -> int:
-    """How many rows to evaluate at once: what the net's layers give out for them takes about ``MEMORY``.
+def evaluation_batch_size(net: nn.Module, x: Tensors) -> int:
+    """Return how many rows to evaluate at once.
 
-    ``x`` are some rows, for a look at the layers' outputs. More rows a batch are faster only where layers are small.
+    So many that the outputs of the net's layers take about ``EVALUATION_BYTES``. ``x`` are a few
+    rows, which are passed through the net to measure the outputs.
     """
     sizes: list[int] = []
 
-    def note(layer: nn.Module, inputs: Any, output: Any) -> None:
+    def measure(name: str, layer: nn.Module, inputs: Any, output: Any) -> None:
         if isinstance(output, Tensor):
             sizes.append(output.nbytes)
 
-    hooks = [
-        module.register_forward_hook(note)
-        for module in net.modules()
-        if not list(module.children())
-    ]
-    try:
-        with (
-            evaluating(net),
-            torch.compiler.set_stance("force_eager"),
-        ):  # a compiled net may not know sizes as numbers
-            net(x)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    # A compiled net may not report sizes as numbers.
+    with leaf_hooks(net, measure), evaluating(net), torch.compiler.set_stance("force_eager"):
+        net(x)
     rows = len(next(iter(x.values())) if isinstance(x, dict) else x)
-    return max(1, MEMORY * rows // max(sum(sizes), 1))
+    return max(1, EVALUATION_BYTES * rows // max(sum(sizes), 1))
 
 
 @contextmanager
 def evaluating(net: nn.Module) -> Iterator[None]:
-    """The net in evaluation mode, without gradients; modes and generators are put back."""
+    """Put a net into evaluation mode, without gradients; restore modes and random generators."""
     training = [module for module in net.modules() if module.training]
     net.eval()
     try:
@@ -69,55 +72,76 @@ def evaluating(net: nn.Module) -> Iterator[None]:
             module.training = True
 
 
+@contextmanager
+def leaf_hooks(net: nn.Module, hook: Callable[[str, nn.Module, Any, Any], None]) -> Iterator[None]:
+    """Call ``hook(name, module, inputs, output)`` after the forward of each leaf module."""
+
+    def bind(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        return lambda module, inputs, output: hook(name, module, inputs, output)
+
+    handles = [
+        module.register_forward_hook(bind(name))
+        for name, module in net.named_modules()
+        if not list(module.children())
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 def check_task(task: Task, schema: Schema, model: str) -> None:
-    """Raise UserError unless the data's targets are of the model's task."""
+    """Raise UserError unless the targets of the data are of the model's task."""
     if schema.task != task:
         raise UserError(
-            f"model {model}: expected targets for the task {task}, got {schema.task} ({describe(schema)}); "
-            f"use the model for {schema.task}, or set data.task."
+            f"model {model}: expected targets for the task {task}, got {schema.task} "
+            f"({describe_targets(schema)}); use the model for {schema.task}, or set data.task."
         )
 
 
-def build(net: Callable[[Schema], nn.Module], schema: Schema) -> nn.Module:
-    """The net for these data."""
+def build_net(net: Callable[[Schema], nn.Module], schema: Schema) -> nn.Module:
+    """Build the net for the schema."""
     try:
-        made = net(schema)
+        built = net(schema)
     except TypeError as error:
         raise UserError(
-            f"the net cannot be built from the schema alone: {error}; give a value to each of its other arguments, "
-            "and write the first one as `schema: Schema`."
+            f"the net cannot be built from the schema alone: {error}; give a value to each of its "
+            "other arguments, and write the first one as `schema: Schema`."
         ) from error
-    if any(is_lazy(parameter) for parameter in made.parameters()):
+    if any(is_lazy(parameter) for parameter in built.parameters()):
         raise UserError(
-            f"net {type(made).__name__}: expected layers of known size, got lazy ones; take the sizes from the schema."
+            f"net {type(built).__name__}: expected layers of known size, got lazy ones; take the "
+            "sizes from the schema."
         )
-    return made
+    return built
 
 
 def check_outputs(outputs: Tensor, rows: int, schema: Schema, net: str) -> None:
-    """Raise UserError unless the net gave one raw output a class, label or target for each row (and each of its members)."""
-    if outputs.ndim not in (2, 3) or (outputs.shape[0], outputs.shape[-1]) != (
-        rows,
-        schema.num_outputs,
-    ):
-        mend = "leave out the squeeze" if outputs.ndim == 1 else "change the size of its last layer"
+    """Raise UserError unless a net gives [rows, outputs] or [rows, members, outputs]."""
+    expected = (rows, schema.num_outputs)
+    if outputs.ndim not in (2, 3) or (outputs.shape[0], outputs.shape[-1]) != expected:
+        change = (
+            "leave out the squeeze" if outputs.ndim == 1 else "change the size of its last layer"
+        )
         raise UserError(
-            f"net {net}: expected outputs of shape [{rows}, {schema.num_outputs}] ({describe(schema)}), "
-            f"got {list(outputs.shape)}; {mend}."
+            f"net {net}: expected outputs of shape {list(expected)} ({describe_targets(schema)}), "
+            f"got {list(outputs.shape)}; {change}."
         )
 
 
 def check_targets(y: Tensor, task: Task) -> None:
-    """Raise UserError unless targets of a user's own loader are class numbers [rows], or numbers [rows] or [rows, n]."""
+    """Raise UserError unless the targets of a user's loader are class numbers [rows]."""
     if task in ("binary", "multiclass") and (y.ndim != 1 or y.is_floating_point()):
         raise UserError(
-            f"expected class numbers of shape [rows] and type int64 for the task {task}, got {y.dtype} of shape "
-            f"{list(y.shape)}; give the loader y.long(), without a second axis."
+            f"expected class numbers of shape [rows] and type int64 for the task {task}, got "
+            f"{y.dtype} of shape {list(y.shape)}; return y.long() from the data set, without a "
+            "second axis."
         )
 
 
-def describe(schema: Schema) -> str:
-    """The targets in a few words."""
+def describe_targets(schema: Schema) -> str:
+    """Return the targets in a few words, for messages."""
     if schema.task == "binary":
         return f"one output, for the class {schema.classes[1]!r}"
     if schema.task == "multiclass":
@@ -125,16 +149,28 @@ def describe(schema: Schema) -> str:
     return f"{len(schema.target_names)} {'labels' if schema.task == 'multilabel' else 'targets'}"
 
 
-def check_share(option: str, value: float) -> None:
+def check_fraction(option: str, value: float) -> None:
     if not 0 <= value < 1:
         raise UserError(f"{option}: expected a number from 0 up to 1, got {value}.")
 
 
+def check_no_loss(loss: nn.Module | None, **options: Any) -> None:
+    """Raise UserError if an option of the task's own loss is set beside another loss."""
+    if loss is None:
+        return
+    for name, value in options.items():
+        if value not in (None, 0.0):
+            raise UserError(
+                f"model.{name}: expected model.loss or model.{name}, got both; {name} is an "
+                "option of the task's own loss, leave one of the two out."
+            )
+
+
 def class_counts(schema: Schema, option: str) -> tuple[int, ...]:
-    """Training rows of each class, for weights that are to be worked out from them."""
+    """Return the training rows of each class; raise UserError if weights cannot be computed."""
     if not schema.class_counts or min(schema.class_counts) == 0:
         raise UserError(
-            f"{option}: auto needs training rows of every class, got {schema.class_counts or 'no counts'}; "
-            "give the weights as numbers."
+            f"{option}: expected training rows of every class for auto, got "
+            f"{schema.class_counts or 'no counts'}; give the weights as numbers."
         )
     return schema.class_counts

@@ -1,28 +1,35 @@
-"""Two classes."""
+"""Classifiers: two classes, several classes, several labels."""
 
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
+from torch.nn.functional import (
+    binary_cross_entropy_with_logits,
+    cross_entropy,
+    logsigmoid,
+)
 
 from proj.errors import UserError
-from proj.models.base import Model, Net, mean_logit
-from proj.models.checks import check_share, class_counts
+from proj.metrics.exact import SUM_DTYPE
+from proj.models.base import Model, Net
+from proj.models.checks import check_fraction, check_no_loss, class_counts
 from proj.schema import Schema
 
 
 class BinaryClassifier(Model):
-    """Two classes; the raw output is the logit of the second one, the positive.
+    """Two classes. The raw output is the logit of the second one, the positive class.
 
     Args:
-        net: inputs to raw outputs [rows, 1], by class path.
-        pos_weight: how much a positive row counts in the loss; ``auto``: negatives by positives in the training part.
-        label_smoothing: share by which the targets 0 and 1 are drawn towards one half.
+        net: net from inputs to raw outputs [rows, 1].
+        pos_weight: weight of a positive row in the loss; auto: negatives divided by positives in
+            the training split.
+        label_smoothing: share by which the targets 0 and 1 are moved towards one half.
+        **kwargs: arguments of ``Model``. ``loss`` gets outputs [rows] and targets [rows], floats.
     """
 
     task = "binary"
-    positive: Tensor | None
+    positive_weight: Tensor | None
 
     def __init__(
         self,
@@ -33,42 +40,45 @@ class BinaryClassifier(Model):
     ) -> None:
         super().__init__(net, **kwargs)
         self.pos_weight, self.label_smoothing = pos_weight, label_smoothing
+        check_no_loss(self.loss, pos_weight=pos_weight, label_smoothing=label_smoothing)
 
-    def prepare(self, schema: Schema) -> None:
-        check_share("model.label_smoothing", self.label_smoothing)
+    def configure_loss(self, schema: Schema) -> None:
+        check_fraction("model.label_smoothing", self.label_smoothing)
         weight = self.pos_weight
         if weight == "auto":
             negatives, positives = class_counts(schema, "model.pos_weight")
             weight = negatives / positives
-        self.register_buffer(
-            "positive", None if weight is None else torch.tensor(float(weight)), persistent=False
-        )
+        tensor = None if weight is None else torch.tensor(float(weight))
+        self.register_buffer("positive_weight", tensor, persistent=False)
 
-    def losses(self, outputs: Tensor, y: Tensor) -> tuple[Tensor, float]:
-        target = y.to(outputs.dtype)
+    def compute_loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        logits, targets = outputs[:, 0], targets.to(outputs.dtype)
+        if self.loss is not None:
+            loss: Tensor = self.loss(logits, targets)
+            return loss
         if self.label_smoothing:
-            target = target * (1 - self.label_smoothing) + 0.5 * self.label_smoothing
-        return binary_cross_entropy_with_logits(
-            outputs[:, 0], target, pos_weight=self.positive
-        ), len(y)
+            targets = targets * (1 - self.label_smoothing) + 0.5 * self.label_smoothing
+        return binary_cross_entropy_with_logits(logits, targets, pos_weight=self.positive_weight)
 
     def average_members(self, outputs: Tensor) -> Tensor:
-        return mean_logit(outputs)
+        return _mean_logit(outputs)
 
     def predict_proba(self, outputs: Tensor) -> Tensor:
-        """Probability of the positive class: [rows]."""
+        """Return the probability of the positive class [rows]."""
         return outputs[:, 0].sigmoid()
 
 
 class MulticlassClassifier(Model):
-    """Several classes, one a row; the raw outputs are their logits.
+    """Several classes, one per row. The raw outputs are their logits.
 
     Args:
-        net: inputs to raw outputs [rows, classes], by class path.
-        class_weights: how much a row of each class counts in the loss, in class order; ``auto``: the inverse of its share
-            in the training part.
-        label_smoothing: share of the target's probability that is spread over all classes (Szegedy et al. 2016,
-            arXiv:1512.00567).
+        net: net from inputs to raw outputs [rows, classes].
+        class_weights: weight of a row of each class in the loss, in class order; auto: the inverse
+            of the class' share of the training split.
+        label_smoothing: share of the target's probability that is spread over all classes (Szegedy
+            et al. 2016, arXiv:1512.00567).
+        **kwargs: arguments of ``Model``. ``loss`` gets outputs [rows, classes] and class numbers
+            [rows].
     """
 
     task = "multiclass"
@@ -83,9 +93,10 @@ class MulticlassClassifier(Model):
     ) -> None:
         super().__init__(net, **kwargs)
         self.class_weights, self.label_smoothing = class_weights, label_smoothing
+        check_no_loss(self.loss, class_weights=class_weights, label_smoothing=label_smoothing)
 
-    def prepare(self, schema: Schema) -> None:
-        check_share("model.label_smoothing", self.label_smoothing)
+    def configure_loss(self, schema: Schema) -> None:
+        check_fraction("model.label_smoothing", self.label_smoothing)
         weights = self.class_weights
         if weights == "auto":
             counts = class_counts(schema, "model.class_weights")
@@ -95,43 +106,51 @@ class MulticlassClassifier(Model):
                 f"model.class_weights: expected {len(schema.classes)} weights, one for each of "
                 f"{', '.join(schema.class_names)}, got {len(weights)}."
             )
-        self.register_buffer(
-            "class_weight", None if weights is None else torch.tensor(weights), persistent=False
-        )
+        tensor = None if weights is None else torch.tensor(weights)
+        self.register_buffer("class_weight", tensor, persistent=False)
 
-    def losses(self, outputs: Tensor, y: Tensor) -> tuple[Tensor, Tensor | float]:
+    def compute_loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        if self.loss is not None:
+            loss: Tensor = self.loss(outputs, targets)
+            return loss
         weight = None if self.class_weight is None else self.class_weight.to(outputs.dtype)
-        loss = cross_entropy(outputs, y, weight, label_smoothing=self.label_smoothing)
-        return loss, len(y) if weight is None else weight[y].sum()
+        return cross_entropy(outputs, targets, weight, label_smoothing=self.label_smoothing)
+
+    def loss_weight(self, targets: Tensor) -> Tensor | float:
+        if self.class_weight is None:
+            return len(targets)
+        return self.class_weight.to(SUM_DTYPE)[targets].sum()
 
     def average_members(self, outputs: Tensor) -> Tensor:
-        """Logarithms of the mean probabilities, up to a constant."""
+        """Return the logarithms of the mean probabilities, up to a constant."""
         return outputs.log_softmax(2).logsumexp(1)
 
     def predict_proba(self, outputs: Tensor) -> Tensor:
-        """Probability of each class: [rows, classes]."""
+        """Return the probability of each class [rows, classes]."""
         return outputs.softmax(1)
 
 
 class MultilabelClassifier(Model):
-    """Several labels, any number of them a row; the raw outputs are their logits.
+    """Several labels, any number of them per row. The raw outputs are their logits.
 
     Args:
-        net: inputs to raw outputs [rows, labels], by class path.
-        pos_weight: how much a row that carries a label counts in that label's loss, in label order; ``auto``: rows
-            without it by rows with it in the training part.
+        net: net from inputs to raw outputs [rows, labels].
+        pos_weight: weight of a row with a label in that label's loss, in label order; auto: rows
+            without it divided by rows with it in the training split.
+        **kwargs: arguments of ``Model``. ``loss`` gets outputs and targets, floats [rows, labels].
     """
 
     task = "multilabel"
-    positive: Tensor | None
+    positive_weight: Tensor | None
 
     def __init__(
         self, net: Net, pos_weight: list[float] | Literal["auto"] | None = None, **kwargs: Any
     ) -> None:
         super().__init__(net, **kwargs)
         self.pos_weight = pos_weight
+        check_no_loss(self.loss, pos_weight=pos_weight)
 
-    def prepare(self, schema: Schema) -> None:
+    def configure_loss(self, schema: Schema) -> None:
         weights = self.pos_weight
         if weights == "auto":
             counts = class_counts(schema, "model.pos_weight")
@@ -141,18 +160,27 @@ class MultilabelClassifier(Model):
                 f"model.pos_weight: expected {schema.num_outputs} weights, one for each of "
                 f"{', '.join(schema.target_names)}, got {len(weights)}."
             )
-        self.register_buffer(
-            "positive", None if weights is None else torch.tensor(weights), persistent=False
-        )
+        tensor = None if weights is None else torch.tensor(weights)
+        self.register_buffer("positive_weight", tensor, persistent=False)
 
-    def losses(self, outputs: Tensor, y: Tensor) -> tuple[Tensor, float]:
-        return binary_cross_entropy_with_logits(
-            outputs, y.to(outputs.dtype), pos_weight=self.positive
-        ), len(y)
+    def compute_loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        targets = targets.to(outputs.dtype)
+        if self.loss is not None:
+            loss: Tensor = self.loss(outputs, targets)
+            return loss
+        return binary_cross_entropy_with_logits(outputs, targets, pos_weight=self.positive_weight)
 
     def average_members(self, outputs: Tensor) -> Tensor:
-        return mean_logit(outputs)
+        return _mean_logit(outputs)
 
     def predict_proba(self, outputs: Tensor) -> Tensor:
-        """Probability of each label: [rows, labels]."""
+        """Return the probability of each label [rows, labels]."""
         return outputs.sigmoid()
+
+
+def _mean_logit(outputs: Tensor) -> Tensor:
+    """Return the logits of the members' mean probabilities.
+
+    Shapes: [rows, members, outputs] to [rows, outputs].
+    """
+    return logsigmoid(outputs).logsumexp(1) - logsigmoid(-outputs).logsumexp(1)

@@ -1,4 +1,4 @@
-"""One or several numbers."""
+"""Regression of one or several numbers."""
 
 from typing import Any
 
@@ -11,13 +11,16 @@ from proj.schema import Schema
 
 
 class Regressor(Model):
-    """One or several numbers; the raw outputs are the standardised targets, or the targets themselves.
+    """One or several numbers. The raw outputs are the standardized targets, or the targets.
 
     Args:
-        net: inputs to raw outputs [rows, targets], by class path.
-        loss: of raw outputs and targets, by class path: ``MSELoss`` if null, ``L1Loss``, ``HuberLoss``, or your own.
-        standardize_target: train on targets of mean 0 and standard deviation 1 (by the training part's statistics), so
-            that the loss and the learning rate do not depend on their unit. Metrics are in the target's unit either way.
+        net: net from inputs to raw outputs [rows, targets].
+        loss: module of raw outputs and targets, both [rows, targets]: ``MSELoss`` if null,
+            ``L1Loss``, ``HuberLoss``, or your own.
+        standardize_target: train on targets of mean 0 and standard deviation 1, by the statistics
+            of the training split, so that loss and learning rate do not depend on their unit.
+            Metrics are in the target's unit either way.
+        **kwargs: arguments of ``Model``.
     """
 
     task = "regression"
@@ -31,32 +34,26 @@ class Regressor(Model):
         standardize_target: bool = True,
         **kwargs: Any,
     ) -> None:
-        super().__init__(net, **kwargs)
-        self.loss, self.standardize_target = loss or nn.MSELoss(), standardize_target
+        super().__init__(net, loss=loss or nn.MSELoss(), **kwargs)
+        self.standardize_target = standardize_target
 
-    def prepare(self, schema: Schema) -> None:
+    def configure_loss(self, schema: Schema) -> None:
         if self.standardize_target and not schema.rows:
             rank_zero_warn(
-                "model.standardize_target has no effect: the data module has no schema to tell the statistics."
+                "model.standardize_target has no effect: the schema of the data has no statistics."
             )
-        on = self.standardize_target
-        targets = schema.num_outputs
-        self.register_buffer(
-            "target_mean", torch.tensor(schema.target_mean if on else (0.0,) * targets)
-        )
-        self.register_buffer(
-            "target_std", torch.tensor(schema.target_std if on else (1.0,) * targets)
-        )
+        count = schema.num_outputs
+        mean = schema.target_mean if self.standardize_target else (0.0,) * count
+        std = schema.target_std if self.standardize_target else (1.0,) * count
+        self.register_buffer("target_mean", torch.tensor(mean))
+        self.register_buffer("target_std", torch.tensor(std))
 
-    def losses(self, outputs: Tensor, y: Tensor) -> tuple[Tensor, float]:
-        loss: Tensor = self.loss(
-            outputs, ((y - self.target_mean) / self.target_std).to(outputs.dtype)
-        )
-        return loss, len(y)
-
-    def average_members(self, outputs: Tensor) -> Tensor:
-        return outputs.mean(1)
+    def compute_loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        assert self.loss is not None
+        standardized = ((targets - self.target_mean) / self.target_std).to(outputs.dtype)
+        loss: Tensor = self.loss(outputs, standardized)
+        return loss
 
     def predict_proba(self, outputs: Tensor) -> Tensor:
-        """Numbers in the target's own units: [rows, targets]."""
+        """Return numbers in the target's own unit [rows, targets]."""
         return outputs * self.target_std + self.target_mean

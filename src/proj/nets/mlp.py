@@ -1,26 +1,44 @@
-"""A multilayer perceptron."""
+"""Multilayer perceptrons: the tutorial's, and one that takes its sizes from the data."""
 
-import math
 from typing import Literal
 
 from torch import Tensor, nn
 
-from proj.nets.layers import Dropout, Embedded, Standardize
+from proj.nets.layers import Dropout, Standardize, TableEmbedding
 from proj.schema import Schema, Tensors
 
 ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU, "tanh": nn.Tanh}
 NORMS = {"batch": nn.BatchNorm1d, "layer": nn.LayerNorm}
 
 
+class SimpleNN(nn.Module):
+    """The net of PyTorch's introductory tutorial: two linear layers with a ReLU between them.
+
+    Its sizes are fixed: inputs [rows, inputs], outputs [rows, outputs].
+    """
+
+    def __init__(self, inputs: int = 10, hidden: int = 50, outputs: int = 1) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(inputs, hidden)
+        self.relu = nn.ReLU()
+        self.fc2 = nn.Linear(hidden, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        outputs: Tensor = self.fc2(self.relu(self.fc1(x)))
+        return outputs
+
+
 class MLP(nn.Module):
-    """Linear layers with an activation between them, over standardised and flattened inputs, or a table's embedded columns.
+    """Linear layers with activations between them.
+
+    Arrays are standardized and flattened first; the columns of a table are embedded.
 
     Args:
-        schema: what is known of the data; gives the sizes and the input statistics.
-        hidden: width of each hidden layer; none makes a linear model.
-        activation: the function after each hidden layer.
-        dropout: share of the hidden units switched off at each training step.
-        norm: normalisation before each activation, over the batch or over the layer.
+        schema: schema of the data, with sizes and input statistics.
+        hidden: width of each hidden layer; an empty list makes a linear model.
+        activation: activation after each hidden layer.
+        dropout: share of hidden units that are set to zero in each training step.
+        norm: normalization before each activation, over the batch or over the layer.
     """
 
     def __init__(
@@ -32,11 +50,11 @@ class MLP(nn.Module):
         norm: Literal["batch", "layer"] | None = None,
     ) -> None:
         super().__init__()
-        width = math.prod(schema.input_shape)
+        width = schema.num_features
         layers: list[nn.Module] = [Standardize(schema), nn.Flatten()]
         if schema.columns:
-            layers = [embedded := Embedded(schema)]
-            width = embedded.width
+            embedding = TableEmbedding(schema)
+            layers, width = [embedding], embedding.width
         for size in hidden:
             layers.append(nn.Linear(width, size))
             if norm:
@@ -48,20 +66,6 @@ class MLP(nn.Module):
         self.layers = nn.Sequential(*layers, nn.Linear(width, schema.num_outputs))
 
     def forward(self, x: Tensors) -> Tensor:
-        """``x`` [rows, ...], or a table's parts, to raw outputs [rows, outputs]."""
+        """Return raw outputs [rows, outputs] for ``x`` [rows, ...] or a batch of a table."""
         outputs: Tensor = self.layers(x)
-        return outputs
-
-
-class SimpleNN(nn.Module):
-    """Two linear layers with a ReLU between them, with sizes of its own: inputs [rows, 10], outputs [rows, 1]."""
-
-    def __init__(self, inputs: int = 10, hidden: int = 50, outputs: int = 1) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(inputs, hidden)
-        self.relu = nn.ReLU()
-        self.fc2 = nn.Linear(hidden, outputs)
-
-    def forward(self, x: Tensor) -> Tensor:
-        outputs: Tensor = self.fc2(self.relu(self.fc1(x)))
         return outputs

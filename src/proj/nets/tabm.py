@@ -1,24 +1,25 @@
-"""An ensemble of multilayer perceptrons for tables that share most of their weights."""
+"""TabM: an ensemble of multilayer perceptrons for tables that share most of their weights."""
 
 import tabm
 from torch import Tensor, nn
 
-from proj.nets.layers import Dropout, Table, piecewise_linear
+from proj.nets.layers import Dropout, TableInputs, piecewise_linear
 from proj.schema import Schema
 
 
 class TabM(nn.Module):
-    """TabM with piecewise linear embeddings (Gorishniy et al. 2025, arXiv:2410.24210), by its authors' package.
+    """TabM with piecewise linear embeddings (Gorishniy et al. 2025, arXiv:2410.24210).
 
-    Its ``members`` are trained side by side, each by its own loss; their predictions are averaged.
+    The ensemble is that of the authors' package. Each member is trained by its own loss; their
+    predictions are averaged.
 
     Args:
-        schema: what is known of the table.
-        members: perceptrons in the ensemble; more are slower and slightly better.
+        schema: schema of the table.
+        members: members of the ensemble. More are slower and slightly better.
         width: units of a hidden layer.
         blocks: hidden layers.
-        dropout: share of the hidden units switched off at each training step.
-        embedding: numbers by which a number is embedded.
+        dropout: share of hidden units that are set to zero in each training step.
+        embedding: width of the embedding of a number.
     """
 
     def __init__(
@@ -31,7 +32,7 @@ class TabM(nn.Module):
         embedding: int = 16,
     ) -> None:
         super().__init__()
-        self.table = Table(schema)
+        self.table = TableInputs(schema)
         bins = self.table.bins
         self.ensemble = tabm.TabM.make(
             n_num_features=len(bins),
@@ -49,7 +50,7 @@ class TabM(nn.Module):
                     setattr(module, name, Dropout(child.p))
 
     def forward(self, x: dict[str, Tensor]) -> Tensor:
-        """Raw outputs of each member: [rows, members, outputs]."""
+        """Return raw outputs of each member [rows, members, outputs]."""
         numbers, categories = self.table(x)
         outputs: Tensor = self.ensemble(
             numbers if numbers.shape[1] else None, categories if categories.shape[1] else None

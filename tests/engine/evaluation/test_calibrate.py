@@ -14,7 +14,7 @@ from scipy.special import expit, log_softmax, logit, softmax
 from sklearn import metrics as sk
 
 import proj
-from conftest import QUIET, Cli, make_arrays
+from conftest import QUIET, Cli, make_arrays, plain_schema
 from proj.engine.cli import main
 from proj.engine.console import number
 from proj.engine.evaluation import curves
@@ -159,9 +159,7 @@ def test_a_threshold_parts_the_closest_floats() -> None:
 
 
 def schema(task: str) -> Schema:
-    plain = Schema.without_statistics(
-        task, (1,), {"binary": 1, "multiclass": 4, "multilabel": 3}[task]
-    )  # type: ignore[arg-type]
+    plain = plain_schema(task, (1,), {"binary": 1, "multiclass": 4, "multilabel": 3}[task])  # type: ignore[arg-type]
     classes = {"binary": ["no", "yes"], "multiclass": list("abcd"), "multilabel": []}[task]
     return Schema.from_dict({**plain.to_dict(), "classes": classes})
 

@@ -12,7 +12,7 @@ import torch
 from sklearn import metrics as sk
 
 import proj
-from conftest import Cli, script_of
+from conftest import Cli, plain_schema, script_of
 from proj.engine.evaluation.importance import REPEATS, Rows, importances, inputs_of
 from proj.engine.evaluation.prediction_set import PredictionSet
 from proj.errors import UserError
@@ -271,7 +271,7 @@ def test_a_date_counts_as_one_column() -> None:
     def column(source: str, kind: Any) -> Column:
         return Column(source, "date", kind, False, (0.0, 1.0), (0.0, 1.0), ())
 
-    plain = Schema.without_statistics("binary", (5,), 1)
+    plain = plain_schema("binary", (5,), 1)
     columns = (
         column("day", "days"),
         column("city", "category"),
@@ -285,4 +285,4 @@ def test_a_date_counts_as_one_column() -> None:
         "size": {"numeric": [2]},
     }
     with pytest.raises(UserError, match="pictures have none"):
-        inputs_of(Schema.without_statistics("binary", (1, 8, 8), 1))
+        inputs_of(plain_schema("binary", (1, 8, 8), 1))

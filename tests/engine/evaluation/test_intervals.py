@@ -6,14 +6,13 @@ import torch
 from scipy import stats
 from sklearn import metrics as sk
 
-from conftest import script_of
+from conftest import plain_schema, script_of
 from proj.engine.evaluation.counts import names_of, scores, sums_of
 from proj.engine.evaluation.intervals import Interval, intervals, mean_interval, newcombe, wilson
 from proj.engine.evaluation.prediction_set import PredictionSet
 from proj.engine.evaluation.ranks import auroc, average_precision
 from proj.engine.evaluation.resampling import Units, bca, resampling_units, student, studentized
 from proj.metrics import StageMetrics
-from proj.schema import Schema
 
 TASKS = ("binary", "multiclass", "multilabel", "regression", "regression_2")
 
@@ -50,12 +49,12 @@ def outcomes(task: str, rows: int = 150, seed: int = 0) -> PredictionSet:
 def test_values_are_those_that_the_run_writes(task: str) -> None:
     """Those of `metrics.py`, which `test_metrics.py` compares with scikit-learn; here with classes never predicted."""
     o = outcomes(task)
-    schema = Schema.without_statistics(o.task, (1,), len(o.names))
+    schema = plain_schema(o.task, (1,), len(o.names))
     meter = StageMetrics(schema, "test")
     meter.names = o.names
     target = torch.from_numpy(o.target)
     meter.update(torch.from_numpy(o.output), target, torch.zeros(1), torch.ones(1))
-    written = {name: value.item() for name, value in meter.finish().items() if name != "loss"}
+    written = {name: value.item() for name, value in meter.compute().items() if name != "loss"}
     found = intervals(o)
     assert found.keys() == written.keys()
     for name, value in written.items():

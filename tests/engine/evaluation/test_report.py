@@ -19,7 +19,7 @@ from PIL import Image
 from sklearn import metrics as sk
 from sklearn.calibration import calibration_curve
 
-from conftest import Cli, watched
+from conftest import Cli, plain_schema, watched
 from proj.data.arrays import ArrayDataModule
 from proj.engine import html
 from proj.engine.console import number
@@ -215,7 +215,7 @@ def fake(work: Path, o: PredictionSet, schema: Schema) -> Run:
 
 def classes_schema(names: tuple[str, ...]) -> Schema:
     task = "binary" if len(names) == 2 else "multiclass"
-    plain = Schema.without_statistics(task, (1,), len(names))
+    plain = plain_schema(task, (1,), len(names))
     return Schema.from_dict(
         {**plain.to_dict(), "classes": list(names), "class_counts": [10] * len(names), "rows": 10}
     )

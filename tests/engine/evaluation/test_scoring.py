@@ -12,11 +12,10 @@ import numpy as np
 import polars as pl
 import pytest
 
-from conftest import ROOT, Cli, make_arrays
+from conftest import ROOT, Cli, make_arrays, plain_schema
 from proj.engine.cli import main
 from proj.engine.evaluation.scoring import FEW_OF_A_CLASS, small_sample_warnings, with_intervals
 from proj.engine.runs.run import Run
-from proj.schema import Schema
 
 RUN = Path("lightning_logs/version_0")
 TASKS = ("binary", "multiclass", "multilabel", "regression", "regression_2")
@@ -165,7 +164,7 @@ def test_a_value_that_the_predictions_do_not_give_keeps_no_interval(work: Path) 
     pl.DataFrame(
         {"row": np.arange(50), "target": rng.normal(size=50), "prediction": rng.normal(size=50)}
     ).write_parquet(run.path / "test/predictions.parquet")
-    schema = Schema.without_statistics("regression", (1,), 1)
+    schema = plain_schema("regression", (1,), 1)
     written = {"mae": {"value": 7.0}, "rmse": {"value": None}, "mine": {"value": 3.0}}
     done = with_intervals(written, run, "test", schema)
     assert done["mae"]["value"] == 7.0

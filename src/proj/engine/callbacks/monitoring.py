@@ -25,8 +25,9 @@ from torch.optim import Optimizer
 from proj.data.base import DataModule
 from proj.data.loader import take
 from proj.engine.callbacks.best_checkpoint import BestCheckpoint
-from proj.models.base import Model, as_numbers
+from proj.models.base import Model
 from proj.models.checks import evaluating
+from proj.models.module import scale_images
 from proj.schema import Tensors
 
 FRAMES = 10  # of the progress bar a second
@@ -225,7 +226,7 @@ def draw_graph(logger: TensorBoardLogger, model: Model, x: Tensors) -> None:
             contextlib.redirect_stdout(io.StringIO()),
         ):
             warnings.simplefilter("ignore")  # branches and numbers that a trace takes as they were
-            logger.experiment.add_graph(net, (as_numbers(x),))
+            logger.experiment.add_graph(net, (scale_images(x),))
     except Exception as error:  # of whatever kind a net may raise when it is traced
         reason = " ".join(str(error).split())[:200]
         rank_zero_warn(

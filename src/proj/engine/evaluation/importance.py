@@ -107,7 +107,7 @@ def predictor(trainer: Trainer, model: Model, some: Batch) -> tuple[Callable[[Ba
             return np.asarray(model.predict_step(moved(batch), 0)["output"].cpu().numpy())
 
     with precision.val_step_context():
-        return predict, model.rows_at_once(moved(some).x)
+        return predict, model.evaluation_batch_size(moved(some).x)
 
 
 def importances(

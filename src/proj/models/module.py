@@ -1,0 +1,214 @@
+"""What a model is built from when the data are known, and its metrics over an epoch."""
+
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal, cast
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+from torchmetrics import Metric
+
+from proj.errors import UserError
+from proj.metrics import DEFAULT_MONITOR, METRIC_INFO, StageMetrics
+from proj.metrics.exact import SUM_DTYPE
+from proj.models.checks import (
+    build_net,
+    check_targets,
+    check_task,
+    evaluation_batch_size,
+    infer_schema,
+)
+from proj.models.optim import freeze_matching
+from proj.schema import DEFAULT_THRESHOLD, SPLITS, Batch, Schema, Task, Tensors
+
+# Lightning calls what torch 2.13 deprecates (Lightning issue 21326).
+warnings.filterwarnings("ignore", r".*isinstance\(treespec, LeafSpec\).*")
+# Metrics are logged once per epoch, however few batches it has.
+warnings.filterwarnings("ignore", r"The number of training batches \(\d+\) is smaller than the log")
+
+
+class SchemaModule(LightningModule, ABC):
+    """A LightningModule whose net and metrics are built from the schema of the data.
+
+    Attributes:
+        task: what the targets are; set by each subclass.
+        schema: schema of the data: the data module's, or a checkpoint's if it is set before.
+        monitor: metric that the best epoch is chosen by.
+        mode: direction of ``monitor`` that is better.
+        temperature: divisor of the raw outputs in ``test`` and ``predict``; 1 if not calibrated.
+        thresholds: probabilities above which a row is positive, in ``test`` and ``predict``.
+    """
+
+    task: ClassVar[Task]
+    mode: Literal["min", "max"]
+
+    def __init__(
+        self,
+        net: nn.Module | Callable[[Schema], nn.Module],
+        metrics: dict[str, Metric | Callable[[int], Metric]],
+        freeze: list[str],
+        compile: Literal["none", "net", "step"],
+    ) -> None:
+        super().__init__()
+        self.net = net
+        self.extra_metrics = metrics
+        self.freeze_patterns, self.compile_mode = freeze, compile
+        self.schema: Schema | None = None
+        self.monitor = DEFAULT_MONITOR[self.task]
+        self.mode = METRIC_INFO[self.monitor.split("/")[1]].mode
+        self.temperature = 1.0
+        self.thresholds: tuple[float, ...] = DEFAULT_THRESHOLD
+        # Rows of this epoch so far, to number the rows of batches that carry no row numbers.
+        self._rows_seen = 0
+
+    @abstractmethod
+    def predict_proba(self, outputs: Tensor) -> Tensor: ...
+
+    @abstractmethod
+    def average_members(self, outputs: Tensor) -> Tensor: ...
+
+    def configure_loss(self, schema: Schema) -> None:
+        """Set up what the loss takes from the schema. Called once, before training or loading."""
+
+    # From schema to net
+
+    def configure_model(self) -> None:
+        if hasattr(self, "split_metrics"):
+            return
+        if self.schema is None:
+            data = getattr(self.trainer, "datamodule", None)
+            self.schema = getattr(data, "schema", None) or infer_schema(self, data or self)
+        check_task(self.task, self.schema, type(self).__name__)
+        if not isinstance(self.net, nn.Module):
+            self.net = build_net(self.net, self.schema)
+        freeze_matching(self.net, self.freeze_patterns)
+        self.configure_loss(self.schema)
+        extra = {name: self._build_metric(name) for name in self.extra_metrics}
+        self.split_metrics = nn.ModuleList(
+            StageMetrics(self.schema, split, extra) for split in SPLITS
+        )
+        if self.compile_mode == "net":
+            self.net.compile()  # In place, so that the checkpoint's keys stay as they are.
+
+    def _build_metric(self, name: str) -> Metric:
+        if name in METRIC_INFO or "/" in name:
+            raise UserError(
+                f"model.metrics: expected a name that is not taken and without /, got {name}; "
+                "choose another one."
+            )
+        metric = self.extra_metrics[name]
+        assert self.schema is not None
+        return metric if isinstance(metric, Metric) else metric(self.schema.num_outputs)
+
+    def evaluation_batch_size(self, x: Tensors) -> int:
+        """Return how many rows like ``x`` to evaluate at once."""
+        return evaluation_batch_size(self, x)
+
+    def to_batch(self, batch: Any) -> Batch:
+        """Return a batch as it is, or number the rows of a user's ``(x, y)`` or ``x``."""
+        if isinstance(batch, Batch):
+            return batch
+        x, y = (batch[0], batch[1]) if isinstance(batch, tuple | list) else (batch, None)
+        rows = torch.arange(self._rows_seen, self._rows_seen + len(x), device=x.device)
+        self._rows_seen += len(x)
+        if y is not None:
+            check_targets(y, self.task)
+            if self.task in ("regression", "multilabel"):
+                y = y.view(len(y), -1).to(torch.get_default_dtype())
+        return Batch(x, y, rows * self.trainer.world_size + self.trainer.global_rank)
+
+    # Metrics
+
+    @torch.no_grad()
+    def update_metrics(
+        self,
+        outputs: Tensor,
+        targets: Tensor,
+        losses: list[Tensor],
+        weights: list[Tensor | float],
+        split: str,
+    ) -> Tensor:
+        """Add batches to the metrics of a split; return the predictions for their rows."""
+        averaged = self.average_members(outputs) if outputs.ndim == 3 else outputs
+        predictions = self.predict_proba(averaged)
+        numbers = [weight for weight in weights if not isinstance(weight, Tensor)]
+        weight = (
+            torch.tensor(numbers, device=targets.device)
+            if numbers
+            else torch.stack(cast(list[Tensor], weights))
+        )
+        losses_of_batches = torch.stack(losses).detach()
+        self._metrics_of(split).update(
+            predictions, targets, losses_of_batches, weight.to(SUM_DTYPE), self.thresholds
+        )
+        return predictions
+
+    def _metrics_of(self, split: str) -> StageMetrics:
+        metrics = self.split_metrics[SPLITS.index(split)]
+        assert isinstance(metrics, StageMetrics)
+        return metrics
+
+    def metric_state(self) -> dict[str, Any]:
+        """Return what this process has counted of the training epoch so far."""
+        return self._metrics_of("train").state()
+
+    def load_metric_state(self, state: dict[str, Any]) -> None:
+        self._metrics_of("train").load_state(state)
+
+    @property
+    def loss_so_far(self) -> Tensor:
+        """Sum of the weighted losses of the training epoch so far."""
+        total: Tensor = self._metrics_of("train").loss.total
+        return total
+
+    # Epochs
+
+    def on_train_epoch_start(self) -> None:
+        self._rows_seen = 0
+
+    on_validation_epoch_start = on_test_epoch_start = on_predict_epoch_start = on_train_epoch_start
+
+    def on_train_epoch_end(self) -> None:
+        self._log_epoch("train")
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_epoch("val")
+
+    def on_test_epoch_end(self) -> None:
+        self._log_epoch("test")
+
+    def _log_epoch(self, split: str) -> None:
+        """Compute, log and reset the metrics of a split; in ``fit`` without single classes."""
+        within_fit = self.trainer.state.fn == "fit"
+        values = {
+            f"{split}/{name}": value
+            for name, value in self._metrics_of(split).compute().items()
+            if not (within_fit and "/" in name)
+        }
+        headline = (f"{split}/loss", self.monitor.replace("val/", f"{split}/"))
+        for name, value in values.items():
+            # The value is equal on all processes already, so the largest is the value itself.
+            self.log(
+                name,
+                value,
+                prog_bar=name in headline,
+                sync_dist=True,
+                reduce_fx="max",
+                logger=False if within_fit else None,
+            )
+        if within_fit and not self.trainer.sanity_checking:
+            # The x axis is optimizer steps. `self.log` would count calls of `training_step`.
+            scalars = {name: value.item() for name, value in values.items()}
+            for logger in self.trainer.loggers:
+                logger.log_metrics(
+                    {**scalars, "epoch": self.current_epoch}, step=self.trainer.global_step
+                )
+
+
+def scale_images(x: Tensors) -> Tensors:
+    """Convert uint8 images to numbers from 0 to 1; other inputs stay as they are."""
+    if isinstance(x, Tensor) and x.dtype == torch.uint8:
+        return x.to(torch.get_default_dtype()) / 255
+    return x
