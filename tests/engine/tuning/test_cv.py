@@ -21,8 +21,7 @@ OPTIMIZER = ["--model.optimizer", "Adam", "--model.optimizer.lr", "0.05"]
 FOLDER = Path("lightning_logs/studies/experiment_cv")
 
 SUBCLASSES = """
-from proj.models.classification import BinaryClassifier, MultilabelClassifier
-from proj.models.regression import Regressor
+from proj.models import BinaryClassifier, MultilabelClassifier, Regressor
 class OwnBinary(BinaryClassifier): pass
 class OwnMultilabel(MultilabelClassifier): pass
 class OwnRegressor(Regressor): pass
