@@ -7,8 +7,8 @@ from typing import Any
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from proj.data.base import DataModule
-from proj.engine.commands.evaluation import test as test_run
 from proj.engine.commands.fit import parse_experiment, train_experiment
+from proj.engine.commands.test import test as test_run
 from proj.engine.config.arguments import as_flags, read_arguments
 from proj.engine.config.experiment import ExperimentCLI
 from proj.engine.runs.run import Run

@@ -96,29 +96,6 @@ class Run:
             )
         metrics: dict[str, dict[str, Any]] = read_json(path)
         return metrics
-
-    def metrics(self, split: str) -> dict[str, dict[str, Any]]:
-        """Return the metrics of the split ``val`` or ``test``, as ``metrics.json`` holds them.
-
-        Returns:
-            By metric name the ``value``, None if it is not defined, and where they are known the
-            limits ``low`` and ``high`` of its 95 % confidence interval and the ``support``.
-
-        Raises:
-            UserError: the verb that computes them has not been run, or the file is damaged.
-        """
-        verb = {"val": "validate", "test": "test"}.get(split)
-        if verb is None:
-            raise UserError(f"metrics: expected the split val or test, got {split!r}; change it.")
-        path = self.path / verb / "metrics.json"
-        if not path.is_file():
-            raise UserError(
-                f"{path}: expected the metrics of the {split} split, found no file; write it with "
-                f"`{verb} --run {self.path.name}`."
-            )
-        metrics: dict[str, dict[str, Any]] = read_json(path)
-        return metrics
-
     def checkpoint(self, which: str) -> Path:
         """Return the file of the checkpoint ``best`` or ``last``, or one given by its path."""
         folder = self.path / "checkpoints"
