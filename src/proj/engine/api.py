@@ -4,14 +4,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.utilities.model_helpers import is_overridden
-
-from proj.data.base import DataModule
 from proj.engine.commands.fit import parse_experiment, train_experiment
 from proj.engine.commands.test import test as test_run
 from proj.engine.config.arguments import as_flags, read_arguments
-from proj.engine.config.experiment import ExperimentCLI
 from proj.engine.runs.run import Run
+from proj.engine.training.preflight import can_test
 from proj.errors import UserError
 
 
@@ -65,17 +62,8 @@ def _fit_and_test(args: list[str], test: bool) -> Run:
         )
     run = train_experiment(experiment, args, lr_figure=lr_figure)
     assert run is not None
-    if test and _has_test_split(experiment):
+    if test and can_test(experiment.model, experiment.datamodule):
         checkpoints = [run.path / "checkpoints" / f"{which}.ckpt" for which in ("best", "last")]
         if checkpoint := next((path for path in checkpoints if path.is_file()), None):
             test_run(["--run", str(run.path), "--ckpt_path", checkpoint.stem])
     return run
-
-
-def _has_test_split(experiment: ExperimentCLI) -> bool:
-    model, data = experiment.model, experiment.datamodule
-    if not is_overridden("test_step", model):
-        return False
-    if isinstance(data, DataModule):
-        return data.rows("test") > 0
-    return data is not None and is_overridden("test_dataloader", data)

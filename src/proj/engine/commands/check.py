@@ -42,7 +42,7 @@ CHECKPOINTS, TENSORS_PER_WEIGHT = 4, 3
 
 def check(args: list[str]) -> None:
     """Check the experiment on the command line without training it."""
-    arguments = read_arguments(args)
+    arguments = read_arguments(args, "check")
     cli = ExperimentCLI("check", arguments.configs, arguments.flags)
     preflight(cli, initial_weights(cli))
     data, model = cli.datamodule, copy.deepcopy(cli.model)

@@ -9,7 +9,6 @@ import numpy as np
 from rich.table import Column, Table
 
 from proj.engine import console, html
-from proj.engine.callbacks.monitoring import flatten_config
 from proj.engine.config.parser import VerbParser
 from proj.engine.console import number
 from proj.engine.evaluation.limits import MIN_UNITS, unit_name
@@ -18,7 +17,7 @@ from proj.engine.evaluation.prediction_set import PredictionSet, load_prediction
 from proj.engine.evaluation.results import check_tested, read_schema
 from proj.engine.html import Section
 from proj.engine.runs import calibration
-from proj.engine.runs.run import Run, atomic_write, find_run
+from proj.engine.runs.run import Run, atomic_write, find_run, flatten_config
 from proj.errors import UserError
 from proj.metrics import metric_info
 

@@ -9,10 +9,9 @@ from rich import box
 from rich.table import Column, Table
 
 from proj.engine import console
-from proj.engine.callbacks.monitoring import flatten_config
 from proj.engine.config.parser import VerbParser
 from proj.engine.console import number
-from proj.engine.runs.run import Run, read_json, run_folders
+from proj.engine.runs.run import Run, flatten_config, read_json, run_folders
 from proj.errors import UserError, nearest
 from proj.metrics import metric_info
 

@@ -11,7 +11,6 @@ from torch.utils.tensorboard import SummaryWriter
 
 from proj.data.base import Finding
 from proj.engine import PACKAGE, html
-from proj.engine.callbacks.monitoring import flatten_config
 from proj.engine.console import number
 from proj.engine.evaluation import calibrate, report_sections
 from proj.engine.evaluation.counts import headline_metric
@@ -22,7 +21,7 @@ from proj.engine.evaluation.scoring import Metrics, small_sample_warnings
 from proj.engine.evaluation.tensorboard import log_figures
 from proj.engine.html import Html, Section
 from proj.engine.runs import calibration
-from proj.engine.runs.run import Run, atomic_write, read_json
+from proj.engine.runs.run import Run, atomic_write, flatten_config, read_json
 from proj.metrics import metric_info
 from proj.schema import Array, Schema
 

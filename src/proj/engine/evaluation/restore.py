@@ -43,7 +43,7 @@ def restore(verb: str, args: list[str]) -> RestoredRun:
     Raises:
         UserError: if there is no such run or checkpoint, or the checkpoint does not fit the model.
     """
-    arguments = read_arguments(args)
+    arguments = read_arguments(args, verb)
     if {"-h", "--help"} & set(arguments.flags):
         ExperimentCLI(verb, [], ["--help"])  # prints the help and exits
     which = arguments.flag("--ckpt_path") or "best"

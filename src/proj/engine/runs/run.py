@@ -96,6 +96,7 @@ class Run:
             )
         metrics: dict[str, dict[str, Any]] = read_json(path)
         return metrics
+
     def checkpoint(self, which: str) -> Path:
         """Return the file of the checkpoint ``best`` or ``last``, or one given by its path."""
         folder = self.path / "checkpoints"

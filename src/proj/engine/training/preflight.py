@@ -70,7 +70,7 @@ def _run_first_batches(cli: ExperimentCLI, callbacks: Sequence[Callback]) -> set
         trainer.fit(model, datamodule=data)
         _check_last_batch(model, data)
         logged = set(trainer.callback_metrics)
-        if _can_test(model, data):
+        if can_test(model, data):
             trainer.test(model, datamodule=data, verbose=False)
     return logged
 
@@ -108,7 +108,8 @@ def _check_last_batch(model: LightningModule, data: LightningDataModule | None) 
         ) from error
 
 
-def _can_test(model: LightningModule, data: LightningDataModule | None) -> bool:
+def can_test(model: LightningModule, data: LightningDataModule | None) -> bool:
+    """Return whether the model has a test step and the data have a test split."""
     if not is_overridden("test_step", model):
         return False
     if isinstance(data, DataModule):
