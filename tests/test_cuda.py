@@ -116,7 +116,7 @@ def test_a_compiled_step_equals_an_eager_one_up_to_rounding(experiment: Any, cli
 def test_a_loss_that_is_not_finite_exits_with_3(experiment: Any, cli: Cli) -> None:
     optimizer = {"class_path": "SGD", "init_args": {"lr": 1e30}}
     config = experiment("regression", model={"optimizer": optimizer})
-    assert "came to a number that is not finite" in cli("fit", "--config", config, *GPU, code=3)
+    assert "gave a number that is not finite" in cli("fit", "--config", config, *GPU, code=3)
 
 
 def test_ddp_with_nccl(experiment: Any) -> None:
@@ -143,7 +143,8 @@ def test_check_passes(experiment: Any, cli: Cli) -> None:
 def test_figures_calibration_importance_and_report(
     experiment: Any, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tensorboard, "SECONDS", 0.0)  # Draw after each validation.
+    # Draw after each validation.
+    monkeypatch.setattr(tensorboard, "MIN_SECONDS_BETWEEN_FIGURES", 0.0)
     cli("fit", "--config", experiment(rows=400), *GPU)
     folder = Path("lightning_logs/version_0")
     events = EventAccumulator(str(folder), {"images": 0})

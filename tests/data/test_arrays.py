@@ -1,4 +1,4 @@
-"""The data module over arrays: what the schema holds, what may stand in a file, and words for what may not."""
+"""The data module for arrays: the schema, the contents of a file, and messages about mistakes."""
 
 import json
 from pathlib import Path
@@ -11,8 +11,7 @@ from sklearn.datasets import load_breast_cancer, load_linnerud
 from sklearn.preprocessing import StandardScaler
 
 from conftest import make_arrays
-from proj.data.arrays import ArrayDataModule
-from proj.data.sources import BUNDLED
+from proj.data.arrays import BUNDLED, ArrayDataModule
 from proj.errors import UserError
 from proj.schema import Schema
 
@@ -29,16 +28,18 @@ def save(**arrays: Any) -> str:
 
 
 @pytest.mark.parametrize("name", BUNDLED)
-def test_bundled_sets_load_and_split_whole(name: str) -> None:
+def test_bundled_sets_are_loaded_and_split(name: str) -> None:
+    """Each row of a data set of scikit-learn is in exactly one split."""
     data = ready(name)
     assert data.schema is not None
-    rows = torch.cat([part.row for part in data.splits.values()])
+    rows = torch.cat([split.row for split in data.splits.values()])
     assert torch.equal(rows.sort().values, torch.arange(len(rows)))
     assert data.schema.rows == len(data.splits["train"].row)
     assert Schema.from_dict(json.loads(json.dumps(data.schema.to_dict()))) == data.schema
 
 
-def test_tasks_and_names_of_the_bundled_sets() -> None:
+def test_tasks_and_names_of_bundled_sets() -> None:
+    """Reports show these class and feature names."""
     cancer, digits, linnerud = (ready(n).schema for n in ("breast_cancer", "digits", "linnerud"))
     assert (cancer.task, cancer.classes, cancer.num_outputs) == (
         "binary",
@@ -57,16 +58,18 @@ def test_tasks_and_names_of_the_bundled_sets() -> None:
     )
 
 
-def test_labels_are_those_of_the_source() -> None:
+def test_inputs_and_labels_are_those_of_the_source() -> None:
+    """A row number that does not match its row would mix up labels."""
     data = ready("breast_cancer")
     bunch = load_breast_cancer()
-    part = data.splits["test"]
-    names = [data.schema.classes[i] for i in part.y.tolist()]
-    assert names == bunch.target_names[bunch.target[part.row]].tolist()
-    assert np.array_equal(part.x.numpy(), bunch.data[part.row].astype(np.float32))
+    split = data.splits["test"]
+    names = [data.schema.classes[i] for i in split.y.tolist()]
+    assert names == bunch.target_names[bunch.target[split.row]].tolist()
+    assert np.array_equal(split.x.numpy(), bunch.data[split.row].astype(np.float32))
 
 
-def test_statistics_are_those_of_the_training_rows_alone() -> None:
+def test_statistics_are_fitted_on_training_rows_only() -> None:
+    """Other rows must not leak into the statistics. Compared with scikit-learn's StandardScaler."""
     arrays = make_arrays("regression_2")
     before = ready(save(**arrays))
     rows = before.splits["train"].row.numpy()
@@ -82,7 +85,8 @@ def test_statistics_are_those_of_the_training_rows_alone() -> None:
     assert ready(save(**arrays)).schema == before.schema
 
 
-def test_image_statistics_are_a_channel_in_numbers_from_0_to_1() -> None:
+def test_image_statistics_are_per_channel_on_a_scale_from_0_to_1() -> None:
+    """Nets standardize images with them."""
     images = np.random.default_rng(0).integers(0, 256, size=(40, 6, 5, 3), dtype=np.uint8)
     data = ready(save(x=images, y=np.arange(40) % 2))
     x = images[data.splits["train"].row.numpy()] / 255
@@ -92,7 +96,8 @@ def test_image_statistics_are_a_channel_in_numbers_from_0_to_1() -> None:
     assert np.allclose(data.schema.input_std, x.std(axis=(0, 1, 2)))
 
 
-def test_parts_that_a_file_gives_are_taken_as_they_are() -> None:
+def test_splits_of_a_file_are_used_as_they_are() -> None:
+    """Rows of a given test split must not be trained on."""
     one, two, three = (
         make_arrays("multiclass", rows, seed=s) for s, rows in enumerate((60, 20, 30))
     )
@@ -130,16 +135,19 @@ def test_parts_that_a_file_gives_are_taken_as_they_are() -> None:
     ],
 )
 def test_the_task_is_inferred_from_the_targets(y: np.ndarray, task: str) -> None:
+    """A wrong task would train with the wrong loss."""
     assert ready(save(x=np.ones((40, 2)), y=y)).schema.task == task
 
 
 def test_the_task_can_be_set() -> None:
+    """Counts are classes unless the task is set."""
     counts = np.arange(40) % 5
     data = ready(save(x=np.ones((40, 2)), y=counts), task="regression")
     assert data.schema.target_mean == pytest.approx([counts[data.splits["train"].row].mean()])
 
 
-def test_a_schema_that_was_given_is_not_fitted_again() -> None:
+def test_a_given_schema_is_not_fitted_again() -> None:
+    """A checkpoint's schema must stay that of its training data."""
     schema = ready(save(**make_arrays("multiclass"))).schema
     data = ArrayDataModule(save(**make_arrays("multiclass", seed=3)))
     data.schema = schema
@@ -165,7 +173,10 @@ LABELS = np.arange(40) % 3
         ),
         ({"x": NUMBERS, "y": LABELS, "y_val": LABELS}, "an array named x_val beside y_val"),
         ({"x": NUMBERS, "y": LABELS[:39]}, "a target for each of the 40 rows"),
-        ({"x": NUMBERS[:, 0], "y": LABELS}, "at least one more, got float64 of shape \\(40,\\)"),
+        (
+            {"x": NUMBERS[:, 0], "y": LABELS},
+            "at least one more axis, got float64 of shape \\(40,\\)",
+        ),
         ({"x": NUMBERS.astype(str), "y": LABELS}, "expected numbers"),
         (
             {"x": np.where(np.arange(80).reshape(40, 2) == 7, np.nan, 1.0), "y": LABELS},
@@ -175,7 +186,7 @@ LABELS = np.arange(40) % 3
         ({"x": NUMBERS, "y": np.full(40, np.nan)}, "expected finite targets, got nan"),
         (
             {"x": NUMBERS, "y": LABELS, "x_val": NUMBERS, "y_val": LABELS + 1},
-            "label 3 of row 2 \\(val part\\) is out of range",
+            "label 3 of row 2 \\(val split\\) is out of range",
         ),
         (
             {"x": NUMBERS, "y": LABELS, "x_val": np.ones((9, 3)), "y_val": LABELS[:9]},
@@ -184,12 +195,14 @@ LABELS = np.arange(40) % 3
         ({"x": np.zeros((40, 9, 9, 7), np.uint8), "y": LABELS}, "1, 3 or 4 channels"),
     ],
 )
-def test_arrays_that_cannot_be_used_are_named(arrays: dict[str, Any], message: str) -> None:
+def test_unusable_arrays_are_named(arrays: dict[str, Any], message: str) -> None:
+    """The message says which array is wrong, and how."""
     with pytest.raises(UserError, match=message):
         ready(save(**arrays))
 
 
-def test_files_that_cannot_be_read_are_named() -> None:
+def test_unreadable_files_are_named() -> None:
+    """The message suggests a similar name, or says that the file is damaged."""
     save(**make_arrays("binary"))
     with pytest.raises(UserError, match=r"no file dta\.npz\. Did you mean 'data.npz'"):
         ready("dta.npz")
@@ -201,20 +214,22 @@ def test_files_that_cannot_be_read_are_named() -> None:
 
 
 def test_pickled_objects_are_not_loaded() -> None:
+    """Loading a pickle would run code from the file."""
     np.savez("data.npz", x=NUMBERS, y=np.array([{"a": 1}] * 40, dtype=object))
     with pytest.raises(UserError, match="allow_pickle"):
         ready("data.npz")
 
 
-def test_a_batch_larger_than_the_part_is_an_error() -> None:
+def test_a_batch_larger_than_the_split_is_an_error() -> None:
+    """An epoch would have no full batch."""
     data = ready(save(**make_arrays("binary")), batch_size=85)
     with pytest.raises(UserError, match=r"batch_size: expected at most 84 .* got 85"):
         data.train_dataloader()
     assert len(ready("data.npz", batch_size=None).train_dataloader()) == 1
 
 
-def test_rows_of_another_type_than_at_training_are_refused() -> None:
-    """As numbers from 0 to 255 pictures would go through, and every answer would be wrong."""
+def test_rows_of_another_type_than_in_training_are_refused() -> None:
+    """Images as numbers from 0 to 255 would be accepted, and every prediction would be wrong."""
     images = np.random.default_rng(0).integers(0, 256, size=(40, 6, 5), dtype=np.uint8)
     schema = ready(save(x=images, y=np.arange(40) % 2)).schema
     assert schema is not None
@@ -222,3 +237,13 @@ def test_rows_of_another_type_than_at_training_are_refused() -> None:
     for wrong in (images.astype(np.int64), images / 255):
         with pytest.raises(UserError, match="expected rows of uint8, as in training, got"):
             ArrayDataModule.encode(wrong, schema)
+
+
+def test_labels_of_a_test_split_may_have_another_type() -> None:
+    """Booleans and 0 and 1 are one label; text and numbers are not."""
+    x, y = np.ones((40, 2)), np.arange(40) % 2
+    data = ready(save(x_train=x, y_train=y == 1, x_test=x, y_test=y))
+    assert data.schema.classes == (False, True)
+    assert data.splits["test"].y.tolist() == y.tolist()
+    with pytest.raises(UserError, match="expected labels such as False, as in training, got '0'"):
+        ready(save(x_train=x, y_train=y == 1, x_test=x, y_test=y.astype(str)))

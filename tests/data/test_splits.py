@@ -1,4 +1,4 @@
-"""Splits: disjoint, whole, seeded, stratified; and words for what cannot be split."""
+"""Splits are disjoint, complete, seeded and stratified; messages say why a split is impossible."""
 
 import numpy as np
 import pytest
@@ -8,24 +8,27 @@ from proj.errors import UserError
 
 
 @pytest.mark.parametrize("strata", [None, np.arange(100) % 3])
-def test_each_row_is_in_one_part_and_the_shares_are_as_asked(strata: np.ndarray | None) -> None:
-    parts = split(np.arange(100), 0.2, 0.3, 5, strata)
-    assert np.array_equal(np.sort(np.concatenate(list(parts.values()))), np.arange(100))
-    assert [len(parts[s]) for s in ("train", "val", "test")] == [50, 20, 30]
+def test_each_row_is_in_one_split_of_the_requested_size(strata: np.ndarray | None) -> None:
+    """A row in two splits would be trained and tested on."""
+    splits = split(np.arange(100), 0.2, 0.3, 5, strata)
+    assert np.array_equal(np.sort(np.concatenate(list(splits.values()))), np.arange(100))
+    assert [len(splits[s]) for s in ("train", "val", "test")] == [50, 20, 30]
     again = split(np.arange(100), 0.2, 0.3, 5, strata)
-    assert all(np.array_equal(again[stage], rows) for stage, rows in parts.items())
-    assert not np.array_equal(split(np.arange(100), 0.2, 0.3, 6, strata)["test"], parts["test"])
+    assert all(np.array_equal(again[name], rows) for name, rows in splits.items())
+    assert not np.array_equal(split(np.arange(100), 0.2, 0.3, 6, strata)["test"], splits["test"])
 
 
-def test_stratified_parts_have_each_class_in_its_share() -> None:
+def test_stratified_splits_have_the_share_of_each_class() -> None:
+    """A rare class could be missing in a split."""
     classes = np.array([0] * 80 + [1] * 20)
-    parts = split(np.arange(100), 0.2, 0.2, 0, classes)
-    assert [int(classes[rows].sum()) for rows in parts.values()] == [12, 4, 4]
+    splits = split(np.arange(100), 0.2, 0.2, 0, classes)
+    assert [int(classes[rows].sum()) for rows in splits.values()] == [12, 4, 4]
 
 
-def test_no_fraction_no_part() -> None:
-    parts = split(np.arange(10), 0.0, 0.0, 0, None)
-    assert [len(rows) for rows in parts.values()] == [10, 0, 0]
+def test_a_fraction_of_zero_gives_an_empty_split() -> None:
+    """All rows can be used for training."""
+    splits = split(np.arange(10), 0.0, 0.0, 0, None)
+    assert [len(rows) for rows in splits.values()] == [10, 0, 0]
 
 
 @pytest.mark.parametrize(
@@ -37,31 +40,38 @@ def test_no_fraction_no_part() -> None:
         (0.01, 0.0, "val_fraction"),
     ],
 )
-def test_fractions_that_make_no_split_are_named(val: float, test: float, message: str) -> None:
+def test_impossible_fractions_are_named(val: float, test: float, message: str) -> None:
+    """The message names the option."""
     with pytest.raises(UserError, match=message):
         split(np.arange(12), val, test, 0, np.arange(12) % 3)
 
 
-def test_a_class_too_rare_for_every_part_is_an_error() -> None:
-    with pytest.raises(UserError, match="cannot split 1 off 5 rows"):
-        split(np.arange(5), 0.2, 0.2, 0, np.array([0, 0, 0, 0, 1]))
+def test_a_class_too_rare_for_each_split_is_an_error() -> None:
+    """The message names the class as the user does."""
+    message = (
+        "cannot split 1 off 5 rows: each split needs rows of all 2 classes, and class rare has 1"
+    )
+    with pytest.raises(UserError, match=message):
+        split(np.arange(5), 0.2, 0.2, 0, np.array([0, 0, 0, 0, 1]), class_names=("common", "rare"))
 
 
 def test_groups_stay_together() -> None:
+    """A group in two splits would leak into the test."""
     groups = np.random.default_rng(0).integers(0, 20, 100)
     rows = np.arange(100) * 2  # numbers in the source, with gaps
-    parts = split_groups(rows, 0.2, 0.3, 1, groups)
-    assert np.array_equal(np.sort(np.concatenate(list(parts.values()))), rows)
-    members = [set(groups[part // 2]) for part in parts.values()]
+    splits = split_groups(rows, 0.2, 0.3, 1, groups)
+    assert np.array_equal(np.sort(np.concatenate(list(splits.values()))), rows)
+    members = [set(groups[chosen // 2]) for chosen in splits.values()]
     assert [len(m) for m in members] == [10, 4, 6]
     assert not members[0] & members[1] | members[0] & members[2] | members[1] & members[2]
 
 
-def test_the_latest_rows_are_tested_and_one_moment_is_not_torn_apart() -> None:
+def test_the_latest_rows_are_tested_and_equal_times_stay_together() -> None:
+    """Training rows must not be later than test rows."""
     times = np.repeat(np.arange(10), 10)
     np.random.default_rng(0).shuffle(times)
-    parts = split_by_time(np.arange(100), 0.2, 0.25, times)
-    assert {stage: set(times[rows]) for stage, rows in parts.items()} == {
+    splits = split_by_time(np.arange(100), 0.2, 0.25, times)
+    assert {name: set(times[rows]) for name, rows in splits.items()} == {
         "train": {0, 1, 2, 3, 4},
         "val": {5, 6},
         "test": {7, 8, 9},

@@ -1,37 +1,51 @@
-"""Arrays in memory: the sets that scikit-learn ships, and ``.npz`` files."""
+"""Arrays in memory: from Python, from ``.npz`` files, and the data sets that scikit-learn ships."""
 
-from typing import Any
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from proj.data.base import DataModule
-from proj.data.sources import Array, fingerprint, load, read, stages, to_inputs
 from proj.data.splits import Fold, split
 from proj.data.targets import Targets
-from proj.errors import UserError
-from proj.schema import SPLITS, Batch, Schema, Task
+from proj.errors import UserError, nearest
+from proj.schema import SPLITS, Array, Batch, Schema, Task
+
+BUNDLED = ("breast_cancer", "diabetes", "digits", "iris", "linnerud", "wine")
+
+CHANNELS = (1, 3, 4)  # of images
+CHUNK = (
+    2**14
+)  # rows per step of the statistics, which would otherwise take several times the memory
 
 
 class ArrayDataModule(DataModule):
-    """Arrays of numbers and their targets.
+    """Arrays of numbers or images, and their targets.
 
     Args:
-        path: one of scikit-learn's sets (breast_cancer, diabetes, digits, iris, linnerud, wine) or an ``.npz`` file with
-            ``x_train`` and ``y_train`` (or ``x`` and ``y``) and optional ``x_val``, ``y_val``, ``x_test``, ``y_test``.
-            uint8 arrays of 3 or 4 dimensions are images: [rows, height, width] or [rows, height, width, channels]
-            (channels may also come first). Other arrays: [rows, features] or [rows, channels, ...].
-        predict_path: an ``.npz`` file whose ``x`` is what ``predict`` works on; null means the test part.
-        task: what the targets are; null means: several columns of 0 and 1 are labels, other columns and floats other than
-            0 and 1 are numbers to predict, one column of anything else is classes.
-        batch_size: rows a batch and device; null means all rows of a part at once.
-        val_fraction: share of the rows to choose the best epoch on, where the file has no ``x_val``.
-        test_fraction: share of the rows kept for ``test``, where the file has no ``x_test``.
-        split_seed: seed of the split alone, so that runs with different seeds see the same test rows.
-        fold: one fold as a part, [test, 0, 5] say: the first of five tests, and what val_fraction says is cut off the rest;
-            [val, 0, 5]: the first of five of the rows that are not for testing validates. `cv` sets it.
-        shuffle: draw a new order of the training rows each epoch.
+        path: an ``.npz`` file with ``x_train`` and ``y_train`` (or ``x`` and ``y``) and optional
+            ``x_val``, ``y_val``, ``x_test``, ``y_test``, or a data set of scikit-learn:
+            breast_cancer, diabetes, digits, iris, linnerud, wine.
+            uint8 arrays of 3 or 4 dimensions are images: [rows, height, width] or [rows, height,
+            width, channels] (channels may also come first). Other arrays: [rows, features] or
+            [rows, channels, ...].
+        predict_path: an ``.npz`` file with ``x`` for ``predict``; null means the test split.
+        task: what the targets are; null means: several columns of 0 and 1 are labels, other
+            columns and floats other than 0 and 1 are numbers to predict, one column of anything
+            else is classes.
+        batch_size: rows per batch and device; null means all rows of a split in one batch.
+        val_fraction: share of the rows for validation, if the file has no ``x_val``.
+        test_fraction: share of the rows for ``test``, if the file has no ``x_test``.
+        split_seed: seed of the split only, so that runs with different seeds have the same test
+            rows.
+        fold: one fold as a split. [test, 0, 5] tests on the first of five folds and takes
+            val_fraction off the rest; [val, 0, 5] validates on the first of five folds of the rows
+            that are not test rows. `cv` sets it.
+        shuffle: whether the training rows get a new order in each epoch.
     """
 
     def __init__(
@@ -47,111 +61,304 @@ class ArrayDataModule(DataModule):
         shuffle: bool = True,
     ) -> None:
         super().__init__(batch_size, shuffle, predict_path)
-        self.path, self.task = path, task
-        self.val_fraction, self.test_fraction, self.split_seed, self.fold = (
-            val_fraction,
-            test_fraction,
-            split_seed,
-            fold,
+        self.path, self.task, self.fold = path, task, fold
+        self.val_fraction, self.test_fraction = val_fraction, test_fraction
+        self.split_seed = split_seed
+        self._source: ArraySource | None = None
+
+    @classmethod
+    def from_arrays(
+        cls,
+        train: tuple[Any, Any],
+        val: tuple[Any, Any] | None = None,
+        test: tuple[Any, Any] | None = None,
+        *,
+        task: Task | None = None,
+        batch_size: int | None = 64,
+        val_fraction: float = 0.15,
+        test_fraction: float = 0.15,
+        split_seed: int = 0,
+        shuffle: bool = True,
+        input_names: Sequence[str] = (),
+        target_names: Sequence[str] = (),
+    ) -> "ArrayDataModule":
+        """Return a data module for inputs and targets from Python.
+
+        Args:
+            train: ``(x, y)``, NumPy arrays or torch tensors of the shapes that ``path`` describes.
+                Targets may be numbers, booleans or text.
+            val: ``(x, y)`` of the validation split; None takes ``val_fraction`` off train, and 0
+                means no validation.
+            test: ``(x, y)`` of the test split; None takes ``test_fraction`` off train.
+            input_names: names of the features or channels.
+            target_names: names of the target columns.
+
+        The other arguments are those of the class. ``setup`` raises UserError for arrays that do
+        not fit together.
+
+        >>> x, y = np.random.rand(100, 4), np.repeat(["no", "yes"], 50)
+        >>> data = ArrayDataModule.from_arrays(train=(x, y))
+        """
+        data = cls(
+            "from_arrays",
+            task=task,
+            batch_size=batch_size,
+            val_fraction=val_fraction,
+            test_fraction=test_fraction,
+            split_seed=split_seed,
+            shuffle=shuffle,
         )
+        arrays = {
+            f"{axis}_{name}": _to_numpy(values)
+            for name, pair in (("train", train), ("val", val), ("test", test))
+            if pair is not None
+            for axis, values in zip("xy", pair, strict=True)
+        }
+        data._source = ArraySource(arrays, tuple(input_names), tuple(target_names))
+        return data
 
     @classmethod
     def encode(cls, rows: Any, schema: Schema) -> Tensor:
-        """``rows`` [rows, ...] of numbers as ``x``: uint8 for images, float32 otherwise."""
-        x = to_inputs(np.asarray(rows), "rows")
+        """Return ``rows`` [rows, ...] of numbers as ``x``: uint8 for images, else float32."""
+        rows = np.asarray(rows)
+        x = to_inputs(rows, "rows")
         if str(x.dtype) != schema.input_type:
             raise UserError(
-                f"expected rows of {schema.input_type}, as in training, got {np.asarray(rows).dtype} of shape "
-                f"{np.shape(rows)}; pictures are uint8 [rows, height, width] or with channels."
+                f"expected rows of {schema.input_type}, as in training, got {rows.dtype} of shape "
+                f"{rows.shape}; images are uint8 [rows, height, width] or with channels."
             )
         if x.shape[1:] != schema.input_shape:
             raise UserError(
-                f"expected rows of shape {schema.input_shape}, as in training, got {tuple(x.shape[1:])}; "
-                "rows of another shape need a model trained on them."
+                f"expected rows of shape {schema.input_shape}, as in training, got "
+                f"{tuple(x.shape[1:])}; rows of another shape need a model trained on them."
             )
         return torch.from_numpy(x)
 
     def setup(self, stage: str) -> None:
         if not self.splits and not self._only_new_rows():
-            self._read()
+            self._setup_splits(self._source or read_source(self.path))
         if stage == "predict" and "predict" not in self.splits:
-            self._read_predict()
+            self.splits["predict"] = self._predict_rows()
 
-    def _read(self) -> None:
-        source = read(self.path)
+    def _setup_splits(self, source: "ArraySource") -> None:
         arrays = source.arrays
-        if self.fold:  # takes the place of a part that the file has
-            arrays = {
-                name: values
-                for name, values in arrays.items()
-                if not name.endswith(f"_{self.fold[0]}")
-            }
-        self.fingerprint = fingerprint(arrays)
-        x = {s: to_inputs(arrays[f"x_{s}"], f"{self.path}: x_{s}") for s in stages(arrays)}
-        for s in x:
-            if arrays[f"y_{s}"].shape[:1] != (len(x[s]),):
-                raise UserError(
-                    f"{self.path}: expected a target for each of the {len(x[s])} rows of x_{s}, "
-                    f"got an array of shape {arrays[f'y_{s}'].shape} in y_{s}."
-                )
-            if (x[s].shape[1:], x[s].dtype) != (x["train"].shape[1:], x["train"].dtype):
-                shapes = [
-                    f"{x[part].shape[1:]} {x[part].dtype} in x_{part}" for part in ("train", s)
-                ]
-                raise UserError(
-                    f"{self.path}: expected rows of one shape and type, got {' and '.join(shapes)}."
-                )
-        targets = Targets(arrays["y_train"], self.task, source.target_names, self.path)
-        parts = split(
+        if self.fold:
+            # The fold replaces the split of this name that the source has.
+            own = f"_{self.fold[0]}"
+            arrays = {name: values for name, values in arrays.items() if not name.endswith(own)}
+        self.fingerprint = hash_arrays(arrays)
+        x = _checked_inputs(arrays, self.path)
+        y = {name: arrays[f"y_{name}"] for name in x}
+        targets = Targets.from_array(y["train"], self.task, source.target_names, self.path)
+        targets.check()
+        rows = split(
             np.arange(len(x["train"])),
             0.0 if "val" in x else self.val_fraction,
             0.0 if "test" in x else self.test_fraction,
             self.split_seed,
             targets.strata,
             self.fold,
+            targets.class_names,
         )
         if self.schema is None:
-            self.schema = _fit(
-                _rows(x["train"], parts["train"]), targets, parts["train"], source.input_names
-            )
-        for s in SPLITS:
-            own = s if s in x and s != "train" else "train"  # the array the rows are numbered in
-            rows = np.arange(len(x[own])) if own != "train" else parts[s]
-            y = targets.encode(_rows(arrays[f"y_{own}"], rows), self.schema, s, rows)
-            self.splits[s] = Batch(
-                torch.from_numpy(_rows(x[own], rows)), torch.from_numpy(y), torch.from_numpy(rows)
-            )
+            train, names = _take(x["train"], rows["train"]), source.input_names
+            self.schema = _fit(train, targets.take(rows["train"]), names)
+        for name in SPLITS:
+            inputs, numbers, split_targets = x["train"], rows[name], targets.take(rows[name])
+            if name in x and name != "train":
+                inputs, numbers = x[name], np.arange(len(x[name]))
+                split_targets = Targets.from_array(y[name], targets.task, (), self.path)
+            encoded = split_targets.encode(self.schema, name, numbers)
+            tensors = map(torch.from_numpy, (_take(inputs, numbers), encoded, numbers))
+            self.splits[name] = Batch(*tensors)
 
-    def _read_predict(self) -> None:
+    def _predict_rows(self) -> Batch:
         assert self.schema is not None
         if self.predict_path is None:
-            self.splits["predict"] = self.splits["test"]._replace(y=None)
-            return
-        arrays = load(self.predict_path, "data.predict_path")
-        if "x" not in arrays:
+            return self.splits["test"]._replace(y=None)
+        x = self.encode(load_inputs(self.predict_path), self.schema)
+        return Batch(x, None, torch.arange(len(x)))
+
+
+# Scripts written for version 0.1 import this name.
+Arrays = ArrayDataModule
+
+
+class ArraySource(NamedTuple):
+    """``x_train``, ``y_train`` and optionally x and y of val and test, by name."""
+
+    arrays: dict[str, Array]
+    input_names: tuple[str, ...] = ()
+    target_names: tuple[str, ...] = ()
+
+    @property
+    def splits(self) -> list[str]:
+        """The splits that the source has rows of."""
+        return [name for name in SPLITS if f"x_{name}" in self.arrays]
+
+
+def read_source(path: str) -> ArraySource:
+    """Return the arrays of an ``.npz`` file or of a data set of scikit-learn."""
+    return _load_bundled(path) if path in BUNDLED else _read_npz(path)
+
+
+def _load_bundled(name: str) -> ArraySource:
+    # Importing takes half a second, and other sources do not need it.
+    from sklearn import datasets
+
+    bunch = getattr(datasets, f"load_{name}")()
+    if name == "digits":
+        x = bunch.images.astype(np.uint8)
+        return ArraySource({"x_train": x, "y_train": bunch.target}, (), ("class",))
+    names = tuple(map(str, bunch.feature_names))
+    if name in ("diabetes", "linnerud"):
+        targets = tuple(bunch.target_names) if name == "linnerud" else ("progression",)
+        y = bunch.target.astype(np.float64)
+        return ArraySource({"x_train": bunch.data, "y_train": y}, names, targets)
+    y = np.asarray(bunch.target_names)[bunch.target]
+    return ArraySource({"x_train": bunch.data, "y_train": y}, names, ("class",))
+
+
+def _read_npz(path: str) -> ArraySource:
+    arrays = load_npz(path)
+    listed = ", ".join(arrays) or "none"
+    named = {f"{name}_train" if name in ("x", "y") else name: v for name, v in arrays.items()}
+    if len(named) < len(arrays):
+        raise UserError(
+            f"{path}: expected x and y or x_train and y_train, got both; the arrays are {listed}."
+        )
+    source = ArraySource(named)
+    for required in ("x_train", "y_train", *(f"y_{name}" for name in source.splits)):
+        if required not in named:
+            raise UserError(f"{path}: expected an array named {required}, got {listed}.")
+    for name in ("val", "test"):
+        if f"y_{name}" in named and f"x_{name}" not in named:
             raise UserError(
-                f"{self.predict_path}: expected an array named x, got {', '.join(arrays) or 'none'}."
+                f"{path}: expected an array named x_{name} beside y_{name}, got {listed}."
             )
-        x = self.encode(arrays["x"], self.schema)
-        self.splits["predict"] = Batch(x, None, torch.arange(len(x)))
+    valid = [f"{axis}_{name}" for name in SPLITS for axis in "xy"]
+    if unknown := [name for name in named if name not in valid]:
+        raise UserError(
+            f"{path}: no use for an array named {unknown[0]}.{nearest(unknown[0], valid)}"
+        )
+    return source
 
 
-def _rows(values: Array, rows: Array) -> Array:
-    """The rows of an array; the array itself, not a copy, if these are all."""
+def load_npz(path: str, option: str = "data.path") -> dict[str, Array]:
+    """Return all arrays of an ``.npz`` file. Pickled objects are refused."""
+    bundled = BUNDLED if option == "data.path" else ()
+    if not path.endswith(".npz"):
+        sets = " or a data set of scikit-learn" if bundled else ""
+        near = nearest(path, bundled)
+        raise UserError(f"{option}: expected an .npz file{sets}, got {path}.{near}")
+    if not Path(path).is_file():
+        folder = Path(path).parent
+        siblings = [str(file) for file in folder.glob("*.npz")] if folder.is_dir() else []
+        raise UserError(f"{option}: no file {path}.{nearest(path, siblings)}")
+    try:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in arrays.files}
+    except Exception as error:
+        # np.load raises many types for a damaged file.
+        hint = "; write text labels with y.astype(str)" if "allow_pickle" in str(error) else ""
+        raise UserError(f"{path}: cannot be read as .npz: {error}{hint}") from error
+
+
+def load_inputs(path: str) -> Array:
+    """Return ``x`` of an ``.npz`` file whose rows are to be predicted."""
+    arrays = load_npz(path, "data.predict_path")
+    if "x" not in arrays:
+        raise UserError(f"{path}: expected an array named x, got {', '.join(arrays) or 'none'}.")
+    return arrays["x"]
+
+
+def hash_arrays(arrays: dict[str, Array]) -> str:
+    """Return a SHA-256 of names, types, shapes and content."""
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        digest.update(f"{name} {arrays[name].dtype} {arrays[name].shape}".encode())
+        digest.update(np.ascontiguousarray(arrays[name]).view(np.uint8).data)
+    return digest.hexdigest()
+
+
+def to_inputs(x: Array, what: str) -> Array:
+    """Return numbers as float32 [rows, ...], and images as uint8 [rows, channels, height, width].
+
+    Raises UserError for other arrays and for numbers that are not finite; ``what`` names the array.
+    """
+    if x.ndim < 2 or 0 in x.shape or x.dtype.kind not in "biuf":
+        raise UserError(
+            f"{what}: expected numbers with a first axis of at least one row, and at least one "
+            f"more axis, got {x.dtype} of shape {x.shape}."
+        )
+    if x.dtype == np.uint8 and x.ndim in (3, 4):
+        if x.ndim == 3:
+            return np.ascontiguousarray(x[:, None])
+        if x.shape[3] in CHANNELS:
+            return np.ascontiguousarray(x.transpose(0, 3, 1, 2))
+        if x.shape[1] in CHANNELS:
+            return np.ascontiguousarray(x)
+        raise UserError(
+            f"{what}: expected images with 1, 3 or 4 channels first or last, got shape {x.shape}."
+        )
+    x = np.ascontiguousarray(x, dtype=np.float32)
+    if not (finite := np.isfinite(x).all(axis=tuple(range(1, x.ndim)))).all():
+        raise UserError(
+            f"{what}: expected finite numbers, got a missing or infinite one in row "
+            f"{int(np.argmin(finite))} ({int((~finite).sum())} rows in all); fill or drop them."
+        )
+    return x
+
+
+def check_rows(x: Array, y: Array, split_name: str, where: str) -> None:
+    """Raise UserError unless there is a target for each row."""
+    if y.shape[:1] != (len(x),):
+        raise UserError(
+            f"{where}: expected a target for each of the {len(x)} rows of x_{split_name}, got an "
+            f"array of shape {y.shape} in y_{split_name}."
+        )
+
+
+def _checked_inputs(arrays: dict[str, Array], where: str) -> dict[str, Array]:
+    """Return the inputs of each split, of one shape and type."""
+    x: dict[str, Array] = {}
+    for name in ArraySource(arrays).splits:
+        x[name] = to_inputs(arrays[f"x_{name}"], f"{where}: x_{name}")
+        check_rows(x[name], arrays[f"y_{name}"], name, where)
+        train = x["train"]
+        if (x[name].shape[1:], x[name].dtype) != (train.shape[1:], train.dtype):
+            raise UserError(
+                f"{where}: expected rows of one shape and type, got {train.shape[1:]} "
+                f"{train.dtype} in x_train and {x[name].shape[1:]} {x[name].dtype} in x_{name}."
+            )
+    return x
+
+
+def _to_numpy(values: Any) -> Array:
+    """Return an array, tensor or list as an array; Python objects become text or numbers."""
+    array = values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+    if array.dtype.kind in "OT":
+        array = np.array(array.tolist())
+    # torch.from_numpy warns about read-only arrays.
+    return array if array.flags.writeable else array.copy()
+
+
+def _take(values: Array, rows: Array) -> Array:
+    """Return some rows of an array, or the array itself if these are all rows."""
     return values if len(rows) == len(values) else values[rows]
 
 
-def _fit(x: Array, targets: Targets, rows: Array, names: tuple[str, ...]) -> Schema:
+def _fit(x: Array, targets: Targets, names: tuple[str, ...]) -> Schema:
+    """Return the schema of the training split, ``x`` [rows, features or channels, ...]."""
     axes = (0, *range(2, x.ndim))
     scale = 255.0 if x.dtype == np.uint8 else 1.0
-    some = [
-        x[start : start + 2**14] for start in range(0, len(x), 2**14)
-    ]  # all at once take several times the memory
     count = x.size / x.shape[1]
-    mean = sum(part.sum(axis=axes, dtype=np.float64) for part in some) / count
-    centered = (part - mean.reshape(-1, *[1] * (x.ndim - 2)) for part in some)
-    std = np.sqrt(sum(np.square(part).sum(axis=axes) for part in centered) / count)
-    std[std == 0] = scale  # a constant column or channel: leave it as it is
+    chunks = [x[start : start + CHUNK] for start in range(0, len(x), CHUNK)]
+    mean = sum(chunk.sum(axis=axes, dtype=np.float64) for chunk in chunks) / count
+    centered = (chunk - mean.reshape(-1, *[1] * (x.ndim - 2)) for chunk in chunks)
+    std = np.sqrt(sum(np.square(chunk).sum(axis=axes) for chunk in centered) / count)
+    # Leave a constant feature or channel as it is.
+    std[std == 0] = scale
     return Schema(
         input_shape=tuple(x.shape[1:]),
         input_type=str(x.dtype),
@@ -160,5 +367,5 @@ def _fit(x: Array, targets: Targets, rows: Array, names: tuple[str, ...]) -> Sch
         input_std=tuple((std / scale).tolist()),
         rows=len(x),
         columns=(),
-        **targets.fit(rows),
+        **targets.fit(),
     )

@@ -1,37 +1,50 @@
-"""What the data modules have in common: three parts of rows, a schema, and loaders over them."""
+"""Base class of the data modules: four splits, a schema, and loaders over the splits."""
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import torch
+import yaml
 from lightning.pytorch import LightningDataModule
 
-from proj.data.loader import ArrayLoader, nbytes, take, to
+from proj.data.loader import ArrayLoader, nbytes, take, to_device
 from proj.errors import UserError
-from proj.schema import Batch, Schema, Tensors
+from proj.schema import Batch, Schema, Task, Tensors
 
-if TYPE_CHECKING:  # half a second, and arrays need none of it
+if TYPE_CHECKING:
+    # Importing takes half a second, and arrays do not need it.
     import polars as pl
 
 
 class Finding(NamedTuple):
-    """Something odd about a data set."""
+    """A problem of a data set, its effect on the result, and what to change."""
 
     what: str
-    effect: str  # on the result
-    remedy: str  # what to write in the YAML, or to do with the data
+    effect: str
+    remedy: str
+    column: str | None = None  # the column of the source that the finding is about
 
     def __str__(self) -> str:
         return f"{self.what}: {self.effect}; {self.remedy}."
 
 
 class DataModule(LightningDataModule, ABC):
-    """A data module whose ``setup`` fills ``parts`` (train, val, test, predict) and, unless it was given one, ``schema``.
+    """A data module whose ``setup`` fills ``splits``, and ``schema`` unless it is already set.
 
     Args:
-        batch_size: rows a batch and device; null means all rows of a part at once.
-        shuffle: draw a new order of the training rows each epoch, from the seed and the epoch alone.
-        predict_path: where the rows for ``predict`` are; null means the test part.
+        batch_size: rows per batch and device; null means all rows of a split in one batch.
+        shuffle: whether the training rows get a new order in each epoch, a function of the seed
+            and the epoch only.
+        predict_path: source of the rows for ``predict``; null means the test split.
+
+    Attributes:
+        splits: train, val, test and predict as whole batches.
+        schema: what is known of the data, fitted on the training split. ``setup`` keeps a schema
+            that was set before, such as a checkpoint's, and fits nothing again.
+        findings: problems that ``setup`` found.
+        fingerprint: a hash of the content of the source, for the manifest of a run.
+        steps_per_execution: batches in one training step; None means single batches.
+        validation_period: batches between two validations, if not an epoch.
     """
 
     def __init__(
@@ -41,66 +54,77 @@ class DataModule(LightningDataModule, ABC):
         self.batch_size, self.shuffle, self.predict_path = batch_size, shuffle, predict_path
         self.seed = torch.initial_seed() % 2**32
         self.splits: dict[str, Batch] = {}
-        self.on_device: dict[str, Batch] = {}  # parts that an accelerator has the memory to hold
-        self.schema: Schema | None = (
-            None  # set from a checkpoint before `setup`, nothing is fitted again
-        )
-        self.findings: list[Finding] = []  # what `setup` itself came across
-        self.fingerprint = ""  # a hash of the source's content, for the run's manifest
-        self.steps_per_execution: int | None = (
-            None  # batches in a block of training batches; null: batches one by one
-        )
-        self.validation_period: int | None = (
-            None  # batches from one validation to the next, if not an epoch
-        )
+        self.on_device: dict[str, Batch] = {}  # copies of splits in the memory of an accelerator
+        self.schema: Schema | None = None
+        self.findings: list[Finding] = []
+        self.fingerprint = ""
+        self.steps_per_execution: int | None = None
+        self.validation_period: int | None = None
+
+    # Hooks for subclasses
 
     @classmethod
     @abstractmethod
     def encode(cls, rows: Any, schema: Schema) -> Tensors:
-        """Raw rows as the net's input; raises UserError where they do not fit the schema."""
+        """Return raw rows as input of the net. Raises UserError if they do not fit the schema."""
 
-    def _only_new_rows(self) -> bool:
-        """Whether the rows to predict and the schema of a run are all that is needed."""
-        predicting = self.trainer is not None and self.trainer.predicting
-        return predicting and self.predict_path is not None and self.schema is not None
+    @classmethod
+    def for_source(
+        cls, path: str, target: str | list[str] | None, task: Task | None
+    ) -> Self | None:
+        """Return a data module for a source that `init` was given.
+
+        Returns None if this class does not read such a source. Raises UserError if it does, but
+        ``target`` or ``task`` do not fit.
+        """
+        return None
+
+    def experiment_yaml(self, path: str, target: str | list[str] | None) -> str:
+        """Return the commented experiment that `init` writes, after ``setup``."""
+        raise NotImplementedError(f"{type(self).__name__} has no experiment_yaml")
 
     @property
     def id_columns(self) -> list[str]:
-        """Columns of the source that tell a row better than its number; they are always kept beside predictions."""
+        """Columns of the source that identify a row; predictions always include them."""
         return []
 
     @property
     def group(self) -> str | None:
-        """The column of the source whose equal values belong together, such as a customer; kept beside what is scored."""
+        """Column of the source whose equal values belong together, such as a customer."""
         return None
 
-    def source_columns(self, names: list[str], rows: Any, stage: str) -> "pl.DataFrame":
-        """Columns of a stage's source (val, test or predict), for these rows; raises UserError where there are none."""
+    def source_columns(self, names: list[str], rows: Any, split: str) -> "pl.DataFrame":
+        """Return columns of a split's source (val, test or predict) for row numbers ``rows``.
+
+        Raises UserError if the source has no such columns.
+        """
         raise UserError(
             f"--keep: expected a table as the source, {type(self).__name__} has no columns to keep."
         )
 
     def augment_batch(self, batch: Batch) -> Batch:
-        """A training batch on its device, changed by chance, as pictures are; as it is, if not overridden."""
+        """Return a randomly augmented training batch, on its device. By default it is unchanged."""
         return batch
 
+    # Batches
+
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        # The model augments the batches of an Execution one by one, before the step of each.
         if self.trainer is None or not self.trainer.training or not isinstance(batch, Batch):
-            return batch  # the batches of a block are changed one by one, before the step of each
+            return batch
         return self.augment_batch(batch)
 
     def train_dataloader(self) -> ArrayLoader:
-        overfitting = (
-            getattr(self.trainer, "overfit_batches", 0) > 0
-        )  # on the same batches each epoch
+        # `overfit_batches` needs the same batches in each epoch.
+        overfitting = getattr(self.trainer, "overfit_batches", 0) > 0
         loader = self._loader("train", shuffle=self.shuffle and not overfitting, exact=False)
         loader.steps, loader.period = self.steps_per_execution, self.validation_period
-        rows, world = len(self.splits["train"].row), loader.world
+        rows, world = self.rows("train"), loader.world
         if loader.batch_size > rows // world:
             share = f"{rows} training rows" + (f" on {world} processes" if world > 1 else "")
             raise UserError(
-                f"data.batch_size: expected at most {rows // world} ({share}), got {loader.batch_size}; "
-                "lower it, or write null for all rows at once."
+                f"data.batch_size: expected at most {rows // world} ({share}), got "
+                f"{loader.batch_size}; lower it, or write null for all rows at once."
             )
         return loader
 
@@ -114,53 +138,98 @@ class DataModule(LightningDataModule, ABC):
     def predict_dataloader(self) -> ArrayLoader:
         return self._loader("predict")
 
-    def rows(self, stage: str) -> int:
-        return len(self.splits[stage].row)
+    def rows(self, split: str) -> int:
+        """Return the number of rows of a split."""
+        return len(self.splits[split].row)
 
-    def _loader(self, stage: str, shuffle: bool = False, exact: bool = True) -> ArrayLoader:
+    def _only_new_rows(self) -> bool:
+        """Return whether the rows to predict and the schema of a run are all that is needed."""
+        predicting = self.trainer is not None and self.trainer.predicting
+        return predicting and self.predict_path is not None and self.schema is not None
+
+    def _loader(self, split: str, shuffle: bool = False, exact: bool = True) -> ArrayLoader:
         if self.batch_size is not None and self.batch_size < 1:
             raise UserError(
-                f"data.batch_size: expected rows from 1 up, or null for all at once, got {self.batch_size}."
+                "data.batch_size: expected a number from 1, or null for all rows at once, got "
+                f"{self.batch_size}."
             )
-        rank, world = (
-            (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        )
-        if not self.rows(stage):
-            option = "data.predict_path" if stage == "predict" else f"data.{stage}_fraction"
-            raise UserError(f"the {stage} part has no rows; expected at least one, set {option}.")
-        size = self.batch_size or -(-self.rows(stage) // world)
-        part = self._placed(stage)
+        trainer = self.trainer
+        rank, world = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
+        if not self.rows(split):
+            option = "data.predict_path" if split == "predict" else f"data.{split}_fraction"
+            raise UserError(
+                f"the {split} split has no rows; expected at least one row, set {option}."
+            )
+        size = self.batch_size or -(-self.rows(split) // world)
+        if exact:
+            size = max(size, self._evaluation_batch_size(split))
+        rows, device = self._on_device(split), self._device()
         return ArrayLoader(
-            part,
-            max(size, self._at_once(stage)) if exact else size,
+            rows,
+            size,
             seed=self.seed,
             shuffle=shuffle,
             exact=exact,
             rank=rank,
             world=world,
-            pin_memory=part.row.device.type == "cpu" and self._device().type == "cuda",
+            pin_memory=rows.row.device.type == "cpu" and device.type == "cuda",
         )
 
     def _device(self) -> torch.device:
         return self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
 
-    def _placed(self, stage: str) -> Batch:
-        """A part on the GPU, once and for all, if it takes no more than a quarter of what is free there; else as it is."""
-        device, part = self._device(), self.splits[stage]
+    def _on_device(self, split: str) -> Batch:
+        """Return a split, on the GPU if it takes at most a quarter of the free memory there."""
+        device, rows = self._device(), self.splits[split]
         if device.type != "cuda":
-            return part
-        if stage not in self.on_device and 4 * nbytes(part) <= torch.cuda.mem_get_info(device)[0]:
-            self.on_device[stage] = to(part, device)
-        return self.on_device.get(stage, part)
+            return rows
+        if split not in self.on_device and 4 * nbytes(rows) <= torch.cuda.mem_get_info(device)[0]:
+            self.on_device[split] = to_device(rows, device)
+        return self.on_device.get(split, rows)
 
-    def _at_once(self, stage: str) -> int:
-        """How many rows the model would like to evaluate at once, where the Trainer does not count batches."""
-        evaluation_batch_size = getattr(
-            getattr(self.trainer, "lightning_module", None), "evaluation_batch_size", None
-        )
-        limits = {getattr(self.trainer, f"limit_{name}_batches", 1.0) for name in (stage, "train")}
-        if evaluation_batch_size is None or limits != {1.0}:
+    def _evaluation_batch_size(self, split: str) -> int:
+        """Return the batch size that the model prefers, or 0 if the Trainer limits the batches."""
+        model = getattr(self.trainer, "lightning_module", None)
+        preferred_size = getattr(model, "evaluation_batch_size", None)
+        limits = {getattr(self.trainer, f"limit_{name}_batches", 1.0) for name in (split, "train")}
+        if preferred_size is None or limits != {1.0}:
             return 0
         assert self.trainer is not None
-        some = take(self.splits[stage], torch.arange(min(2, self.rows(stage))))
-        return int(evaluation_batch_size(self.trainer.strategy.batch_to_device(some).x))
+        sample = take(self.splits[split], torch.arange(min(2, self.rows(split))))
+        return int(preferred_size(self.trainer.strategy.batch_to_device(sample).x))
+
+
+# Parts of the experiments that `init` writes
+
+MODEL_CLASSES: dict[Task, str] = {
+    "binary": "BinaryClassifier",
+    "multiclass": "MulticlassClassifier",
+    "multilabel": "MultilabelClassifier",
+    "regression": "Regressor",
+}
+
+
+def yaml_text(value: str | list[str]) -> str:
+    """Return a text or a list of texts as YAML on one line."""
+    text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=1000)
+    return text.removesuffix("...\n").strip()
+
+
+def describe_targets(schema: Schema) -> str:
+    """Return the classes with their shares of the training rows, or the names of the targets."""
+    if not schema.class_counts:
+        return "numbers: " + ", ".join(schema.target_names)
+    counts = zip(schema.class_names, schema.class_counts, strict=True)
+    shares = [f"{name} {count / schema.rows:.1%}" for name, count in counts]
+    return ", ".join(shares[:8]) + (", …" if len(shares) > 8 else "")
+
+
+def class_weight_line(schema: Schema) -> str:
+    """Return the commented option of the model that weights rare classes more."""
+    if schema.task == "regression":
+        return ""
+    option = "class_weights" if schema.task == "multiclass" else "pos_weight"
+    return (
+        f"    # {option}: auto # weights rare classes more: "
+        "better recall, but their probabilities are too high\n"
+    )

@@ -1,4 +1,4 @@
-"""Prepared arrays on disk: written once, whole or not at all, and mapped by every process that trains on them."""
+"""Prepared arrays on disk, built once, complete or not at all, and memory-mapped."""
 
 import hashlib
 import json
@@ -13,68 +13,76 @@ import numpy as np
 import torch
 from torch import Tensor
 
-FORMAT = 2  # part of every key: raise it when what is written changes its meaning
+from proj.schema import Array
+
+# Part of every key. Raise it when the written files change their meaning.
+FORMAT = 3
+
+# A backup program skips folders with this file: https://bford.info/cachedir
+CACHE_TAG = "Signature: 8a477f597d28d172789f06886806bc55\n"
 
 
-def prepared(cache: Path, key: dict[str, Any], build: Callable[[Path], None]) -> Path:
-    """The folder in ``cache`` with what was prepared for ``key`` (plain values).
+def build_once(cache: Path, key: dict[str, Any], build: Callable[[Path], None]) -> Path:
+    """Return the folder in ``cache`` for ``key`` (plain values), and build it if it does not exist.
 
-    Unless it is there, ``build`` fills a temporary folder beside it, which gets its name once all is on the disk: an
-    interrupted preparation is never used, and of two processes at once the first to finish wins.
+    ``build`` fills a temporary folder, which is renamed when all files are on disk. An interrupted
+    build is therefore never used, and of two processes that build at once the first one wins.
     """
-    if (done := place(cache, key)).is_dir():
-        return done
+    folder = entry_folder(cache, key)
+    if folder.is_dir():
+        return folder
     cache.mkdir(parents=True, exist_ok=True)
-    if not (tag := cache / "CACHEDIR.TAG").exists():  # https://bford.info/cachedir: not for backups
-        tag.write_text("Signature: 8a477f597d28d172789f06886806bc55\n")
-    temporary = Path(tempfile.mkdtemp(prefix=f".{done.name}.", dir=cache))
+    if not (tag := cache / "CACHEDIR.TAG").exists():
+        tag.write_text(CACHE_TAG)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=cache))
     try:
         build(temporary)
         for path in temporary.iterdir():
             with path.open("rb") as file:
                 os.fsync(file.fileno())
         try:
-            temporary.rename(done)
+            temporary.rename(folder)
         except OSError:
-            if not done.is_dir():  # else somebody was faster
+            # Another process may have finished first. Its result is the same.
+            if not folder.is_dir():
                 raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return done
+    return folder
 
 
-def place(cache: Path, key: dict[str, Any]) -> Path:
-    """Where in ``cache`` what is prepared for ``key`` is or will be."""
-    return (
-        cache / hashlib.sha256(json.dumps([FORMAT, key], sort_keys=True).encode()).hexdigest()[:32]
-    )
+def entry_folder(cache: Path, key: dict[str, Any]) -> Path:
+    """Return the folder in ``cache`` for ``key``. It may not exist yet."""
+    text = json.dumps([FORMAT, key], sort_keys=True)
+    return cache / hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def create(path: Path, dtype: Any, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
-    """A new array in a file, to be filled: what is written to it takes no memory of the process' own."""
+def create_array(path: Path, dtype: Any, shape: tuple[int, ...]) -> Array:
+    """Create an array in a file. Written values go to the file and take no process memory."""
     return np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
 
 
-def mapped(path: Path) -> Tensor:
-    """The array of a file as a tensor. Its pages are read when used and shared with other processes."""
-    return torch.from_numpy(
-        np.load(path, mmap_mode="c")
-    )  # private copies of pages that are written to; none are
+def map_array(path: Path) -> Tensor:
+    """Return the array of a file as a tensor. Pages are read on use and shared by all processes."""
+    # Copy-on-write, because torch.from_numpy warns about read-only arrays. Nothing is written.
+    return torch.from_numpy(np.load(path, mmap_mode="c"))
 
 
 def fingerprint(files: Sequence[Path], cache: Path) -> str:
-    """SHA-256 of names and contents, kept in ``cache`` under the files' sizes and times of change: read once only."""
-    listing = [
-        (str(path.resolve()), (stat := path.stat()).st_size, stat.st_mtime_ns) for path in files
-    ]
+    """Return a SHA-256 of file names and contents.
 
-    def read(folder: Path) -> None:
+    The result is kept in ``cache`` under the sizes and modification times of the files, so that
+    unchanged files are read only once.
+    """
+    stats = [(str(path.resolve()), path.stat()) for path in files]
+    listing = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
+
+    def hash_files(folder: Path) -> None:
         digest = hashlib.sha256()
         for path in files:
             with path.open("rb") as file:
-                digest.update(
-                    f"{path.name} ".encode() + hashlib.file_digest(file, "sha256").digest()
-                )
+                content = hashlib.file_digest(file, "sha256").digest()
+            digest.update(f"{path.name} ".encode() + content)
         (folder / "sha256").write_text(digest.hexdigest())
 
-    return (prepared(cache, {"files": listing}, read) / "sha256").read_text()
+    return (build_once(cache, {"files": listing}, hash_files) / "sha256").read_text()

@@ -10,20 +10,23 @@ from proj.schema import Batch, Execution
 
 
 class ArrayLoader:
-    """Batches of ``part``, in an order that is a function of ``seed`` and the epoch alone.
+    """Batches of ``split``, in an order that is a function of ``seed`` and the epoch only.
 
-    With ``shuffle`` each epoch has its own permutation, drawn from a generator of the loader's own. In training, ``world``
-    processes get equally many rows, and at most ``world - 1`` rows are left out of an epoch, other ones each time. In
-    evaluation (``exact``) each row is seen by exactly one process, and all of them make equally many batches, of which
-    the last may be empty. ``state_dict`` holds the epoch and the batches handed out, so a resumed epoch goes on there.
+    With ``shuffle`` each epoch has its own permutation, drawn from the loader's own generator. In
+    training (``exact=False``) all ``world`` processes get the same number of rows, and at most
+    ``world - 1`` rows are left out of an epoch, different ones each time. In evaluation
+    (``exact=True``) exactly one process sees each row, and all processes make the same number of
+    batches, of which the last may be empty. ``state_dict`` holds the epoch and the number of
+    batches handed out, so that a resumed epoch continues there.
 
-    With ``steps`` it hands out blocks of up to so many batches. ``period`` is the number of batches from one validation
-    to the next: blocks end there, and each period has equally many, while what is left at the end of the epoch has fewer.
+    With ``steps`` the loader yields executions of up to ``steps`` batches. ``period`` is the number
+    of batches between two validations. Executions end at a validation, and each period has the same
+    number of executions; the rest at the end of an epoch has fewer.
     """
 
     def __init__(
         self,
-        part: Batch,
+        split: Batch,
         batch_size: int,
         *,
         seed: int = 0,
@@ -35,18 +38,11 @@ class ArrayLoader:
         steps: int | None = None,
         period: int | None = None,
     ) -> None:
-        self.part, self.batch_size, self.seed = part, batch_size, seed
-        self.shuffle, self.exact, self.rank, self.world, self.pin_memory = (
-            shuffle,
-            exact,
-            rank,
-            world,
-            pin_memory,
-        )
-        self.sampler, self.batch_sampler = (
-            self,
-            None,
-        )  # Lightning calls `sampler.set_epoch` at the start of each epoch
+        self.split, self.batch_size, self.seed = split, batch_size, seed
+        self.shuffle, self.exact, self.pin_memory = shuffle, exact, pin_memory
+        self.rank, self.world = rank, world
+        # Lightning calls `sampler.set_epoch` at the start of each epoch.
+        self.sampler, self.batch_sampler = self, None
         self.steps, self.period = steps, period
         self.epoch = self.position = 0
         self._resume: tuple[int, int] | None = None
@@ -56,8 +52,8 @@ class ArrayLoader:
 
     @property
     def batches(self) -> int:
-        """Batches an epoch."""
-        rows = len(self.part.row)
+        """Number of batches per epoch."""
+        rows = len(self.split.row)
         share = -(-rows // self.world) if self.exact else rows // self.world
         return -(-share // self.batch_size)
 
@@ -65,47 +61,50 @@ class ArrayLoader:
         return len(self.cuts()) - 1
 
     def cuts(self) -> list[int]:
-        """The numbers of the batches that a piece begins with, and of the one after the last: [pieces + 1]."""
+        """Return the first batch of each yielded item, and the number of batches: [items + 1]."""
         if self.steps is None:
             return list(range(self.batches + 1))
         period = min(self.period or self.batches, self.batches)
-        left = self.batches % period
-        steps = min(self.steps, period if not left else -(-period // 2))
-        starts = [
-            i
-            for start in range(0, self.batches - left, period)
-            for i in range(start, start + period, steps)
+        rest = self.batches % period
+        steps = min(self.steps, period if not rest else -(-period // 2))
+        first_batches = [
+            batch
+            for start in range(0, self.batches - rest, period)
+            for batch in range(start, start + period, steps)
         ]
-        if left:
-            fewer = max(
-                1, -(-period // steps) - 1
-            )  # pieces, so that no validation falls on the last of them
-            starts += range(self.batches - left, self.batches, -(-left // fewer))
-        return [*starts, self.batches]
+        if rest:
+            # One execution fewer than a period has, so that no validation falls on the last one.
+            executions = max(1, -(-period // steps) - 1)
+            first_batches += range(self.batches - rest, self.batches, -(-rest // executions))
+        return [*first_batches, self.batches]
 
     def __iter__(self) -> Iterator[Batch | Execution]:
-        start, self._resume = self._resume, None
-        self.position = start[1] if start is not None and start[0] == self.epoch else 0
+        resume, self._resume = self._resume, None
+        self.position = resume[1] if resume is not None and resume[0] == self.epoch else 0
         order, size = self._order(), self.batch_size
         for begin, end in pairwise(self.cuts()):
             if end <= self.position:
                 continue
-            # Set before the batches are used: a checkpoint taken during their steps counts them as done.
+            # Set before the batches are used: a checkpoint taken during their steps counts them as
+            # done.
             begin, self.position = max(begin, self.position), end
-            batch = take(self.part, order[begin * size : end * size])
-            batch = pin(batch) if self.pin_memory else batch
+            batch = take(self.split, order[begin * size : end * size])
+            if self.pin_memory:
+                # An accelerator copies from page-locked memory without waiting.
+                batch = map_tensors(Tensor.pin_memory, batch)
             yield batch if self.steps is None else Execution(batch, size)
 
     def _order(self) -> Tensor:
-        """This process' row positions for this epoch, in order: [share]."""
-        rows = len(self.part.row)
+        """Return the row positions of this process for this epoch, in order: [share]."""
+        rows = len(self.split.row)
         if self.shuffle:
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
             order = torch.randperm(rows, generator=generator)
         else:
             order = torch.arange(rows)
             if not self.exact and self.world > 1:
-                order = order.roll(-self.epoch)  # so that other rows are left out each time
+                # Leave different rows out in each epoch.
+                order = order.roll(-self.epoch)
         return order[self.rank : None if self.exact else rows - rows % self.world : self.world]
 
     def state_dict(self) -> dict[str, int]:
@@ -115,33 +114,29 @@ class ArrayLoader:
         self._resume = state["epoch"], state["position"]
 
 
-def take(part: Batch, positions: Tensor) -> Batch:
-    """The rows of ``part`` at ``positions``, on the part's device."""
-    positions = positions.to(part.row.device, non_blocking=True)
-    return each(lambda values: values[positions], part)
+def take(split: Batch, positions: Tensor) -> Batch:
+    """Return the rows of ``split`` at ``positions``, on the device of the split."""
+    positions = positions.to(split.row.device, non_blocking=True)
+    return map_tensors(lambda values: values[positions], split)
 
 
-def pin(batch: Batch) -> Batch:
-    """The batch in page-locked memory, from which copies to an accelerator need not wait."""
-    return each(Tensor.pin_memory, batch)
+def to_device(split: Batch, device: torch.device) -> Batch:
+    """Return the split on ``device``."""
+    return map_tensors(lambda values: values.to(device), split)
 
 
-def to(part: Batch, device: torch.device) -> Batch:
-    return each(lambda values: values.to(device), part)
+def nbytes(split: Batch) -> int:
+    """Return the memory that the tensors of a split take, in bytes."""
+    inputs = list(split.x.values()) if isinstance(split.x, dict) else [split.x]
+    targets = [] if split.y is None else [split.y]
+    return sum(values.nbytes for values in (*inputs, *targets, split.row))
 
 
-def nbytes(part: Batch) -> int:
-    inputs = part.x.values() if isinstance(part.x, dict) else [part.x]
-    return sum(
-        values.nbytes for values in (*inputs, part.row, *([] if part.y is None else [part.y]))
-    )
-
-
-def each(change: Callable[[Tensor], Tensor], batch: Batch) -> Batch:
-    """``change`` done to every tensor of a batch."""
+def map_tensors(function: Callable[[Tensor], Tensor], batch: Batch) -> Batch:
+    """Return a batch of ``function`` applied to each tensor of ``batch``."""
     x = (
-        {name: change(values) for name, values in batch.x.items()}
+        {name: function(values) for name, values in batch.x.items()}
         if isinstance(batch.x, dict)
-        else change(batch.x)
+        else function(batch.x)
     )
-    return Batch(x, None if batch.y is None else change(batch.y), change(batch.row))
+    return Batch(x, None if batch.y is None else function(batch.y), function(batch.row))

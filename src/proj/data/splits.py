@@ -1,15 +1,17 @@
 """Seeded, disjoint row numbers for train, val and test."""
 
+from collections.abc import Sequence
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
 from proj.errors import UserError
+from proj.schema import Array
 
 Rows: TypeAlias = np.ndarray[Any, np.dtype[np.int64]]
-Fold: TypeAlias = tuple[
-    Literal["val", "test"], int, int
-]  # which part is one fold, its number from 0, of how many
+
+# The split that is one fold, the number of the fold from 0, and the number of folds.
+Fold: TypeAlias = tuple[Literal["val", "test"], int, int]
 
 
 def split(
@@ -17,83 +19,32 @@ def split(
     val_fraction: float,
     test_fraction: float,
     seed: int,
-    stratify: np.ndarray[Any, Any] | None,
+    stratify: Array | None,
     fold: Fold | None = None,
+    class_names: Sequence[object] = (),
 ) -> dict[str, Rows]:
-    """Deal ``rows`` into three disjoint parts; with ``stratify`` (a class for each row) each part gets its share of each.
+    """Split ``rows`` into disjoint train, val and test rows. Equal arguments give equal splits.
 
-    With ``fold`` one part is a fold of scikit-learn's KFold or StratifiedKFold: test of all rows, val of those that are
-    not for testing. The same arguments give the same parts. Row numbers come back in ascending order.
+    With ``stratify``, a class for each row, each split gets its share of each class. With ``fold``
+    one split is a fold of scikit-learn's KFold or StratifiedKFold: test of all rows, or val of the
+    rows that are not test rows. Row numbers are returned in ascending order.
+
+    ``class_names`` holds the names of classes that ``stratify`` gives by number, for messages.
+    Raises UserError if a split would be empty or lack a class.
     """
     _check_fractions(val_fraction, test_fraction)
-    part = fold[0] if fold else None
-    if fold and part == "test":
-        rest, test = _fold(rows, fold, seed, stratify)
+    if fold and fold[0] == "test":
+        rest, test = _take_fold(rows, fold, seed, stratify)
     else:
-        rest, test = _cut(rows, _share(rows, test_fraction), seed, stratify, "test_fraction")
-    left = None if stratify is None else stratify[np.searchsorted(rows, rest)]
-    if fold and part == "val":
-        train, val = _fold(rest, fold, seed, left)
+        count = _count(rows, test_fraction)
+        rest, test = _split_off(rows, count, seed, stratify, "test_fraction", class_names)
+    rest_classes = None if stratify is None else stratify[np.searchsorted(rows, rest)]
+    if fold and fold[0] == "val":
+        train, val = _take_fold(rest, fold, seed, rest_classes)
     else:
-        train, val = _cut(rest, _share(rows, val_fraction), seed, left, "val_fraction")
+        count = _count(rows, val_fraction)
+        train, val = _split_off(rest, count, seed, rest_classes, "val_fraction", class_names)
     return {"train": train, "val": val, "test": test}
-
-
-def _fold(
-    rows: Rows, fold: Fold, seed: int, stratify: np.ndarray[Any, Any] | None
-) -> tuple[Rows, Rows]:
-    from sklearn.model_selection import KFold, StratifiedKFold
-
-    part, number, of = fold
-    least = len(rows) if stratify is None else int(np.unique(stratify, return_counts=True)[1].min())
-    if not (2 <= of <= least and 0 <= number < of):
-        what = "rows" if stratify is None else "rows of the rarest class"
-        raise UserError(
-            f"data.fold: expected val or test, a number from 0 up and a larger number of folds, from 2 to the "
-            f"{least} {what}, got {part}, {number}, {of}."
-        )
-    splitter = (KFold if stratify is None else StratifiedKFold)(of, shuffle=True, random_state=seed)
-    kept, cut = list(splitter.split(rows, stratify))[number]
-    return rows[kept], rows[cut]
-
-
-def _check_fractions(val_fraction: float, test_fraction: float) -> None:
-    for name, fraction in (("val_fraction", val_fraction), ("test_fraction", test_fraction)):
-        if not 0 <= fraction < 1:
-            raise UserError(f"data.{name}: expected a number from 0 up to 1, got {fraction}.")
-    if val_fraction + test_fraction >= 1:
-        raise UserError(
-            f"data.val_fraction and data.test_fraction: expected a sum below 1, got {val_fraction} + {test_fraction}; "
-            "lower one of them, so that rows to train on are left."
-        )
-
-
-def _share(rows: Rows, fraction: float) -> int:
-    return max(1, round(fraction * len(rows))) if fraction else 0
-
-
-def _cut(
-    rows: Rows, count: int, seed: int, stratify: np.ndarray[Any, Any] | None, name: str
-) -> tuple[Rows, Rows]:
-    if count == 0:
-        return rows, rows[:0]
-    from sklearn.model_selection import train_test_split  # half a second, and some data come split
-
-    try:
-        kept, cut = train_test_split(rows, test_size=count, random_state=seed, stratify=stratify)
-    except ValueError as error:  # a class too rare for every part, or no row left for one
-        why = "a part would be empty"
-        if stratify is not None:
-            classes, counts = np.unique(stratify, return_counts=True)
-            rarest = f"class {classes[counts.argmin()]} has {counts.min()}"
-            why = (
-                f"each part needs rows of all {len(classes)} classes, and {rarest}; "
-                "drop rare classes, change the fractions, or if these are no classes, set data.task to regression"
-            )
-        raise UserError(
-            f"data.{name}: cannot split {count} off {len(rows)} rows: {why}."
-        ) from error
-    return np.sort(kept), np.sort(cut)
 
 
 def split_groups(
@@ -104,52 +55,128 @@ def split_groups(
     groups: Rows,
     fold: Fold | None = None,
 ) -> dict[str, Rows]:
-    """The same for rows that belong together: all of a group (a number for each row) are in one part.
+    """Split ``rows`` so that all rows of a group (a number for each row) are in one split.
 
-    Fractions and folds are of groups, so shares of rows differ where groups differ in size.
+    Fractions and folds count groups, so the shares of rows differ if groups differ in size.
     """
-    parts = split(np.unique(groups), val_fraction, test_fraction, seed, None, fold)
-    return {stage: rows[np.isin(groups, chosen)] for stage, chosen in parts.items()}
+    chosen = split(np.unique(groups), val_fraction, test_fraction, seed, None, fold)
+    return {name: rows[np.isin(groups, numbers)] for name, numbers in chosen.items()}
 
 
 def split_by_time(
     rows: Rows, val_fraction: float, test_fraction: float, times: Rows, fold: Fold | None = None
 ) -> dict[str, Rows]:
-    """The latest rows are the test part, those before them the validation part. Rows of one moment stay together.
+    """Use the latest rows as the test split and the rows before them as the validation split.
 
-    Folds are those of scikit-learn's TimeSeriesSplit over the moments: rows later than a fold are in no part.
+    Rows with equal times are in one split. Folds are those of scikit-learn's TimeSeriesSplit over
+    the distinct times: rows later than a fold are in no split.
     """
     _check_fractions(val_fraction, test_fraction)
     if fold and fold[0] == "test":
-        first_test, end = _moments(times, fold)
+        test_start, test_end = _fold_times(times, fold)
     else:
-        first_test, end = _moment(np.sort(times), _share(rows, test_fraction)), np.inf
-    before = np.sort(times[times < first_test])
+        test_start = _start_of_latest(np.sort(times), _count(rows, test_fraction))
+        test_end = np.inf
+    before_test = np.sort(times[times < test_start])
     if fold and fold[0] == "val":
-        first_val, end_of_val = _moments(before, fold)
+        val_start, val_end = _fold_times(before_test, fold)
     else:
-        first_val, end_of_val = _moment(before, _share(rows, val_fraction)), first_test
-    train = (times < first_val) & (times < first_test)
-    val, test = (times >= first_val) & (times < end_of_val), (times >= first_test) & (times < end)
-    return {"train": rows[train], "val": rows[val], "test": rows[test]}
+        val_start = _start_of_latest(before_test, _count(rows, val_fraction))
+        val_end = test_start
+    return {
+        "train": rows[(times < val_start) & (times < test_start)],
+        "val": rows[(times >= val_start) & (times < val_end)],
+        "test": rows[(times >= test_start) & (times < test_end)],
+    }
 
 
-def _moments(times: Rows, fold: Fold) -> tuple[float, float]:
-    """When a fold begins, and when the next one does."""
+def _check_fractions(val_fraction: float, test_fraction: float) -> None:
+    for name, fraction in (("val_fraction", val_fraction), ("test_fraction", test_fraction)):
+        if not 0 <= fraction < 1:
+            raise UserError(f"data.{name}: expected a number from 0 up to 1, got {fraction}.")
+    if val_fraction + test_fraction >= 1:
+        raise UserError(
+            "data.val_fraction and data.test_fraction: expected a sum below 1, got "
+            f"{val_fraction} + {test_fraction}; lower one of them to leave rows to train on."
+        )
+
+
+def _count(rows: Rows, fraction: float) -> int:
+    return max(1, round(fraction * len(rows))) if fraction else 0
+
+
+def _split_off(
+    rows: Rows,
+    count: int,
+    seed: int,
+    stratify: Array | None,
+    option: str,
+    class_names: Sequence[object],
+) -> tuple[Rows, Rows]:
+    """Return the remaining rows and ``count`` random rows."""
+    if count == 0:
+        return rows, rows[:0]
+    # Importing takes half a second, and data with splits of their own do not need it.
+    from sklearn.model_selection import train_test_split
+
+    try:
+        rest, chosen = train_test_split(rows, test_size=count, random_state=seed, stratify=stratify)
+    except ValueError as error:
+        # A class is too rare to be in each split, or no row is left for a split.
+        reason = "a split would be empty"
+        if stratify is not None:
+            classes, counts = np.unique(stratify, return_counts=True)
+            rarest = classes[counts.argmin()]
+            reason = (
+                f"each split needs rows of all {len(classes)} classes, and class "
+                f"{class_names[rarest] if class_names else rarest} has {counts.min()}; drop rare "
+                "classes, change the fractions, or set data.task to regression if these are numbers"
+            )
+        raise UserError(
+            f"data.{option}: cannot split {count} off {len(rows)} rows: {reason}."
+        ) from error
+    return np.sort(rest), np.sort(chosen)
+
+
+def _take_fold(rows: Rows, fold: Fold, seed: int, stratify: Array | None) -> tuple[Rows, Rows]:
+    """Return the remaining rows and the rows of a fold."""
+    # Importing takes half a second, and most runs have no fold.
+    from sklearn.model_selection import KFold, StratifiedKFold
+
+    name, number, folds = fold
+    limit, unit = len(rows), "rows"
+    if stratify is not None:
+        limit = int(np.unique(stratify, return_counts=True)[1].min())
+        unit = "rows of the rarest class"
+    if not (2 <= folds <= limit and 0 <= number < folds):
+        raise UserError(
+            "data.fold: expected val or test, a fold number from 0, and a larger number of folds, "
+            f"from 2 to the {limit} {unit}, got {name}, {number}, {folds}."
+        )
+    splitter = KFold if stratify is None else StratifiedKFold
+    folded = splitter(folds, shuffle=True, random_state=seed).split(rows, stratify)
+    rest, chosen = list(folded)[number]
+    return rows[rest], rows[chosen]
+
+
+def _fold_times(times: Rows, fold: Fold) -> tuple[float, float]:
+    """Return the first time of a fold, and the first time after it."""
+    # Importing takes half a second, and most runs have no fold.
     from sklearn.model_selection import TimeSeriesSplit
 
-    part, number, of = fold
-    moments = np.unique(times)
-    if not (2 <= of < len(moments) and 0 <= number < of):
+    name, number, folds = fold
+    distinct = np.unique(times)
+    if not (2 <= folds < len(distinct) and 0 <= number < folds):
         raise UserError(
-            f"data.fold: expected val or test, a number from 0 up and a larger number of folds, from 2 to "
-            f"{len(moments) - 1}, one less than there are moments, got {part}, {number}, {of}."
+            "data.fold: expected val or test, a fold number from 0, and a larger number of folds, "
+            f"from 2 to {len(distinct) - 1}, one less than the distinct times, got {name}, "
+            f"{number}, {folds}."
         )
-    chosen = list(TimeSeriesSplit(of).split(moments))[number][1]
-    end = moments[chosen[-1] + 1] if chosen[-1] + 1 < len(moments) else np.inf
-    return float(moments[chosen[0]]), float(end)
+    chosen = list(TimeSeriesSplit(folds).split(distinct))[number][1]
+    end = distinct[chosen[-1] + 1] if chosen[-1] + 1 < len(distinct) else np.inf
+    return float(distinct[chosen[0]]), float(end)
 
 
-def _moment(ordered: Rows, count: int) -> float:
-    """The moment from which on about ``count`` of the ordered times lie."""
-    return float(ordered[-count]) if 0 < count <= len(ordered) else np.inf
+def _start_of_latest(times: Rows, count: int) -> float:
+    """Return the time from which on about ``count`` of the ascending ``times`` lie."""
+    return float(times[-count]) if 0 < count <= len(times) else np.inf

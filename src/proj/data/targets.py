@@ -1,124 +1,314 @@
-"""Targets as the user has them, and as numbers: which task they are, their classes, and back."""
+"""Targets of arrays and of tables: infer the task, fit the classes or statistics, and encode.
 
-from typing import Any, TypeAlias
+A source describes each target as a ``TargetColumn``; from there on arrays and tables are alike.
+"""
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, Literal
 
 import numpy as np
 
 from proj.errors import UserError
-from proj.schema import Schema, Task
+from proj.schema import Array, Label, Schema, Task
 
-Array: TypeAlias = np.ndarray[Any, Any]
+# A table's column of more different whole numbers holds amounts, unless data.task says otherwise.
+MAX_NUMBER_CLASSES = 20
+
+# Listed in a message. Of more classes it names the first and the last.
+MAX_LISTED_CLASSES = 12
+
+MISSING, UNKNOWN = -1, -2  # class numbers of a missing target, and of a label without a class
 
 
-class Targets:
-    """The targets of the rows a split is made from: ``y`` [rows] or [rows, targets], any type of number or text.
+@dataclass(frozen=True)
+class TargetColumn:
+    """One target of each row.
 
-    ``task`` null means: what the values suggest. Raises UserError where they cannot be what they are said to be.
+    ``values`` [rows] holds numbers, booleans, or positions in ``words``, the ascending distinct
+    texts of a column of text or dates. ``missing`` [rows] marks rows without a target; a source
+    that allows none has None. ``dtype`` is the type in the source, for messages.
     """
 
-    def __init__(self, y: Array, task: Task | None, names: tuple[str, ...], where: str) -> None:
-        y = y[:, 0] if y.ndim == 2 and y.shape[1] == 1 else y
+    name: str
+    kind: Literal["number", "boolean", "text", "date"]
+    values: Array
+    dtype: str
+    words: tuple[str, ...] = ()
+    missing: Array | None = None
+
+    @property
+    def is_numeric(self) -> bool:
+        return self.kind in ("number", "boolean")
+
+    @property
+    def present(self) -> Array:
+        """The values of rows that have a target."""
+        return self.values if self.missing is None else self.values[~self.missing]
+
+    @property
+    def is_zero_one(self) -> bool:
+        return bool(np.isin(self.present, (0, 1)).all())
+
+    def label(self, row: int) -> Label:
+        """Return the target of a row as the user wrote it."""
+        value: Label = self.values[row].item()
+        return self.words[int(value)] if self.words else value
+
+    @cached_property
+    def label_counts(self) -> dict[Label, int]:
+        """How often each distinct target occurs, in ascending order of the targets."""
+        values, counts = np.unique(self.present, return_counts=True)
+        labels = values.tolist() if self.is_numeric else [self.words[i] for i in values]
+        return dict(zip(labels, counts.tolist(), strict=True))
+
+    def take(self, rows: Array) -> "TargetColumn":
+        """Return the targets of some rows."""
+        missing = None if self.missing is None else self.missing[rows]
+        return replace(self, values=self.values[rows], missing=missing)
+
+    def numbers(self, dtype: type[np.floating[Any]]) -> Array:
+        """Return the values [rows] as floats, NaN where missing."""
+        numbers = self.values.astype(dtype)
+        if self.missing is not None:
+            numbers[self.missing] = np.nan
+        return numbers
+
+
+@dataclass(frozen=True)
+class Targets:
+    """The targets of some rows of a source, with their task.
+
+    ``where`` names the source in messages. ``is_table`` tells which rules apply: a number in an
+    array has a type that its writer chose, a number in a text file does not.
+    """
+
+    columns: tuple[TargetColumn, ...]
+    task: Task
+    where: str
+    is_table: bool
+
+    @classmethod
+    def from_array(
+        cls, y: Array, task: Task | None, names: tuple[str, ...], where: str
+    ) -> "Targets":
+        """Return the targets in ``y`` [rows] or [rows, targets] of numbers, booleans or text.
+
+        ``task`` None means the task that the values suggest.
+        """
         if y.ndim not in (1, 2) or y.dtype.kind not in "biufU":
             raise UserError(
-                f"{where}: expected targets of shape [rows] or [rows, targets] that are numbers or text, "
-                f"got {y.dtype} of shape {y.shape}."
+                f"{where}: expected targets of shape [rows] or [rows, targets] that are numbers or "
+                f"text, got {y.dtype} of shape {y.shape}."
             )
-        self.y, self.where = y, where
-        self.task: Task = task or infer(y)
-        columns = 1 if y.ndim == 1 else y.shape[1]
-        self.names = (
-            names if len(names) == columns else tuple(f"target_{i}" for i in range(columns))
-        )
-        if len(self.names) == 1 and not names:
-            self.names = ("target",)
-        self._check()
+        y = y[:, None] if y.ndim == 1 else y
+        if len(names) != y.shape[1]:
+            several = tuple(f"target_{i}" for i in range(y.shape[1]))
+            names = ("target",) if y.shape[1] == 1 else several
+        columns = tuple(_array_column(name, y[:, i]) for i, name in enumerate(names))
+        return cls(columns, task or infer_task(columns, is_table=False), where, is_table=False)
 
-    def _check(self) -> None:
-        columns = 1 if self.y.ndim == 1 else self.y.shape[1]
-        if self.task in ("binary", "multiclass"):
-            classes = np.unique(self.y)
-            if columns > 1 or len(classes) < 2 or (self.task == "binary" and len(classes) != 2):
-                wanted = "two classes" if self.task == "binary" else "two classes or more"
-                raise UserError(
-                    f"{self.where}: expected {wanted} in one column for the task {self.task}, got "
-                    f"{len(classes)} values in {columns} columns; set data.task."
-                )
-        elif self.task == "multilabel" and (self.y.ndim == 1 or not np.isin(self.y, (0, 1)).all()):
-            raise UserError(
-                f"{self.where}: expected two columns or more of 0 and 1 for the task multilabel, "
-                f"got {columns} columns of {self.y.dtype}; set data.task."
-            )
-        elif self.task == "regression":
-            if self.y.dtype.kind == "U":
-                raise UserError(
-                    f"{self.where}: expected numbers for the task regression, got text; set data.task."
-                )
-            if not np.isfinite(self.y).all():
-                raise UserError(
-                    f"{self.where}: expected finite targets, got {self.y[~np.isfinite(self.y)][0]}."
-                )
+    @classmethod
+    def from_table(
+        cls, columns: tuple[TargetColumn, ...], task: Task | None, where: str
+    ) -> "Targets":
+        """Return the targets in columns of a table; ``task`` None means what they suggest."""
+        return cls(columns, task or infer_task(columns, is_table=True), where, is_table=True)
+
+    @property
+    def is_classes(self) -> bool:
+        return self.task in ("binary", "multiclass")
+
+    @property
+    def missing(self) -> Array:
+        """Whether any target is missing: [rows]."""
+        missing = np.zeros(len(self.columns[0].values), bool)
+        for column in self.columns:
+            missing |= False if column.missing is None else column.missing
+        return missing
 
     @property
     def strata(self) -> Array | None:
-        """A class a row, to split by, for the tasks that have one."""
-        return self.y if self.task in ("binary", "multiclass") else None
+        """A class number for each row to stratify a split by: [rows]; None without classes."""
+        column = self.columns[0]
+        if not self.is_classes:
+            return None
+        return (
+            np.searchsorted(self.class_names, column.values) if not column.words else column.values
+        )
 
-    def fit(self, rows: Array) -> dict[str, Any]:
-        """The schema's fields on targets, from these rows alone."""
-        y = self.y[rows]
-        fields: dict[str, Any] = {"task": self.task, "target_names": self.names}
+    @property
+    def class_names(self) -> tuple[Label, ...]:
+        """The labels of the class numbers in ``strata``."""
+        column = self.columns[0]
+        return () if not self.is_classes else column.words or tuple(column.label_counts)
+
+    def take(self, rows: Array) -> "Targets":
+        """Return the targets of some rows."""
+        return replace(self, columns=tuple(column.take(rows) for column in self.columns))
+
+    def check(self) -> None:
+        """Raise UserError if the targets do not fit the task."""
+        column, num_columns = self.columns[0], len(self.columns)
+        if not self.is_classes:
+            if self.task == "multilabel" and num_columns == 1 and not self.is_table:
+                raise UserError(
+                    f"{self.where}: expected two columns or more of 0 and 1 for the task "
+                    f"multilabel, got 1 column of {column.dtype}; set data.task."
+                )
+            self._check_numbers()
+            return
+        labels = list(column.label_counts)
+        got = f"{len(labels)} ({', '.join(map(str, labels[:5]))})"
+        if num_columns == 1 and len(labels) > 1 and (self.task == "multiclass" or len(labels) == 2):
+            return
+        raise UserError(
+            f"{self.where}: column {column.name}: expected "
+            f"{'two classes' if self.task == 'binary' else 'two classes or more'} for the task "
+            f"{self.task}, got {got if num_columns == 1 else f'{num_columns} columns'}; set "
+            "data.target or data.task."
+        )
+
+    def fit(self) -> dict[str, Any]:
+        """Return the fields of the schema that describe the targets, from these rows.
+
+        Raises UserError if the targets do not fit the task.
+        """
+        self.check()
+        fields: dict[str, Any] = {
+            "task": self.task,
+            "target_names": tuple(column.name for column in self.columns),
+        }
         fields |= dict.fromkeys(("classes", "class_counts", "target_mean", "target_std"), ())
-        if self.task == "regression":
-            y = y.reshape(len(y), -1).astype(np.float64)
-            std = y.std(axis=0)
-            std[std == 0] = 1.0
-            return fields | {
-                "target_mean": tuple(y.mean(axis=0).tolist()),
-                "target_std": tuple(std.tolist()),
-            }
+        if self.is_classes:
+            counts = self.columns[0].label_counts
+            return fields | {"classes": tuple(counts), "class_counts": tuple(counts.values())}
+        numbers = [column.numbers(np.float64) for column in self.columns]
+        # The memory layout decides the last bit of a sum. Recorded runs have these layouts.
+        y = np.stack(numbers).T if self.is_table else np.column_stack(numbers)
         if self.task == "multilabel":
-            return fields | {"class_counts": tuple(y.astype(np.int64).sum(axis=0).tolist())}
-        classes, counts = np.unique(y, return_counts=True)
-        return fields | {"classes": tuple(classes.tolist()), "class_counts": tuple(counts.tolist())}
+            return fields | {"class_counts": tuple(y.sum(axis=0).astype(int).tolist())}
+        std = y.std(axis=0)
+        std[std == 0] = 1.0
+        return fields | {
+            "target_mean": tuple(y.mean(axis=0).tolist()),
+            "target_std": tuple(std.tolist()),
+        }
 
-    def encode(self, y: Array, schema: Schema, stage: str, rows: Array) -> Array:
-        """``y`` as class numbers [rows] int64, labels [rows, labels] float32, or targets [rows, targets] float32."""
+    def encode(self, schema: Schema, split: str = "", rows: Array | None = None) -> Array:
+        """Return the targets as a loss takes them.
+
+        Classes are numbers [rows] int64, -1 where missing. Labels are 0 and 1 and targets are
+        numbers, [rows, targets] float32, NaN where missing. ``split`` and ``rows``, the rows'
+        numbers in the source, are for messages. Raises UserError for targets that do not fit the
+        schema, such as a label that the training split does not have.
+        """
         if schema.task != self.task:
             raise UserError(
                 f"{self.where}: expected targets for the task {schema.task}, as in training, "
                 f"got {self.task}."
             )
-        y = y[:, 0] if y.ndim == 2 and y.shape[1] == 1 else y
-        if self.task in ("regression", "multilabel"):
-            y = y.reshape(len(y), -1).astype(np.float32)
-            if y.shape[1] != len(schema.target_names) or not np.isfinite(y).all():
-                raise UserError(
-                    f"{self.where}: expected {len(schema.target_names)} finite targets a row, "
-                    f"got {y.shape[1]} columns in the {stage} part, or a missing value."
-                )
-            return y
-        classes = np.asarray(schema.classes)
-        if not (known := np.isin(y, classes)).all():
-            i = int(np.argmin(known))
+        if len(self.columns) != (1 if self.is_classes else len(schema.target_names)):
             raise UserError(
-                f"{self.where}: label {y[i].item()!r} of row {rows[i]} ({stage} part) is out of range: "
-                f"the training part has {_listed(schema)}; correct it, or drop the row."
+                f"{self.where}: expected {len(schema.target_names)} targets per row, as in "
+                f"training, got {len(self.columns)} columns."
             )
-        return np.searchsorted(classes, y).astype(np.int64, copy=False)
+        if not self.is_classes:
+            self._check_numbers(rows)
+            return np.column_stack([column.numbers(np.float32) for column in self.columns])
+        column, codes = self.columns[0], self._class_numbers(schema)
+        if (unknown := codes == UNKNOWN).any():
+            i = int(unknown.argmax())
+            raise UserError(
+                f"{self.where}: label {column.label(i)!r} of row {i if rows is None else rows[i]}"
+                f"{f' ({split} split)' if split else ''} is out of range: the training split has "
+                f"{_listed(schema)}; correct it, or drop the row."
+            )
+        return codes
+
+    def _class_numbers(self, schema: Schema) -> Array:
+        """Return the number of each row's class: [rows] int64, MISSING or UNKNOWN."""
+        column, classes = self.columns[0], np.asarray(schema.classes)
+        kind = {"U": "text", "b": "boolean"}.get(classes.dtype.kind, "number")
+        column_kind = column.kind if column.is_numeric else "text"
+        # An array of 0 and 1 may be boolean in one file and integer in another.
+        alike = {"boolean", "number"} if not self.is_table else set()
+        if column_kind != kind and not {column_kind, kind} <= alike and len(column.present):
+            row = 0 if column.missing is None else int(np.argmin(column.missing))
+            raise UserError(
+                f"{self.where}: column {column.name}: expected labels such as "
+                f"{schema.classes[0]!r}, as in training, got {column.label(row)!r}."
+            )
+        if kind == "text":
+            numbers = {label: number for number, label in enumerate(schema.classes)}
+            lookup = np.array([numbers.get(word, UNKNOWN) for word in column.words], np.int64)
+            codes = lookup[column.values] if len(lookup) else np.full(len(column.values), MISSING)
+        else:
+            codes = np.searchsorted(classes, column.values).clip(max=len(classes) - 1)
+            codes = np.where(classes[codes] == column.values, codes, UNKNOWN)
+        if column.missing is not None:
+            codes[column.missing] = MISSING
+        return codes.astype(np.int64, copy=False)
+
+    def _check_numbers(self, rows: Array | None = None) -> None:
+        for column in self.columns:
+            where = f"{self.where}: column {column.name}"
+            if not column.is_numeric:
+                example = f", such as {column.words[0]!r}" if column.words else ""
+                raise UserError(
+                    f"{where}: expected numbers for the task {self.task}, got {column.dtype}"
+                    f"{example}; set data.target or data.task."
+                )
+            if not len(column.present) and len(column.values):
+                raise UserError(f"{where}: expected targets, got missing values only.")
+            finite = np.isfinite(column.values)
+            if column.missing is not None:
+                finite |= column.missing
+            if not finite.all():
+                i = int(finite.argmin())
+                raise UserError(
+                    f"{where}: expected finite targets, got {column.values[i]} in row "
+                    f"{i if rows is None else rows[i]}; correct it, or leave the row out."
+                )
+            if self.task == "multilabel" and not column.is_zero_one:
+                raise UserError(
+                    f"{where}: expected 0 and 1 only for the task multilabel; set data.task."
+                )
 
 
-def infer(y: Array) -> Task:
-    """Columns of 0 and 1 are labels, other columns and floats numbers, one column of anything else classes."""
-    zero_one = y.dtype.kind != "U" and bool(np.isin(y, (0, 1)).all())
-    if y.ndim == 2 or (y.dtype.kind == "f" and not zero_one):
+def infer_task(columns: tuple[TargetColumn, ...], is_table: bool) -> Task:
+    """Return the task that the targets suggest.
+
+    Several columns of 0 and 1 are labels, other columns are numbers to predict. A single column is
+    classes unless it holds amounts. In an array these are floats other than 0 and 1. In a table
+    they are dates, numbers that are not whole, and more than ``MAX_NUMBER_CLASSES`` different
+    numbers.
+    """
+    if len(columns) > 1:
+        zero_one = all(c.is_numeric and c.is_zero_one for c in columns)
         return "multilabel" if zero_one else "regression"
-    return "binary" if len(np.unique(y)) == 2 else "multiclass"
+    (column,) = columns
+    if column.kind == "date":
+        return "regression"
+    if column.values.dtype.kind == "f":
+        is_whole = bool((column.present == np.floor(column.present)).all())
+        if not (is_whole if is_table else column.is_zero_one):
+            return "regression"
+    distinct = len(column.label_counts)
+    if is_table and column.kind == "number" and distinct > MAX_NUMBER_CLASSES:
+        return "regression"
+    return "binary" if distinct == 2 else "multiclass"
+
+
+def _array_column(name: str, y: Array) -> TargetColumn:
+    if y.dtype.kind == "U":
+        words, positions = np.unique(y, return_inverse=True)
+        return TargetColumn(name, "text", positions, "text", tuple(words.tolist()))
+    return TargetColumn(name, "boolean" if y.dtype.kind == "b" else "number", y, str(y.dtype))
 
 
 def _listed(schema: Schema) -> str:
     names = [repr(label) for label in schema.classes]
-    return (
-        ", ".join(names)
-        if len(names) <= 12
-        else f"{len(names)} classes from {names[0]} to {names[-1]}"
-    )
+    if len(names) <= MAX_LISTED_CLASSES:
+        return ", ".join(names)
+    return f"{len(names)} classes from {names[0]} to {names[-1]}"

@@ -1,5 +1,6 @@
 """What a model is built from when the data are known, and its metrics over an epoch."""
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, ClassVar, Literal, cast
@@ -21,6 +22,11 @@ from proj.models.checks import (
 )
 from proj.models.optim import freeze_matching
 from proj.schema import DEFAULT_THRESHOLD, SPLITS, Batch, Schema, Task, Tensors
+
+# Lightning calls what torch 2.13 deprecates (Lightning issue 21326).
+warnings.filterwarnings("ignore", r".*isinstance\(treespec, LeafSpec\).*")
+# Metrics are logged once per epoch, however few batches it has.
+warnings.filterwarnings("ignore", r"The number of training batches \(\d+\) is smaller than the log")
 
 
 class SchemaModule(LightningModule, ABC):
@@ -190,10 +196,10 @@ class SchemaModule(LightningModule, ABC):
                 prog_bar=name in headline,
                 sync_dist=True,
                 reduce_fx="max",
-                logger=False,
+                logger=False if within_fit else None,
             )
         if within_fit and not self.trainer.sanity_checking:
-            # The x axis is optimizer steps; `self.log` would count calls of `training_step`.
+            # The x axis is optimizer steps. `self.log` would count calls of `training_step`.
             scalars = {name: value.item() for name, value in values.items()}
             for logger in self.trainer.loggers:
                 logger.log_metrics(

@@ -1,4 +1,4 @@
-"""The data module over pictures: every kind of file, the cache of decoded pictures, and words for what cannot be used."""
+"""The data module for images: file formats, the cache of decoded images, and messages."""
 
 import json
 import os
@@ -20,7 +20,7 @@ from PIL import Image
 import proj
 from conftest import Cli
 from proj.data.arrays import ArrayDataModule
-from proj.data.images import decode
+from proj.data.images import decode as decoding
 from proj.data.images.augment import augment, random_erase, random_hflip, random_shift
 from proj.data.images.datamodule import Images
 from proj.errors import UserError
@@ -28,8 +28,8 @@ from proj.errors import UserError
 RNG = np.random.default_rng(0)
 
 
-def picture(value: int, size: tuple[int, int] = (12, 10), mode: str = "L") -> Image.Image:
-    """A picture [height, width] of noise around ``value``."""
+def make_image(value: int, size: tuple[int, int] = (12, 10), mode: str = "L") -> Image.Image:
+    """Return an image [height, width] of noise around ``value``."""
     noise = np.random.default_rng(value).integers(-20, 20, size=(*size, 3))
     image = Image.fromarray((value + noise).clip(0, 255).astype(np.uint8))
     return image.convert(mode)
@@ -39,7 +39,7 @@ def folder(root: str = "pets", rows: int = 20, classes: str = "cat dog", **optio
     for c, label in enumerate(classes.split()):
         (Path(root) / label).mkdir(parents=True, exist_ok=True)
         for i in range(rows):
-            picture(60 + 120 * c + i, **options).save(Path(root) / label / f"{i:02}.png")
+            make_image(60 + 120 * c + i, **options).save(Path(root) / label / f"{i:02}.png")
     return Path(root)
 
 
@@ -50,8 +50,8 @@ def ready(path: Any = "pets", stage: str = "fit", **options: Any) -> Images:
     return data
 
 
-def whole(data: Images) -> dict[str, torch.Tensor]:
-    """Each file's pixels, by name."""
+def pixels_by_file(data: Images) -> dict[str, torch.Tensor]:
+    """Return the pixels of each file, by name."""
     return {
         data.files[s][r]: x
         for s in ("train", "val", "test")
@@ -59,10 +59,11 @@ def whole(data: Images) -> dict[str, torch.Tensor]:
     }
 
 
-# What a picture is
+# Files and folders
 
 
 def test_a_folder_of_classes_becomes_pixels_labels_and_rows() -> None:
+    """Pixels, labels and file names must stay aligned."""
     data = ready(folder())
     schema = data.schema
     assert schema is not None
@@ -73,44 +74,47 @@ def test_a_folder_of_classes_becomes_pixels_labels_and_rows() -> None:
         "uint8",
     )
     assert [data.rows(s) for s in ("train", "val", "test")] == [28, 6, 6]
-    for part in data.splits.values():
-        for x, y, row in zip(part.x, part.y, part.row, strict=True):
+    for split in data.splits.values():
+        for x, y, row in zip(split.x, split.y, split.row, strict=True):
             file = Path("pets", data.files["train"][row])
             assert file.parent.name == schema.classes[y]
             assert np.array_equal(x[0], np.asarray(Image.open(file)))
-    assert sorted(whole(data)) == sorted(
+    assert sorted(pixels_by_file(data)) == sorted(
         f"{c}/{i:02}.png" for c in ("cat", "dog") for i in range(20)
     )
 
 
-def test_the_split_is_stratified_and_a_function_of_its_seed() -> None:
+def test_the_split_is_stratified_and_seeded() -> None:
+    """Runs with equal split seeds must have equal test rows."""
     data, same, other = ready(folder()), ready(), ready(split_seed=1)
     assert torch.equal(data.splits["test"].row, same.splits["test"].row)
     assert not torch.equal(data.splits["test"].row, other.splits["test"].row)
     assert data.splits["test"].y.sum() == 3
 
 
-def test_parts_may_be_empty() -> None:
+def test_splits_may_be_empty() -> None:
+    """All images can be used for training."""
     data = ready(folder(), val_fraction=0, test_fraction=0)
     assert [data.rows(s) for s in ("train", "val", "test")] == [40, 0, 0]
 
 
-def test_parts_of_their_own_are_taken_as_they_are_and_missing_ones_are_cut_off_train() -> None:
+def test_split_folders_are_used_and_missing_ones_are_taken_off_train() -> None:
+    """Images of a test folder must not be trained on."""
     folder("set/train")
     folder("set/test", rows=3)
     (Path("set/test/cat/inner")).mkdir()
-    picture(0).save("set/test/cat/inner/deep.png")
+    make_image(0).save("set/test/cat/inner/deep.png")
     data = ready("set", val_fraction=0.25)
     assert [data.rows(s) for s in ("train", "val", "test")] == [30, 10, 7]
     assert [data.files["test"][r].split("/")[0] for r in data.splits["test"].row] == ["test"] * 7
-    assert "test/cat/inner/deep.png" in whole(data)
+    assert "test/cat/inner/deep.png" in pixels_by_file(data)
     folder("set/val", rows=2)
     assert [ready("set").rows(s) for s in ("train", "val", "test")] == [40, 4, 7]
 
 
 def save_every_kind(root: Path) -> dict[str, np.ndarray]:
-    """Files of one picture in many formats and modes, and what RGB each should give."""
-    image = picture(100, mode="RGB")
+    """Save an image in many formats and modes. Returns the expected RGB pixels of each file."""
+    image = make_image(100, mode="RGB")
     rgb, grey = np.asarray(image), image.convert("L")
     expected = {}
 
@@ -146,45 +150,49 @@ def exif(orientation: int) -> Image.Exif:
     return tags
 
 
-def test_every_kind_of_file_gives_its_pixels() -> None:
+def test_each_file_format_gives_its_pixels() -> None:
+    """Modes, orientation and transparency change the pixels."""
     root = folder()
     expected = save_every_kind(root / "cat")
     data = ready(root)
     assert data.schema is not None
     assert data.schema.input_shape == (3, 12, 10)
-    found = whole(data)
+    found = pixels_by_file(data)
     for name, pixels in expected.items():
         error = np.abs(found[f"cat/{name}"].numpy().transpose(1, 2, 0).astype(int) - pixels).max()
         assert error <= {"rgb.jpg": 12, "cmyk.tif": 2}.get(name, 0), name
 
 
-def test_pictures_are_grey_only_if_all_are_unless_told() -> None:
+def test_images_are_grey_if_all_are_or_if_set() -> None:
+    """One colour image makes the data set RGB."""
     root = folder()
     assert ready(root).schema.input_names == ("grey",)
     assert ready(root, channels="rgb").schema.input_names == ("red", "green", "blue")
-    picture(1, mode="RGB").save(root / "dog/colour.png")
+    make_image(1, mode="RGB").save(root / "dog/colour.png")
     assert ready(root).schema.input_shape == (3, 12, 10)
     assert ready(root, channels="grey").schema.input_shape == (1, 12, 10)
 
 
-def test_pictures_of_several_sizes_need_one_size_to_be_scaled_to() -> None:
+def test_images_of_several_sizes_need_an_option() -> None:
+    """Scaling without being asked would hide a mistake."""
     root = folder()
-    picture(0, size=(30, 20)).save(root / "cat/large.png")
+    make_image(0, size=(30, 20)).save(root / "cat/large.png")
     with pytest.raises(UserError, match=r"got 2 \(40 of 12×10, 1 of 30×20\); set data.size"):
         ready(root)
     assert ready(root, size=16).splits["train"].x.shape[1:] == (1, 16, 16)
-    scaled = whole(ready(root, size=(6, 5)))["cat/large.png"]
+    scaled = pixels_by_file(ready(root, size=(6, 5)))["cat/large.png"]
     reference = Image.open(root / "cat/large.png").resize((5, 6), Image.Resampling.BICUBIC)
     assert np.array_equal(scaled[0], np.asarray(reference))
 
 
-def test_an_npz_file_gives_what_arrays_gives() -> None:
+def test_an_npz_file_gives_the_splits_of_the_array_data_module() -> None:
+    """Both data modules must agree on splits and statistics."""
     x = RNG.integers(0, 256, size=(40, 9, 8, 3), dtype=np.uint8)
     np.savez("data.npz", x=x, y=np.arange(40) % 3, x_test=x[:5], y_test=np.arange(5) % 3)
     ours, theirs = ready("data.npz"), ArrayDataModule("data.npz")
     theirs.setup("fit")
-    for stage, part in theirs.splits.items():
-        assert all(torch.equal(a, b) for a, b in zip(ours.splits[stage], part, strict=True)), stage
+    for name, split in theirs.splits.items():
+        assert all(torch.equal(a, b) for a, b in zip(ours.splits[name], split, strict=True)), name
     fitted, reference = ours.schema.to_dict(), theirs.schema.to_dict()
     for name in ("input_mean", "input_std"):
         assert np.allclose(fitted.pop(name), reference.pop(name))
@@ -196,7 +204,8 @@ def test_an_npz_file_gives_what_arrays_gives() -> None:
 # Statistics, cache, memory
 
 
-def test_statistics_are_those_of_the_training_pictures_alone() -> None:
+def test_statistics_are_fitted_on_training_images_only() -> None:
+    """Other images must not leak into the schema."""
     folder("set/train", mode="RGB")
     folder("set/val", rows=3)
     before = ready("set", test_fraction=0.2)
@@ -207,7 +216,7 @@ def test_statistics_are_those_of_the_training_pictures_alone() -> None:
         "set/val/cat/00.png",
         *(f"set/{before.files['test'][r]}" for r in before.splits["test"].row),
     }:
-        picture(255, mode="RGB").save(name)
+        make_image(255, mode="RGB").save(name)
     after = ready("set", test_fraction=0.2)
     assert after.schema == before.schema
     assert after.fingerprint != before.fingerprint
@@ -216,16 +225,19 @@ def test_statistics_are_those_of_the_training_pictures_alone() -> None:
 
 @pytest.fixture
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """What was decoded so far."""
+    """Return the images that were decoded so far."""
     calls: list[Any] = []
-    pixels = decode.pixels
+    read_pixels = decoding.read_pixels
     monkeypatch.setattr(
-        decode, "pixels", lambda item, *rest: calls.append(item) or pixels(item, *rest)
+        decoding,
+        "read_pixels",
+        lambda image, *rest: calls.append(image) or read_pixels(image, *rest),
     )
     return calls
 
 
-def test_pictures_are_decoded_once(decoded: list[Any]) -> None:
+def test_images_are_decoded_once(decoded: list[Any]) -> None:
+    """Decoding in each run would take most of its time; changed files are decoded again."""
     first = ready(folder())
     assert len(decoded) == 40
     second = ready()
@@ -235,14 +247,15 @@ def test_pictures_are_decoded_once(decoded: list[Any]) -> None:
     assert len(decoded) == 40
     assert second.schema == first.schema
     assert torch.equal(given.splits["test"].x, first.splits["test"].x)
-    picture(3).save("pets/cat/00.png")
+    make_image(3).save("pets/cat/00.png")
     ready()
     assert len(decoded) == 80
     shutil.move("pets/dog", "pets/wolf")  # the same files and names of files
     assert ready().schema.classes == ("cat", "wolf")
 
 
-def test_parts_stay_on_the_disk() -> None:
+def test_splits_stay_on_disk() -> None:
+    """A data set may be larger than the memory."""
     data = ready(folder())
     files = {
         line.split()[-1]
@@ -255,16 +268,16 @@ def test_parts_stay_on_the_disk() -> None:
 
 PREPARE = """
 import time
-from proj.data import decode
-from proj.data.images import Images
-pixels = decode.pixels
-decode.pixels = lambda *a: (time.sleep(0.05), pixels(*a))[1]
+from proj.data.images import Images, decode
+read_pixels = decode.read_pixels
+decode.read_pixels = lambda *a: (time.sleep(0.05), read_pixels(*a))[1]
 if __name__ == "__main__":
     Images("pets").prepare_data()
 """
 
 
 def test_a_killed_preparation_is_not_used(decoded: list[Any]) -> None:
+    """Half-decoded arrays would be trained on."""
     folder()
     Path("slow.py").write_text(PREPARE)
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
@@ -280,11 +293,11 @@ def test_a_killed_preparation_is_not_used(decoded: list[Any]) -> None:
     assert process.returncode == -signal.SIGKILL
     data = ready()
     assert len(decoded) == 40
-    assert all(x.float().mean() > 30 for x in whole(data).values())  # none is empty
+    assert all(x.float().mean() > 30 for x in pixels_by_file(data).values())  # none is empty
 
 
-def test_a_schema_that_was_given_decides() -> None:
-    """On a run's checkpoint nothing is fitted again, and pictures become what the net was trained on."""
+def test_a_given_schema_decides() -> None:
+    """With a checkpoint nothing is fitted again, and images get the shape that the net needs."""
     schema = ready(folder()).schema
     folder("new", mode="RGB")
     data = Images("new")
@@ -316,9 +329,10 @@ def test_a_schema_that_was_given_decides() -> None:
 
 
 def test_encode_takes_files_images_and_arrays() -> None:
+    """`load` accepts all of them, and refuses others with a message."""
     data = ready(folder(mode="RGB"))
     files = [Path("pets", name) for name in data.files["train"][:5]]
-    expected = torch.stack([whole(data)[name] for name in data.files["train"][:5]])
+    expected = torch.stack([pixels_by_file(data)[name] for name in data.files["train"][:5]])
     arrays = np.stack([np.asarray(Image.open(file)) for file in files])
     assert torch.equal(Images.encode(files, data.schema), expected)
     assert torch.equal(Images.encode([str(file) for file in files], data.schema), expected)
@@ -340,24 +354,25 @@ def test_encode_takes_files_images_and_arrays() -> None:
         (arrays / 255, "got float64 of shape"),
         (
             ["pets/cat/gone.png"],
-            r"1 of 1 pictures cannot be read \(pets/cat/gone.png: .*No such file",
+            r"1 of 1 images cannot be read \(pets/cat/gone.png: .*No such file",
         ),
     ]:
         with pytest.raises(UserError, match=message):
             Images.encode(wrong, data.schema)
 
 
-# What cannot be used
+# Mistakes
 
 
 def damage(root: Path) -> None:
     (root / "cat/00.png").write_bytes(b"")
     whole_file = (root / "cat/01.png").read_bytes()
     (root / "cat/01.png").write_bytes(whole_file[: len(whole_file) // 2])
-    (root / "dog/02.png").write_text("not a picture")
+    (root / "dog/02.png").write_text("not an image")
 
 
-def test_damaged_pictures_are_an_error_or_are_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+def test_damaged_images_are_an_error_or_are_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+    """Other images must keep their pixels when damaged ones are left out."""
     root = folder()
     damage(root)
     with pytest.raises(
@@ -365,24 +380,23 @@ def test_damaged_pictures_are_an_error_or_are_left_out(capsys: pytest.CaptureFix
         match=r"2 of 40 .*cat/00.png: it has 0 bytes, dog/02.png: cannot identify.*skip_unreadable",
     ):
         ready(root)
-    with pytest.raises(
-        UserError, match=r"3 of 40 pictures cannot be read .*cat/01.png: .*truncated"
-    ):
+    with pytest.raises(UserError, match=r"3 of 40 images cannot be read .*cat/01.png: .*truncated"):
         ready(root, size=12, channels="grey")
     assert capsys.readouterr().err == ""
     for _ in range(2):  # from the cache too
         data = ready(root, skip_unreadable=True)
         (finding,) = data.findings
-        assert "3 of 40 pictures cannot be read (cat/00.png: it has 0 bytes, cat/01.png" in str(
+        assert "3 of 40 images cannot be read (cat/00.png: it has 0 bytes, cat/01.png" in str(
             finding
         )
-    names = whole(data)
+    names = pixels_by_file(data)
     assert len(names) == 37
     for name, x in names.items():
         assert np.array_equal(x[0], np.asarray(Image.open(root / name))), name
 
 
-def test_files_that_are_no_pictures_are_left_out_and_found() -> None:
+def test_other_files_are_left_out_and_reported() -> None:
+    """Nothing is dropped silently, apart from hidden files."""
     root = folder()
     for name in (
         "cat/Thumbs.db",
@@ -396,10 +410,10 @@ def test_files_that_are_no_pictures_are_left_out_and_found() -> None:
     (root / ".git").mkdir()
     data = ready(root)
     assert [str(finding) for finding in data.findings] == [
-        "4 files in pets have no picture's ending (labels.csv, cat/Thumbs.db, cat/notes.txt, …): they are left out; "
-        "remove them, or give them their format's ending."
+        "4 files in pets have no image suffix (labels.csv, cat/Thumbs.db, cat/notes.txt, …): "
+        "they are left out; remove them, or rename them to their format."
     ]
-    assert len(whole(data)) == 40
+    assert len(pixels_by_file(data)) == 40
 
 
 def empty_class() -> None:
@@ -411,13 +425,13 @@ def unknown_class() -> None:
     folder("pets/test", classes="cat dig")
 
 
-def stray_picture() -> None:
-    picture(0).save(folder() / "stray.png")
+def loose_image() -> None:
+    make_image(0).save(folder() / "stray.png")
 
 
 def without_classes() -> None:
     Path("pets").mkdir()
-    picture(0).save("pets/a.png")
+    make_image(0).save("pets/a.png")
 
 
 @pytest.mark.parametrize(
@@ -425,16 +439,16 @@ def without_classes() -> None:
     [
         (
             lambda: folder("pest"),
-            "expected a folder of pictures or an .npz file, there is no pets. Did you mean 'pest'",
+            "expected a folder of images or an .npz file, pets does not exist. Did you mean 'pest'",
         ),
         (lambda: Path("pets").mkdir(), "for each of two classes or more in pets, got none"),
         (lambda: folder(classes="cat"), "for each of two classes or more in pets, got only cat"),
-        (empty_class, "the class folder pets/fish has no pictures; add some, or remove it"),
+        (empty_class, "the class folder pets/fish has no images; add some, or remove it"),
         (
             unknown_class,
             r"the class dig of pets/test/dig/00.png has no folder in train.* Did you mean 'dog'",
         ),
-        (stray_picture, r"got 1 in pets beside its class folders \(stray.png\)"),
+        (loose_image, r"got 1 in pets beside its class folders \(stray.png\)"),
         (without_classes, r"got 1 in pets and no class folder \(a.png\)"),
         (
             lambda: folder(classes="train cat dog"),
@@ -448,7 +462,8 @@ def without_classes() -> None:
         (lambda: np.savez("pets", x=np.ones((9, 4)), y=np.arange(9)), "Did you mean 'pets.npz'"),
     ],
 )
-def test_folders_that_cannot_be_used_are_named(make: Callable[[], Any], message: str) -> None:
+def test_unusable_folders_are_named(make: Callable[[], Any], message: str) -> None:
+    """The message says what is expected of the folder."""
     make()
     with pytest.raises(UserError, match=message):
         ready()
@@ -457,30 +472,36 @@ def test_folders_that_cannot_be_used_are_named(make: Callable[[], Any], message:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"size": 0}, "data.size: expected numbers from 1 up"),
-        ({"crop": 10}, "data.crop: expected pixels from 0 to 9, less than a picture has, got 10"),
+        ({"size": 0}, "data.size: expected numbers from 1, got"),
+        (
+            {"crop": 10},
+            "data.crop: expected pixels from 0 to 9, less than the size of an image, got 10",
+        ),
         ({"erase": 1.5}, "data.erase: expected a probability from 0 to 1"),
         ({"val_fraction": 0.6, "test_fraction": 0.5}, "expected a sum below 1"),
     ],
 )
 def test_options_out_of_range_are_named(options: dict[str, Any], message: str) -> None:
+    """The message names the option and its range."""
     with pytest.raises(UserError, match=message):
         ready(folder(), **options)
 
 
-def test_arrays_that_are_no_pictures_are_refused() -> None:
+def test_arrays_that_are_not_images_are_refused() -> None:
+    """The message names the data module for such arrays."""
     np.savez("data.npz", x=np.ones((9, 4)), y=np.arange(9))
     with pytest.raises(
-        UserError, match=r"x_train: expected pictures, uint8 .* are for the data module Arrays"
+        UserError, match=r"x_train: expected images, uint8 .* are for ArrayDataModule"
     ):
         ready("data.npz")
 
 
-# Augmentation, against a loop by hand
+# Augmentation, compared with a loop over the images
 
 
 @pytest.mark.parametrize("kind", [torch.uint8, torch.float32])
-def test_a_shift_is_a_crop_of_the_padded_picture(kind: torch.dtype) -> None:
+def test_a_shift_is_a_crop_of_the_padded_image(kind: torch.dtype) -> None:
+    """Compared with NumPy's reflecting pad, image by image."""
     x = torch.from_numpy(RNG.integers(0, 256, size=(200, 3, 7, 6))).to(kind)
     torch.manual_seed(0)
     out = random_shift(x, 2)
@@ -496,7 +517,8 @@ def test_a_shift_is_a_crop_of_the_padded_picture(kind: torch.dtype) -> None:
     }
 
 
-def test_every_second_row_is_mirrored() -> None:
+def test_about_half_of_the_images_are_flipped() -> None:
+    """Flips are independent of each other."""
     x = torch.from_numpy(RNG.integers(0, 256, size=(400, 1, 5, 4), dtype=np.uint8))
     out = random_hflip(x)
     turned = [torch.equal(out[i], x[i].flip(2)) for i in range(400)]
@@ -504,7 +526,8 @@ def test_every_second_row_is_mirrored() -> None:
     assert 160 < sum(turned) < 240
 
 
-def test_a_blot_is_one_rectangle_of_the_mean_colour() -> None:
+def test_an_erased_area_is_one_rectangle_of_the_mean_colour() -> None:
+    """Sizes cover the range of the paper."""
     x = torch.from_numpy(RNG.integers(0, 100, size=(400, 3, 20, 16), dtype=np.uint8))
     x[..., ::2] += 150  # so that no pixel has the mean
     out = random_erase(x, 0.5)
@@ -525,7 +548,8 @@ def test_a_blot_is_one_rectangle_of_the_mean_colour() -> None:
     assert (random_erase(x, 1.0) != x).flatten(1).any(1).all()
 
 
-def test_augmentation_is_another_for_each_row_and_again_the_same_with_the_same_seed() -> None:
+def test_augmentation_differs_per_row_and_repeats_with_the_seed() -> None:
+    """A resumed run must see the same augmented images."""
     x = torch.from_numpy(RNG.integers(0, 256, size=(1, 1, 28, 28), dtype=np.uint8)).expand(
         64, 1, 28, 28
     )
@@ -537,7 +561,7 @@ def test_augmentation_is_another_for_each_row_and_again_the_same_with_the_same_s
     assert torch.equal(augment(x, False, 0, 0.0), x)
 
 
-# On the command line
+# Command line
 
 
 @pytest.fixture
@@ -560,6 +584,7 @@ def experiment(work: Path) -> Path:
 
 
 def test_fit_test_and_predict_on_a_folder(experiment: Path, cli: Cli, decoded: list[Any]) -> None:
+    """Predictions name the files, and `load` predicts like `predict`."""
     folder(mode="RGB", rows=30)
     cli("fit", "--config", experiment)
     cli("test")
@@ -571,7 +596,7 @@ def test_fit_test_and_predict_on_a_folder(experiment: Path, cli: Cli, decoded: l
     assert [name.split("/")[0] for name in names] == table["target"].to_list()
 
     folder("new/inner", rows=3, mode="RGB")
-    picture(0, mode="RGB").save("new/a.png")
+    make_image(0, mode="RGB").save("new/a.png")
     cli("predict", "--data.predict_path", "new", "--output", "out.csv")
     out = pl.read_csv("out.csv")
     assert out["row"].to_list() == list(range(7))
@@ -583,7 +608,8 @@ def test_fit_test_and_predict_on_a_folder(experiment: Path, cli: Cli, decoded: l
     assert np.allclose(loaded["probability_dog"], out["probability_dog"], atol=1e-5)
 
 
-def test_predict_needs_the_new_pictures_alone(experiment: Path, cli: Cli) -> None:
+def test_predict_needs_the_new_images_only(experiment: Path, cli: Cli) -> None:
+    """The training images may have been deleted."""
     cli(
         "fit",
         "--config",
@@ -596,8 +622,8 @@ def test_predict_needs_the_new_pictures_alone(experiment: Path, cli: Cli) -> Non
     shutil.rmtree("pets")
     folder("new", rows=2)
     cli("predict", "--data.predict_path", "new")
-    assert "no pictures in empty" in predict_error(cli, "empty")
-    assert "there is no nwe. Did you mean 'new'" in predict_error(cli, "nwe")
+    assert "no images in empty" in predict_error(cli, "empty")
+    assert "nwe does not exist. Did you mean 'new'" in predict_error(cli, "nwe")
     np.savez("new.npz", x=np.zeros((3, 12, 10), np.uint8))
     cli("predict", "--data.predict_path", "new.npz")
     assert len(pl.read_parquet("lightning_logs/version_0/predict/predictions.parquet")) == 3
@@ -608,12 +634,13 @@ def predict_error(cli: Cli, path: str) -> str:
     return cli("predict", "--data.predict_path", path, code=2)
 
 
-def test_pictures_are_changed_in_training_only(
+def test_images_are_augmented_in_training_only(
     experiment: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Augmented test images would give random metrics."""
     seen: list[bool] = []
     monkeypatch.setattr(
-        "proj.data.images.augment", lambda x, *options: seen.append(len(x) == 7) or x
+        "proj.data.images.datamodule.augment", lambda x, *options: seen.append(len(x) == 7) or x
     )
     folder()
     cli("fit", "--config", experiment, "--model.steps_per_execution", "2")
@@ -622,18 +649,22 @@ def test_pictures_are_changed_in_training_only(
     assert all(seen)
 
 
-def test_init_writes_an_experiment_for_pictures(cli: Cli) -> None:
+def test_init_writes_an_experiment_for_images(cli: Cli) -> None:
+    """The size, the flip and the class shares fit the images."""
     folder(rows=15)
     assert "rows: 22 train, 4 val, 4 test" in cli("init", "pets")
     text = Path("configs/pets.yaml").read_text()
-    assert "size: null # all are alike" in text
+    assert "size: null # all images have one size" in text
     assert "flip: true" in text
     quick = ["--trainer.max_epochs", "1", "--model.net.width", "4", "--trainer.accelerator", "cpu"]
     cli("fit", "--config", "configs/pets.yaml", *quick)
     for i, path in enumerate(sorted(Path("pets").rglob("*.png"))):
-        picture(90, size=(70 + i, 80)).save(path)
+        make_image(90, size=(70 + i, 80)).save(path)
     cli("init", "pets", "--output", "large.yaml")
-    assert "size: 64 # height and width that all are scaled to" in Path("large.yaml").read_text()
+    assert (
+        "size: 64 # height and width that all images are scaled to"
+        in Path("large.yaml").read_text()
+    )
     np.savez("letters.npz", x=np.zeros((60, 9, 9), np.uint8), y=np.arange(60) % 3)
     cli("init", "letters.npz")
     assert (

@@ -1,4 +1,4 @@
-"""Tables: what their columns become, who is in which part, what the training part alone decides, what may not be."""
+"""Tables: columns, splits, statistics of the training split, caching, and messages."""
 
 import json
 import math
@@ -13,15 +13,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from conftest import Cli
-from proj.data.tabular import files
-from proj.data.tabular.columns import BINS, RARE, quantiles
+from proj.data.tabular import files, prepare
+from proj.data.tabular.columns import BINS, RARE, encode_column, quantiles
 from proj.data.tabular.datamodule import Tabular
 from proj.errors import UserError
 from proj.schema import Column, Schema
 
 
 def people(rows: int = 200, seed: int = 0) -> pl.DataFrame:
-    """A table with every kind of column; ``bought`` follows from ``age`` and ``city`` somewhat."""
+    """Return a table with each kind of column; ``bought`` depends on ``age`` and ``city``."""
     rng = np.random.default_rng(seed)
     age = rng.integers(18, 90, rows).astype(float)
     city = rng.choice(["Oslo", "Bergen", "Tromsø"], rows)
@@ -54,23 +54,24 @@ def table(work: Path) -> pl.DataFrame:
     return table
 
 
-def decoded(data: Tabular, stage: str) -> dict[str, list[Any]]:
-    """What an encoded part says, by the schema alone."""
-    part, schema = data.splits[stage], data.schema
+def decoded(data: Tabular, split_name: str) -> dict[str, list[Any]]:
+    """Decode a split with the schema only."""
+    split, schema = data.splits[split_name], data.schema
     assert schema is not None
-    assert isinstance(part.x, dict)
+    assert isinstance(split.x, dict)
     found: dict[str, list[Any]] = {}
     for i, column in enumerate(schema.numeric):
         found[column.name] = [
-            None if math.isnan(v) else v for v in part.x["numeric"][:, i].tolist()
+            None if math.isnan(v) else v for v in split.x["numeric"][:, i].tolist()
         ]
     for i, column in enumerate(schema.categorical):
-        names = [None, "another one", *column.categories]
-        found[column.name] = [names[code] for code in part.x["categorical"][:, i].tolist()]
+        names = [None, "other", *column.categories]
+        found[column.name] = [names[code] for code in split.x["categorical"][:, i].tolist()]
     return found
 
 
-def test_each_kind_of_column_becomes_what_it_should(table: pl.DataFrame) -> None:
+def test_each_kind_of_column_is_encoded(table: pl.DataFrame) -> None:
+    """The encoded splits decode to the values of the file."""
     data = ready()
     assert data.schema is not None
     kinds = {column.name: column.kind for column in data.schema.columns}
@@ -83,25 +84,26 @@ def test_each_kind_of_column_becomes_what_it_should(table: pl.DataFrame) -> None
         "joined.weekday": "weekday",
         "spent": "number",
     }
-    assert {f.what.split(",")[0] for f in data.findings} == {
+    assert {f.what for f in data.findings} == {
         "column customer is left out",
         "column same is left out",
     }
-    for stage in ("train", "val", "test"):
-        rows = table[data.splits[stage].row.numpy()]
-        got = decoded(data, stage)
+    for name in ("train", "val", "test"):
+        rows = table[data.splits[name].row.numpy()]
+        got = decoded(data, name)
         assert got["age"] == rows["age"].to_list()
         assert got["city"] == rows["city"].to_list()
         assert got["member"] == rows["member"].cast(pl.String).to_list()
         assert got["joined"] == rows["joined"].to_physical().to_list()
         assert got["joined.weekday"] == rows["joined"].dt.weekday().to_list()
-        assert [data.schema.classes[i] for i in data.splits[stage].y.tolist()] == rows[
+        assert [data.schema.classes[i] for i in data.splits[name].y.tolist()] == rows[
             "bought"
         ].to_list()
 
 
 @pytest.mark.parametrize("ending", ["tsv", "parquet", "*.csv", ";"])
-def test_other_files_give_the_same_arrays(ending: str, table: pl.DataFrame) -> None:
+def test_other_file_formats_give_the_same_arrays(ending: str, table: pl.DataFrame) -> None:
+    """A separator or format must not change the data."""
     path = {"*.csv": "part_*.csv", ";": "semi.csv"}.get(ending, f"other.{ending}")
     if ending == "tsv":
         table.write_csv(path, separator="\t")
@@ -114,20 +116,20 @@ def test_other_files_give_the_same_arrays(ending: str, table: pl.DataFrame) -> N
         table[70:].write_csv("part_2.csv")
     one, other = ready(), ready(path)
     assert one.schema == other.schema
-    for stage in ("train", "val", "test"):
-        assert torch.equal(one.splits[stage].row, other.splits[stage].row)
-        assert torch.equal(one.splits[stage].x["categorical"], other.splits[stage].x["categorical"])
+    for name in ("train", "val", "test"):
+        assert torch.equal(one.splits[name].row, other.splits[name].row)
+        assert torch.equal(one.splits[name].x["categorical"], other.splits[name].x["categorical"])
         assert torch.equal(
-            one.splits[stage].x["numeric"].nan_to_num(-1),
-            other.splits[stage].x["numeric"].nan_to_num(-1),
+            one.splits[name].x["numeric"].nan_to_num(-1),
+            other.splits[name].x["numeric"].nan_to_num(-1),
         )
 
 
-def test_a_type_that_shows_late_counts_for_the_whole_column(
+def test_a_type_that_appears_late_applies_to_the_whole_column(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Types are inferred from the first rows only where these tell the truth about all."""
-    monkeypatch.setattr(files, "HEAD", 50)
+    """Types inferred from the first rows would turn later values into missing ones."""
+    monkeypatch.setattr(files, "INFERENCE_ROWS", 50)
     late = [None] * 100
     frame = pl.DataFrame(
         {
@@ -149,21 +151,23 @@ def test_a_type_that_shows_late_counts_for_the_whole_column(
     }
 
 
-def test_text_that_is_to_be_numbers_is_counted_where_it_is_none() -> None:
+def test_text_that_is_not_a_number_is_counted() -> None:
+    """Values must not become missing without a finding."""
     values = [*map(str, range(95)), "many", "few", None, "1.5", "-2"]
     pl.DataFrame({"n": values, "y": ["a", "b"] * 50}).write_csv("odd.csv")
     data = ready("odd.csv", "y", columns={"n": "number"}, val_fraction=0.0, test_fraction=0.0)
     (finding,) = data.findings
     assert (
         finding.what
-        == "2 of 100 values of column n cannot be read as data.columns says ('many' is one)"
+        == "2 of 100 values of column n cannot be read as data.columns says, such as 'many'"
     )
     numbers = data.splits["train"].x["numeric"][:, 0]
     assert numbers.isnan().sum() == 3
     assert numbers.nansum() == sum(range(95)) - 0.5
 
 
-def test_kinds_can_be_set(table: pl.DataFrame) -> None:
+def test_column_kinds_can_be_set(table: pl.DataFrame) -> None:
+    """A wrong inference can be corrected, without findings."""
     data = ready(
         columns={"age": "category", "customer": "category", "joined": "drop", "same": "drop"}
     )
@@ -182,8 +186,8 @@ def test_kinds_can_be_set(table: pl.DataFrame) -> None:
     assert data.findings == []
 
 
-def test_quantiles_keep_what_is_rare_apart_from_what_is_common() -> None:
-    """Of a column that is zero in nine rows of ten, and all values are among the numbers there are."""
+def test_quantiles_separate_rare_values_from_a_frequent_one() -> None:
+    """A column of 90 % zeros still has many edges above zero, and all edges are values."""
     rng = np.random.default_rng(0)
     values = np.where(rng.random(20_000) < 0.9, 0, rng.lognormal(0, 1, 20_000))
     edges, shares = quantiles(values)
@@ -197,7 +201,8 @@ def test_quantiles_keep_what_is_rare_apart_from_what_is_common() -> None:
     assert quantiles(few)[0].tolist() == list(range(9))
 
 
-def test_rare_and_unseen_categories_are_another_one(table: pl.DataFrame) -> None:
+def test_rare_and_unseen_categories_share_a_code(table: pl.DataFrame) -> None:
+    """A net could not use a category that it never saw."""
     city = [f"village {i}" if i < 3 else c for i, c in enumerate(table["city"])]
     table.with_columns(pl.Series("city", city)).write_csv("people.csv")
     data = ready()
@@ -209,7 +214,8 @@ def test_rare_and_unseen_categories_are_another_one(table: pl.DataFrame) -> None
     assert codes.tolist() == [1, 0, 2 + known.index("Oslo")]
 
 
-def test_the_training_part_alone_decides_the_schema(table: pl.DataFrame) -> None:
+def test_the_schema_is_fitted_on_the_training_split_only(table: pl.DataFrame) -> None:
+    """Validation and test rows must not leak into the statistics."""
     before = ready()
     others = torch.cat([before.splits["val"].row, before.splits["test"].row]).tolist()
     changed = table.with_row_index().with_columns(
@@ -224,6 +230,7 @@ def test_the_training_part_alone_decides_the_schema(table: pl.DataFrame) -> None
 
 
 def test_several_targets(table: pl.DataFrame) -> None:
+    """Columns of 0 and 1 are labels, others are numbers to predict."""
     two = table.with_columns(
         a=pl.col("age").fill_null(0) > 40, b=pl.col("member").cast(int), c=pl.col("spent") * 2
     )
@@ -252,6 +259,7 @@ def test_several_targets(table: pl.DataFrame) -> None:
     ],
 )
 def test_the_task_is_inferred(values: list[Any], task: str) -> None:
+    """A wrong task would train with the wrong loss."""
     rows = 200
     pl.DataFrame(
         {"x": np.arange(rows) % 7, "y": [values[i % len(values)] for i in range(rows)]}
@@ -261,10 +269,10 @@ def test_the_task_is_inferred(values: list[Any], task: str) -> None:
     assert data.schema.task == task
 
 
-def test_a_number_that_is_none_is_missing_and_an_infinite_target_is_refused(
+def test_nan_is_missing_and_an_infinite_target_is_refused(
     table: pl.DataFrame,
 ) -> None:
-    """As a Parquet file of other programs has it; a NaN target would end in NaN weights."""
+    """Other programs write NaN into Parquet files; a NaN target would give NaN weights."""
     odd = table.with_columns(
         pl.col("age").fill_null(float("nan")),
         pl.when(pl.int_range(pl.len()) < 7).then(float("nan")).otherwise("spent").alias("spent"),
@@ -275,7 +283,7 @@ def test_a_number_that_is_none_is_missing_and_an_infinite_target_is_refused(
     assert all(torch.isfinite(p.y).all() for p in data.splits.values())
     assert any("7 of 200 rows of odd.parquet have no target" in str(f) for f in data.findings)
     assert (
-        sum(decoded(data, stage)["age"].count(None) for stage in data.splits)
+        sum(decoded(data, name)["age"].count(None) for name in data.splits)
         == odd[7:]["age"].is_nan().sum()
     )
     assert torch.equal(
@@ -285,14 +293,15 @@ def test_a_number_that_is_none_is_missing_and_an_infinite_target_is_refused(
     odd.with_columns(
         pl.when(pl.int_range(pl.len()) == 9).then(float("inf")).otherwise("spent").alias("spent")
     ).write_parquet("inf.parquet")
-    with pytest.raises(UserError, match="expected finite targets, got an infinite one"):
+    with pytest.raises(UserError, match="column spent: expected finite targets, got inf in row 9"):
         ready("inf.parquet", "spent")
 
 
 @pytest.mark.parametrize("labels", [["2020-01-01", "2020-01-02"], ["a", "7"]])
-def test_labels_of_any_type_are_classes_and_a_file_of_test_rows_may_have_some_of_them(
+def test_a_test_file_may_have_some_of_the_labels_only(
     labels: list[str],
 ) -> None:
+    """Its labels must be read as the type that they have in training."""
     rng = np.random.default_rng(0)
     for name, rows in (("train.csv", labels * 50), ("test.csv", labels[1:] * 20)):
         pl.DataFrame({"x": rng.normal(size=len(rows)), "y": rows}).write_csv(name)
@@ -303,6 +312,7 @@ def test_labels_of_any_type_are_classes_and_a_file_of_test_rows_may_have_some_of
 
 
 def test_splits_by_group_time_and_column(table: pl.DataFrame) -> None:
+    """Each row is in one split, and groups and times do not overlap."""
     day = pl.Series("day", np.repeat(np.arange(50), 4))
     family = pl.Series("family", np.random.default_rng(1).integers(0, 40, 200))
     part = pl.Series("part", np.random.default_rng(2).choice(["train", "val", "test"], 200))
@@ -315,8 +325,8 @@ def test_splits_by_group_time_and_column(table: pl.DataFrame) -> None:
     days = [day[p.row.numpy()] for p in by_time.splits.values()]
     assert days[0].max() < days[1].min() <= days[1].max() < days[2].min()
     assert len(days[2]) == 32  # 30 rows, and the two others of the first day
-    for stage, p in by_column.splits.items():
-        assert p.row.tolist() == [i for i, v in enumerate(part) if v == stage]
+    for name, p in by_column.splits.items():
+        assert p.row.tolist() == [i for i, v in enumerate(part) if v == name]
     for data in (by_group, by_time, by_column):
         rows = torch.cat([p.row for p in data.splits.values()])
         assert torch.equal(rows.sort().values, torch.arange(200))
@@ -324,7 +334,8 @@ def test_splits_by_group_time_and_column(table: pl.DataFrame) -> None:
     assert "family" not in {c.source for c in by_group.schema.columns}
 
 
-def test_a_split_that_leaks_is_found(table: pl.DataFrame) -> None:
+def test_a_leaking_split_is_found(table: pl.DataFrame) -> None:
+    """A split column may divide groups or mix up times."""
     part = pl.Series("part", (["train"] * 3 + ["val", "test"]) * 40)
     table.with_columns(
         part, day=pl.Series(range(200)), family=pl.Series([i // 2 for i in range(200)])
@@ -339,7 +350,8 @@ def test_a_split_that_leaks_is_found(table: pl.DataFrame) -> None:
     )
 
 
-def test_a_file_of_test_rows(table: pl.DataFrame) -> None:
+def test_a_test_file(table: pl.DataFrame) -> None:
+    """A test file needs the columns and types of training."""
     test = people(60, seed=5)
     test.write_csv("test.csv")
     data = ready(test_path="test.csv")
@@ -353,25 +365,26 @@ def test_a_file_of_test_rows(table: pl.DataFrame) -> None:
     test.with_columns(age=pl.lit("old")).write_csv("test.csv")
     with pytest.raises(
         UserError,
-        match=r"column age: expected values of type number, as in training, got text, 'old' in row 0",
+        match=r"column age: expected values of type number, as in training, "
+        r"got text, 'old' in row 0",
     ):
         ready(test_path="test.csv")
 
 
-def test_prepared_arrays_are_used_again_and_an_interrupted_preparation_is_not(
+def test_prepared_arrays_are_reused_unless_interrupted(
     table: pl.DataFrame, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from proj.data.tabular import write
+    """Half-written arrays would be trained on."""
 
     def die(*_: Any) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(write, "_check_finite", die)
+        patch.setattr(prepare, "_check_finite", die)
         with pytest.raises(KeyboardInterrupt):
             ready()
     first = ready()
-    monkeypatch.setattr(write, "_check_finite", die)  # preparing anew would show
+    monkeypatch.setattr(prepare, "_check_finite", die)  # preparing anew would show
     again = ready()
     assert again.schema == first.schema
     assert torch.equal(again.splits["val"].x["categorical"], first.splits["val"].x["categorical"])
@@ -389,15 +402,15 @@ def bad(name: str, text: str | bytes) -> str:
     ("text", "message"),
     [
         ("", "expected a header and rows of data, got an empty file"),
-        ("a,bought\n", "expected rows of data, got a header alone"),
-        ("a,b,a,bought\n1,2,3,4\n", "expected a name of its own for each column, got 'a' 2 times"),
+        ("a,bought\n", "expected rows of data, got a header only"),
+        ("a,b,a,bought\n1,2,3,4\n", "expected different names for all columns, got 'a' 2 times"),
         (
             "a,b,bought\n1,2,x\n1,2\n3,4,y\n",
-            "expected 3 fields a line, as in the header, got 2 in line 3",
+            "expected 3 fields per line, as in the header, got 2 in line 3",
         ),
         (
             "a,b,bought\n1,2,x\n1,2,y,9\n",
-            "expected 3 fields a line, as in the header, got 4 in line 3",
+            "expected 3 fields per line, as in the header, got 4 in line 3",
         ),
         (
             "a,bought\n1,é\n".encode("latin-1"),
@@ -409,7 +422,7 @@ def bad(name: str, text: str | bytes) -> str:
         ),
         (
             "a,bought\n" + "1,\n2,\n" * 9,
-            "column bought: expected targets, got missing values alone",
+            "column bought: expected targets, got missing values only",
         ),
         ("a,brought\n1,x\n", "data.target: t.csv has no column 'bought'. Did you mean 'brought'?"),
         ("a,bought\n" + "5,x\n5,y\n" * 20, "no column is left to learn from: a: constant"),
@@ -419,7 +432,8 @@ def bad(name: str, text: str | bytes) -> str:
         ),
     ],
 )
-def test_tables_that_cannot_be_used_are_named(text: str | bytes, message: str, cli: Cli) -> None:
+def test_unusable_tables_are_named(text: str | bytes, message: str, cli: Cli) -> None:
+    """The message says what is wrong, in which file, and nothing is written."""
     err = cli("init", bad("t.csv", text), "--target", "bought", code=2)
     assert message in err
     assert "t.csv" in err
@@ -427,6 +441,7 @@ def test_tables_that_cannot_be_used_are_named(text: str | bytes, message: str, c
 
 
 def test_init_fit_test_predict_and_load(table: pl.DataFrame, cli: Cli) -> None:
+    """All verbs work on one table, and `load` predicts like `predict`."""
     out = cli("init", "people.csv", "--target", "bought")
     assert "rows: 140 train, 30 val, 30 test" in out
     assert "inputs: 2 numbers (age, spent); 2 categories (city, member); 3 parts of dates" in out
@@ -436,7 +451,7 @@ def test_init_fit_test_predict_and_load(table: pl.DataFrame, cli: Cli) -> None:
         "customer: drop # an identifier or free text: 140 different values in 140 rows"
         in config.read_text()
     )
-    assert "there is a file configs/people.yaml already" in cli(
+    assert "the file configs/people.yaml already exists" in cli(
         "init", "people.csv", "--target", "bought", code=2
     )
     cli("fit", "--config", config, "--trainer.max_epochs", "2", "--trainer.accelerator", "cpu")
@@ -479,10 +494,10 @@ numbers = st.one_of(st.none(), st.floats(allow_nan=False, allow_infinity=False, 
     ),
     seed=st.integers(0, 3),
 )
-def test_what_is_encoded_decodes_to_what_was_there(
+def test_encoded_values_decode_to_the_originals(
     values: list[Any], seed: int, tmp_path_factory: Any
 ) -> None:
-    """And each row is in exactly one part."""
+    """Also odd texts and numbers, and each row is in exactly one split."""
     folder = tmp_path_factory.mktemp("odd")
     rows = values * RARE  # so that no category is rare
     frame = pl.DataFrame(
@@ -507,26 +522,23 @@ def test_what_is_encoded_decodes_to_what_was_there(
     )
     assert data.schema is not None
     assert Schema.from_dict(json.loads(json.dumps(data.schema.to_dict()))) == data.schema
-    for stage, part in data.splits.items():
-        got, were = decoded(data, stage), frame[part.row.numpy()]
+    for split_name, split in data.splits.items():
+        got, were = decoded(data, split_name), frame[split.row.numpy()]
         rare = {c.name: c for c in data.schema.columns}
         for name in usable:
+            # Of a column with a single number, only whether it is missing is encoded.
             if name == "n" and name in {c.name for c in data.schema.categorical}:
-                continue  # of a single number, all there is to know is whether it is missing
+                continue
             expected = were[name].cast(pl.String).to_list() if name != "n" else were[name].to_list()
             for value, wanted in zip(got[name], expected, strict=True):
-                assert value == wanted or (
-                    value == "another one" and wanted not in rare[name].categories
-                )
+                assert value == wanted or (value == "other" and wanted not in rare[name].categories)
 
 
-def test_columns_read_alike_from_files_that_write_numbers_differently(work: Path) -> None:
-    """A category of whole numbers has the same codes where a file says 7 and where it says 7.0."""
+def test_whole_numbers_read_alike_from_all_files(work: Path) -> None:
+    """A category has the same code in a file with 7 and in a file with 7.0."""
     column = Column("a", "number", "category", False, (), (), ("7", "8"))
-    from proj.data.tabular.columns import encode
-
     for values in ([7, 8, 9, None], [7.0, 8.0, 9.5, None]):
-        assert pl.DataFrame({"a": values}).select(encode(column)).to_series().to_list() == [
+        assert pl.DataFrame({"a": values}).select(encode_column(column)).to_series().to_list() == [
             2,
             3,
             1,

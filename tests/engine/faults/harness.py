@@ -1,4 +1,4 @@
-"""Processes that are killed or stopped and then resumed, and digests of the runs they leave."""
+"""Start processes that are killed at chosen points, and compare the runs that they leave."""
 
 import hashlib
 import os

@@ -1,4 +1,4 @@
-"""The data doctor: each finding on data made to have it, none on data that have not."""
+"""Checks of a data set: each finding on data made to have it, and none on clean data."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ import pytest
 from conftest import Cli, make_arrays
 from proj.data.arrays import ArrayDataModule
 from proj.data.tabular.datamodule import Tabular
-from proj.engine.training.data_checks import check_data, digests
+from proj.engine.training.data_checks import check_data, hash_inputs
 
 
 def ready(path: str = "t.csv", **options: Any) -> Tabular:
@@ -25,88 +25,100 @@ def table(rows: int = 400) -> pl.DataFrame:
     return pl.DataFrame({"a": a, "b": b, "y": np.where(a + rng.normal(size=rows) > 0, "yes", "no")})
 
 
-def found(data: Any) -> str:
+def findings_text(data: Any) -> str:
+    """All findings, one per line."""
     return "\n".join(map(str, check_data(data)))
 
 
-def test_nothing_is_found_where_nothing_is_odd(work: Any) -> None:
+def test_clean_data_have_no_findings(work: Any) -> None:
+    """A false alarm would teach users to ignore findings."""
     table().write_csv("t.csv")
-    assert found(ready()) == ""
+    assert findings_text(ready()) == ""
 
 
-def test_copies_across_parts_are_counted(work: Any) -> None:
-    """Against a count by hand, through the source's own rows."""
+def test_copies_in_another_split_are_counted(work: Any) -> None:
+    """A wrong count would differ from the count over the rows of the source."""
     rows = table()
     pl.concat([rows, rows[:60]]).write_csv("t.csv")
     data = ready()
     keys = {
-        stage: [rows.row(i % 400) for i in part.row.tolist()] for stage, part in data.splits.items()
+        name: [rows.row(i % 400) for i in split.row.tolist()] for name, split in data.splits.items()
     }
     for later, earlier in (("val", "train"), ("test", "train")):
         count = sum(key in set(keys[earlier]) for key in keys[later])
         assert count > 0
-        assert f"{count} of 69 {later} rows are exact copies of {earlier} rows" in found(data)
+        assert f"{count} of 69 {later} rows are exact copies of {earlier} rows" in findings_text(
+            data
+        )
 
 
 def test_equal_inputs_with_different_labels_are_counted(work: Any) -> None:
+    """Five rows are repeated with the other label, so ten rows contradict."""
     rows = table()
     other = rows[:5].with_columns(
         y=pl.when(pl.col("y") == "yes").then(pl.lit("no")).otherwise(pl.lit("yes"))
     )
     pl.concat([rows, other]).write_csv("t.csv")
-    assert "10 of 405 rows have the inputs of another row and a different label" in found(ready())
+    assert "10 of 405 rows have the inputs of another row and a different label" in findings_text(
+        ready()
+    )
 
 
 @pytest.mark.parametrize("kind", ["number", "text"])
-def test_a_column_that_gives_the_target_away_is_named(kind: str, work: Any) -> None:
+def test_a_column_that_contains_the_target_is_named(kind: str, work: Any) -> None:
+    """The finding names the column and how to drop it, whatever its type."""
     rows = table()
-    told = (
+    leak = (
         pl.col("y").replace_strict({"yes": 3.5, "no": 1.25})
         if kind == "number"
         else "because " + pl.col("y")
     )
-    rows.with_columns(told=told).write_csv("t.csv")
-    text = found(ready())
-    assert "column told alone explains 100.0% of the target" in text
-    assert "data.columns: {told: drop}" in text
+    rows.with_columns(leak=leak).write_csv("t.csv")
+    text = findings_text(ready())
+    assert "column leak alone explains 100.0% of the target" in text
+    assert "data.columns: {leak: drop}" in text
     assert "column a" not in text
 
 
-def test_a_column_that_gives_a_number_away_is_named(work: Any) -> None:
+def test_a_column_that_contains_a_number_to_predict_is_named(work: Any) -> None:
+    """The target in another unit is found, a correlated column is not."""
     rng = np.random.default_rng(0)
     y = rng.normal(size=2000)
     pl.DataFrame({"a": rng.normal(size=2000) + y, "cents": 100 * y, "y": y}).write_csv("t.csv")
-    text = found(ready())
+    text = findings_text(ready())
     assert "column cents alone explains" in text
     assert "column a" not in text
 
 
-def test_rare_classes_and_rows_without_target_are_named(work: Any) -> None:
+def test_rare_classes_and_missing_targets_are_named(work: Any) -> None:
+    """Counts are those of the training split and of the whole file."""
     rows = table()
     y = ["odd"] * 6 + [None] * 4 + rows["y"].to_list()[10:]
     rows.with_columns(y=pl.Series(y)).write_csv("t.csv")
-    text = found(ready())
+    text = findings_text(ready())
     assert "fewer than 10 training rows of odd (4)" in text
     assert "4 of 400 rows of t.csv have no target: they are left out" in text
 
 
-def test_equal_rows_have_equal_digests_and_others_do_not(work: Any) -> None:
+def test_equal_rows_have_equal_hashes_and_others_do_not(work: Any) -> None:
+    """A collision would report a row as a duplicate."""
     arrays = make_arrays("multiclass", 3000)
     arrays["x"][7] = arrays["x"][2000]
     np.savez("data.npz", **arrays)
     data = ArrayDataModule("data.npz", val_fraction=0, test_fraction=0)
     data.setup("fit")
-    keys = digests(data.splits["train"], chunk=64)
-    assert keys[7] == keys[2000]
-    assert len(set(keys.tolist())) == 2999
+    hashes = hash_inputs(data.splits["train"], chunk=64)
+    assert hashes[7] == hashes[2000]
+    assert len(set(hashes.tolist())) == 2999
 
 
 def test_strict_makes_findings_errors(work: Any, cli: Cli) -> None:
+    """`init` drops the identifier in the experiment, so that `check` has no finding."""
     table().with_columns(id=pl.Series(range(400))).write_csv("t.csv")
     assert "--strict: expected no findings, got 1: column id" in cli(
         "init", "t.csv", "--target", "y", "--strict", code=2
     )
     cli("init", "t.csv", "--target", "y")
-    cli("check", "--config", "configs/t.yaml", "--strict")  # init has dropped the identifier
+    cli("check", "--config", "configs/t.yaml", "--strict")
     flags = ["--config", "configs/t.yaml", "--data.columns", "null", "--strict"]
-    assert "column id is left out, an identifier" in cli("check", *flags, code=2)
+    assert "column id is left out: an identifier" in cli("check", *flags, code=2)

@@ -1,4 +1,4 @@
-"""Data module for images."""
+"""Images: decode → sources → prepare → datamodule; augment and experiment stand alone."""
 
 from proj.data.images.datamodule import Images
 

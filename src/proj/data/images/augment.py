@@ -1,17 +1,24 @@
-"""Random changes to training pictures, made to whole batches on their device: another draw for each row."""
+"""Random augmentation of training images, for whole batches on their device."""
 
 import torch
 from torch import Tensor
 
-AREA = 0.02, 0.33  # of an erased rectangle, as a share of the picture
-ASPECT = 0.3, 3.3  # its height over its width
+# An erased rectangle: its area as a share of the image, and its height over its width.
+AREA = 0.02, 0.33
+ASPECT = 0.3, 3.3
 
 
 def augment(x: Tensor, flip: bool, crop: int, erase: float) -> Tensor:
-    """``x`` [rows, channels, height, width], uint8 or float, changed as asked for; draws from its device's generator.
+    """Return ``x`` [rows, channels, height, width], uint8 or float, augmented.
 
-    The usual three of small pictures: mirrored and shifted (He et al. 2016, arXiv:1512.03385, section 4.2), erased
-    (Zhong et al. 2020, arXiv:1708.04896).
+    The usual three augmentations of small images: flips and shifts (He et al. 2016,
+    arXiv:1512.03385, section 4.2), and random erasing (Zhong et al. 2020, arXiv:1708.04896). Each
+    row has its own random numbers, from the generator of the device.
+
+    Args:
+        flip: whether to flip images left to right with probability 0.5.
+        crop: largest shift in pixels.
+        erase: probability that a rectangle is erased.
     """
     x = random_hflip(x) if flip else x
     x = random_shift(x, crop) if crop else x
@@ -19,48 +26,51 @@ def augment(x: Tensor, flip: bool, crop: int, erase: float) -> Tensor:
 
 
 def random_hflip(x: Tensor) -> Tensor:
-    """Left and right changed, in every second row by chance."""
+    """Flip each image left to right with probability 0.5."""
     chosen = torch.rand(len(x), device=x.device) < 0.5
     return torch.where(chosen[:, None, None, None], x.flip(3), x)
 
 
 def random_shift(x: Tensor, pixels: int) -> Tensor:
-    """A crop of the picture's own size out of the picture padded by ``pixels`` on each side, which is a shift.
+    """Shift each image by up to ``pixels``, less than its height and width, in both directions.
 
-    The padding mirrors the picture at its outer pixels, so that no edge appears where there was none. ``pixels`` is
-    below height and width.
+    This equals a random crop of the padded image. The padding reflects the image at its outer
+    pixels, so that no edge appears.
     """
     rows, channels, height, width = x.shape
     down, right = torch.randint(-pixels, pixels + 1, (2, rows, 1), device=x.device)
-    h = _reflected(torch.arange(height, device=x.device) + down, height)  # [rows, height]
-    w = _reflected(torch.arange(width, device=x.device) + right, width)  # [rows, width]
-    x = x.gather(2, h[:, None, :, None].expand(rows, channels, height, width))
-    return x.gather(3, w[:, None, None, :].expand(rows, channels, height, width))
+    source_rows = _reflect(torch.arange(height, device=x.device) + down, height)
+    source_columns = _reflect(torch.arange(width, device=x.device) + right, width)
+    x = x.gather(2, source_rows[:, None, :, None].expand(rows, channels, height, width))
+    return x.gather(3, source_columns[:, None, None, :].expand(rows, channels, height, width))
 
 
-def _reflected(place: Tensor, length: int) -> Tensor:
-    """Places outside 0 … ``length`` - 1, mirrored at these two: -1 is 1."""
+def _reflect(position: Tensor, length: int) -> Tensor:
+    """Reflect positions outside 0 … ``length`` - 1 at these two: -1 becomes 1."""
     last = length - 1
-    return last - (last - place.abs()).abs()
+    return last - (last - position.abs()).abs()
 
 
 def random_erase(x: Tensor, probability: float) -> Tensor:
-    """A rectangle of random size and place takes the picture's mean colour, in a share ``probability`` of the rows."""
+    """Fill a random rectangle with the mean colour of the image, with ``probability`` per image."""
     rows, _, height, width = x.shape
     draw = torch.rand(5, rows, 1, device=x.device)
     area = (AREA[0] + (AREA[1] - AREA[0]) * draw[0]) * height * width
-    aspect = (
-        ASPECT[0] * (ASPECT[1] / ASPECT[0]) ** draw[1]
-    )  # uniform in its logarithm: as often tall as wide
-    inside_h = _span((area * aspect).sqrt(), height, draw[2])  # [rows, height]
-    inside_w = _span((area / aspect).sqrt(), width, draw[3])  # [rows, width]
-    inside = inside_h[:, :, None] & inside_w[:, None, :] & (draw[4] < probability)[:, :, None]
+    # Uniform in its logarithm: a rectangle is tall as often as wide.
+    aspect = ASPECT[0] * (ASPECT[1] / ASPECT[0]) ** draw[1]
+    inside_rows = _interval((area * aspect).sqrt(), height, draw[2])  # [rows, height]
+    inside_columns = _interval((area / aspect).sqrt(), width, draw[3])  # [rows, width]
+    inside = inside_rows[:, :, None] & inside_columns[:, None, :]
+    inside &= (draw[4] < probability)[:, :, None]
     mean = x.float().mean(dim=(2, 3), keepdim=True).to(x.dtype)
     return torch.where(inside[:, None], mean, x)
 
 
-def _span(size: Tensor, length: int, place: Tensor) -> Tensor:
-    """Which of ``length`` pixels a stretch of ``size`` [rows, 1] covers that lies at ``place`` (0 to 1): [rows, length]."""
+def _interval(size: Tensor, length: int, place: Tensor) -> Tensor:
+    """Return which of ``length`` pixels an interval covers: [rows, length] bool.
+
+    ``size`` [rows, 1] is in pixels, and ``place`` [rows, 1] from 0 (first pixel) to 1 (last).
+    """
     size = size.round().clamp(1, length)
     start = (place * (length - size + 1)).floor()
     pixel = torch.arange(length, device=size.device)

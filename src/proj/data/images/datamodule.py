@@ -1,4 +1,4 @@
-"""Folders of pictures, and arrays of them, as a data module."""
+"""Data module for images: folders of files, and arrays, decoded once and memory-mapped."""
 
 import json
 from collections.abc import Callable
@@ -15,49 +15,70 @@ from PIL import Image
 from torch import Tensor
 
 from proj.data.base import DataModule
-from proj.data.cache import prepared
-from proj.data.images import sources
+from proj.data.cache import build_once
 from proj.data.images.augment import augment
-from proj.data.images.decode import Picture, Shape, decode
-from proj.data.images.prepare import COLOURS, Plan, Prepared, prepare, shape_of
+from proj.data.images.decode import AnyImage, Shape, decode
+from proj.data.images.experiment import scaled_size, val_share, write_experiment
+from proj.data.images.prepare import (
+    CHANNEL_NAMES,
+    ImagePlan,
+    PreparedImages,
+    common_shape,
+    prepare_images,
+)
+from proj.data.images.sources import (
+    ImageSet,
+    hash_source,
+    list_folder,
+    read_images,
+    to_images,
+)
 from proj.data.splits import Fold
 from proj.data.targets import Targets
 from proj.errors import UserError
 from proj.schema import SPLITS, Batch, Schema, Task
 
 if TYPE_CHECKING:
+    # Importing takes half a second, and only predictions need it.
     import polars as pl
 
 CHANNELS = {"grey": 1, "rgb": 3}
 
 
 class Images(DataModule):
-    """Pictures in a folder for each class, or in an ``.npz`` file.
+    """Images in a folder for each class, or in an ``.npz`` file.
 
-    They are decoded once, into a cache that all runs share and that is mapped, not loaded: a set may be larger than memory.
+    They are decoded once, into a cache that all runs share. It is memory-mapped, so a data set may
+    be larger than the memory.
 
     Args:
-        path: ``PATH/CLASS/…``, or ``PATH/train/CLASS/…`` with ``PATH/val`` and ``PATH/test`` where there are such, of files
-            that Pillow reads; or an ``.npz`` file with ``x_train`` and ``y_train`` (or ``x`` and ``y``) and optional
-            ``x_val``, ``y_val``, ``x_test``, ``y_test``, uint8 [rows, height, width] or with channels.
-        predict_path: a folder of pictures, or an ``.npz`` file with ``x``, for ``predict``; null means the test part. A
-            picture's row is its place among all names in sorted order.
-        task: what the targets of an ``.npz`` file are; null means what they suggest. Folders are classes.
-        size: height and width that all pictures are scaled to, one number if they are equal; null: as the pictures are,
-            which must be alike then.
-        channels: grey or rgb; auto: grey if all pictures are, else rgb.
-        skip_unreadable: leave damaged pictures out, with a warning, where they would be an error.
-        flip: mirror training pictures left to right by chance; not for writing, or where the side means something.
-        crop: shift training pictures by up to so many pixels; an eighth of the size is much.
-        erase: probability that a rectangle of a training picture is blotted out.
-        batch_size: rows a batch and device; null means all rows of a part at once.
-        val_fraction: share of the rows to choose the best epoch on, where the source has no val part.
-        test_fraction: share of the rows kept for ``test``, where the source has no test part.
-        split_seed: seed of the split alone, so that runs with different seeds see the same test rows.
-        fold: one fold as a part, [test, 0, 5] say: the first of five tests, and what val_fraction says is cut off the rest;
-            [val, 0, 5]: the first of five of the rows that are not for testing validates. `cv` sets it.
-        shuffle: draw a new order of the training rows each epoch.
-        cache_dir: folder of decoded pictures; it may be deleted at any time.
+        path: ``PATH/CLASS/…``, or ``PATH/train/CLASS/…`` with optional ``PATH/val`` and
+            ``PATH/test``, of files that Pillow reads; or an ``.npz`` file with ``x_train`` and
+            ``y_train`` (or ``x`` and ``y``) and optional ``x_val``, ``y_val``, ``x_test``,
+            ``y_test``, uint8 [rows, height, width] or with channels.
+        predict_path: a folder of images, or an ``.npz`` file with ``x``, for ``predict``; null
+            means the test split. The row of an image is its position among the sorted names.
+        task: what the targets of an ``.npz`` file are; null means what they suggest. Folders are
+            classes.
+        size: height and width that all images are scaled to, or one number for both; null keeps
+            the size of the images, which must then be equal.
+        channels: grey or rgb; auto means grey if all images are grey, else rgb.
+        skip_unreadable: whether to leave damaged images out, with a warning. Otherwise they are an
+            error.
+        flip: whether to flip training images left to right at random; not for text, or where left
+            and right differ in meaning.
+        crop: largest random shift of training images in pixels; an eighth of the size is large.
+        erase: probability that a random rectangle of a training image is erased.
+        batch_size: rows per batch and device; null means all rows of a split in one batch.
+        val_fraction: share of the rows for validation, if the source has no val split.
+        test_fraction: share of the rows for ``test``, if the source has no test split.
+        split_seed: seed of the split only, so that runs with different seeds have the same test
+            rows.
+        fold: one fold as a split. [test, 0, 5] tests on the first of five folds and takes
+            val_fraction off the rest; [val, 0, 5] validates on the first of five folds of the rows
+            that are not test rows. `cv` sets it.
+        shuffle: whether the training rows get a new order in each epoch.
+        cache_dir: folder of the decoded images; it may be deleted at any time.
     """
 
     def __init__(
@@ -80,57 +101,61 @@ class Images(DataModule):
         cache_dir: str = f".cache/{__name__.partition('.')[0]}",
     ) -> None:
         super().__init__(batch_size, shuffle, predict_path)
-        self.path, self.task = path, task
+        self.path, self.task, self.fold = path, task, fold
         self.size = (size, size) if isinstance(size, int) else size
         self.channels, self.skip_unreadable = CHANNELS.get(channels), skip_unreadable
         self.flip, self.crop, self.erase = flip, crop, erase
-        self.val_fraction, self.test_fraction, self.split_seed, self.fold = (
-            val_fraction,
-            test_fraction,
-            split_seed,
-            fold,
-        )
+        self.val_fraction, self.test_fraction = val_fraction, test_fraction
+        self.split_seed = split_seed
         self.cache = Path(cache_dir)
-        self.files: dict[
-            str, list[str]
-        ] = {}  # by stage: the file of each row number, for pictures from a folder
+        # For each split of a folder, the file of each row number.
+        self.files: dict[str, list[str]] = {}
+
+    @classmethod
+    def for_source(
+        cls, path: str, target: str | list[str] | None, task: Task | None
+    ) -> "Images | None":
+        if not Path(path).is_dir() and not path.endswith(".npz"):
+            return None
+        if target or task:
+            raise UserError(
+                "--target and --task are for tables; the class of an image is its folder, or in y."
+            )
+        images = read_images(path, list_folder(path, predict=False), predict=False)
+        return cls(path, size=scaled_size(images), val_fraction=val_share(images))
+
+    def experiment_yaml(self, path: str, target: str | list[str] | None) -> str:
+        assert self.schema is not None
+        size = self.size[0] if self.size else None
+        return write_experiment(path, self.schema, size, self.val_fraction)
 
     @classmethod
     def encode(cls, rows: Any, schema: Schema) -> Tensor:
-        """``rows``, a list of files or of PIL images or uint8 [rows, height, width] or with channels, as ``x``.
+        """Return ``rows`` as ``x``, grey or RGB and scaled as in training.
 
-        All are made grey or RGB, and scaled, to what the model was trained on.
+        ``rows`` is a list of files or of PIL images, or uint8 [rows, height, width] or with
+        channels.
         """
-        if isinstance(rows, np.ndarray | Tensor):
-            rows = sources.to_pictures(np.asarray(rows), "rows")
-        elif (
-            not isinstance(rows, list | tuple)
-            or not rows
-            or not all(isinstance(row, str | Path | Image.Image) for row in rows)
-        ):
-            got = type(rows[0] if isinstance(rows, list | tuple) and rows else rows).__name__
+        images = _image_list(rows)
+        x = np.empty((len(images), *schema.input_shape), np.uint8)
+        if failures := decode(images, x, resize=True):
+            i = min(failures)
+            name = images[i] if isinstance(images[i], Path) else f"row {i}"
             raise UserError(
-                f"rows: expected a list of files or of PIL images, or an array of uint8, got {got}."
-            )
-        items: list[Picture] = [Path(row) if isinstance(row, str) else row for row in rows]
-        x = np.empty((len(items), *schema.input_shape), np.uint8)
-        if failed := decode(items, x, resize=True):
-            i = min(failed)
-            name = items[i] if isinstance(items[i], Path) else f"row {i}"
-            raise UserError(
-                f"rows: {len(failed)} of {len(items)} pictures cannot be read ({name}: {failed[i]})."
+                f"rows: {len(failures)} of {len(images)} images cannot be read "
+                f"({name}: {failures[i]})."
             )
         return torch.from_numpy(x)
 
     def prepare_data(self) -> None:
         if not self._only_new_rows():
-            self._prepared(self.path)
+            self._prepare(self.path)
         elif self.predict_path:
-            self._prepared(self.predict_path, predict=True)
+            self._prepare(self.predict_path, predict=True)
 
     def setup(self, stage: str) -> None:
         if not self.splits and not self._only_new_rows():
-            self._setup_all()
+            self._setup_splits()
         if stage == "predict" and "predict" not in self.splits:
             self._setup_predict()
 
@@ -138,13 +163,14 @@ class Images(DataModule):
     def id_columns(self) -> list[str]:
         return ["file"] if any(self.files.values()) else []
 
-    def source_columns(self, names: list[str], rows: Any, stage: str) -> "pl.DataFrame":
+    def source_columns(self, names: list[str], rows: Any, split: str) -> "pl.DataFrame":
+        # Importing takes half a second, and only predictions need it.
         import polars as pl
 
-        files = self.files[stage]
+        files = self.files[split]
         if names != ["file"] or not files:
             raise UserError(
-                f"--keep: expected file, for pictures from a folder, got {', '.join(names)}."
+                f"--keep: expected file, for images from a folder, got {', '.join(names)}."
             )
         return pl.DataFrame({"file": [files[row] for row in rows]})
 
@@ -152,16 +178,14 @@ class Images(DataModule):
         assert isinstance(batch.x, Tensor)
         return batch._replace(x=augment(batch.x, self.flip, self.crop, self.erase))
 
-    # From source to parts
-
-    def _prepared(self, path: str, predict: bool = False) -> Prepared:
-        """What was decoded of ``path``, now or in an earlier run."""
-        listing = sources.folder_of(path, predict)
-        source = sources.identity(path, listing, self.cache)
-        read = cache(lambda: sources.pictures_of(path, listing, predict))
-        shape = self._shape(source, read)
-        self._check(shape)
-        plan = Plan(
+    def _prepare(self, path: str, predict: bool = False) -> PreparedImages:
+        """Return the decoded images of ``path``, from the cache if they are there."""
+        listing = list_folder(path, predict)
+        source_hash = hash_source(path, listing, self.cache)
+        read = cache(lambda: read_images(path, listing, predict))
+        shape = self._shape(source_hash, read)
+        self._check_options(shape)
+        plan = ImagePlan(
             shape,
             self.size is not None,
             self.skip_unreadable,
@@ -171,62 +195,85 @@ class Images(DataModule):
             self.split_seed,
             self.fold,
         )
-        key = {"source": source, "predict": predict, "pillow": PIL.__version__, **asdict(plan)}
-        done = prepared(self.cache, key, lambda folder: prepare(folder, read(), plan, path))
-        return Prepared(done, listing, source)
+        key = {"source": source_hash, "predict": predict, "pillow": PIL.__version__, **asdict(plan)}
+        folder = build_once(
+            self.cache, key, lambda folder: prepare_images(folder, read(), plan, path)
+        )
+        return PreparedImages(folder, listing, source_hash)
 
-    def _shape(self, source: str, read: Callable[[], sources.Pictures]) -> Shape:
+    def _shape(self, source_hash: str, read: Callable[[], ImageSet]) -> Shape:
+        """Return the shape of one row, from the schema, the options or the images themselves."""
         if self.schema is not None:
             return self.schema.input_shape
         if self.size and self.channels:
             return self.channels, *self.size
 
-        def look(folder: Path) -> None:
-            shape = shape_of(read(), self.size, self.channels, self.skip_unreadable)
+        def write_shape(folder: Path) -> None:
+            shape = common_shape(read(), self.size, self.channels, self.skip_unreadable)
             (folder / "shape").write_text(json.dumps(shape))
 
         key = {
-            "source": source,
+            "source": source_hash,
             "size": self.size,
             "channels": self.channels,
             "skip": self.skip_unreadable,
         }
-        return tuple(json.loads((prepared(self.cache, key, look) / "shape").read_text()))
+        folder = build_once(self.cache, key, write_shape)
+        return tuple(json.loads((folder / "shape").read_text()))
 
-    def _check(self, shape: Shape) -> None:
-        if len(shape) != 3 or shape[0] not in COLOURS:
+    def _check_options(self, shape: Shape) -> None:
+        if len(shape) != 3 or shape[0] not in CHANNEL_NAMES:
             raise UserError(
-                f"data: expected a model that was trained on pictures, got one for rows of shape {shape}."
+                f"data: expected a model trained on images, got one for rows of shape {shape}."
             )
         if self.size is not None and (min(self.size) < 1 or shape[1:] != tuple(self.size)):
-            wanted = f"{list(shape[1:])}, as in training" if self.schema else "numbers from 1 up"
-            raise UserError(f"data.size: expected {wanted}, got {list(self.size)}.")
+            expected = f"{list(shape[1:])}, as in training" if self.schema else "numbers from 1"
+            raise UserError(f"data.size: expected {expected}, got {list(self.size)}.")
         if not 0 <= self.crop < min(shape[1:]):
             raise UserError(
-                f"data.crop: expected pixels from 0 to {min(shape[1:]) - 1}, less than a picture has, "
-                f"got {self.crop}."
+                f"data.crop: expected pixels from 0 to {min(shape[1:]) - 1}, less than the size of "
+                f"an image, got {self.crop}."
             )
         if not 0 <= self.erase <= 1:
             raise UserError(f"data.erase: expected a probability from 0 to 1, got {self.erase}.")
 
-    def _setup_all(self) -> None:
-        done = self._prepared(self.path)
-        self.fingerprint, self.findings = done.source, done.findings
-        self.schema = self.schema or Schema.from_dict(done.facts["schema"])
-        targets = Targets(done.load("y", "train"), self.task, (), self.path)
-        for stage in SPLITS:
-            y = targets.encode(done.load("y", stage), self.schema, stage, done.load("row", stage))
-            self.splits[stage] = done.part(stage, torch.from_numpy(y))
-            self.files[stage] = done.names
+    def _setup_splits(self) -> None:
+        prepared = self._prepare(self.path)
+        self.fingerprint, self.findings = prepared.source_hash, prepared.findings
+        schema = self.schema = self.schema or Schema.from_dict(prepared.facts["schema"])
+        task = self.task or self._infer_task(prepared)
+        for split in SPLITS:
+            targets = Targets.from_array(prepared.load("y", split), task, (), self.path)
+            y = targets.encode(schema, split, prepared.load("row", split))
+            self.splits[split] = prepared.batch(split, torch.from_numpy(y))
+            self.files[split] = prepared.names
+
+    def _infer_task(self, prepared: PreparedImages) -> Task:
+        """Return the task that the training targets suggest; other splits may lack classes."""
+        return Targets.from_array(prepared.load("y", "train"), None, (), self.path).task
 
     def _setup_predict(self) -> None:
         if self.predict_path is None:
-            self.splits["predict"], self.files["predict"] = (
-                self.splits["test"]._replace(y=None),
-                self.files["test"],
-            )
+            self.splits["predict"] = self.splits["test"]._replace(y=None)
+            self.files["predict"] = self.files["test"]
             return
-        done = self._prepared(self.predict_path, predict=True)
-        self.splits["predict"], self.files["predict"] = done.part("predict", None), done.names
-        for finding in done.findings:
+        prepared = self._prepare(self.predict_path, predict=True)
+        self.splits["predict"], self.files["predict"] = (
+            prepared.batch("predict", None),
+            prepared.names,
+        )
+        for finding in prepared.findings:
             rank_zero_warn(str(finding))
+
+
+def _image_list(rows: Any) -> list[AnyImage]:
+    """Return rows to predict as a list. Raises UserError for other types."""
+    if isinstance(rows, np.ndarray | Tensor):
+        return list(to_images(np.asarray(rows), "rows"))
+    is_list = isinstance(rows, list | tuple) and len(rows) > 0
+    if not is_list or not all(isinstance(row, str | Path | Image.Image) for row in rows):
+        got = type(rows[0] if is_list else rows).__name__
+        raise UserError(
+            f"rows: expected a list of files or of PIL images, or an array of uint8, got {got}."
+        )
+    return [Path(row) if isinstance(row, str) else row for row in rows]

@@ -1,10 +1,10 @@
-"""Pictures as pixels: any file Pillow reads, in any mode, as uint8 of one size."""
+"""Decode images: any file that Pillow reads, in any mode, as uint8 pixels of one size."""
 
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -12,70 +12,77 @@ from rich.console import Console
 from rich.progress import track
 
 from proj.errors import UserError
+from proj.schema import Array
 
-Array: TypeAlias = np.ndarray[Any, Any]
-Picture: TypeAlias = Path | Image.Image | Array  # an array is uint8 [channels, height, width]
+# A file, an image of Pillow, or an array: uint8 [channels, height, width].
+AnyImage: TypeAlias = Path | Image.Image | Array
 Shape: TypeAlias = tuple[int, ...]  # channels, height, width
 
-GREY = {"1", "L", "LA", "I", "I;16", "I;16B", "I;16L", "I;16N"}
-SIXTEEN_BITS = {"I", "I;16", "I;16B", "I;16L", "I;16N"}
-ORIENTATION = 0x0112  # of EXIF; from 5 on, height and width are exchanged
-STRETCH = 32  # pictures a thread takes at once
+GREY_MODES = {"1", "L", "LA", "I", "I;16", "I;16B", "I;16L", "I;16N"}
+SIXTEEN_BIT_MODES = {"I", "I;16", "I;16B", "I;16L", "I;16N"}
+
+# Tag of EXIF data. From 5 on, height and width are exchanged.
+ORIENTATION = 0x0112
+FIRST_TURNED = 5
+
+IMAGES_PER_TASK = 32  # of a thread
 
 
-def look(picture: Picture) -> Shape:
-    """Channels (1 for grey, else 3), height and width, from the file's head alone."""
-    if isinstance(picture, np.ndarray):
-        return 1 if len(picture) == 1 else 3, *picture.shape[1:]
-    with _opened(picture) as image:
-        unknown = (
-            image.format == "PNG" and "exif" not in image.info
-        )  # to search its end would mean to decode it
-        turned = not unknown and image.getexif().get(ORIENTATION, 1) >= 5
-        size = image.size if turned else image.size[::-1]
-        return 1 if image.mode in GREY else 3, *size
+def read_shape(image: AnyImage) -> Shape:
+    """Return channels (1 for grey, else 3), height and width, from the head of a file only."""
+    if isinstance(image, np.ndarray):
+        return 1 if len(image) == 1 else 3, *image.shape[1:]
+    with _open(image) as opened:
+        # EXIF data at the end of a PNG would have to be searched by decoding the image.
+        has_exif = opened.format != "PNG" or "exif" in opened.info
+        turned = has_exif and opened.getexif().get(ORIENTATION, 1) >= FIRST_TURNED
+        size = opened.size if turned else opened.size[::-1]
+        return 1 if opened.mode in GREY_MODES else 3, *size
 
 
-def pixels(picture: Picture, shape: Shape, resize: bool) -> Array:
-    """The picture as uint8 of ``shape``: turned as its EXIF data say, grey or RGB, and scaled if ``resize``.
+def read_pixels(image: AnyImage, shape: Shape, resize: bool) -> Array:
+    """Return the image as uint8 of ``shape``: upright, grey or RGB, and scaled if ``resize``.
 
-    What is transparent becomes white. 16 bits become 8 by their whole range: 65535 is 255.
+    EXIF data tell which side is up. Transparent pixels become white. 16 bits become 8 by their
+    whole range: 65535 is 255. Raises UserError for another size without ``resize``.
     """
-    if isinstance(picture, np.ndarray):
-        if picture.shape == shape:
-            return picture
-        picture = Image.fromarray(picture[0] if len(picture) == 1 else picture.transpose(1, 2, 0))
-    with _opened(picture) as opened:
+    if isinstance(image, np.ndarray):
+        if image.shape == shape:
+            return image
+        image = Image.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0))
+    with _open(image) as opened:
         if resize:
-            opened.draft(
-                None, (2 * max(shape[1:]), 2 * max(shape[1:]))
-            )  # JPEG alone: decode no more than is needed
-        image = _plain(ImageOps.exif_transpose(opened), "L" if shape[0] == 1 else "RGB")
-    if image.size != (shape[2], shape[1]):
+            # A JPEG file is then decoded at no more than the necessary size.
+            opened.draft(None, (2 * max(shape[1:]), 2 * max(shape[1:])))
+        pixels = _to_mode(ImageOps.exif_transpose(opened), "L" if shape[0] == 1 else "RGB")
+    channels, height, width = shape
+    if pixels.size != (width, height):
         if not resize:
+            name = str(image) if isinstance(image, Path) else "an image"
             raise UserError(
-                f"{_name(picture)}: expected {shape[1]}×{shape[2]} pixels, as others have, got {image.height}×"
-                f"{image.width}; set data.size to [{shape[1]}, {shape[2]}] to scale them."
+                f"{name}: expected {height}×{width} pixels, like the others, got "
+                f"{pixels.height}×{pixels.width}; set data.size to [{height}, {width}] to scale "
+                "all images."
             )
-        image = image.resize((shape[2], shape[1]), Image.Resampling.BICUBIC)
-    return np.asarray(image).reshape(shape[1], shape[2], shape[0]).transpose(2, 0, 1)
+        pixels = pixels.resize((width, height), Image.Resampling.BICUBIC)
+    return np.asarray(pixels).reshape(height, width, channels).transpose(2, 0, 1)
 
 
-def _opened(picture: Path | Image.Image) -> Image.Image:
-    if isinstance(picture, Image.Image):
-        return picture.copy()
-    if not picture.stat().st_size:
+def _open(image: Path | Image.Image) -> Image.Image:
+    if isinstance(image, Image.Image):
+        return image.copy()
+    if not image.stat().st_size:
         raise ValueError("it has 0 bytes")
-    return Image.open(picture)
+    return Image.open(image)
 
 
-def _plain(image: Image.Image, mode: str) -> Image.Image:
-    """The image in mode L or RGB."""
-    if image.mode in SIXTEEN_BITS:
+def _to_mode(image: Image.Image, mode: str) -> Image.Image:
+    """Return the image in mode L or RGB."""
+    if image.mode in SIXTEEN_BIT_MODES:
         values = np.asarray(image)
         if values.min() < 0 or values.max() > 65535:
             raise ValueError(
-                f"expected values of 8 or 16 bits, got some from {values.min()} to {values.max()}"
+                f"expected values of 8 or 16 bits, got values from {values.min()} to {values.max()}"
             )
         image = Image.fromarray((values // 257).astype(np.uint8))
     elif image.mode == "F":
@@ -86,48 +93,45 @@ def _plain(image: Image.Image, mode: str) -> Image.Image:
     return image.convert(mode)
 
 
-def decode(pictures: Sequence[Picture], out: Array, resize: bool) -> dict[int, str]:
-    """Fill ``out`` [rows, channels, height, width]. Returns the rows that cannot be read, and why."""
+def decode(images: Sequence[AnyImage], out: Array, resize: bool) -> dict[int, str]:
+    """Fill ``out`` [rows, channels, height, width]. Returns why rows cannot be read, by number."""
 
     def write(i: int) -> None:
-        out[i] = pixels(pictures[i], out.shape[1:], resize)
+        out[i] = read_pixels(images[i], out.shape[1:], resize)
 
-    return in_parallel(write, len(pictures), "decoding pictures")
+    return run_parallel(write, len(images), "decoding images")
 
 
-def in_parallel(work: Callable[[int], None], count: int, title: str) -> dict[int, str]:
-    """Call ``work`` with each number below ``count``. Returns those it fails on, and why.
+def run_parallel(function: Callable[[int], None], count: int, title: str) -> dict[int, str]:
+    """Call ``function`` with each number below ``count``. Returns the reasons of failures.
 
-    Threads are enough, since Pillow decodes outside of Python's lock, and they work in every program.
+    Threads are enough, because Pillow decodes without the global interpreter lock, and they need no
+    main guard in a script.
     """
     pool = ThreadPoolExecutor(os.cpu_count())
 
-    def stretch(start: int) -> dict[int, str]:
-        tried = {i: _tried(work, i) for i in range(start, min(start + STRETCH, count))}
-        return {i: why for i, why in tried.items() if why}
+    def run_task(start: int) -> dict[int, str]:
+        numbers = range(start, min(start + IMAGES_PER_TASK, count))
+        failures = {i: _failure(function, i) for i in numbers}
+        return {i: reason for i, reason in failures.items() if reason}
 
-    console, total = Console(stderr=True), -(-count // STRETCH)
+    console, tasks = Console(stderr=True), -(-count // IMAGES_PER_TASK)
+    hidden = not console.is_terminal
     try:
-        done = pool.map(stretch, range(0, count, STRETCH))
-        shown = track(
-            done, title, total, console=console, transient=True, disable=not console.is_terminal
-        )
-        return {i: why for failed in shown for i, why in failed.items()}
+        results = pool.map(run_task, range(0, count, IMAGES_PER_TASK))
+        shown = track(results, title, tasks, console=console, transient=True, disable=hidden)
+        return {i: reason for failures in shown for i, reason in failures.items()}
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _tried(work: Callable[[int], None], i: int) -> str:
+def _failure(function: Callable[[int], None], i: int) -> str:
+    """Return why a call fails, or an empty text."""
     try:
-        work(i)
+        function(i)
     except UserError:
         raise
-    except (
-        Exception
-    ) as error:  # Pillow raises many kinds for damaged files; all of them mean the same to the user
+    except Exception as error:
+        # Pillow raises many types for damaged files.
         return " ".join(str(error).split()) or type(error).__name__
     return ""
-
-
-def _name(picture: Picture) -> str:
-    return str(picture) if isinstance(picture, Path) else "a picture"

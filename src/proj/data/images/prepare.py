@@ -1,35 +1,32 @@
-"""Pictures prepared for training: decoded into one mapped array a part, with the schema of the training part beside."""
+"""Prepare images: split the rows, decode each split into one array, fit the schema on train."""
 
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from proj.data.base import Finding
-from proj.data.cache import create, mapped
-from proj.data.images.decode import Shape, decode, in_parallel, look
-from proj.data.images.folders import Folder
-from proj.data.images.sources import Pictures
+from proj.data.cache import create_array, map_array
+from proj.data.images.decode import Shape, decode, read_shape, run_parallel
+from proj.data.images.sources import ImageFolder, ImageSet
 from proj.data.splits import Fold, split
 from proj.data.targets import Targets
 from proj.errors import UserError
-from proj.schema import SPLITS, Batch, Schema, Task
+from proj.schema import SPLITS, Array, Batch, Schema, Task
 
-Array: TypeAlias = np.ndarray[Any, Any]
-
-COLOURS = {1: ("grey",), 3: ("red", "green", "blue")}
-LEVELS = np.arange(256) / 255  # what a uint8 counts as
-ROWS = 1024  # read at once
+CHANNEL_NAMES = {1: ("grey",), 3: ("red", "green", "blue")}
+LEVELS = np.arange(256) / 255  # the number that a uint8 counts as
+CHUNK = 1024  # images per step of the statistics
 
 
-@dataclass
-class Plan:
-    """How pictures become arrays: with the source's content, what decides on every byte of them."""
+@dataclass(frozen=True)
+class ImagePlan:
+    """The options that decide the prepared arrays, together with the source. Plain values."""
 
     shape: Shape
     resize: bool
@@ -41,146 +38,161 @@ class Plan:
     fold: Fold | None
 
 
-class Prepared(NamedTuple):
-    """What ``prepare`` left on the disk for a source."""
+class PreparedImages(NamedTuple):
+    """The folder that ``prepare_images`` filled for a source."""
 
     folder: Path
-    listing: Folder | None  # none for an .npz file
-    source: str  # the identity of the source
+    listing: ImageFolder | None  # None for an .npz file
+    source_hash: str
 
     @property
     def facts(self) -> dict[str, Any]:
+        """``schema`` of labelled images, and a message about images that cannot be read."""
         facts: dict[str, Any] = json.loads((self.folder / "facts.json").read_text())
         return facts
 
     @property
     def names(self) -> list[str]:
-        """The file of each row number."""
+        """The file of each row number; empty for an ``.npz`` file."""
         return self.listing.names if self.listing else []
 
     @property
     def findings(self) -> list[Finding]:
-        """What is not used: pictures that cannot be read, and files that are no pictures."""
-        effect, found = "they are left out", []
-        if failed := self.facts["unreadable"]:
-            found.append(Finding(failed, effect, "mend or remove them"))
-        if self.listing and (others := self.listing.left_out):
-            some = ", ".join(others[:3]) + ", …" * (len(others) > 3)
-            what = f"{len(others)} files in {self.listing.root} have no picture's ending ({some})"
-            found.append(Finding(what, effect, "remove them, or give them their format's ending"))
-        return found
+        """Findings about files that are not used."""
+        effect, findings = "they are left out", []
+        if unreadable := self.facts["unreadable"]:
+            findings.append(Finding(unreadable, effect, "repair or remove them"))
+        if self.listing and (files := self.listing.other_files):
+            listed = ", ".join(files[:3]) + ", …" * (len(files) > 3)
+            what = f"{len(files)} files in {self.listing.root} have no image suffix ({listed})"
+            findings.append(Finding(what, effect, "remove them, or rename them to their format"))
+        return findings
 
-    def load(self, what: str, stage: str) -> Array:
-        array: Array = np.load(self.folder / f"{what}_{stage}.npy")
+    def load(self, what: str, split_name: str) -> Array:
+        """Return the array ``y`` or ``row`` of a split."""
+        array: Array = np.load(self.folder / f"{what}_{split_name}.npy")
         return array
 
-    def part(self, stage: str, y: Tensor | None) -> Batch:
-        """A part whose pictures stay on the disk until a batch of them is used."""
-        rows = torch.from_numpy(self.load("row", stage))
-        return Batch(mapped(self.folder / f"x_{stage}.npy")[: len(rows)], y, rows)
+    def batch(self, split_name: str, y: Tensor | None) -> Batch:
+        """Return a split, whose images stay on disk until they are used."""
+        rows = torch.from_numpy(self.load("row", split_name))
+        return Batch(map_array(self.folder / f"x_{split_name}.npy")[: len(rows)], y, rows)
 
 
-def shape_of(
-    pictures: Pictures, size: Sequence[int] | None, channels: int | None, skip_unreadable: bool
-) -> Shape:
-    """Channels, height and width that all get: as asked for, else as the pictures themselves have them."""
-    found = np.zeros((len(pictures.items), 3), np.int64)
-
-    def write(i: int) -> None:
-        found[i] = look(pictures.items[i])
-
-    failed = in_parallel(write, len(found), "looking at pictures")
-    refuse(pictures, failed, skip_unreadable)
-    found = np.delete(found, list(failed), axis=0)
-    sizes, counts = np.unique(found[:, 1:], axis=0, return_counts=True)
-    if size is None and len(sizes) > 1:
-        often = ", ".join(
-            f"{counts[i]} of {sizes[i][0]}×{sizes[i][1]}"
-            for i in np.argsort(-counts, kind="stable")[:3]
-        )
-        raise UserError(
-            f"data.size: expected pictures of one height×width, got {len(sizes)} ({often}"
-            f"{', …' * (len(sizes) > 3)}); set data.size to what all get, 64 or [48, 64] say."
-        )
-    height, width = sizes[0] if size is None else size
-    return channels or int(found[:, 0].max()), int(height), int(width)
-
-
-def refuse(pictures: Pictures, failed: dict[int, str], skip: bool) -> None:
-    """An error if there are pictures that cannot be read and that are not to be skipped, or if there are no others."""
-    if failed and not (skip and len(failed) < len(pictures.items)):
-        raise UserError(
-            f"{unreadable(pictures, failed)}; mend or remove them, or set data.skip_unreadable to true to leave "
-            "them out."
-        )
-
-
-def unreadable(pictures: Pictures, failed: dict[int, str]) -> str:
-    some = ", ".join(f"{pictures.names[i]}: {failed[i]}" for i in sorted(failed)[:3])
-    return f"{len(failed)} of {len(pictures.items)} pictures cannot be read ({some}{', …' * (len(failed) > 3)})"
-
-
-def prepare(folder: Path, pictures: Pictures, plan: Plan, where: str) -> None:
-    """Decode everything into ``folder``: x, y and row of each part, and ``facts.json``."""
-    positions = _parts(pictures, plan, where)
-    failed: dict[int, str] = {}
-    for part, places in positions.items():
-        x = create(folder / f"x_{part}.npy", np.uint8, (len(places), *plan.shape))
-        bad = decode([pictures.items[i] for i in places], x, plan.resize)
-        failed |= {int(places[i]): why for i, why in bad.items()}
-        kept = np.delete(np.arange(len(places)), list(bad))
-        for to, i in enumerate(
-            kept if bad else ()
-        ):  # close the gaps; what is left over at the end is not used
-            x[to] = x[i]
-        positions[part] = places[kept]
-        np.save(folder / f"row_{part}.npy", pictures.rows[places[kept]])
-        if len(pictures.labels):
-            np.save(folder / f"y_{part}.npy", pictures.labels[places[kept]])
-    refuse(pictures, failed, plan.skip_unreadable)
-    facts: dict[str, Any] = {"unreadable": unreadable(pictures, failed) if failed else ""}
-    if len(pictures.labels):
-        labels = pictures.labels[positions["train"]]
+def prepare_images(folder: Path, images: ImageSet, plan: ImagePlan, where: str) -> None:
+    """Fill ``folder`` with x, y and row of each split, and ``facts.json``."""
+    failures: dict[int, str] = {}
+    readable: dict[str, Array] = {}
+    for name, positions in _split_positions(images, plan, where).items():
+        x = create_array(folder / f"x_{name}.npy", np.uint8, (len(positions), *plan.shape))
+        failed = decode([images.images[i] for i in positions], x, plan.resize)
+        failures |= {int(positions[i]): reason for i, reason in failed.items()}
+        kept = np.delete(np.arange(len(positions)), list(failed))
+        if failed:
+            # Close the gaps. The rest at the end of the array is not used.
+            for target, source in enumerate(kept):
+                x[target] = x[source]
+        readable[name] = positions[kept]
+        np.save(folder / f"row_{name}.npy", images.rows[readable[name]])
+        if len(images.labels):
+            np.save(folder / f"y_{name}.npy", images.labels[readable[name]])
+    _check_failures(images, failures, plan.skip_unreadable)
+    facts: dict[str, Any] = {"unreadable": _describe(images, failures) if failures else ""}
+    if len(images.labels):
+        labels = images.labels[readable["train"]]
         x = np.load(folder / "x_train.npy", mmap_mode="r")[: len(labels)]
-        facts["schema"] = _fit(x, Targets(labels, plan.task, (), where)).to_dict()
+        targets = Targets.from_array(labels, plan.task, (), where)
+        facts["schema"] = _fit_schema(x, targets).to_dict()
     (folder / "facts.json").write_text(json.dumps(facts))
 
 
-def _parts(pictures: Pictures, plan: Plan, where: str) -> dict[str, Array]:
-    """Positions of each part's pictures; a part that the source does not have is cut off train."""
-    own = {part: np.flatnonzero(pictures.parts == part) for part in ("predict", *SPLITS)}
-    if plan.fold:  # takes the place of a part that the source has
-        own[plan.fold[0]] = own[plan.fold[0]][:0]
+def common_shape(
+    images: ImageSet, size: Sequence[int] | None, channels: int | None, skip_unreadable: bool
+) -> Shape:
+    """Return channels, height and width of all images, as requested or as they are.
+
+    Raises UserError if the images differ in size and no ``size`` is given, or cannot be read.
+    """
+    shapes = np.zeros((len(images.images), 3), np.int64)
+
+    def read(i: int) -> None:
+        shapes[i] = read_shape(images.images[i])
+
+    failures = run_parallel(read, len(shapes), "reading image sizes")
+    _check_failures(images, failures, skip_unreadable)
+    shapes = np.delete(shapes, list(failures), axis=0)
+    sizes, counts = np.unique(shapes[:, 1:], axis=0, return_counts=True)
+    if size is None and len(sizes) > 1:
+        order = np.argsort(-counts, kind="stable")[:3]
+        listed = ", ".join(f"{counts[i]} of {sizes[i][0]}×{sizes[i][1]}" for i in order)
+        raise UserError(
+            f"data.size: expected images of one height×width, got {len(sizes)} ({listed}"
+            f"{', …' * (len(sizes) > 3)}); set data.size to scale all images, such as 64 or "
+            "[48, 64]."
+        )
+    height, width = sizes[0] if size is None else size
+    return channels or int(shapes[:, 0].max()), int(height), int(width)
+
+
+def _check_failures(images: ImageSet, failures: dict[int, str], skip: bool) -> None:
+    """Raise UserError for unreadable images, unless they may be skipped and others are left."""
+    if failures and not (skip and len(failures) < len(images.images)):
+        raise UserError(
+            f"{_describe(images, failures)}; repair or remove them, or set data.skip_unreadable to "
+            "true to leave them out."
+        )
+
+
+def _describe(images: ImageSet, failures: dict[int, str]) -> str:
+    listed = ", ".join(f"{images.names[i]}: {failures[i]}" for i in sorted(failures)[:3])
+    more = ", …" * (len(failures) > 3)
+    return f"{len(failures)} of {len(images.images)} images cannot be read ({listed}{more})"
+
+
+def _split_positions(images: ImageSet, plan: ImagePlan, where: str) -> dict[str, Array]:
+    """Return the positions of each split's images. Missing splits are taken off train."""
+    own = {name: np.flatnonzero(images.splits == name) for name in ("predict", *SPLITS)}
     if len(own["predict"]):
         return {"predict": own["predict"]}
+    if plan.fold:
+        # The fold replaces the split of this name that the source has.
+        own[plan.fold[0]] = own[plan.fold[0]][:0]
     train = own["train"]
-    targets = Targets(pictures.labels[train], plan.task, (), where)
-    val, test = (
-        0.0 if len(own[part]) else getattr(plan, f"{part}_fraction") for part in ("val", "test")
+    targets = Targets.from_array(images.labels[train], plan.task, (), where)
+    targets.check()
+    chosen = split(
+        train,
+        0.0 if len(own["val"]) else plan.val_fraction,
+        0.0 if len(own["test"]) else plan.test_fraction,
+        plan.split_seed,
+        targets.strata,
+        plan.fold,
+        targets.class_names,
     )
-    dealt = split(train, val, test, plan.split_seed, targets.strata, plan.fold)
-    return {
-        part: dealt[part] if part == "train" or not len(own[part]) else own[part] for part in SPLITS
-    }
+    return chosen | {name: own[name] for name in ("val", "test") if len(own[name])}
 
 
-def _fit(x: Array, targets: Targets) -> Schema:
-    """The schema of the training part: means and standard deviations from how often each value occurs in a channel."""
+def _fit_schema(x: Array, targets: Targets) -> Schema:
+    """Return the schema of the training images ``x`` [rows, channels, height, width].
+
+    Means and standard deviations come from the number of pixels at each of the 256 levels.
+    """
     counts = np.zeros((x.shape[1], 256), np.int64)
-    for start in range(0, len(x), ROWS):
-        for channel, values in enumerate(x[start : start + ROWS].swapaxes(0, 1)):
+    for start in range(0, len(x), CHUNK):
+        for channel, values in enumerate(x[start : start + CHUNK].swapaxes(0, 1)):
             counts[channel] += np.bincount(values.ravel(), minlength=256)
     total = counts.sum(axis=1)
     mean = counts @ LEVELS / total
     std = np.sqrt((counts * (LEVELS - mean[:, None]) ** 2).sum(axis=1) / total)
-    std[std == 0] = 1.0  # a constant channel: leave it as it is
+    # Leave a constant channel as it is.
+    std[std == 0] = 1.0
     return Schema(
         input_shape=tuple(x.shape[1:]),
         input_type="uint8",
-        input_names=COLOURS[x.shape[1]],
+        input_names=CHANNEL_NAMES[x.shape[1]],
         input_mean=tuple(mean.tolist()),
         input_std=tuple(std.tolist()),
         rows=len(x),
         columns=(),
-        **targets.fit(np.arange(len(x))),
+        **targets.fit(),
     )

@@ -1,98 +1,213 @@
-"""Which pictures a source holds: a folder's files, or the arrays of an ``.npz`` file."""
+"""List the images of a source: the files of a folder, or the arrays of an ``.npz`` file."""
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import numpy as np
+from PIL import Image
 
+from proj.data.arrays import check_rows, load_inputs, read_source, to_inputs
 from proj.data.cache import fingerprint
-from proj.data.images.decode import Picture
-from proj.data.images.folders import Folder, classes_in, existing, pictures_in
-from proj.data.sources import load, read, stages, to_inputs
-from proj.errors import UserError
-
-Array: TypeAlias = np.ndarray[Any, Any]
+from proj.data.images.decode import AnyImage
+from proj.errors import UserError, nearest
+from proj.schema import SPLITS, Array
 
 
-class Pictures(NamedTuple):
-    """All pictures of a source, with what is known of each."""
+class ImageFolder(NamedTuple):
+    """The image files of a folder in sorted order. The number of a row is its position."""
 
-    items: Sequence[Picture]
-    names: list[str]  # what to call each in a message
-    labels: Array  # [pictures], empty when predicting
-    parts: Array  # [pictures] train, val, test or predict, as the source says
-    rows: Array  # [pictures] number in the source
+    root: Path
+    names: list[str]  # files, relative to the root
+    labels: list[str]  # the class folder of each file; empty when predicting
+    splits: list[str]  # the split of each file: "train" if it has to be split
+    other_files: list[str]  # files without the suffix of an image format
 
-
-def identity(path: str, folder: Folder | None, cache: Path) -> str:
-    """A hash of a source's content and of where in it each picture lies."""
-    files = folder.files if folder else [Path(path)]
-    names = folder.names if folder else []
-    return hashlib.sha256(json.dumps([fingerprint(files, cache), names]).encode()).hexdigest()
+    @property
+    def files(self) -> list[Path]:
+        return [self.root / name for name in self.names]
 
 
-def folder_of(path: str, predict: bool) -> Folder | None:
-    """The pictures of a folder; nothing for an ``.npz`` file."""
+class ImageSet(NamedTuple):
+    """All images of a source with what the source says about each."""
+
+    images: Sequence[AnyImage]
+    names: list[str]  # what to call each image in a message
+    labels: Array  # [images], empty when predicting
+    splits: Array  # [images] train, val, test or predict
+    rows: Array  # [images] row number in the source
+
+
+def list_folder(path: str, predict: bool) -> ImageFolder | None:
+    """Return the images of a folder; None for an ``.npz`` file. Raises UserError for others."""
     if path.endswith(".npz"):
         if not Path(path).is_file():
-            existing(path, "data.predict_path" if predict else "data.path")
+            _existing_folder(path, "data.predict_path" if predict else "data.path")
         return None
-    return pictures_in(path) if predict else classes_in(path)
+    return _list_unlabelled(path) if predict else _list_classes(path)
 
 
-def pictures_of(path: str, folder: Folder | None, predict: bool) -> Pictures:
+def hash_source(path: str, folder: ImageFolder | None, cache_dir: Path) -> str:
+    """Return a hash of the content of a source and of where each image is in it."""
+    files, names = (folder.files, folder.names) if folder else ([Path(path)], [])
+    content = fingerprint(files, cache_dir)
+    return hashlib.sha256(json.dumps([content, names]).encode()).hexdigest()
+
+
+def read_images(path: str, folder: ImageFolder | None, predict: bool) -> ImageSet:
+    """Return the images of a source: ``folder``, or the ``.npz`` file at ``path``."""
     if folder is not None:
-        rows = np.arange(len(folder.names))
-        return Pictures(
-            folder.files, folder.names, np.asarray(folder.labels), np.asarray(folder.parts), rows
-        )
+        labels, splits = np.asarray(folder.labels), np.asarray(folder.splits)
+        return ImageSet(folder.files, folder.names, labels, splits, np.arange(len(folder.names)))
     if predict:
-        arrays = load(path, "data.predict_path")
-        if "x" not in arrays:
-            raise UserError(
-                f"{path}: expected an array named x, got {', '.join(arrays) or 'none'}."
-            )
-        x = to_pictures(arrays["x"], f"{path}: x")
-        return Pictures(
-            list(x),
-            [f"row {i} of x" for i in range(len(x))],
-            np.empty(0),
-            _filled("predict", x),
-            np.arange(len(x)),
-        )
-    return _arrays(path)
-
-
-def _arrays(path: str) -> Pictures:
-    arrays = read(path).arrays
-    parts = stages(arrays)
-    x = {s: to_pictures(arrays[f"x_{s}"], f"{path}: x_{s}") for s in parts}
-    for s in parts:
-        if (got := arrays[f"y_{s}"].shape[:1]) != (len(x[s]),):
-            raise UserError(
-                f"{path}: expected a target for each of the {len(x[s])} rows of x_{s}, got {got} in y_{s}."
-            )
-    return Pictures(
-        [picture for s in parts for picture in x[s]],
-        [f"row {i} of x_{s}" for s in parts for i in range(len(x[s]))],
-        np.concatenate([arrays[f"y_{s}"] for s in parts]),
-        np.concatenate([_filled(s, x[s]) for s in parts]),
-        np.concatenate([np.arange(len(x[s])) for s in parts]),
+        x = to_images(load_inputs(path), f"{path}: x")
+        names, rows = [f"row {i} of x" for i in range(len(x))], np.arange(len(x))
+        return ImageSet(list(x), names, np.empty(0), np.full(len(x), "predict"), rows)
+    source = read_source(path)
+    arrays = source.arrays
+    x_by_split = {
+        name: to_images(arrays[f"x_{name}"], f"{path}: x_{name}") for name in source.splits
+    }
+    for name, x in x_by_split.items():
+        check_rows(x, arrays[f"y_{name}"], name, path)
+    return ImageSet(
+        [image for x in x_by_split.values() for image in x],
+        [f"row {i} of x_{name}" for name, x in x_by_split.items() for i in range(len(x))],
+        np.concatenate([arrays[f"y_{name}"] for name in x_by_split]),
+        np.concatenate([np.full(len(x), name) for name, x in x_by_split.items()]),
+        np.concatenate([np.arange(len(x)) for x in x_by_split.values()]),
     )
 
 
-def _filled(part: str, x: Array) -> Array:
-    return np.full(len(x), part)
-
-
-def to_pictures(x: Array, what: str) -> Array:
-    """uint8 pictures as [rows, channels, height, width]."""
+def to_images(x: Array, what: str) -> Array:
+    """Return uint8 images as [rows, channels, height, width]. Raises UserError for others."""
     if x.dtype != np.uint8 or x.ndim not in (3, 4):
         raise UserError(
-            f"{what}: expected pictures, uint8 of shape [rows, height, width] or with channels, got "
-            f"{x.dtype} of shape {x.shape}; other numbers are for the data module Arrays."
+            f"{what}: expected images, uint8 of shape [rows, height, width] or with channels, got "
+            f"{x.dtype} of shape {x.shape}; other numbers are for ArrayDataModule."
         )
     return to_inputs(x, what)
+
+
+@cache
+def image_suffixes() -> frozenset[str]:
+    """Return the lower-case suffixes of the formats that Pillow can open."""
+    extensions = Image.registered_extensions().items()
+    return frozenset(suffix for suffix, kind in extensions if kind in Image.OPEN)
+
+
+def _list_classes(path: str) -> ImageFolder:
+    """Return the images of ``PATH/CLASS/…``, or of ``PATH/train/CLASS/…``, val and test.
+
+    Hidden files are left out.
+    """
+    root = _existing_folder(path, "data.path")
+    images: list[tuple[str, str, str]] = []
+    other_files: list[str] = []
+    for split in _split_folders(root) or [""]:
+        entries = sorted(_visible(root / split))
+        classes = [name for name in entries if (root / split / name).is_dir()]
+        files = [(Path(split) / name).as_posix() for name in entries if name not in classes]
+        _refuse_loose_images(root, [name for name in files if _is_image(name)], bool(classes))
+        other_files += [name for name in files if not _is_image(name)]
+        for label in classes:
+            names, others = _walk(root, Path(split) / label)
+            if not names:
+                raise UserError(
+                    f"data.path: the class folder {root / split / label} has no images; add some, "
+                    "or remove it."
+                )
+            images += [(name, label, split or "train") for name in names]
+            other_files += others
+    images.sort()
+    _check_classes(root, images)
+    names, labels, splits = map(list, zip(*images, strict=True))
+    return ImageFolder(root, names, labels, splits, other_files)
+
+
+def _list_unlabelled(path: str) -> ImageFolder:
+    """Return all images in a folder, for predicting."""
+    root = _existing_folder(path, "data.predict_path")
+    names, other_files = _walk(root, Path())
+    if not names:
+        raise UserError(f"data.predict_path: no images in {path}.")
+    return ImageFolder(root, sorted(names), [], ["predict"] * len(names), other_files)
+
+
+def _existing_folder(path: str, option: str) -> Path:
+    root = Path(path)
+    if not root.is_dir():
+        neighbours = root.parent.glob("*") if root.parent.is_dir() else ()
+        sources = [str(p) for p in neighbours if p.is_dir() or p.suffix == ".npz"]
+        raise UserError(
+            f"{option}: expected a folder of images or an .npz file, {path} does not exist."
+            f"{nearest(path, sources)}"
+        )
+    return root
+
+
+def _visible(folder: Path) -> list[str]:
+    return [name for name in os.listdir(folder) if not name.startswith(".")]
+
+
+def _split_folders(root: Path) -> list[str]:
+    """Return the folders train, val and test of ``root``; none if its folders are classes."""
+    folders = [name for name in sorted(_visible(root)) if (root / name).is_dir()]
+    splits = [name for name in SPLITS if name in folders]
+    if splits and "train" not in splits:
+        raise UserError(
+            f"data.path: expected a folder train beside {' and '.join(splits)} in {root}, got none."
+        )
+    if splits and (others := [name for name in folders if name not in SPLITS]):
+        raise UserError(
+            f"data.path: expected no folders beside train, val and test in {root}, got "
+            f"{', '.join(others[:3])}; move or rename folders that are not a split."
+            f"{nearest(others[0], SPLITS)}"
+        )
+    return splits
+
+
+def _walk(root: Path, start: Path) -> tuple[list[str], list[str]]:
+    """Return the names of all images and of all other files under ``root / start``."""
+    names: list[str] = []
+    for folder, subfolders, files in os.walk(root / start, followlinks=True):
+        # os.walk visits the folders that are left in this list.
+        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+        visible = [name for name in files if not name.startswith(".")]
+        names += [(Path(folder) / name).relative_to(root).as_posix() for name in visible]
+    others = sorted(name for name in names if not _is_image(name))
+    return [name for name in names if _is_image(name)], others
+
+
+def _is_image(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in image_suffixes()
+
+
+def _refuse_loose_images(root: Path, names: list[str], has_classes: bool) -> None:
+    if names:
+        beside = "beside its class folders" if has_classes else "and no class folder"
+        raise UserError(
+            f"data.path: expected images in a folder for each class, got {len(names)} in {root} "
+            f"{beside} ({', '.join(names[:3])}); move them into their class folder."
+        )
+
+
+def _check_classes(root: Path, images: list[tuple[str, str, str]]) -> None:
+    """Raise UserError unless train has at least two classes, and all classes of other splits."""
+    known = sorted({label for _, label, split in images if split == "train"})
+    if len(known) < 2:
+        got = f"only {known[0]}" if known else "none"
+        raise UserError(
+            "data.path: expected a folder of images for each of two classes or more in "
+            f"{root}, got {got}."
+        )
+    for name, label, _ in images:
+        if label not in known:
+            raise UserError(
+                f"data.path: the class {label} of {root / name} has no folder in train; "
+                f"add images to train on, or remove it.{nearest(label, known)}"
+            )

@@ -1,4 +1,4 @@
-"""Data module for tables."""
+"""Tables: files → columns → prepare → datamodule."""
 
 from proj.data.tabular.datamodule import Tabular
 

@@ -1,115 +1,123 @@
-"""Columns of a table as inputs of a net: what each one is, what is left out and why, and how it becomes numbers."""
+"""Columns of a table as inputs of a net: fit, encode and check each column."""
 
 from collections.abc import Mapping
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
 import polars as pl
 
+from proj.data.targets import TargetColumn
 from proj.errors import UserError, nearest
-from proj.schema import Column
+from proj.schema import Array, Column
 
 Override: TypeAlias = Literal["number", "category", "date", "drop"]
+Type: TypeAlias = Literal["number", "text", "boolean", "date"]
+NumberKind: TypeAlias = Literal["number", "days", "month", "weekday", "hour"]
 
 BINS = 48  # as in rtdl_num_embeddings
-RARE = 5  # a category of fewer training rows counts as another one, together with those never seen
-MOST = 256  # categories kept, the most frequent ones
-KINDS: tuple[Literal["days", "month", "weekday", "hour"], ...] = (
-    "days",
-    "month",
-    "weekday",
-    "hour",
-)
+RARE = 5  # a category of fewer training rows is encoded like an unseen one
+MAX_CATEGORIES = 256  # the most frequent ones are kept
+DATE_KINDS: tuple[NumberKind, ...] = ("days", "month", "weekday", "hour")
+MICROSECONDS_PER_DAY = 86_400_000_000
 
-Array: TypeAlias = np.ndarray[Any, Any]
-Type: TypeAlias = Literal["number", "text", "boolean", "date"]
+# Text with more distinct values, and more than half as many as rows, is an identifier.
+MAX_TEXT_CATEGORIES = 20
+
+# Category codes. The known categories follow.
+MISSING_CODE, OTHER_CODE, FIRST_CODE = 0, 1, 2
 
 
 def type_of(dtype: pl.DataType) -> Type | None:
-    """What a column's values are; None for lists, structures and other things that no net takes."""
+    """Return the type of a column's values; None for types that no net takes, such as lists."""
     if dtype.is_numeric() or dtype in (pl.Duration, pl.Time):
         return "number"
     if dtype in (pl.String, pl.Categorical, pl.Enum, pl.Null):
         return "text"
-    return "boolean" if dtype == pl.Boolean else "date" if dtype in (pl.Date, pl.Datetime) else None
+    if dtype == pl.Boolean:
+        return "boolean"
+    return "date" if dtype in (pl.Date, pl.Datetime) else None
 
 
-def fit(
+def fit_columns(
     rows: pl.DataFrame, overrides: Mapping[str, Override]
 ) -> tuple[tuple[Column, ...], dict[str, str]]:
-    """The inputs that the columns of training ``rows`` give, and of the columns left out, why."""
+    """Return the inputs made from training ``rows``, and why other columns are left out."""
     columns: list[Column] = []
-    left: dict[str, str] = {}
+    left_out: dict[str, str] = {}
     for name in rows.columns:
-        kind = overrides.get(name)
-        why = "as data.columns says" if kind == "drop" else None if kind else useless(rows[name])
-        if why is None:
-            columns += _inputs(rows[name], kind)
+        override = overrides.get(name)
+        if override == "drop":
+            left_out[name] = "as data.columns says"
+        elif override is None and (reason := _why_useless(rows[name])):
+            left_out[name] = reason
         else:
-            left[name] = why
-    return tuple(columns), left
+            columns += _fit_column(rows[name], override)
+    return tuple(columns), left_out
 
 
-def useless(values: pl.Series) -> str | None:
-    """Why nothing general can be learned from a column; None if it can."""
-    given, distinct = values.drop_nulls(), values.n_unique()
+def _why_useless(values: pl.Series) -> str | None:
+    """Return why nothing general can be learned from a column; None if it can."""
+    present, distinct = values.drop_nulls(), values.n_unique()
     if (kind := type_of(values.dtype)) is None:
         return f"values of type {values.dtype} cannot be used"
     if distinct < 2:
-        return "constant" if len(given) else "nothing but missing values"
-    if kind == "text" and (distinct := given.n_unique()) > max(20, len(given) // 2):
-        numbers = int(given.cast(pl.String).cast(pl.Float64, strict=False).is_not_null().sum())
-        hint = f", of which {numbers / len(given):.0%} look like numbers" if numbers else ""
-        return f"an identifier or free text: {distinct} different values in {len(given)} rows{hint}"
-    if values.dtype.is_integer() and len(given) > 20 and given.n_unique() == len(values):
-        low, high = _integers(given)
-        if high - low < 4 * len(values):  # nearly every number is there: it counts the rows
+        return "constant" if len(present) else "only missing values"
+    distinct = present.n_unique()
+    if kind == "text" and distinct > max(MAX_TEXT_CATEGORIES, len(present) // 2):
+        numbers = present.cast(pl.String).cast(pl.Float64, strict=False).is_not_null().sum()
+        hint = f", of which {numbers / len(present):.0%} look like numbers" if numbers else ""
+        return (
+            f"an identifier or free text: {distinct} different values in {len(present)} rows{hint}"
+        )
+    if values.dtype.is_integer() and len(present) > 20 and distinct == len(values):
+        span = int(present.max()) - int(present.min())  # type: ignore[arg-type]
+        # Nearly every whole number of the range occurs, once.
+        if span < 4 * len(values):
             return "an identifier: it counts the rows"
     return None
 
 
-def _integers(values: pl.Series) -> tuple[int, int]:
-    return int(values.min()), int(values.max())  # type: ignore[arg-type]
-
-
-def _inputs(values: pl.Series, override: Override | None) -> list[Column]:
+def _fit_column(values: pl.Series, override: Override | None) -> list[Column]:
     kind = type_of(values.dtype)
     if kind is None:
         raise UserError(
-            f"data.columns: {values.name} has values of type {values.dtype}, which cannot be used; drop it."
+            f"data.columns: {values.name} has values of type {values.dtype}, which cannot be used; "
+            "drop it."
         )
-    frame = values.to_frame()
     numbers: list[Column] = []
     if override == "date" or (override is None and kind == "date"):
-        numbers = [_numbers(frame, kind, part) for part in KINDS]
+        numbers = [_fit_numbers(values, kind, number_kind) for number_kind in DATE_KINDS]
     elif override == "number" or (override is None and kind == "number"):
-        numbers = [_numbers(frame, kind, "number")]
-    if several := [column for column in numbers if len(column.edges) > 1]:
-        return several  # else all there is to know is whether a value is missing
+        numbers = [_fit_numbers(values, kind, "number")]
+    if varying := [column for column in numbers if len(column.edges) > 1]:
+        return varying
+    # Of a single number, only whether it is missing can be learned: that is a category, too.
+    return [_fit_categories(values, kind)]
+
+
+def _fit_categories(values: pl.Series, kind: Type) -> Column:
     column = Column(values.name, kind, "category", bool(values.null_count()), (), (), ())
-    counts = frame.select(_text(column)).to_series().drop_nulls().value_counts(sort=True).rows()
-    kept = sorted(
-        name for name, count in sorted(counts, key=lambda c: (-c[1], c[0]))[:MOST] if count >= RARE
-    )
-    return [Column(values.name, kind, "category", column.missing, (), (), tuple(kept))]
+    texts = values.to_frame().select(_category_text(column)).to_series().drop_nulls()
+    counts = sorted(texts.value_counts(sort=True).rows(), key=lambda row: (-row[1], row[0]))
+    kept = sorted(name for name, count in counts[:MAX_CATEGORIES] if count >= RARE)
+    return Column(values.name, kind, "category", column.missing, (), (), tuple(kept))
 
 
-def _numbers(frame: pl.DataFrame, kind: Type, part: Any) -> Column:
-    column = Column(frame.columns[0], kind, part, False, (), (), ())
-    values = frame.select(encode(column)).to_series().to_numpy()
-    given = values[np.isfinite(values)].astype(np.float64)
-    edges, shares = quantiles(given)
+def _fit_numbers(series: pl.Series, kind: Type, number_kind: NumberKind) -> Column:
+    column = Column(series.name, kind, number_kind, False, (), (), ())
+    values = series.to_frame().select(encode_column(column)).to_series().to_numpy()
+    edges, shares = quantiles(values[np.isfinite(values)].astype(np.float64))
     missing = bool(np.isnan(values).any())
-    return Column(
-        column.source, kind, part, missing, tuple(edges.tolist()), tuple(shares.tolist()), ()
-    )
+    edges_, shares_ = tuple(edges.tolist()), tuple(shares.tolist())
+    return Column(series.name, kind, number_kind, missing, edges_, shares_, ())
 
 
 def quantiles(values: Array) -> tuple[Array, Array]:
-    """At most ``BINS + 1`` of the values, ascending, and the share of all values below each (half of its equals count).
+    """Return bin edges of ``values``, and the share of all values below each edge.
 
-    A value as frequent as a bin has an edge of its own, and the rest have the other edges at equal shares of them: of a
-    column that is mostly zero, what is not zero still has many.
+    There are at most ``BINS + 1`` edges, all of them values, in ascending order. Values equal to an
+    edge count half. A value as frequent as a bin has its own edge, and the other edges divide the
+    remaining values equally: a column that is mostly zero still has many edges above zero.
     """
     edges, counts = np.unique(values, return_counts=True)
     if len(edges) > BINS + 1:
@@ -118,81 +126,94 @@ def quantiles(values: Array) -> tuple[Array, Array]:
         places = np.linspace(0, 1, BINS + 1 - len(frequent))
         edges = np.union1d(frequent, np.quantile(others, places, method="nearest"))
     ordered = np.sort(values)
-    below, upto = (np.searchsorted(ordered, edges, side) for side in ("left", "right"))
-    return edges, (below + upto) / 2 / max(len(values), 1)
+    below, below_or_equal = (np.searchsorted(ordered, edges, side) for side in ("left", "right"))
+    return edges, (below + below_or_equal) / 2 / max(len(values), 1)
 
 
-def not_read(rows: pl.DataFrame, column: Column) -> pl.Series:
-    """Values of text that is to be numbers or dates, and that are none: they count as missing."""
-    if column.type != "text" or column.kind == "category":
-        return pl.Series([])
-    return rows.filter(pl.col(column.source).is_not_null() & encode(column).is_nan())[column.source]
-
-
-def encode(column: Column) -> pl.Expr:
-    """The column's input: float32, NaN where missing; or int32 numbers of categories."""
+def encode_column(column: Column) -> pl.Expr:
+    """Return the expression of a column's input: float32, NaN where missing, or int32 codes."""
     values = pl.col(column.source)
     if column.kind == "category":
-        codes = range(2, 2 + len(column.categories))
-        known = _text(column).replace_strict(
-            list(column.categories), list(codes), default=1, return_dtype=pl.Int32
-        )
-        return (
-            pl.when(values.is_null())
-            .then(0)
-            .otherwise(known if column.categories else 1)
-            .cast(pl.Int32)
-        )
+        known: pl.Expr | int = OTHER_CODE
+        if column.categories:
+            codes = list(range(FIRST_CODE, FIRST_CODE + len(column.categories)))
+            known = _category_text(column).replace_strict(
+                list(column.categories), codes, default=OTHER_CODE, return_dtype=pl.Int32
+            )
+        return pl.when(values.is_null()).then(MISSING_CODE).otherwise(known).cast(pl.Int32)
     if column.kind == "number":
-        numbers = values.cast(pl.Float32, strict=False)
-    else:
-        moment = (values.str.to_datetime(strict=False) if column.type == "text" else values).cast(
-            pl.Datetime("us")
-        )
-        numbers = {
-            "days": moment.dt.epoch("us").cast(pl.Float64) / 86_400_000_000,
-            "month": moment.dt.month(),
-            "weekday": moment.dt.weekday(),
-            "hour": moment.dt.hour() + moment.dt.minute() / 60,
-        }[column.kind].cast(pl.Float32)
-    return numbers.fill_null(float("nan"))
+        return values.cast(pl.Float32, strict=False).fill_null(float("nan"))
+    is_text = column.type == "text"
+    date = (values.str.to_datetime(strict=False) if is_text else values).cast(pl.Datetime("us"))
+    numbers = {
+        "days": date.dt.epoch("us").cast(pl.Float64) / MICROSECONDS_PER_DAY,
+        "month": date.dt.month(),
+        "weekday": date.dt.weekday(),
+        "hour": date.dt.hour() + date.dt.minute() / 60,
+    }[column.kind]
+    return numbers.cast(pl.Float32).fill_null(float("nan"))
 
 
-def _text(column: Column) -> pl.Expr:
-    """A category as text; whole numbers read alike whether a file says 7 or 7.0."""
+def _category_text(column: Column) -> pl.Expr:
+    """Return a category as text. Whole numbers read alike whether a file says 7 or 7.0."""
     values = pl.col(column.source)
     if column.type != "number":
         return values.cast(pl.String)
-    whole = values.cast(pl.Float64) == values.cast(pl.Float64).round()
-    return (
-        pl.when(whole)
-        .then(values.cast(pl.Int64, strict=False).cast(pl.String))
-        .otherwise(values.cast(pl.String))
-    )
+    is_whole = values.cast(pl.Float64) == values.cast(pl.Float64).round()
+    whole = values.cast(pl.Int64, strict=False).cast(pl.String)
+    return pl.when(is_whole).then(whole).otherwise(values.cast(pl.String))
 
 
-def check(table: pl.LazyFrame, columns: tuple[Column, ...], where: str) -> None:
+def unreadable_values(rows: pl.DataFrame, column: Column) -> pl.Series:
+    """Return the text values that an override reads as numbers or dates, and that are neither."""
+    if column.type != "text" or column.kind == "category":
+        return pl.Series([])
+    is_wrong = pl.col(column.source).is_not_null() & encode_column(column).is_nan()
+    return rows.filter(is_wrong)[column.source]
+
+
+def check_columns(table: pl.LazyFrame, columns: tuple[Column, ...], where: str) -> None:
     """Raise UserError unless the table has the columns with the types they had in training."""
-    names = table.collect_schema()
-    for column in dict.fromkeys((c.source, c.type) for c in columns):
-        source, wanted = column
-        if source not in names:
+    dtypes = table.collect_schema()
+    for source, expected in dict.fromkeys((column.source, column.type) for column in columns):
+        if source not in dtypes:
             raise UserError(
-                f"{where}: expected a column {source}, as in training, got none.{nearest(source, names)}"
+                f"{where}: expected a column {source}, as in training, got none."
+                f"{nearest(source, dtypes)}"
             )
-        got = type_of(names[source])
-        if got == wanted:
+        actual = type_of(dtypes[source])
+        if actual == expected:
             continue
-        row = (
-            table.with_row_index("_row")
-            .filter(pl.col(source).is_not_null())
-            .select("_row", source)
-            .head(1)
-        )
-        for number, value in row.collect(
-            engine="streaming"
-        ).rows():  # a column that is empty has any type
+        indexed = table.with_row_index("_row").select("_row", source)
+        first = indexed.filter(pl.col(source).is_not_null()).head(1).collect(engine="streaming")
+        # A column without values fits any type.
+        for row, value in first.rows():
             raise UserError(
-                f"{where}: column {source}: expected values of type {wanted}, as in training, "
-                f"got {got or names[source]}, {value!r} in row {number}."
+                f"{where}: column {source}: expected values of type {expected}, as in training, "
+                f"got {actual or dtypes[source]}, {value!r} in row {row}."
             )
+
+
+def target_column(values: pl.Series, where: str) -> TargetColumn:
+    """Return a target column as NumPy values and, for text and dates, the distinct texts."""
+    kind, dtype = type_of(values.dtype), str(values.dtype)
+    missing = values.is_null().to_numpy() if values.null_count() else None
+    if kind is None:
+        raise UserError(
+            f"{where}: column {values.name}: expected targets that are numbers, text, booleans or "
+            f"dates, got {dtype}; set data.target."
+        )
+    if kind == "boolean":
+        present = values.fill_null(False)
+        return TargetColumn(values.name, kind, present.to_numpy(), dtype, (), missing)
+    if kind == "number":
+        numbers = values if values.dtype.is_integer() else values.cast(pl.Float64)
+        present = numbers.fill_null(0)
+        return TargetColumn(values.name, kind, present.to_numpy(), dtype, (), missing)
+    text = values.cast(pl.String)
+    words = text.drop_nulls().unique().sort()
+    positions = text.replace_strict(
+        words, pl.Series(range(len(words)), dtype=pl.Int64), default=0, return_dtype=pl.Int64
+    )
+    codes = positions.fill_null(0).to_numpy()
+    return TargetColumn(values.name, kind, codes, dtype, tuple(words.to_list()), missing)

@@ -1,6 +1,7 @@
-"""Tables: CSV, TSV and Parquet files, prepared once and mapped after."""
+"""Data module for tables: CSV, TSV and Parquet files, prepared once and memory-mapped."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +11,28 @@ import torch
 from torch import Tensor
 
 from proj.data.base import DataModule, Finding
-from proj.data.cache import fingerprint, mapped, place, prepared
+from proj.data.cache import build_once, entry_folder, fingerprint, map_array
 from proj.data.splits import Fold
-from proj.data.tabular import columns
-from proj.data.tabular import files as tables
-from proj.data.tabular.columns import Override
-from proj.data.tabular.prepare import Preparation
-from proj.data.tabular.targets import check_columns, target_names
-from proj.data.tabular.write import write_parts
+from proj.data.tabular.columns import Override, check_columns, encode_column
+from proj.data.tabular.experiment import write_experiment
+from proj.data.tabular.files import (
+    SUFFIXES,
+    check_names,
+    collect,
+    list_files,
+    scan,
+    to_frame,
+)
+from proj.data.tabular.prepare import TablePlan, prepare_new_rows, prepare_table
+from proj.errors import UserError
 from proj.schema import SPLITS, Batch, Schema, Task
+
+# The options that name a split's files. Without files of its own, a split is taken off the next.
+SOURCES = {
+    "val": ("path",),
+    "test": ("test_path", "path"),
+    "predict": ("predict_path", "test_path", "path"),
+}
 
 
 class Tabular(DataModule):
@@ -26,23 +40,28 @@ class Tabular(DataModule):
 
     Args:
         path: a .csv, .tsv, .txt or .parquet file, or a glob of such files.
-        target: the column to predict, or a list of them.
-        test_path: a file or glob whose rows are the test part.
-        predict_path: a file or glob that ``predict`` works on, without targets; null means the test part.
-        task: what the targets are; null means: one column of text, truth values or at most 20 whole numbers is classes,
-            several columns of 0 and 1 are labels, anything else is numbers to predict.
-        columns: what a column is, where it is not what it seems: number, category, date, or drop to leave it out.
-        batch_size: rows a batch and device; null means all rows of a part at once.
-        val_fraction: share of the rows to choose the best epoch on.
-        test_fraction: share of the rows kept for ``test``, where there is no ``test_path``.
-        group: a column whose equal values stay in one part, such as a customer with several rows.
-        time: a column to split by: the latest rows are the test part, those before them the validation part.
-        split: a column that says train, val or test of each row.
-        split_seed: seed of the split alone, so that runs with different seeds see the same test rows.
-        fold: one fold as a part, [test, 0, 5] say: the first of five tests, and what val_fraction says is cut off the rest;
-            [val, 0, 5]: the first of five of the rows that are not for testing validates. `cv` sets it.
-        shuffle: draw a new order of the training rows each epoch.
-        cache_dir: where the prepared arrays are kept.
+        target: the column to predict, or a list of columns.
+        test_path: a file or glob whose rows are the test split.
+        predict_path: a file or glob for ``predict``, without targets; null means the test split.
+        task: what the targets are; null means: one column of text, booleans or at most 20
+            different whole numbers is classes, several columns of 0 and 1 are labels, anything
+            else is numbers to predict.
+        columns: the kind of a column, if the inferred one is wrong: number, category, date, or
+            drop to leave it out.
+        batch_size: rows per batch and device; null means all rows of a split in one batch.
+        val_fraction: share of the rows for validation.
+        test_fraction: share of the rows for ``test``, if there is no ``test_path``.
+        group: a column whose equal values stay in one split, such as a customer with several rows.
+        time: a column to split by: the latest rows are the test split, the rows before them the
+            validation split.
+        split: a column with train, val or test for each row.
+        split_seed: seed of the split only, so that runs with different seeds have the same test
+            rows.
+        fold: one fold as a split. [test, 0, 5] tests on the first of five folds and takes
+            val_fraction off the rest; [val, 0, 5] validates on the first of five folds of the rows
+            that are not test rows. `cv` sets it.
+        shuffle: whether the training rows get a new order in each epoch.
+        cache_dir: folder of the prepared arrays; it may be deleted at any time.
     """
 
     def __init__(
@@ -65,122 +84,120 @@ class Tabular(DataModule):
         cache_dir: str = ".cache/proj",
     ) -> None:
         super().__init__(batch_size, shuffle, predict_path)
+        # A fold replaces the test split that the source has.
         self.path, self.test_path = path, None if fold and fold[0] == "test" else test_path
         self.cache = Path(cache_dir)
-        self.preparation = Preparation(
-            targets=target_names(target),
+        targets = [target] if isinstance(target, str) else target
+        if not targets or len(set(targets)) < len(targets):
+            raise UserError(
+                f"data.target: expected one column or several different ones, got {target}."
+            )
+        self.plan = TablePlan(
+            targets=targets,
             task=task,
             columns=columns or {},
-            fractions=(val_fraction, 0.0 if self.test_path else test_fraction),
-            by={"group": group, "time": time, "split": split},
-            seed=split_seed,
+            val_fraction=val_fraction,
+            test_fraction=0.0 if self.test_path else test_fraction,
+            split_by={"group": group, "time": time, "split": split},
+            split_seed=split_seed,
             fold=fold,
         )
 
     @classmethod
-    def encode(cls, rows: Any, schema: Schema) -> dict[str, Tensor]:
-        """``rows``, a polars or pandas frame or a dict of columns, as ``x``."""
-        frame = (
-            tables.without_nan(rows.lazy()).collect()
-            if isinstance(rows, pl.DataFrame)
-            else tables.from_columns(rows)
-        )
-        columns.check(frame.lazy(), schema.columns, "rows")
-        kinds = {
-            "numeric": (schema.numeric, np.float32),
-            "categorical": (schema.categorical, np.int32),
-        }
-        return {
-            kind: torch.from_numpy(
-                np.column_stack(
-                    [frame.select(columns.encode(c)).to_series().to_numpy() for c in some]
-                ).astype(dtype)
-                if some
-                else np.zeros((len(frame), 0), dtype)
+    def for_source(
+        cls, path: str, target: str | list[str] | None, task: Task | None
+    ) -> "Tabular | None":
+        if Path(path).is_dir() or ("*" not in path and Path(path).suffix not in SUFFIXES):
+            return None
+        if target is None:
+            names = scan(list_files(path, "DATA")).collect_schema().names()
+            raise UserError(
+                f"--target: expected a column of {path}, got none; it has {', '.join(names[:30])}."
             )
-            for kind, (some, dtype) in kinds.items()
-        }
+        return cls(path, target, task=task)
+
+    def experiment_yaml(self, path: str, target: str | list[str] | None) -> str:
+        assert self.schema is not None
+        return write_experiment(path, self.plan.targets, self.schema, self.findings)
+
+    @classmethod
+    def encode(cls, rows: Any, schema: Schema) -> dict[str, Tensor]:
+        """Return ``rows``, a polars or pandas frame or a dict of columns, as ``x``."""
+        frame = to_frame(rows)
+        check_columns(frame.lazy(), schema.columns, "rows")
+        inputs = {}
+        for kind, columns, dtype in (
+            ("numeric", schema.numeric, np.float32),
+            ("categorical", schema.categorical, np.int32),
+        ):
+            x = np.empty((len(frame), len(columns)), dtype)
+            for i, column in enumerate(columns):
+                x[:, i] = frame.select(encode_column(column)).to_series().to_numpy()
+            inputs[kind] = torch.from_numpy(x)
+        return inputs
 
     def prepare_data(self) -> None:
         if not self._only_new_rows():
-            self._folder()
+            self._prepare()
 
     def setup(self, stage: str) -> None:
         if not self.splits and not self._only_new_rows():
-            folder = self._folder()
-            self.schema = _schema(folder)
-            self.findings = [
-                Finding(*found) for found in json.loads((folder / "findings.json").read_text())
-            ]
-            self.splits = {part: _part(folder, part) for part in SPLITS}
+            folder = self._prepare()
+            self.schema = _read_schema(folder)
+            findings = json.loads((folder / "findings.json").read_text())
+            self.findings = [Finding(*fields) for fields in findings]
+            self.splits = {split: _map_split(folder, split) for split in SPLITS}
         if stage == "predict" and "predict" not in self.splits:
-            self.splits["predict"] = self._to_predict()
-
-    def _folder(self) -> Path:
-        """Where the prepared parts are: those of the run's own schema, where there is one already."""
-        files, test = self._files("path"), self._files("test_path")
-        self.fingerprint = fingerprint([*files, *test], self.cache)
-        key = {
-            "source": self.fingerprint,
-            "files": [len(files), len(test)],
-            **self.preparation._asdict(),
-        }
-        fitted = place(self.cache, key)
-        if self.schema is not None and not (fitted.is_dir() and _schema(fitted) == self.schema):
-            key["schema"] = self.schema.to_dict()
-        return prepared(
-            self.cache, key, lambda folder: self.preparation.run(folder, files, test, self.schema)
-        )
-
-    def _files(self, option: str) -> list[Path]:
-        path = getattr(self, option)
-        return [] if path is None else tables.files_of(path, f"data.{option}")
+            self.splits["predict"] = self._predict_rows()
 
     @property
     def group(self) -> str | None:
-        return self.preparation.by["group"]
+        return self.plan.split_by["group"]
 
-    def source_columns(self, names: list[str], rows: Any, stage: str) -> pl.DataFrame:
-        order = {
-            "val": ("path",),
-            "test": ("test_path", "path"),
-            "predict": ("predict_path", "test_path", "path"),
-        }[stage]
-        option = next(option for option in order if getattr(self, option) is not None)
+    def source_columns(self, names: list[str], rows: Any, split: str) -> pl.DataFrame:
+        option = next(option for option in SOURCES[split] if getattr(self, option) is not None)
         files = self._files(option)
-        table = tables.scan(files, text=names)  # in text files, as it stands there
-        check_columns(table.collect_schema().names(), names, "--keep", str(files[0]))
-        return tables.read(files, table.select(names)).select(pl.all().gather(rows))
+        # Text files are read as text, so that values stay as they are written.
+        table = scan(files, text=names)
+        check_names(table.collect_schema().names(), names, "--keep", str(files[0]))
+        return collect(files, table.select(names)).select(pl.all().gather(rows))
 
-    def _to_predict(self) -> Batch:
-        assert self.schema is not None
-        schema = self.schema
+    def _files(self, option: str) -> list[Path]:
+        path = getattr(self, option)
+        return [] if path is None else list_files(path, f"data.{option}")
+
+    def _prepare(self) -> Path:
+        """Return the folder of the prepared splits, encoded by the run's schema if it has one."""
+        files, test_files, schema = self._files("path"), self._files("test_path"), self.schema
+        self.fingerprint = fingerprint([*files, *test_files], self.cache)
+        counts = [len(files), len(test_files)]
+        key = {"source": self.fingerprint, "files": counts, **asdict(self.plan)}
+        fitted = entry_folder(self.cache, key)
+        # A run's schema is usually the one that was fitted on these files.
+        if schema is not None and not (fitted.is_dir() and _read_schema(fitted) == schema):
+            key["schema"] = schema.to_dict()
+        return build_once(
+            self.cache,
+            key,
+            lambda folder: prepare_table(self.plan, folder, files, test_files, schema),
+        )
+
+    def _predict_rows(self) -> Batch:
         if self.predict_path is None:
             return self.splits["test"]._replace(y=None)
-        files = self._files("predict_path")
-
-        def build(folder: Path) -> None:
-            table = tables.parsed(files, folder, schema.text_sources)
-            columns.check(table, schema.columns, str(files[0]))
-            write_parts(folder, files, table, schema, None, ("predict",))
-            for parsed in folder.glob("*.parquet"):
-                parsed.unlink()
-
+        assert self.schema is not None
+        files, schema = self._files("predict_path"), self.schema
         key = {"predict": fingerprint(files, self.cache), "schema": schema.to_dict()}
-        return _part(prepared(self.cache, key, build), "predict")
+        folder = build_once(self.cache, key, lambda folder: prepare_new_rows(folder, files, schema))
+        return _map_split(folder, "predict")
 
 
-def _schema(folder: Path) -> Schema:
+def _read_schema(folder: Path) -> Schema:
     return Schema.from_dict(json.loads((folder / "schema.json").read_text()))
 
 
-def _part(folder: Path, part: str) -> Batch:
-    arrays = {
-        kind: folder / f"{part}_{kind}.npy" for kind in ("numeric", "categorical", "y", "row")
-    }
-    y = mapped(arrays["y"]) if arrays["y"].exists() else None
-    return Batch(
-        {kind: mapped(arrays[kind]) for kind in ("numeric", "categorical")},
-        y,
-        mapped(arrays["row"]),
-    )
+def _map_split(folder: Path, split: str) -> Batch:
+    """Return a prepared split, whose rows stay on disk until they are used."""
+    x = {kind: map_array(folder / f"{split}_{kind}.npy") for kind in ("numeric", "categorical")}
+    y = folder / f"{split}_y.npy"
+    return Batch(x, map_array(y) if y.exists() else None, map_array(folder / f"{split}_row.npy"))

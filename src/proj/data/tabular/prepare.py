@@ -1,259 +1,374 @@
-"""From a table in files to prepared arrays: who is in which part, what the training part tells, and the encoded rows."""
+"""Prepare a table: split the rows, fit the schema on the training split, write encoded arrays."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
+from rich.console import Console
+from rich.progress import Progress
 
 from proj.data.base import Finding
+from proj.data.cache import create_array
 from proj.data.splits import Fold, split, split_by_time, split_groups
-from proj.data.tabular import columns
-from proj.data.tabular import files as tables
-from proj.data.tabular import targets as table_targets
-from proj.data.tabular.columns import Override
-from proj.data.tabular.write import batches, write_parts
-from proj.errors import UserError
-from proj.schema import SPLITS, Schema, Task
-
-LEFT_OUT = 3  # the part of rows without a target, and of those later than a fold in time
-SAMPLE = (
-    1_000_000  # training rows, evenly spread, that kinds, quantiles and categories are fitted on
+from proj.data.tabular.columns import (
+    Override,
+    check_columns,
+    encode_column,
+    fit_columns,
+    target_column,
+    unreadable_values,
 )
+from proj.data.tabular.files import check_names, collect, iter_chunks, open_table
+from proj.data.targets import Targets
+from proj.errors import UserError
+from proj.schema import SPLITS, Array, Column, Schema, Task
 
-Array = np.ndarray[Any, Any]
+# Number of the split of rows without a target, and of rows later than a fold in time.
+LEFT_OUT = len(SPLITS)
+
+# Training rows, evenly spread, that column kinds, quantiles and categories are fitted on.
+SAMPLE_ROWS = 1_000_000
 
 
-class Preparation(NamedTuple):
-    """What decides the prepared arrays, beside the files themselves: plain values, fit for a cache's key."""
+@dataclass(frozen=True)
+class TablePlan:
+    """The options that decide the prepared arrays, together with the files. Plain values."""
 
     targets: list[str]
     task: Task | None
     columns: dict[str, Override]
-    fractions: tuple[float, float]  # validation and test
-    by: dict[str, str | None]  # group, time and split: the columns to split by
-    seed: int
+    val_fraction: float
+    test_fraction: float
+    split_by: dict[str, str | None]  # the column for each of group, time and split
+    split_seed: int
     fold: Fold | None
 
-    def run(self, folder: Path, files: list[Path], test: list[Path], schema: Schema | None) -> None:
-        """Fill ``folder``; fits a schema unless one is given."""
-        text = schema.text_sources if schema else []
-        table, where = tables.parsed(files, folder, text), str(files[0])
-        names = table.collect_schema().names()
-        self._check_names(names, where)
-        special = [name for name in self.by.values() if name is not None]
-        known = tables.read(
-            files, table.select(*self.targets, *(pl.col(s).alias(f"_by_{s}") for s in special))
-        )
-        targets = known.select(self.targets)
-        task = schema.task if schema else self.task or table_targets.infer(targets)
-        part = self._assign(known, targets, task, where)
-        without = int(targets.select(pl.any_horizontal(pl.all().is_null())).sum().item())
-        findings = [_without_target(without, len(part), where)] if without else []
-        findings += [
-            f
-            for stage in (1, 2)
-            for f in self._leaks(
-                known.filter(part == 0), known.filter(part == stage), SPLITS[stage]
-            )
-        ]
-        if schema is None:
-            schema, found = self._fit(files, table, targets, part, task, where)
-            findings += found
-        else:
-            columns.check(table, schema.columns, where)
-        y = table_targets.encode(targets, schema, where)
-        del targets
-        write_parts(folder, files, table, schema, y, SPLITS if not test else SPLITS[:2], part)
-        if test:
-            findings += self._prepare_test(folder, test, schema, known.filter(part == 0))
-        for parsed in folder.glob("*.parquet"):
-            parsed.unlink()
-        (folder / "schema.json").write_text(json.dumps(schema.to_dict()))
-        (folder / "findings.json").write_text(json.dumps(findings))
+    @property
+    def key_columns(self) -> list[str]:
+        """The columns to split by."""
+        return [name for name in self.split_by.values() if name is not None]
 
-    def _check_names(self, names: list[str], where: str) -> None:
-        table_targets.check_columns(names, self.targets, "data.target", where)
-        table_targets.check_columns(names, list(self.columns), "data.columns", where)
-        used = {option: name for option, name in self.by.items() if name is not None}
-        for option, name in used.items():
-            table_targets.check_columns(names, [name], f"data.{option}", where)
-        if {"group", "time"} <= used.keys():
-            raise UserError(
-                "expected data.group or data.time, got both; keep one, or say each row's part in data.split."
-            )
 
-    def _assign(self, known: pl.DataFrame, targets: pl.DataFrame, task: Task, where: str) -> Array:
-        """The part of each row: 0, 1, 2, or LEFT_OUT where a target is missing."""
-        if self.fold and self.by["split"]:
-            raise UserError(
-                "expected data.fold or data.split, got both; the column says each row's part already."
-            )
-        part = np.full(len(known), LEFT_OUT, np.uint8)
-        rows = np.flatnonzero(
-            ~targets.select(pl.any_horizontal(pl.all().is_null())).to_series().to_numpy()
+def prepare_table(
+    plan: TablePlan, folder: Path, files: list[Path], test_files: list[Path], schema: Schema | None
+) -> None:
+    """Fill ``folder`` with the arrays of each split, ``schema.json`` and ``findings.json``.
+
+    Fits a schema unless one is given. Raises UserError if the table does not fit the plan or the
+    schema.
+    """
+    where = str(files[0])
+    table = open_table(files, folder, schema.text_sources if schema else ())
+    _check_plan(plan, table.collect_schema().names(), where)
+    targets, keys = _read_targets(plan, files, table, schema)
+    if targets.missing.all():
+        names = ", ".join(plan.targets)
+        raise UserError(f"{where}: column {names}: expected targets, got missing values only.")
+    if schema is None:
+        targets.check()
+    row_splits = _assign_splits(plan, targets, keys, where)
+    train_keys = keys.filter(row_splits == 0)
+    findings = _find_missing_targets(targets)
+    for number in (1, 2):
+        findings += _find_leaks(plan, train_keys, keys.filter(row_splits == number), SPLITS[number])
+    if schema is None:
+        schema, column_findings = _fit_schema(plan, files, table, targets, row_splits)
+        findings += column_findings
+    else:
+        check_columns(table, schema.columns, where)
+    y = targets.encode(schema)
+    splits = SPLITS[:2] if test_files else SPLITS
+    _write_splits(folder, files, table, schema, splits, row_splits, y)
+    if test_files:
+        findings += _prepare_test_file(plan, folder, test_files, schema, train_keys)
+    (folder / "schema.json").write_text(json.dumps(schema.to_dict()))
+    (folder / "findings.json").write_text(json.dumps(findings))
+    _remove_parsed_files(folder)
+
+
+def prepare_new_rows(folder: Path, files: list[Path], schema: Schema) -> None:
+    """Fill ``folder`` with the arrays of rows to predict, which have no targets."""
+    table = open_table(files, folder, schema.text_sources)
+    check_columns(table, schema.columns, str(files[0]))
+    rows = int(collect(files, table.select(pl.len())).item())
+    _write_splits(folder, files, table, schema, ("predict",), np.zeros(rows, np.uint8), None)
+    _remove_parsed_files(folder)
+
+
+def _prepare_test_file(
+    plan: TablePlan, folder: Path, files: list[Path], schema: Schema, train_keys: pl.DataFrame
+) -> list[Finding]:
+    """Write the arrays of a test split with files of its own. Returns findings."""
+    where = str(files[0])
+    labels = plan.targets if any(isinstance(label, str) for label in schema.classes) else []
+    table = open_table(files, folder, [*schema.text_sources, *labels])
+    names = table.collect_schema().names()
+    keys = [plan.split_by[option] for option in ("group", "time") if plan.split_by[option]]
+    check_names(names, [*plan.targets, *map(str, keys)], "data.test_path", where)
+    check_columns(table, schema.columns, where)
+    targets, test_keys = _read_targets(plan, files, table, schema, with_split=False)
+    y = targets.encode(schema)
+    row_splits = np.where(targets.missing, LEFT_OUT, 0).astype(np.uint8)
+    _write_splits(folder, files, table, schema, ("test",), row_splits, y)
+    leaks = _find_leaks(plan, train_keys, test_keys, "test")
+    return [*leaks, *_find_missing_targets(targets)]
+
+
+def _check_plan(plan: TablePlan, names: list[str], where: str) -> None:
+    check_names(names, plan.targets, "data.target", where)
+    check_names(names, list(plan.columns), "data.columns", where)
+    for option, name in plan.split_by.items():
+        if name is not None:
+            check_names(names, [name], f"data.{option}", where)
+    if plan.split_by["group"] and plan.split_by["time"]:
+        raise UserError(
+            "expected data.group or data.time, got both; keep one, or give each row's split in "
+            "data.split."
         )
-        if not len(rows):
-            raise UserError(
-                f"{where}: column {', '.join(self.targets)}: expected targets, got missing values alone."
-            )
-        option, name = next(
-            ((o, n) for o in ("split", "group", "time") if (n := self.by[o]) is not None), ("", "")
+    if plan.fold and plan.split_by["split"]:
+        raise UserError(
+            "expected data.fold or data.split, got both; the column already gives each row's split."
         )
-        by = known[f"_by_{name}"].gather(rows) if option else None
-        if by is not None and by.null_count():
+
+
+def _read_targets(
+    plan: TablePlan,
+    files: list[Path],
+    table: pl.LazyFrame,
+    schema: Schema | None,
+    with_split: bool = True,
+) -> tuple[Targets, pl.DataFrame]:
+    """Return the targets of all rows, and the columns to split by."""
+    where = str(files[0])
+    keys = [
+        name
+        for option, name in plan.split_by.items()
+        if name is not None and (with_split or option != "split")
+    ]
+    aliased = [pl.col(name).alias(_key(name)) for name in keys]
+    frame = collect(files, table.select(*plan.targets, *aliased))
+    columns = tuple(target_column(frame[name], where) for name in plan.targets)
+    targets = Targets.from_table(columns, schema.task if schema else plan.task, where)
+    return targets, frame.drop(plan.targets)
+
+
+def _key(name: str) -> str:
+    """Return the name of a column to split by in the frame of keys; it may be a target, too."""
+    return f"_by_{name}"
+
+
+def _assign_splits(plan: TablePlan, targets: Targets, keys: pl.DataFrame, where: str) -> Array:
+    """Return the split of each row: a position in SPLITS, or LEFT_OUT: [rows] uint8."""
+    rows = np.flatnonzero(~targets.missing)
+    fractions = plan.val_fraction, plan.test_fraction
+    by = plan.split_by
+    option = next((option for option in ("split", "group", "time") if by[option]), None)
+    if option is None:
+        present = targets.take(rows)
+        chosen = split(
+            rows, *fractions, plan.split_seed, present.strata, plan.fold, present.class_names
+        )
+    else:
+        name = str(by[option])
+        key = keys[_key(name)].gather(rows)
+        if missing := key.null_count():
             raise UserError(
-                f"data.{option}: expected a value of {name} in each row, got {by.null_count()} missing ones."
+                f"data.{option}: expected a value of {name} in each row, got {missing} missing "
+                "values."
             )
-        if by is None:
-            classes = task in ("binary", "multiclass")
-            strata = targets.to_series().gather(rows).rank("dense").to_numpy() if classes else None
-            parts = split(rows, *self.fractions, self.seed, strata, self.fold)
-        elif option == "split":
-            parts = {stage: rows[(by.cast(pl.String) == stage).to_numpy()] for stage in SPLITS}
-            if (strange := by.filter(~by.cast(pl.String).is_in(SPLITS))).len():
-                raise UserError(
-                    f"data.split: expected train, val or test in column {name}, got {strange[0]!r}."
-                )
+        if option == "split":
+            chosen = _splits_of_column(rows, key.cast(pl.String), name)
         elif option == "group":
-            parts = split_groups(
-                rows, *self.fractions, self.seed, by.rank("dense").to_numpy(), self.fold
-            )
+            groups = key.rank("dense").to_numpy()
+            chosen = split_groups(rows, *fractions, plan.split_seed, groups, plan.fold)
         else:
-            parts = split_by_time(rows, *self.fractions, by.rank("dense").to_numpy(), self.fold)
-        for number, stage in enumerate(SPLITS):
-            part[parts[stage]] = number
-        if not (part == 0).any():
-            raise UserError(
-                f"{where}: no row is left to train on; check data.{option or 'val_fraction'}."
-            )
-        return part
-
-    def _fit(
-        self,
-        files: list[Path],
-        table: pl.LazyFrame,
-        targets: pl.DataFrame,
-        part: Array,
-        task: Task,
-        where: str,
-    ) -> tuple[Schema, list[Finding]]:
-        train = np.flatnonzero(part == 0)
-        chosen = np.zeros(len(part), bool)
-        chosen[train[:: -(-len(train) // SAMPLE)]] = True
-        inputs = [
-            n
-            for n in table.collect_schema().names()
-            if n not in (*self.targets, self.by["split"], self.by["group"])
-        ]
-        sample = pl.concat(
-            [
-                batch.filter(chosen[start : start + len(batch)])
-                for start, batch in batches(files, table.select(inputs))
-            ]
+            chosen = split_by_time(rows, *fractions, key.rank("dense").to_numpy(), plan.fold)
+    if not len(chosen["train"]):
+        raise UserError(
+            f"{where}: no row is left to train on; check data.{option or 'val_fraction'}."
         )
-        fitted, left = columns.fit(sample, self.columns)
-        if not fitted:
-            raise UserError(
-                f"{where}: no column is left to learn from: {'; '.join(f'{n}: {why}' for n, why in left.items())}."
-            )
-        schema = Schema(
-            input_shape=(len(fitted),),
-            input_type="table",
-            input_names=tuple(column.name for column in fitted),
-            input_mean=(),
-            input_std=(),
-            rows=len(train),
-            columns=fitted,
-            **table_targets.fit(task, targets[train], where),
+    row_splits = np.full(len(targets.missing), LEFT_OUT, np.uint8)
+    for number, name in enumerate(SPLITS):
+        row_splits[chosen[name]] = number
+    return row_splits
+
+
+def _splits_of_column(rows: Array, values: pl.Series, name: str) -> dict[str, Array]:
+    """Return the rows of each split, as a column of the table says."""
+    if (invalid := values.filter(~values.is_in(SPLITS))).len():
+        raise UserError(
+            f"data.split: expected train, val or test in column {name}, got {invalid[0]!r}."
         )
-        findings = [
-            _left_out(name, why) for name, why in left.items() if self.columns.get(name) != "drop"
-        ]
-        for column in {column.source: column for column in fitted}.values():
-            if len(strange := columns.not_read(sample, column)):
-                findings.append(
-                    Finding(
-                        f"{len(strange)} of {len(sample)} values of column {column.source} cannot be read "
-                        f"as data.columns says ({strange[0]!r} is one)",
-                        "they count as missing",
-                        "correct them, or choose another kind",
-                    )
-                )
-        return schema, findings
+    return {split_name: rows[(values == split_name).to_numpy()] for split_name in SPLITS}
 
-    def _leaks(self, train: pl.DataFrame, other: pl.DataFrame, stage: str) -> list[Finding]:
-        """Groups, or moments, of another part that are among the training rows'."""
-        findings = []
-        if (group := self.by["group"]) and (
-            shared := _shared(train[f"_by_{group}"], other[f"_by_{group}"])
-        ):
-            findings.append(
-                Finding(
-                    f"{shared} values of {group} are both in train and in {stage}",
-                    "what was learned of a group by heart counts as knowledge of new ones",
-                    "split by data.group alone, or give other files",
-                )
-            )
-        if (
-            (time := self.by["time"])
-            and len(train)
-            and (late := int((other[f"_by_{time}"] < train[f"_by_{time}"].max()).sum()))
-        ):
-            findings.append(
-                Finding(
-                    f"{late} {stage} rows are earlier than the latest training row by {time}",
-                    "the future tells of the past, so the result looks better than it will be",
-                    "split by data.time alone, or give other files",
-                )
-            )
-        return findings
 
-    def _prepare_test(
-        self, folder: Path, files: list[Path], schema: Schema, train: pl.DataFrame
-    ) -> list[Finding]:
-        labels = self.targets if any(isinstance(label, str) for label in schema.classes) else []
-        table, where = tables.parsed(files, folder, [*schema.text_sources, *labels]), str(files[0])
-        table_targets.check_columns(
-            table.collect_schema().names(), self.targets, "data.test_path", where
+def _fit_schema(
+    plan: TablePlan, files: list[Path], table: pl.LazyFrame, targets: Targets, row_splits: Array
+) -> tuple[Schema, list[Finding]]:
+    """Return the schema of the training split, and findings about its columns."""
+    train = np.flatnonzero(row_splits == 0)
+    in_sample = np.zeros(len(row_splits), bool)
+    in_sample[train[:: -(-len(train) // SAMPLE_ROWS)]] = True
+    not_inputs = (*plan.targets, plan.split_by["split"], plan.split_by["group"])
+    inputs = [name for name in table.collect_schema().names() if name not in not_inputs]
+    sample = pl.concat(
+        chunk.filter(in_sample[start : start + len(chunk)])
+        for start, chunk in iter_chunks(files, table.select(inputs))
+    )
+    columns, left_out = fit_columns(sample, plan.columns)
+    if not columns:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in left_out.items())
+        raise UserError(f"{files[0]}: no column is left to learn from: {reasons}.")
+    schema = Schema(
+        input_shape=(len(columns),),
+        input_type="table",
+        input_names=tuple(column.name for column in columns),
+        input_mean=(),
+        input_std=(),
+        rows=len(train),
+        columns=columns,
+        **targets.take(train).fit(),
+    )
+    unintended = {name: why for name, why in left_out.items() if plan.columns.get(name) != "drop"}
+    findings = [_left_out_finding(name, reason) for name, reason in unintended.items()]
+    return schema, findings + _find_unreadable_values(sample, columns)
+
+
+def _write_splits(
+    folder: Path,
+    files: list[Path],
+    table: pl.LazyFrame,
+    schema: Schema,
+    splits: tuple[str, ...],
+    row_splits: Array,
+    y: Array | None,
+) -> None:
+    """Encode all rows in one streaming pass, each into the arrays of its split.
+
+    ``row_splits`` [rows] holds the position in ``splits``; rows with another number are left out.
+    """
+    counts = np.bincount(row_splits, minlength=LEFT_OUT + 1).tolist()
+    arrays = _create_arrays(folder, schema, dict(zip(splits, counts, strict=False)))
+    columns = (*schema.numeric, *schema.categorical)
+    encoded = table.select(encode_column(c).alias(str(i)) for i, c in enumerate(columns))
+    filled = [0] * len(splits)
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        bar = progress.add_task(f"preparing {files[0].name}", total=len(row_splits))
+        for start, chunk in iter_chunks(files, encoded):
+            values = _to_arrays(chunk, len(schema.numeric))
+            _check_finite(values["numeric"], schema, start, files[0])
+            chunk_splits = row_splits[start : start + len(chunk)]
+            for number, name in enumerate(splits):
+                chosen = chunk_splits == number
+                end = filled[number] + int(chosen.sum())
+                for kind, rows in values.items():
+                    arrays[name, kind][filled[number] : end] = rows[chosen]
+                filled[number] = end
+            progress.update(bar, advance=len(chunk))
+    for number, name in enumerate(splits):
+        rows = np.flatnonzero(row_splits == number)
+        np.save(folder / f"{name}_row.npy", rows)
+        if y is not None:
+            np.save(folder / f"{name}_y.npy", y[rows])
+
+
+def _create_arrays(
+    folder: Path, schema: Schema, rows: dict[str, int]
+) -> dict[tuple[str, str], Array]:
+    """Return an empty array in a file for each split and kind of input."""
+    kinds: dict[str, tuple[int, type[np.generic]]] = {
+        "numeric": (len(schema.numeric), np.float32),
+        "categorical": (len(schema.categorical), np.int32),
+    }
+    return {
+        (name, kind): create_array(folder / f"{name}_{kind}.npy", dtype, (count, columns))
+        for name, count in rows.items()
+        for kind, (columns, dtype) in kinds.items()
+    }
+
+
+def _to_arrays(chunk: pl.DataFrame, num_numeric: int) -> dict[str, Array]:
+    """Return the encoded columns as arrays; the first ``num_numeric`` are numeric."""
+    frames = {"numeric": chunk[:, :num_numeric], "categorical": chunk[:, num_numeric:]}
+    # A polars frame without columns has no rows either.
+    return {
+        kind: frame.to_numpy() if frame.width else np.zeros((len(chunk), 0))
+        for kind, frame in frames.items()
+    }
+
+
+def _check_finite(numbers: Array, schema: Schema, start: int, file: Path) -> None:
+    if (infinite := np.isinf(numbers)).any():
+        row, column = np.argwhere(infinite)[0]
+        raise UserError(
+            f"{file}: column {schema.numeric[column].source}: expected finite numbers, got an "
+            f"infinite one in row {start + row}; correct it, or leave it empty."
         )
-        columns.check(table, schema.columns, where)
-        special = [
-            name for option, name in self.by.items() if name is not None and option != "split"
-        ]
-        table_targets.check_columns(
-            table.collect_schema().names(), special, "data.test_path", where
-        )
-        known = tables.read(
-            files, table.select(*self.targets, *(pl.col(s).alias(f"_by_{s}") for s in special))
-        )
-        y = table_targets.encode(known.select(self.targets), schema, where)
-        missing = np.isnan(y).any(axis=1) if y.ndim == 2 else y < 0
-        part = np.where(missing, LEFT_OUT, 0).astype(np.uint8)
-        write_parts(folder, files, table, schema, y, ("test",), part)
-        return [
-            *self._leaks(train, known, "test"),
-            *([_without_target(missing.sum(), len(part), where)] if missing.any() else []),
-        ]
 
 
-def _shared(one: pl.Series, other: pl.Series) -> int:
-    """How many different values are in both."""
-    return one.unique().to_frame().join(other.unique().to_frame(), on=one.name, how="semi").height
+def _remove_parsed_files(folder: Path) -> None:
+    """Remove the Parquet files that `open_table` wrote."""
+    for file in folder.glob("*.parquet"):
+        file.unlink()
 
 
-def _without_target(count: int, rows: int, where: str) -> Finding:
+def _find_missing_targets(targets: Targets) -> list[Finding]:
+    if not (missing := int(targets.missing.sum())):
+        return []
+    what = f"{missing} of {len(targets.missing)} rows of {targets.where} have no target"
+    return [Finding(what, "they are left out", "fill it in, or drop them from the file")]
+
+
+def _left_out_finding(name: str, reason: str) -> Finding:
     return Finding(
-        f"{count} of {rows} rows of {where} have no target",
-        "they are left out",
-        "fill it in, or drop them from the file",
+        f"column {name} is left out",
+        reason,
+        f"to confirm, set data.columns: {{{name}: drop}}; to use it, set number, category or date",
+        name,
     )
 
 
-def _left_out(name: str, why: str) -> Finding:
-    return Finding(
-        f"column {name} is left out, {why}",
-        "it would not help on new rows",
-        f"agree with data.columns: {{{name}: drop}}, or say what it is: number, category or date",
-    )
+def _find_unreadable_values(rows: pl.DataFrame, columns: tuple[Column, ...]) -> list[Finding]:
+    """Return a finding for each column with text that is not the number or date it should be."""
+    findings = []
+    for column in {column.source: column for column in columns}.values():
+        if len(values := unreadable_values(rows, column)):
+            finding = Finding(
+                f"{len(values)} of {len(rows)} values of column {column.source} cannot be read "
+                f"as data.columns says, such as {values[0]!r}",
+                "they count as missing",
+                "correct them, or choose another kind",
+                column.source,
+            )
+            findings.append(finding)
+    return findings
+
+
+def _find_leaks(
+    plan: TablePlan, train: pl.DataFrame, other: pl.DataFrame, split_name: str
+) -> list[Finding]:
+    """Return findings about groups or times of another split that overlap the training rows."""
+    findings = []
+    if group := plan.split_by["group"]:
+        groups, other_groups = (frame.select(_key(group)).unique() for frame in (train, other))
+        if shared := groups.join(other_groups, on=_key(group), how="semi").height:
+            finding = Finding(
+                f"{shared} values of {group} are both in train and in {split_name}",
+                "what the model memorizes about a group counts as skill on new groups",
+                "split by data.group only, or use other files",
+            )
+            findings.append(finding)
+    if time := plan.split_by["time"]:
+        latest = train[_key(time)].max()
+        early = int((other[_key(time)] < latest).sum()) if len(train) else 0
+        if early:
+            finding = Finding(
+                f"{early} {split_name} rows are earlier than the latest training row by {time}",
+                "the future explains the past, so the result looks better than it will be",
+                "split by data.time only, or use other files",
+            )
+            findings.append(finding)
+    return findings

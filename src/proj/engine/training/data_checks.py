@@ -1,169 +1,204 @@
-"""What is odd about a data set: findings that make a result worse than it could be, or better than it should be."""
+"""Checks of a data set: findings that make a result worse than possible, or better than true."""
 
-from typing import Any
+from collections.abc import Iterator
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from proj.data.base import DataModule, Finding
-from proj.schema import Batch, Schema
+from proj.schema import Array, Batch, Schema, Task
 
-Array = np.ndarray[Any, Any]
+# A class with fewer training rows is too rare to learn.
+MIN_CLASS_ROWS = 10
 
-FEW = 10  # training rows below which a class is too rare to say much of
-SAMPLE = 100_000  # rows that single columns are judged on
-COMPARED = 4_000_000  # rows compared with one another; of more, a share chosen by their inputs, equal ones all or none
-GIVEN_AWAY = 0.99  # share of the rows, or of the variance, that one column alone explains
+# Rows that single columns are checked on.
+COLUMN_SAMPLE = 100_000
+
+# Rows that are compared with each other. Of more rows, a share is chosen by the hash of the inputs,
+# so that equal rows are either all chosen or none.
+MAX_COMPARED_ROWS = 4_000_000
+
+# A column that alone explains this share of the target probably contains it.
+LEAK_THRESHOLD = 0.99
+
+# Rows hashed at once.
+CHUNK = 65_536
+
+Hashes = dict[str, Array]  # of the rows of each split: [rows] uint64
 
 
 def check_data(data: DataModule) -> list[Finding]:
-    """All findings on data that are set up."""
+    """Return all findings about a data module after ``setup``."""
     schema = data.schema
     assert schema is not None
-    parts = {
-        stage: part for stage, part in data.splits.items() if stage != "predict" and len(part.row)
+    labelled = {
+        name: split for name, split in data.splits.items() if name != "predict" and len(split.row)
     }
-    every = -(-sum(len(part.row) for part in parts.values()) // COMPARED)
-    inputs, targets = {}, {}
-    for stage, part in parts.items():
-        keys = digests(part)
-        chosen = slice(None) if every == 1 else keys % np.uint64(every) == 0
-        inputs[stage], targets[stage] = keys[chosen], _digest(_targets(part)[chosen].view(np.uint8))
-    findings = [*data.findings, *duplicates(inputs, targets), *rare_classes(schema)]
+    inputs, targets = hash_splits(labelled)
+    findings = [
+        *data.findings,
+        *find_duplicates(inputs, targets),
+        *find_rare_classes(schema),
+    ]
     if schema.task != "regression":
-        findings += contradictions(inputs, targets)
-    if schema.columns and "val" in parts:
-        findings += given_away(schema, parts["train"], parts["val"])
+        findings += find_contradictions(inputs, targets)
+    if schema.columns and "val" in labelled:
+        findings += find_leaking_columns(schema, labelled["train"], labelled["val"])
     return findings
 
 
-def digests(part: Batch, chunk: int = 65_536) -> Array:
-    """A 64-bit number for each row's inputs: equal rows have equal ones, others hardly ever."""
-    tensors = list(part.x.values()) if isinstance(part.x, dict) else [part.x]
-    found = np.zeros(len(part.row), np.uint64)
-    for start in range(0, len(found), chunk):
+def hash_splits(splits: dict[str, Batch]) -> tuple[Hashes, Hashes]:
+    """Return hashes of the inputs and of the targets of each split's compared rows."""
+    rows = sum(len(split.row) for split in splits.values())
+    stride = -(-rows // MAX_COMPARED_ROWS)
+    inputs, targets = {}, {}
+    for name, split in splits.items():
+        hashes = hash_inputs(split)
+        compared = slice(None) if stride == 1 else hashes % np.uint64(stride) == 0
+        inputs[name] = hashes[compared]
+        targets[name] = _hash_rows(_targets(split)[compared].view(np.uint8))
+    return inputs, targets
+
+
+def hash_inputs(split: Batch, chunk: int = CHUNK) -> Array:
+    """Return a 64-bit hash of each row's inputs: [rows] uint64.
+
+    Equal rows have equal hashes, and different rows practically never do.
+    """
+    tensors = list(split.x.values()) if isinstance(split.x, dict) else [split.x]
+    hashes = np.zeros(len(split.row), np.uint64)
+    for start in range(0, len(hashes), chunk):
+        size = min(chunk, len(hashes) - start)
         for tensor in tensors:
-            rows = tensor[start : start + chunk].numpy().reshape(min(chunk, len(found) - start), -1)
-            found[start : start + chunk] += _digest(np.ascontiguousarray(rows).view(np.uint8))
-    return found
+            rows = np.ascontiguousarray(tensor[start : start + size].numpy().reshape(size, -1))
+            hashes[start : start + size] += _hash_rows(rows.view(np.uint8))
+    return hashes
 
 
-def _digest(rows: Array) -> Array:
-    """Sums of mixed words (the mixing is SplitMix64's, Steele et al. 2014) times random odd numbers, modulo 2^64."""
+def _hash_rows(rows: Array) -> Array:
+    """Return hashes of byte rows [rows, bytes].
+
+    They are sums, modulo 2^64, of mixed words times random odd numbers. The mixing function is that
+    of SplitMix64 (Steele et al. 2014).
+    """
     words = np.pad(rows, ((0, 0), (0, -rows.shape[1] % 8))).view(np.uint64)
     words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    odd = np.random.default_rng(words.shape[1]).integers(
-        0, 2**63, words.shape[1], dtype=np.uint64
-    ) * np.uint64(2) + np.uint64(1)
-    mixed: Array = (words ^ (words >> np.uint64(31))) * odd
+    generator = np.random.default_rng(words.shape[1])
+    random = generator.integers(0, 2**63, words.shape[1], dtype=np.uint64)
+    factors = random * np.uint64(2) + np.uint64(1)
+    mixed: Array = (words ^ (words >> np.uint64(31))) * factors
     return np.asarray(mixed.sum(axis=1, dtype=np.uint64))
 
 
-def duplicates(inputs: dict[str, Array], targets: dict[str, Array]) -> list[Finding]:
-    """Rows of one part that are in an earlier one too, with the same target."""
-    keys = {stage: inputs[stage] + targets[stage] for stage in inputs}
+def _targets(split: Batch) -> Array:
+    assert split.y is not None
+    return np.ascontiguousarray(split.y.numpy().reshape(len(split.row), -1))
+
+
+def find_duplicates(inputs: Hashes, targets: Hashes) -> list[Finding]:
+    """Find rows that occur in an earlier split, too, with the same target."""
+    hashes = {name: inputs[name] + targets[name] for name in inputs}
     findings = []
     for later, earlier in (("val", "train"), ("test", "train"), ("test", "val")):
-        if (
-            later in keys
-            and earlier in keys
-            and (again := int(np.isin(keys[later], keys[earlier]).sum()))
-        ):
-            findings.append(
-                Finding(
-                    f"{again} of {len(keys[later])} {later} rows are exact copies of {earlier} rows",
-                    "they are scored on what was learned by heart, so the result looks better than it is",
-                    "drop the copies, or where one thing has several rows name its column in data.group",
-                )
+        if later not in hashes or earlier not in hashes:
+            continue
+        if copies := int(np.isin(hashes[later], hashes[earlier]).sum()):
+            finding = Finding(
+                f"{copies} of {len(hashes[later])} {later} rows are exact copies of {earlier} rows",
+                "the model may have memorized them, so the result looks better than it is",
+                "drop the copies, or if one thing has several rows, name its column in data.group",
             )
+            findings.append(finding)
     return findings
 
 
-def _targets(part: Batch) -> Array:
-    assert part.y is not None
-    return np.ascontiguousarray(part.y.numpy().reshape(len(part.row), -1))
-
-
-def contradictions(inputs: dict[str, Array], targets: dict[str, Array]) -> list[Finding]:
-    """Rows with the same inputs and different labels."""
-    keys, labels = np.concatenate(list(inputs.values())), np.concatenate(list(targets.values()))
-    order = np.argsort(keys, kind="stable")
-    keys, labels = keys[order], labels[order]
-    starts = np.flatnonzero(np.append(True, keys[1:] != keys[:-1]))
-    mixed = np.minimum.reduceat(labels, starts) != np.maximum.reduceat(labels, starts)
-    count = int(np.diff(np.append(starts, len(keys)))[mixed].sum())
-    if not count:
+def find_contradictions(inputs: Hashes, targets: Hashes) -> list[Finding]:
+    """Find rows with equal inputs and different labels."""
+    hashes, labels = np.concatenate(list(inputs.values())), np.concatenate(list(targets.values()))
+    order = np.argsort(hashes, kind="stable")
+    hashes, labels = hashes[order], labels[order]
+    starts = np.flatnonzero(np.append(True, hashes[1:] != hashes[:-1]))
+    differ = np.minimum.reduceat(labels, starts) != np.maximum.reduceat(labels, starts)
+    rows = int(np.diff(np.append(starts, len(hashes)))[differ].sum())
+    if not rows:
         return []
     return [
         Finding(
-            f"{count} of {len(keys)} rows have the inputs of another row and a different label",
-            "no model can get all of them right",
-            "correct the labels, or add a column that tells them apart",
+            f"{rows} of {len(hashes)} rows have the inputs of another row and a different label",
+            "no model can predict all of them correctly",
+            "correct the labels, or add a column in which the rows differ",
         )
     ]
 
 
-def rare_classes(schema: Schema) -> list[Finding]:
-    rare = [
-        f"{n} ({c})"
-        for n, c in zip(schema.class_names, schema.class_counts, strict=True)
-        if c < FEW
-    ]
+def find_rare_classes(schema: Schema) -> list[Finding]:
+    """Find classes with fewer than ``MIN_CLASS_ROWS`` training rows."""
+    counts = zip(schema.class_names, schema.class_counts, strict=True)
+    rare = [f"{name} ({count})" for name, count in counts if count < MIN_CLASS_ROWS]
     if not rare:
         return []
     return [
         Finding(
-            f"fewer than {FEW} training rows of {', '.join(rare[:10])}",
-            "too few to learn from, and their metrics are mostly chance",
+            f"fewer than {MIN_CLASS_ROWS} training rows of {', '.join(rare[:10])}",
+            "they are too few to learn from, and their metrics are mostly chance",
             "collect more, merge classes, or drop them",
         )
     ]
 
 
-def given_away(schema: Schema, train: Batch, val: Batch) -> list[Finding]:
-    """Columns that by themselves tell the target: by the mean or the commonest label for each of their values."""
+def find_leaking_columns(schema: Schema, train: Batch, val: Batch) -> Iterator[Finding]:
+    """Find columns that alone predict the target.
+
+    The prediction is the mean or most frequent target of the training rows with an equal value, or
+    for numbers a value between the same edges.
+    """
     assert isinstance(train.x, dict)
     assert isinstance(val.x, dict)
-    y, y_val = (_sample(torch.from_numpy(_targets(part))) for part in (train, val))
-    findings = []
-    for kind, some in (("numeric", schema.numeric), ("categorical", schema.categorical)):
-        rows, rows_val = _sample(train.x[kind]), _sample(val.x[kind])
-        for i, column in enumerate(some):
-            x, x_val = rows[:, i], rows_val[:, i]
+    y, y_val = (_sample(torch.from_numpy(_targets(split))) for split in (train, val))
+    for kind, columns in (("numeric", schema.numeric), ("categorical", schema.categorical)):
+        x, x_val = _sample(train.x[kind]), _sample(val.x[kind])
+        for i, column in enumerate(columns):
+            values, values_val = x[:, i], x_val[:, i]
             if kind == "numeric":
-                x, x_val = np.searchsorted(column.edges, x), np.searchsorted(column.edges, x_val)
-            share = min(
-                explained(x, x_val, y[:, j], y_val[:, j], schema.task) for j in range(y.shape[1])
-            )
-            if share >= GIVEN_AWAY:
-                findings.append(
-                    Finding(
-                        f"column {column.name} alone explains {share:.1%} of the target on the validation part",
-                        "if it is known only after the target is, the model is of no use on new rows",
-                        f"if so, drop it: data.columns: {{{column.source}: drop}}",
-                    )
+                values = np.searchsorted(column.edges, values)
+                values_val = np.searchsorted(column.edges, values_val)
+            shares = [
+                explained_share(values, values_val, y[:, j], y_val[:, j], schema.task)
+                for j in range(y.shape[1])
+            ]
+            if min(shares) >= LEAK_THRESHOLD:
+                yield Finding(
+                    f"column {column.name} alone explains {min(shares):.1%} of the target on the "
+                    "validation split",
+                    "if it is known only after the target, the model is useless on new rows",
+                    f"in that case drop it: data.columns: {{{column.source}: drop}}",
+                    column.source,
                 )
-    return findings
 
 
-def _sample(values: torch.Tensor) -> Array:
-    return values[:: -(-len(values) // SAMPLE)].numpy()
+def _sample(values: Tensor) -> Array:
+    return values[:: -(-len(values) // COLUMN_SAMPLE)].numpy()
 
 
-def explained(train: Array, val: Array, y: Array, y_val: Array, task: str) -> float:
-    """What the groups of equal ``train`` values say of ``y_val``, beyond saying the same of all rows: from 0 to 1."""
-    groups, place = np.unique(train, return_inverse=True)
-    where = np.searchsorted(groups, val).clip(max=len(groups) - 1)
+def explained_share(x: Array, x_val: Array, y: Array, y_val: Array, task: Task) -> float:
+    """Return how much better equal values of ``x`` predict ``y_val`` than no input does.
+
+    All arrays are [rows]. 0 means not better than the mean or most frequent ``y``, and 1 means
+    without error: this is R² for regression, and the share of avoided errors for classes.
+    """
+    groups, group = np.unique(x, return_inverse=True)
+    nearest = np.searchsorted(groups, x_val).clip(max=len(groups) - 1)
+    is_known = groups[nearest] == x_val
     if task == "regression":
-        means = np.bincount(place, y) / np.bincount(place)
-        guess = np.where(groups[where] == val, means[where], y.mean())
-        return 1 - float(((y_val - guess) ** 2).sum()) / max(
-            float(((y_val - y.mean()) ** 2).sum()), 1e-30
-        )
+        means = np.bincount(group, y) / np.bincount(group)
+        prediction = np.where(is_known, means[nearest], y.mean())
+        error = float(((y_val - prediction) ** 2).sum())
+        return 1 - error / max(float(((y_val - y.mean()) ** 2).sum()), 1e-30)
     counts = np.zeros((len(groups), int(y.max()) + 1))
-    np.add.at(counts, (place, y.astype(np.int64)), 1)
-    common = counts.sum(axis=0).argmax()
-    guess = np.where(groups[where] == val, counts.argmax(axis=1)[where], common)
-    right, base = float((guess == y_val).mean()), float((y_val == common).mean())
-    return (right - base) / (1 - base) if base < 1 else 0.0
+    np.add.at(counts, (group, y.astype(np.int64)), 1)
+    most_frequent = counts.sum(axis=0).argmax()
+    prediction = np.where(is_known, counts.argmax(axis=1)[nearest], most_frequent)
+    accuracy, base = (float((guess == y_val).mean()) for guess in (prediction, most_frequent))
+    return (accuracy - base) / (1 - base) if base < 1 else 0.0

@@ -1,0 +1,89 @@
+"""The experiment that `init` writes for images, with comments on each choice."""
+
+import numpy as np
+
+from proj.data.base import MODEL_CLASSES, class_weight_line, describe_targets, yaml_text
+from proj.data.images.decode import read_shape, run_parallel
+from proj.data.images.sources import ImageSet
+from proj.schema import Schema
+
+# A training run sees about 400,000 images, each several times.
+IMAGES_PER_RUN = 400_000
+MIN_EPOCHS, MAX_EPOCHS = 7, 60
+
+# Shorter runs do not overfit, so random shifts only slow them down.
+EPOCHS_FOR_CROP = 15
+
+# Validation images of a large data set. More would be missing in training.
+MAX_VAL_IMAGES = 5_000
+
+# Images up to this size are not scaled if all have one size.
+MAX_SIZE = 64
+
+SIZE_SAMPLE = 500  # images whose size is read
+
+
+def write_experiment(path: str, schema: Schema, size: int | None, val_fraction: float) -> str:
+    """Return the experiment as commented YAML; ``size`` None means that images are not scaled."""
+    epochs = max(MIN_EPOCHS, min(MAX_EPOCHS, IMAGES_PER_RUN // schema.rows))
+    is_short = epochs < EPOCHS_FOR_CROP
+    crop = min(schema.input_shape[1:]) // 14
+    longer = f" # more accurate with three times as many, and crop: {crop}" if is_short else ""
+    # Classes of one letter are probably letters, which must not be mirrored.
+    letters = all(len(name) == 1 for name in schema.class_names)
+    flip = not letters or path.endswith(".npz")
+    smoothing = "    label_smoothing: 0.1\n" if schema.task == "multiclass" else ""
+    scaling = "null # all images have one size"
+    if size is not None:
+        scaling = f"{size} # height and width that all images are scaled to"
+    return f"""\
+# Images of {path}: {schema.rows} training rows, {len(schema.class_names)} classes.
+# Written by `init`; change it as you like. Each key is also a flag: --model.net.width 32
+seed_everything: 0
+trainer:
+  max_epochs: {epochs}{longer}
+model:
+  class_path: {MODEL_CLASSES[schema.task]} # {describe_targets(schema)}
+  init_args:
+    net: {{class_path: CNN, init_args: {{width: 40{", mirror: true" if flip else ""}}}}}
+    optimizer: {{class_path: AdamW, init_args: {{weight_decay: 0.01}}}}
+    scheduler: {{class_path: OneCycleLR, init_args: {{max_lr: 0.01}}}} # its length is filled in
+    scheduler_interval: step
+{smoothing}{class_weight_line(schema)}data:
+  class_path: Images
+  init_args:
+    path: {yaml_text(path)}
+    size: {scaling}
+    flip: {str(flip).lower()} # left to right; not for text, or where left and right differ
+    crop: {0 if is_short else crop} # largest random shift in pixels; helps in long runs
+    batch_size: {_batch_size(schema.rows)}
+    val_fraction: {val_fraction} # if there is no folder val
+    test_fraction: 0.15 # if there is no folder test
+"""
+
+
+def scaled_size(images: ImageSet) -> int | None:
+    """Return 32 or 64 pixels by the median size; None if all images are small and of one size."""
+    sample = images.images[:: -(-len(images.images) // SIZE_SAMPLE)]
+    sizes = np.zeros((len(sample), 2), np.int64)
+
+    def measure(i: int) -> None:
+        sizes[i] = read_shape(sample[i])[1:]
+
+    # `prepare_images` reports unreadable images.
+    failures = run_parallel(measure, len(sample), "reading image sizes")
+    sizes = np.delete(sizes, list(failures), axis=0)
+    if not len(sizes) or ((sizes == sizes[0]).all() and sizes.max() <= MAX_SIZE):
+        return None
+    return 32 if np.median(sizes.min(axis=1)) < 48 else 64
+
+
+def val_share(images: ImageSet) -> float:
+    """Return the share of the training images for validation."""
+    train = int((images.splits == "train").sum())
+    return min(0.15, round(MAX_VAL_IMAGES / max(1, train), 3))
+
+
+def _batch_size(rows: int) -> int:
+    sizes = ((64, 8), (500, 32), (2_000, 64))
+    return next((size for limit, size in sizes if rows < limit), 128)
