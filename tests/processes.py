@@ -79,10 +79,12 @@ class Process:
         stdout: IO[Any] | int = subprocess.DEVNULL,
         stderr: IO[Any] | int = subprocess.DEVNULL,
     ) -> None:
+        environment = os.environ if env is None else env
         request = {
             "arguments": list(map(str, arguments)),
             "cwd": str(cwd or Path.cwd()),
-            "env": dict(os.environ if env is None else env),
+            # Lightning leaves the seed of trainings in the test process in PL_GLOBAL_SEED.
+            "env": {name: environment[name] for name in environment if not name.startswith("PL_")},
         }
         self.server = socket.socket(socket.AF_UNIX)
         self.server.connect(f"{os.environ[FOLDER]}/socket")
