@@ -16,7 +16,7 @@ from polars.testing import assert_frame_equal
 import processes
 from conftest import Cli
 from engine.faults.harness import digest
-from engine.faults.shards import ROWS, TRAINED
+from engine.faults.shards import TRAINED
 
 SHARDS = "engine.faults.shards"
 TWO = [
@@ -59,26 +59,33 @@ def torchrun(
     ]
 
 
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The results of one process."""
-    folder = tmp_path_factory.mktemp("alone")
-    processes.run(SHARDS, folder, "1", cwd=folder).check_returncode()
-    return folder
+# With batches of 4 rows, two processes evaluate 8 rows at a time: each remainder occurs twice.
+TWO_ROUNDS = (*range(1, 18), 40)
+EVERY_NUMBER = tuple(range(1, 41))
 
 
 @pytest.mark.parametrize(
-    "world", [2, pytest.param(3, marks=pytest.mark.slow), pytest.param(4, marks=pytest.mark.slow)]
+    ("world", "numbers_of_rows"),
+    [
+        (2, TWO_ROUNDS),
+        pytest.param(2, EVERY_NUMBER, marks=pytest.mark.slow),
+        pytest.param(3, EVERY_NUMBER, marks=pytest.mark.slow),
+        pytest.param(4, EVERY_NUMBER, marks=pytest.mark.slow),
+    ],
+    ids=lambda value: str(value) if isinstance(value, int) else f"{len(value)} numbers of rows",
 )
 def test_results_do_not_depend_on_the_number_of_processes(
-    world: int, alone: Path, work: Path
+    world: int, numbers_of_rows: tuple[int, ...], work: Path
 ) -> None:
-    command = torchrun("-m", SHARDS, work, world, nproc=world, port=free_port())
+    """A row would be counted twice or left out if the split does not divide evenly."""
+    (alone := work / "alone").mkdir()
+    processes.run(SHARDS, alone, 1, *numbers_of_rows).check_returncode()
+    command = torchrun("-m", SHARDS, work, world, *numbers_of_rows, nproc=world, port=free_port())
     processes.run(*command).check_returncode()
     together, single = (
         json.loads((folder / "results.json").read_text()) for folder in (work, alone)
     )
-    for rows in ROWS:
+    for rows in numbers_of_rows:
         for verb in ("test", "predict"):
             one, several = (
                 pl.read_parquet(folder / f"{verb}_{rows}.parquet") for folder in (alone, work)
@@ -89,9 +96,8 @@ def test_results_do_not_depend_on_the_number_of_processes(
         ours, theirs = together[f"test {rows}"], single[f"test {rows}"]
         assert ours.keys() == theirs.keys()
         assert ours == pytest.approx(theirs, abs=1e-6, nan_ok=True)
-        assert (
-            ours["test/accuracy"] == theirs["test/accuracy"]
-        )  # It is a ratio of counts, so it is exact.
+        # A ratio of counts is exact.
+        assert ours["test/accuracy"] == theirs["test/accuracy"]
     for rows in TRAINED:
         result = together[f"fit {rows}"]
         assert result["val/accuracy"] == pytest.approx(result["direct"], abs=1e-7)
