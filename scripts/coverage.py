@@ -1,10 +1,12 @@
-"""How often the 95 % intervals of `evaluate/` hold the true value: data drawn again and again from named generators.
+"""Measure how often the 95 % intervals of `test` contain the true value.
 
-    python scripts/coverage.py [--repeats 1000] [--rows 200 2000] [--only NAME] [--compare] [--importance]
+    python scripts/coverage.py [--repeats 1000] [--rows 200 2000] [--only NAME]
+                               [--compare | --importance]
 
-The true value is that of a million rows. With 1,000 repeats a coverage is known to some 1.4 points. `--compare` shows how
-often `compare` tells two runs apart that are equally good: 0.05 is right. `--importance` shows how often the intervals of
-permutation importance hold that of a million rows.
+Data are drawn repeatedly from named generators; the true value is that of a million rows. With
+1,000 repeats the 95 % interval of a coverage is 1.4 points wide on either side. `--compare`
+measures how often `compare` finds a significant difference between two equally good runs: 0.05 is
+correct. `--importance` measures the coverage of the intervals of permutation importance.
 """
 
 import argparse
@@ -15,15 +17,15 @@ import numpy as np
 from proj.engine.evaluation.importance import REPEATS, Importance, importance
 from proj.engine.evaluation.intervals import intervals
 from proj.engine.evaluation.paired import differences
-from proj.engine.evaluation.prediction_set import Array, PredictionSet
-from proj.schema import Task
+from proj.engine.evaluation.prediction_set import PredictionSet
+from proj.schema import Array, Task
 
 Draw = Callable[[int, np.random.Generator], PredictionSet]
-TRUTH = 1_000_000
+TRUTH = 1_000_000  # rows
 
 
 def binormal(prevalence: float, distance: float, center: float = 0.0) -> Draw:
-    """Scores of two normal distributions so far apart, as probabilities."""
+    """Probabilities from scores of two normal distributions at a distance."""
 
     def draw(rows: int, rng: np.random.Generator) -> PredictionSet:
         target = (rng.random(rows) < prevalence).astype(np.int64)
@@ -35,14 +37,14 @@ def binormal(prevalence: float, distance: float, center: float = 0.0) -> Draw:
     return draw
 
 
-def classes(shares: list[float], right: float) -> Draw:
-    """Each class predicted rightly that often, else as any other one."""
+def classes(shares: list[float], correct: float) -> Draw:
+    """Classes predicted correctly with probability ``correct``, else as any other one."""
 
     def draw(rows: int, rng: np.random.Generator) -> PredictionSet:
         count = len(shares)
         target = rng.choice(count, size=rows, p=shares)
         other = (target + rng.integers(1, count, rows)) % count
-        predicted = np.where(rng.random(rows) < right, target, other)
+        predicted = np.where(rng.random(rows) < correct, target, other)
         output = rng.random((rows, count)) / 2
         output[np.arange(rows), predicted] += 0.5
         names = tuple(f"class_{i}" for i in range(count))
@@ -52,7 +54,7 @@ def classes(shares: list[float], right: float) -> Draw:
 
 
 def labels(shares: list[float], noise: float) -> Draw:
-    """Labels that occur together, through a normal score in common."""
+    """Correlated labels, which share a normal score."""
 
     def draw(rows: int, rng: np.random.Generator) -> PredictionSet:
         limits = np.quantile(rng.normal(size=200_000) * np.sqrt(2), 1 - np.array(shares))
@@ -66,13 +68,16 @@ def labels(shares: list[float], noise: float) -> Draw:
     return draw
 
 
-def errors(of: Callable[[np.random.Generator, int], Array], size: int = 1) -> Draw:
-    """A target of variance 1 and errors of half its size; in groups of ``size`` rows half of their variance is shared."""
+def errors(sample: Callable[[np.random.Generator, int], Array], size: int = 1) -> Draw:
+    """A target of variance 1, and ``sample`` errors of half its size.
+
+    In groups of ``size`` rows, half of the variance is common to the group.
+    """
 
     def draw(rows: int, rng: np.random.Generator) -> PredictionSet:
-        error, target, group = of(rng, rows), rng.normal(size=rows), np.arange(rows) // size
+        error, target, group = sample(rng, rows), rng.normal(size=rows), np.arange(rows) // size
         if size > 1:
-            error = (error + of(rng, int(group.max()) + 1)[group]) / np.sqrt(2)
+            error = (error + sample(rng, int(group.max()) + 1)[group]) / np.sqrt(2)
         output = (target + error / 2)[:, None]
         groups = None if size == 1 else group
         return PredictionSet("regression", ("y",), np.arange(rows), target[:, None], output, groups)
@@ -81,7 +86,7 @@ def errors(of: Callable[[np.random.Generator, int], Array], size: int = 1) -> Dr
 
 
 def grouped(size: int) -> Draw:
-    """Two classes, in groups of ``size`` rows of which some are easy and some hard."""
+    """Two classes in groups of ``size`` rows, some of them easy and some hard."""
 
     def draw(rows: int, rng: np.random.Generator) -> PredictionSet:
         group = np.arange(rows) // size
@@ -140,17 +145,17 @@ GENERATORS: dict[str, tuple[Draw, tuple[str, ...]]] = {
 def coverage(
     draw: Draw, metrics: tuple[str, ...], rows: int, repeats: int, seed: int = 0
 ) -> dict[str, tuple[float, float]]:
-    """Shares of the repeats in which the interval lies above the true value, and below it, by metric."""
+    """Return the shares of repeats with the interval above and below the true value, by metric."""
     rng = np.random.default_rng(seed)
-    every = intervals(draw(TRUTH, rng))
-    truth = {name: every[name].value for name in metrics}
+    exact = intervals(draw(TRUTH, rng))
+    truth = {name: exact[name].value for name in metrics}
     above, below = dict.fromkeys(metrics, 0), dict.fromkeys(metrics, 0)
     for repeat in range(repeats):
-        found = intervals(draw(rows, rng), seed=repeat)
+        estimates = intervals(draw(rows, rng), seed=repeat)
         for name in metrics:
-            low, high, true = found[name].low, found[name].high, truth[name]
+            low, high, true = estimates[name].low, estimates[name].high, truth[name]
             assert true is not None
-            above[name] += low is None or low > true  # no interval holds nothing
+            above[name] += low is None or low > true  # no interval counts as a miss
             below[name] += high is not None and high < true
     return {name: (above[name] / repeats, below[name] / repeats) for name in metrics}
 
@@ -158,32 +163,37 @@ def coverage(
 def rivals(
     task: Task, rows: int, rng: np.random.Generator, better: float = 0.0
 ) -> tuple[PredictionSet, PredictionSet]:
-    """Two runs on the same rows, off by independent noise of the same size; the second one's may be smaller."""
+    """Return two runs on the same rows, with independent errors of the same size.
+
+    Those of the second run are smaller by the share ``better``.
+    """
     names = {"regression": ("y",), "binary": ("no", "yes"), "multiclass": tuple("abc")}[task]
     noise = [rng.normal(size=(rows, 3)) * size for size in (1, 1 - better)]
     if task == "regression":
         target = rng.normal(size=(rows, 1))
-        outputs = [target + of[:, :1] for of in noise]
+        outputs = [target + error[:, :1] for error in noise]
     elif task == "binary":
         target = (rng.random(rows) < 0.3).astype(np.int64)
-        outputs = [1 / (1 + np.exp(-(1.5 * target - 1 + of[:, 0]))) for of in noise]
+        outputs = [1 / (1 + np.exp(-(1.5 * target - 1 + error[:, 0]))) for error in noise]
     else:
         target = rng.integers(3, size=rows)
-        scores = [np.exp(1.5 * np.eye(3)[target] + of) for of in noise]
-        outputs = [of / of.sum(1, keepdims=True) for of in scores]
-    one, other = (PredictionSet(task, names, np.arange(rows), target, output) for output in outputs)
-    return one, other
+        scores = [np.exp(1.5 * np.eye(3)[target] + error) for error in noise]
+        outputs = [score / score.sum(1, keepdims=True) for score in scores]
+    first, other = (
+        PredictionSet(task, names, np.arange(rows), target, output) for output in outputs
+    )
+    return first, other
 
 
 def false_positives(task: Task, rows: int, repeats: int, seed: int = 0) -> dict[str, float]:
-    """How often runs that are equally good are told apart at a level of 5 %, by metric."""
+    """Return how often equally good runs differ significantly at a level of 5 %, by metric."""
     rng = np.random.default_rng(seed)
-    found = [differences(*rivals(task, rows, rng), seed=repeat) for repeat in range(repeats)]
-    return {name: float(np.mean([of[name].p < 0.05 for of in found])) for name in found[0]}
+    compared = [differences(*rivals(task, rows, rng), seed=repeat) for repeat in range(repeats)]
+    return {name: float(np.mean([run[name].p < 0.05 for run in compared])) for name in compared[0]}
 
 
 def strong_column(task: Task, rows: int, rng: np.random.Generator, seed: int = 0) -> Importance:
-    """The importance of a column that decides nearly all, for the model that is true."""
+    """Return the importance of a column that determines most of the target, for the true model."""
     x, less = rng.normal(size=rows), 0.3 * rng.normal(size=rows)
     orders = [rng.permutation(rows) for _ in range(REPEATS)]
     if task == "regression":
@@ -194,23 +204,51 @@ def strong_column(task: Task, rows: int, rng: np.random.Generator, seed: int = 0
             ("no", "yes"),
         )
 
-    def outcomes(x: Array) -> PredictionSet:
+    def predict(x: Array) -> PredictionSet:
         score = 2 * x + less
         output = score[:, None] if task == "regression" else 1 / (1 + np.exp(0.8 - score))
         return PredictionSet(task, names, np.arange(rows), target, output)
 
-    return importance(outcomes(x), (outcomes(x[order]) for order in orders), orders, seed)
+    return importance(predict(x), (predict(x[order]) for order in orders), orders, seed)
 
 
 def importance_coverage(task: Task, rows: int, repeats: int, seed: int = 0) -> tuple[float, float]:
-    """The importance of a million rows, and the share of the repeats whose interval holds it."""
+    """Return the importance of a million rows, and the coverage of its intervals."""
     rng = np.random.default_rng(seed)
     truth = strong_column(task, TRUTH, rng).value
-    found = [strong_column(task, rows, rng, repeat) for repeat in range(repeats)]
+    estimates = [strong_column(task, rows, rng, repeat) for repeat in range(repeats)]
     assert truth is not None
-    return truth, float(
-        np.mean([of.low is not None and of.low <= truth <= (of.high or 0.0) for of in found])
-    )
+    covered = [
+        interval.low is not None and interval.low <= truth <= (interval.high or 0.0)
+        for interval in estimates
+    ]
+    return truth, float(np.mean(covered))
+
+
+def show_importance(rows: list[int], repeats: int) -> None:
+    print("| task | rows | importance | coverage |\n| --- | --- | --- | --- |")
+    for task in ("binary", "regression"):
+        for count in rows:
+            truth, covered = importance_coverage(task, count, repeats)
+            print(f"| {task} | {count} | {truth:.3f} | {covered:.3f} |", flush=True)
+
+
+def show_false_positives(rows: list[int], repeats: int) -> None:
+    print("| task | rows | metric | significant |\n| --- | --- | --- | --- |")
+    for task in ("binary", "multiclass", "regression"):
+        for count in rows:
+            for metric, rate in false_positives(task, count, repeats).items():
+                print(f"| {task} | {count} | {metric} | {rate:.3f} |", flush=True)
+
+
+def show_coverage(rows: list[int], repeats: int, only: str) -> None:
+    print("| generator | rows | metric | coverage | too high | too low |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    for name, (draw, metrics) in GENERATORS.items():
+        for count in rows if only in name else []:
+            for metric, (above, below) in coverage(draw, metrics, count, repeats).items():
+                shares = f"{1 - above - below:.3f} | {above:.3f} | {below:.3f}"
+                print(f"| {name} | {count} | {metric} | {shares} |", flush=True)
 
 
 def main() -> None:
@@ -219,38 +257,18 @@ def main() -> None:
     )
     parser.add_argument("--repeats", type=int, default=1000)
     parser.add_argument("--rows", type=int, nargs="+", default=[200, 2000])
-    parser.add_argument("--only", default="", help="a part of a generator's name")
+    parser.add_argument("--only", default="", help="part of a generator's name")
     parser.add_argument(
-        "--compare", action="store_true", help="false positives of comparisons instead"
+        "--compare", action="store_true", help="measure the false positives of comparisons"
     )
-    parser.add_argument(
-        "--importance", action="store_true", help="intervals of permutation importance instead"
-    )
-    given = parser.parse_args()
-    if given.importance:
-        print("| task | rows | importance | coverage |\n| --- | --- | --- | --- |")
-        for task in ("binary", "regression"):
-            for rows in given.rows:
-                truth, held = importance_coverage(task, rows, given.repeats)
-                print(f"| {task} | {rows} | {truth:.3f} | {held:.3f} |", flush=True)
-        return
-    if given.compare:
-        print("| task | rows | metric | told apart |\n| --- | --- | --- | --- |")
-        for task in ("binary", "multiclass", "regression"):
-            for rows in given.rows:
-                for metric, rate in false_positives(task, rows, given.repeats).items():
-                    print(f"| {task} | {rows} | {metric} | {rate:.3f} |", flush=True)
-        return
-    print(
-        "| generator | rows | metric | coverage | too high | too low |\n| --- | --- | --- | --- | --- | --- |"
-    )
-    for name, (draw, metrics) in GENERATORS.items():
-        for rows in given.rows if given.only in name else []:
-            for metric, (above, below) in coverage(draw, metrics, rows, given.repeats).items():
-                print(
-                    f"| {name} | {rows} | {metric} | {1 - above - below:.3f} | {above:.3f} | {below:.3f} |",
-                    flush=True,
-                )
+    parser.add_argument("--importance", action="store_true", help="measure permutation importance")
+    arguments = parser.parse_args()
+    if arguments.importance:
+        show_importance(arguments.rows, arguments.repeats)
+    elif arguments.compare:
+        show_false_positives(arguments.rows, arguments.repeats)
+    else:
+        show_coverage(arguments.rows, arguments.repeats, arguments.only)
 
 
 if __name__ == "__main__":

@@ -136,7 +136,7 @@ def test_a_compiled_step_is_as_eager_ones_but_for_rounding(experiment: Any, cli:
 def test_what_is_not_finite_ends_with_3(experiment: Any, cli: Cli) -> None:
     optimizer = {"class_path": "SGD", "init_args": {"lr": 1e30}}
     config = experiment("regression", model={"optimizer": optimizer})
-    assert "came to a number that is not finite" in cli("fit", "--config", config, *GPU, code=3)
+    assert "gave a number that is not finite" in cli("fit", "--config", config, *GPU, code=3)
 
 
 def test_ddp_with_nccl(experiment: Any) -> None:
@@ -163,8 +163,8 @@ def test_check_goes_through(experiment: Any, cli: Cli) -> None:
 def test_figures_calibration_importance_and_page(
     experiment: Any, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    live = pytest.importorskip("proj.engine.evaluation.tensorboard")
-    monkeypatch.setattr(live, "SECONDS", 0.0)
+    tensorboard = pytest.importorskip("proj.engine.evaluation.tensorboard")
+    monkeypatch.setattr(tensorboard, "MIN_SECONDS_BETWEEN_FIGURES", 0.0)
     cli("fit", "--config", experiment(rows=400), *GPU)
     run = Path("lightning_logs/version_0")
     events = EventAccumulator(str(run), {"images": 0})

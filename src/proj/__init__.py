@@ -1,21 +1,35 @@
-"""A PyTorch Lightning project: from one YAML to a model that is trained, evaluated and found again."""
+"""PyTorch Lightning project template: from one YAML file to a trained and evaluated model."""
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from proj.engine.predictor import load as load
+    from proj import data, metrics, models, nets
+    from proj.engine.api import fit
+    from proj.engine.predictor import load
 
-__all__ = ["__version__", "load"]
+    __version__: str
+
+__all__ = ["__version__", "data", "fit", "load", "metrics", "models", "nets"]
 
 
 def __getattr__(name: str) -> Any:
-    """Imports what is asked for when it is: `--help` answers without torch."""
+    """Import a public name when it is used, so that ``--help`` answers without torch (PEP 562)."""
+    from importlib import import_module, metadata
+
+    if name == "__version__":
+        return metadata.version(__name__)
+    if name in ("data", "metrics", "models", "nets"):
+        return import_module(f"{__name__}.{name}")
+    if name == "fit":
+        from proj.engine.api import fit
+
+        return fit
     if name == "load":
         from proj.engine.predictor import load
 
         return load
-    if name == "__version__":
-        from importlib.metadata import version
-
-        return version(__name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

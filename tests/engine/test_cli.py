@@ -1,4 +1,4 @@
-"""The command line: what it prints, what it refuses and how, and what it leaves behind."""
+"""The command line: output, error messages, exit codes, and the files it leaves."""
 
 import json
 import os
@@ -16,9 +16,10 @@ from conftest import CONFIGS, ROOT, Cli, files_in, make_arrays
 from proj.engine.cli import main
 from proj.errors import UserError
 
-NO_TORCH = (
-    "import sys; from {package}.cli import main; code = main({args}); "
-    "assert not {{'torch', 'lightning', 'numpy'}} & set(sys.modules), 'heavy imports'; sys.exit(code)"
+WITHOUT_TORCH = (
+    "import sys; from proj.engine.cli import main; code = main({args}); "
+    "heavy = {{'torch', 'lightning', 'numpy'}} & set(sys.modules); "
+    "sys.exit(f'imported: {{heavy}}' if heavy else code)"
 )
 
 
@@ -34,7 +35,8 @@ NO_TORCH = (
 def test_help_version_and_mistyped_verbs_answer_without_torch(
     args: list[str], code: int, text: str
 ) -> None:
-    script = NO_TORCH.format(package="proj", args=args)
+    """`--help` would take seconds, because it imports torch."""
+    script = WITHOUT_TORCH.format(args=args)
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=False
     )
@@ -43,22 +45,23 @@ def test_help_version_and_mistyped_verbs_answer_without_torch(
 
 
 def test_fit_imports_what_it_uses_and_nothing_else(experiment: Any, work: Path) -> None:
-    """Arrays that come split need neither scikit-learn nor polars, which take a second together."""
+    """`fit` on split arrays would import scikit-learn or polars, which takes a second."""
     config = experiment()
     arrays = dict(np.load("data.npz"))
     np.savez(
         "data.npz",
         **{
-            f"{name}_{part}": array
+            f"{name}_{split}": array
             for name, array in arrays.items()
-            for part in ("train", "val", "test")
+            for split in ("train", "val", "test")
         },
     )
     script = (
-        f"import gc, sys; from proj.engine.cli import main; code = main(['fit', '--config', {str(config)!r}]); "
-        "assert gc.isenabled() and gc.get_freeze_count() > 100_000, 'modules are looked through for garbage'; "
-        "unused = {'sklearn', 'polars', 'tabm', 'rtdl_num_embeddings', 'optuna', 'pandas'} & set(sys.modules); "
-        "sys.exit(f'imported: {unused}' if unused else code)"
+        "import gc, sys; from proj.engine.cli import main; "
+        f"code = main(['fit', '--config', {str(config)!r}]); "
+        "assert gc.isenabled() and gc.get_freeze_count() > 100_000, 'modules are not frozen'; "
+        "unused = {'sklearn', 'polars', 'tabm', 'rtdl_num_embeddings', 'optuna', 'pandas'}; "
+        "unused &= set(sys.modules); sys.exit(f'imported: {unused}' if unused else code)"
     )
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=False
@@ -66,9 +69,10 @@ def test_fit_imports_what_it_uses_and_nothing_else(experiment: Any, work: Path) 
     assert done.returncode == 0, done.stderr
 
 
-# help goes through all subclasses there are; some are of modules that a test before has written and forgotten
+# Help lists all subclasses in memory. Some may be from modules that an earlier test has deleted.
 @pytest.mark.filterwarnings(r"ignore:\s*Hit failing import")
-def test_the_verbs_help_tells_trainer_flags_and_our_own(cli: Cli) -> None:
+def test_the_help_of_a_verb_lists_trainer_flags_and_our_options(cli: Cli) -> None:
+    """A user could not find a flag or an option of a class."""
     text = cli("fit", "--help")
     for option in (
         "--trainer.max_epochs",
@@ -85,6 +89,7 @@ def test_the_verbs_help_tells_trainer_flags_and_our_own(cli: Cli) -> None:
 
 
 def test_print_config_shows_the_resolved_experiment(cli: Cli) -> None:
+    """A user could not see what a short class name or a flag resolves to."""
     text = cli(
         "fit",
         "--config",
@@ -102,6 +107,7 @@ def test_print_config_shows_the_resolved_experiment(cli: Cli) -> None:
 def test_config_files_merge_in_order_and_flags_win_wherever_they_stand(
     experiment: Any, cli: Cli
 ) -> None:
+    """A setting on the command line or in the last file would be ignored."""
     Path("machine.yaml").write_text("trainer: {max_epochs: 7, log_every_n_steps: 5}")
     args = [
         "--trainer.log_every_n_steps",
@@ -155,7 +161,7 @@ WRONG_FLAGS = [
     (["--data.val_fraction", "0.6", "--data.test_fraction", "0.6"], "expected a sum below 1"),
     (
         ["--data.val_fraction", "0"],
-        "checkpoint.monitor: there is no 'val/f1', the validation part has no rows",
+        "checkpoint.monitor: expected a logged metric, got 'val/f1', but the val split has no rows",
     ),
     (
         ["--checkpoint.monitor", "val/f2"],
@@ -197,7 +203,7 @@ WRONG_FLAGS = [
     ),
     (
         ["--config", "experimnt.yaml"],
-        "got experimnt.yaml, which is no file. Did you mean 'experiment.yaml'?",
+        "got experimnt.yaml, which does not exist. Did you mean 'experiment.yaml'?",
     ),
     (
         ["--ckpt_path", "nowhere.ckpt"],
@@ -228,6 +234,7 @@ WRONG_FLAGS = [
 def test_wrong_flags_exit_2_with_one_message_and_no_folder(
     flags: Any, message: str, experiment: Any, cli: Cli
 ) -> None:
+    """A mistake would show a traceback, name another key, or leave half a run."""
     config = experiment()
     before = files_in(Path.cwd())
     assert message in cli("fit", "--config", config, *flags, code=2)
@@ -262,12 +269,14 @@ WRONG_CONFIGS = [
 
 @pytest.mark.parametrize(("text", "message"), WRONG_CONFIGS)
 def test_wrong_configs_exit_2_with_one_message(text: str, message: str, cli: Cli) -> None:
+    """A mistake in a file would show a traceback, name another key, or leave half a run."""
     Path("wrong.yaml").write_text(text)
     assert message in cli("fit", "--config", "wrong.yaml", code=2)
     assert files_in(Path.cwd()) == ["wrong.yaml"]
 
 
 def test_labels_out_of_range_and_unseen_are_named(experiment: Any, cli: Cli) -> None:
+    """A label that training has not seen would be counted as another class."""
     arrays = make_arrays("multiclass", 120)
     config = experiment()
     np.savez(
@@ -281,7 +290,8 @@ def test_labels_out_of_range_and_unseen_are_named(experiment: Any, cli: Cli) -> 
     assert label in cli("fit", "--config", config, code=2)
 
 
-def test_an_empty_test_part_is_named_when_it_is_wanted(experiment: Any, cli: Cli) -> None:
+def test_an_empty_test_split_is_named(experiment: Any, cli: Cli) -> None:
+    """`test` would report metrics of no rows."""
     cli("fit", "--config", experiment(data={"test_fraction": 0}))
     assert "the test split has no rows; expected at least one row, set data.test_fraction" in cli(
         "test", code=2
@@ -289,6 +299,7 @@ def test_an_empty_test_part_is_named_when_it_is_wanted(experiment: Any, cli: Cli
 
 
 def test_evaluating_without_a_run_says_what_to_do(cli: Cli, work: Path) -> None:
+    """A new user would get a traceback, or a folder that is not a run."""
     for verb in ("test", "validate", "predict"):
         assert "no run in lightning_logs yet: expected a finished one; train first" in cli(
             verb, code=2
@@ -297,6 +308,7 @@ def test_evaluating_without_a_run_says_what_to_do(cli: Cli, work: Path) -> None:
 
 
 def test_checkpoints_that_cannot_be_used_are_named(experiment: Any, cli: Cli) -> None:
+    """Metrics would be those of another model, or of a damaged file."""
     cli("fit", "--config", experiment())
     best = Path("lightning_logs/version_0/checkpoints/best.ckpt")
     assert "best.ckpt is a checkpoint of another model" in cli(
@@ -305,8 +317,8 @@ def test_checkpoints_that_cannot_be_used_are_named(experiment: Any, cli: Cli) ->
     assert "no checkpoint bst; expected best, last or a file" in cli(
         "test", "--ckpt_path", "bst", code=2
     )
-    whole = best.read_bytes()
-    best.write_bytes(whole[: len(whole) // 2])
+    content = best.read_bytes()
+    best.write_bytes(content[: len(content) // 2])
     assert "best.ckpt cannot be read as a checkpoint: it is cut off" in cli("test", code=2)
     best.unlink()
     assert "no checkpoint lightning_logs/version_0/checkpoints/best.ckpt" in cli(
@@ -317,6 +329,8 @@ def test_checkpoints_that_cannot_be_used_are_named(experiment: Any, cli: Cli) ->
 
 
 def test_a_hostile_checkpoint_is_not_executed(experiment: Any, cli: Cli) -> None:
+    """Starting from a checkpoint's weights would run a command."""
+
     class Hostile:
         def __reduce__(self) -> Any:
             return os.system, ("touch canary",)
@@ -329,25 +343,27 @@ def test_a_hostile_checkpoint_is_not_executed(experiment: Any, cli: Cli) -> None
 def test_a_loss_that_is_not_finite_exits_3_and_keeps_the_last_good_checkpoint(
     experiment: Any, cli: Cli
 ) -> None:
+    """A diverged training would look finished, or overwrite a good checkpoint."""
     optimizer = {"class_path": "SGD", "init_args": {"lr": 1e30}}
     config = experiment("regression", model={"optimizer": optimizer})
-    assert "step 2 (epoch 0) came to a number that is not finite" in cli(
+    assert "step 2 (epoch 0) gave a number that is not finite" in cli(
         "fit", "--config", config, code=3
     )
     manifest = json.loads(Path("lightning_logs/version_0/manifest.json").read_text())
     assert manifest["status"] == "failed"
     assert "none finished" in cli("test", code=2)
-    assert not Path(
-        "lightning_logs/version_0/checkpoints/best.ckpt"
-    ).exists()  # the only epoch was not good
+    # The only epoch had weights that are not finite.
+    assert not Path("lightning_logs/version_0/checkpoints/best.ckpt").exists()
 
 
 def test_debug_shows_the_traceback(experiment: Any) -> None:
+    """A user could not see where an error was raised."""
     with pytest.raises(UserError):
         main(["fit", "--config", str(experiment()), "--data.path", "dta.npz", "--debug"])
 
 
-def test_a_users_mistake_in_code_is_named_with_its_place(experiment: Any, cli: Cli) -> None:
+def test_an_error_in_user_code_is_named_with_its_line(experiment: Any, cli: Cli) -> None:
+    """An error in the user's own net would not say in which line it is."""
     Path("broken_net.py").write_text(
         "from torch import nn\n"
         "class Broken(nn.Linear):\n"
@@ -356,18 +372,19 @@ def test_a_users_mistake_in_code_is_named_with_its_place(experiment: Any, cli: C
     )
     args = ["fit", "--config", str(experiment()), "--model.net", "broken_net.Broken"]
     assert "(broken_net.py, line 6): 'Tensor' object has no attribute 'nope'" in cli(*args, code=2)
-    with pytest.raises(UserError) as raised:  # the traceback is whole
+    with pytest.raises(UserError) as raised:  # --debug shows the whole traceback.
         main([*args, "--debug"])
     assert isinstance(raised.value.__cause__, AttributeError)
     assert not Path("lightning_logs").exists()
 
 
 def test_a_net_with_lazy_layers_is_refused(experiment: Any, cli: Cli) -> None:
-    """Their first batch would be the preflight's, and a checkpoint could not be loaded into them."""
+    """A checkpoint could not be loaded, as sizes would be known after the first batch only."""
     text = (
         "from torch import nn\nfrom proj.schema import Schema\n"
         "class Lazy(nn.Sequential):\n"
-        "    def __init__(self, schema: Schema):\n        super().__init__(nn.LazyLinear(schema.num_outputs))\n"
+        "    def __init__(self, schema: Schema):\n"
+        "        super().__init__(nn.LazyLinear(schema.num_outputs))\n"
     )
     Path("lazy_net.py").write_text(text)
     err = cli("fit", "--config", experiment(), "--model.net", "lazy_net.Lazy", code=2)
@@ -375,6 +392,7 @@ def test_a_net_with_lazy_layers_is_refused(experiment: Any, cli: Cli) -> None:
 
 
 def test_fast_dev_run_leaves_nothing(experiment: Any, cli: Cli) -> None:
+    """A trial run would leave a folder, or overwrite metrics and predictions."""
     config = experiment()
     before = files_in(Path.cwd())
     cli("fit", "--config", config, "--trainer.fast_dev_run", "true")
@@ -387,7 +405,8 @@ def test_fast_dev_run_leaves_nothing(experiment: Any, cli: Cli) -> None:
     assert {path: Path(path).read_bytes() for path in files_in(Path.cwd())} == before
 
 
-def test_check_goes_through_without_a_folder(cli: Cli) -> None:
+def test_check_leaves_no_run_folder(cli: Cli) -> None:
+    """A check would create a run, or not pass for a shipped experiment."""
     for config in CONFIGS:
         out = cli("check", "--config", config)
         assert "a batch of each stage goes through" in out

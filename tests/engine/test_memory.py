@@ -1,4 +1,4 @@
-"""Memory that is freed and asked for again, counted by the system."""
+"""Reuse of freed memory, measured by page faults."""
 
 import platform
 import subprocess
@@ -25,14 +25,15 @@ print(faults() - before)
 
 
 def faults(keep: str) -> int:
-    """How many pages ten steps ask the system for, after five."""
+    """Return the number of page faults of ten steps, after five steps to warm up."""
     done = subprocess.run(
         [sys.executable, "-c", STEPS.format(keep=keep)], capture_output=True, text=True, check=True
     )
     return int(done.stdout)
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
 def test_a_step_takes_the_memory_that_the_last_one_freed() -> None:
-    assert faults("") > 100_000  # 48 MB are 12,000 pages, each time
+    """Each step on a CPU would get its memory from the system again, page by page."""
+    assert faults("") > 100_000  # 48 MB are 12,000 pages in each step.
     assert faults("keep_freed_memory(torch.device('cpu'))") < 1_000

@@ -1,4 +1,7 @@
-"""Strangers' files: none of them may run code, call a server, or write outside the working directory."""
+"""Files from other people: configs, checkpoints and data.
+
+None of them may run code, call a server, or write outside the working directory.
+"""
 
 import inspect
 import io
@@ -34,9 +37,12 @@ LINEAR = {"class_path": "torch.nn.Linear", "init_args": {"in_features": 6, "out_
 def outside(
     tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Path]:
-    """A folder beside the working directory, with a package that can be imported and leaves a canary when it is."""
+    """A folder outside the working directory, with an importable package.
+
+    The package writes a file ``canary`` when it is imported; the test fails if that has happened.
+    """
     folder = tmp_path_factory.mktemp("outside")
-    (folder / "stranger.py").write_text(
+    (folder / "other_package.py").write_text(
         "from pathlib import Path\nfrom torch import nn\nPath('canary').touch()\n"
         "class Net(nn.Linear):\n    def __init__(self):\n        super().__init__(6, 3)\n"
         "def net(schema) -> nn.Module:\n    return Net()\n"
@@ -46,14 +52,16 @@ def outside(
     yield folder
     assert [path for path in sorted(folder.rglob("*")) if "__pycache__" not in path.parts] == before
     assert not Path("canary").exists()
-    sys.modules.pop("stranger", None)
-    set_parsing_settings(import_path_denylist=["stranger"])  # `--allow` holds for the process
+    sys.modules.pop("other_package", None)
+    set_parsing_settings(
+        import_path_denylist=["other_package"]
+    )  # `--allow` holds for the whole process.
 
 
 NAMED = {
-    "a net": {"net": {"class_path": "stranger.Net"}},
-    "a net as a text": {"net": "stranger.Net"},
-    "a function that makes a net": {"net": "stranger.net"},
+    "a net": {"net": {"class_path": "other_package.Net"}},
+    "a net as a text": {"net": "other_package.Net"},
+    "a function that makes a net": {"net": "other_package.net"},
     "torch.hub": {
         "net": {"class_path": "torch.hub.load", "init_args": {"repo_or_dir": "x", "model": "y"}}
     },
@@ -62,7 +70,7 @@ NAMED = {
     "eval": {
         "net": {"class_path": "builtins.eval", "init_args": {"source": "open('canary', 'w')"}}
     },
-    "an optimizer": {"optimizer": {"class_path": "stranger.Net"}},
+    "an optimizer": {"optimizer": {"class_path": "other_package.Net"}},
     "a loss": {"loss": TOUCH},
     "a scheduler": {"scheduler": {**TOUCH, "class_path": "posix.system"}},
     "a name that leads to another module": {"net": "proj.engine.runs.run.subprocess.Popen"},
@@ -70,7 +78,7 @@ NAMED = {
     "a function in a layer": {
         "net": {
             "class_path": "torch.nn.TransformerEncoderLayer",
-            "init_args": {"d_model": 6, "nhead": 2, "activation": "stranger.net"},
+            "init_args": {"d_model": 6, "nhead": 2, "activation": "other_package.net"},
         }
     },
     "a class where none is expected": {
@@ -83,6 +91,7 @@ NAMED = {
 def test_a_config_imports_and_calls_nothing_but_known_packages(
     model: dict[str, Any], experiment: Any, cli: Cli, outside: Path
 ) -> None:
+    """A config could run any code that is installed."""
     cli("fit", "--config", experiment(model=model), code=2)
     assert not Path("lightning_logs").exists()
 
@@ -91,7 +100,7 @@ def test_a_config_imports_and_calls_nothing_but_known_packages(
     "trainer",
     [
         {"callbacks": [TOUCH]},
-        {"callbacks": "stranger.Net"},
+        {"callbacks": "other_package.Net"},
         {"logger": POPEN},
         {"profiler": POPEN},
         {"strategy": TOUCH},
@@ -111,33 +120,51 @@ def test_a_config_imports_and_calls_nothing_but_known_packages(
         },
     ],
 )
-def test_nor_does_its_trainer_section(
+def test_the_trainer_section_imports_and_calls_nothing_else(
     trainer: dict[str, Any], experiment: Any, cli: Cli, outside: Path
 ) -> None:
+    """A callback, logger or plugin in a config could run any code."""
     cli("fit", "--config", experiment(trainer=trainer), code=2)
 
 
-def test_nor_its_data_section(experiment: Any, cli: Cli, outside: Path) -> None:
+def test_the_data_section_imports_and_calls_nothing_else(
+    experiment: Any, cli: Cli, outside: Path
+) -> None:
+    """A data module in a config could run any code."""
     config = yaml.safe_load(experiment().read_text())
-    for data in (POPEN, {"class_path": "stranger.Net"}, "stranger.Net"):
+    for data in (POPEN, {"class_path": "other_package.Net"}, "other_package.Net"):
         Path("own.yaml").write_text(yaml.safe_dump({**config, "data": data}))
         cli("fit", "--config", "own.yaml", code=2)
 
 
-def test_nor_a_flag_unless_it_says_so(experiment: Any, cli: Cli, outside: Path) -> None:
-    said = cli("fit", "--config", experiment(), "--model.net", "stranger.Net", code=2)
-    assert "model.net: a config may not name stranger.Net" in said
-    assert "--allow stranger" in said
+def test_a_flag_imports_other_packages_only_with_allow(
+    experiment: Any, cli: Cli, outside: Path
+) -> None:
+    """A copied command line would import packages without the user's consent."""
+    message = cli("fit", "--config", experiment(), "--model.net", "other_package.Net", code=2)
+    assert "model.net: a config may not name other_package.Net" in message
+    assert "--allow other_package" in message
     assert not Path("canary").exists()
-    cli("fit", "--config", experiment(), "--model.net", "stranger.Net", "--allow", "stranger")
-    Path("canary").unlink()  # the trap works
-    assert "expected a package" in cli("fit", "--allow", "a stranger", code=2)
+    cli(
+        "fit",
+        "--config",
+        experiment(),
+        "--model.net",
+        "other_package.Net",
+        "--allow",
+        "other_package",
+    )
+    Path("canary").unlink()  # The package does write the file when it is imported.
+    assert "expected a package" in cli("fit", "--allow", "a package", code=2)
     assert "expected a package" in cli("fit", "--allow", code=2)
 
 
-def test_what_a_config_may_name(experiment: Any, cli: Cli) -> None:
-    """Modules beside the project, but no folder of runs, and none that hides a module of Python's own."""
-    net = "from torch import nn\nclass Net(nn.Linear):\n    def __init__(self):\n        super().__init__(6, 3)\n"
+def test_a_config_may_name_modules_of_the_working_directory(experiment: Any, cli: Cli) -> None:
+    """A config could not name the user's own net, or could name code in a folder of runs."""
+    net = (
+        "from torch import nn\n"
+        "class Net(nn.Linear):\n    def __init__(self):\n        super().__init__(6, 3)\n"
+    )
     for path in (
         "own_net.py",
         "own/deep/net.py",
@@ -159,19 +186,21 @@ def test_what_a_config_may_name(experiment: Any, cli: Cli) -> None:
         )
 
 
-def test_tags_in_yaml_make_nothing(cli: Cli, outside: Path) -> None:
+def test_tags_in_yaml_build_no_objects(cli: Cli, outside: Path) -> None:
+    """Reading a YAML file would run a command."""
     Path("tags.yaml").write_text(
         "seed_everything: !!python/object/apply:os.system ['touch canary']\n"
     )
     assert "not valid YAML" in cli("fit", "--config", "tags.yaml", code=2)
 
 
-def test_no_config_comes_from_a_server(experiment: Any, cli: Cli, outside: Path) -> None:
-    asked = []
+def test_no_config_is_read_from_a_server(experiment: Any, cli: Cli, outside: Path) -> None:
+    """A value of a config would be fetched from a server and used."""
+    requests = []
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            asked.append(self.path)
+            requests.append(self.path)
             self.send_response(200)
             self.end_headers()
             self.wfile.write(yaml.safe_dump(LINEAR).encode())
@@ -205,7 +234,7 @@ def test_no_config_comes_from_a_server(experiment: Any, cli: Cli, outside: Path)
     finally:
         server.shutdown()
         server.server_close()
-    assert asked == []
+    assert requests == []
 
 
 ELSEWHERE = {
@@ -262,6 +291,7 @@ def test_a_config_does_not_write_outside_the_working_directory(
     work: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """A config could overwrite files anywhere on the disk."""
     monkeypatch.setenv("OUTSIDE", str(outside))
     Path("table.csv").write_text("a,y\n" + "".join(f"{i},{i % 2}\n" for i in range(60)))
     text = (
@@ -279,15 +309,15 @@ def test_a_config_does_not_write_outside_the_working_directory(
     )
 
 
-def test_the_same_from_the_command_line_is_the_users_wish(
+def test_paths_on_the_command_line_may_lead_anywhere(
     experiment: Any, cli: Cli, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """And where the program has written before, a config may let it write again."""
-    there = tmp_path_factory.mktemp("there")
-    cli("fit", "--config", experiment(), "--trainer.default_root_dir", str(there))
-    cli("test", "--run", str(there / "lightning_logs" / "version_0"))
-    cli("fit", "--config", str(there / "lightning_logs" / "version_0" / "config.yaml"))
-    assert (there / "lightning_logs" / "version_1" / "checkpoints" / "best.ckpt").exists()
+    """A user could not keep runs on another disk, or not use them again by their config."""
+    folder = tmp_path_factory.mktemp("folder")
+    cli("fit", "--config", experiment(), "--trainer.default_root_dir", str(folder))
+    cli("test", "--run", str(folder / "lightning_logs" / "version_0"))
+    cli("fit", "--config", str(folder / "lightning_logs" / "version_0" / "config.yaml"))
+    assert (folder / "lightning_logs" / "version_1" / "checkpoints" / "best.ckpt").exists()
 
 
 class Hostile:
@@ -307,12 +337,13 @@ def trained(experiment: Any, cli: Cli) -> tuple[Path, dict[str, Any]]:
 def test_a_hostile_checkpoint_is_not_executed(
     place: str, experiment: Any, cli: Cli, outside: Path
 ) -> None:
+    """Loading a checkpoint, in any verb, would run a command."""
     run, checkpoint = trained(experiment, cli)
     checkpoint[place] = {"x": Hostile()}
     for name in ("best", "last", "previous"):
         with (run / "checkpoints" / f"{name}.ckpt").open(
             "wb"
-        ) as stream:  # a checksum says nothing about intentions
+        ) as stream:  # A valid checksum does not make a file trustworthy.
             checkpoint_file.save(checkpoint, stream)
     file = str(run / "checkpoints" / "best.ckpt")
     for args in (["test"], ["validate"], ["predict"], ["test", "--ckpt_path", file]):
@@ -327,11 +358,18 @@ def test_a_hostile_checkpoint_is_not_executed(
 
 @pytest.mark.parametrize(
     "model",
-    [TOUCH, POPEN, {"class_path": "stranger.Net"}, {"net": {"class_path": "stranger.Net"}}, "net"],
+    [
+        TOUCH,
+        POPEN,
+        {"class_path": "other_package.Net"},
+        {"net": {"class_path": "other_package.Net"}},
+        "net",
+    ],
 )
-def test_what_a_checkpoint_names_is_not_imported(
+def test_classes_named_by_a_checkpoint_are_not_imported(
     model: Any, experiment: Any, cli: Cli, outside: Path
 ) -> None:
+    """A checkpoint or a run folder could name code to be run."""
     run, checkpoint = trained(experiment, cli)
     config = checkpoint["config"]
     if "net" in model:
@@ -347,6 +385,7 @@ def test_what_a_checkpoint_names_is_not_imported(
 
 
 def test_a_checkpoint_cannot_have_files_deleted(experiment: Any, cli: Cli, outside: Path) -> None:
+    """Training from a checkpoint would delete a file that its state names."""
     precious = outside / "precious.txt"
     precious.write_text("years of work")
     run, checkpoint = trained(experiment, cli)
@@ -356,8 +395,8 @@ def test_a_checkpoint_cannot_have_files_deleted(experiment: Any, cli: Cli, outsi
         str(precious),
         f"file://{precious}",
     ):
-        (key,) = [key for key in checkpoint["callbacks"] if key.startswith("Checkpoint")]
-        state = checkpoint["callbacks"][key]
+        states = checkpoint["callbacks"].values()
+        (state,) = [state for state in states if "best_model_path" in state]
         assert state["dirpath"] == folder
         state.update(
             best_model_path=path,
@@ -367,7 +406,7 @@ def test_a_checkpoint_cannot_have_files_deleted(experiment: Any, cli: Cli, outsi
             kth_value=torch.tensor(-1.0),
         )
         torch.save(checkpoint, "hostile.ckpt")
-        said = cli(
+        message = cli(
             "fit",
             "--config",
             "experiment.yaml",
@@ -377,11 +416,12 @@ def test_a_checkpoint_cannot_have_files_deleted(experiment: Any, cli: Cli, outsi
             "3",
             code=2,
         )
-        assert "tampered with" in said
+        assert "tampered with" in message
     precious.unlink()
 
 
 def test_a_hostile_npz_is_not_executed(experiment: Any, cli: Cli, outside: Path) -> None:
+    """Reading data would run a command, or write files outside."""
     config = experiment()
     good = dict(np.load("data.npz"))
     pickled = np.empty(120, dtype=object)
@@ -392,33 +432,36 @@ def test_a_hostile_npz_is_not_executed(experiment: Any, cli: Cli, outside: Path)
     for member in (
         f"../{outside.name}/escaped.npy",
         f"{outside}/escaped.npy",
-    ):  # nothing is unpacked to the disk
+    ):  # Members must not be unpacked to the disk.
         with zipfile.ZipFile("data.npz", "w") as archive:
             for name, values in {**good, member.removesuffix(".npy"): good["x"]}.items():
                 np.save(buffer := io.BytesIO(), values)
                 archive.writestr(f"{name}.npy", buffer.getvalue())
         cli("fit", "--config", config, code=2)
-    Path("data.npz").write_bytes(b"\x80\x04cos\nsystem\n(S'touch canary'\ntR.")  # a pickle alone
+    Path("data.npz").write_bytes(
+        b"\x80\x04cos\nsystem\n(S'touch canary'\ntR."
+    )  # a pickle in place of an archive
     cli("fit", "--config", config, code=2)
     with pytest.raises(UserError):
         proj.load("data.npz")
 
 
 @pytest.mark.parametrize("path", own_classes().values())
-def test_no_parameter_takes_any_function_at_all(path: str) -> None:
+def test_no_parameter_of_our_classes_is_a_bare_callable(path: str) -> None:
     module, _, name = path.rpartition(".")
-    made = getattr(import_module(module), name)
-    for parameter, hint in get_type_hints(made.__init__).items():
+    """A config could pass any function to such a parameter, and the program would call it."""
+    cls = getattr(import_module(module), name)
+    for parameter, hint in get_type_hints(cls.__init__).items():
         if parameter != "return":
-            assert not list(bare(hint)), f"{path}({parameter}: {hint})"
+            assert not list(bare_callables(hint)), f"{path}({parameter}: {hint})"
 
 
-def bare(hint: Any) -> Iterator[Any]:
-    """The types within a type that stand for functions without saying what these return, or for anything."""
+def bare_callables(hint: Any) -> Iterator[Any]:
+    """Yield the types within a type that are functions of any return type, or anything."""
     if hint in (Callable, inspect.Parameter.empty, object) or get_origin(hint) in (
         Callable,
         type(Callable),
     ):
         yield from [hint] * (not get_args(hint) or get_args(hint)[-1] is Any)
     for inner in get_args(hint):
-        yield from bare(inner) if not isinstance(inner, list) else ()
+        yield from bare_callables(inner) if not isinstance(inner, list) else ()

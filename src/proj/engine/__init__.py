@@ -1,3 +1,3 @@
-"""Everything behind the command line: configuration, runs, training, evaluation, tuning."""
+"""Machinery behind the command line: configuration, runs, training, evaluation, tuning."""
 
 PACKAGE = __name__.partition(".")[0]

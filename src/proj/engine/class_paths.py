@@ -10,11 +10,12 @@ from typing import Any
 
 from proj.errors import UserError, nearest
 
-FOLDERS = ("nets", "models", "data", "metrics")
+# Packages of the user's part; all their public classes have short names.
+OWN_PACKAGES = ("nets", "models", "data", "metrics")
 
-# Where a short name is looked up after our own classes; the first that has it wins. Lightning's ReduceLROnPlateau, which
-# takes a `monitor`, comes before torch's.
-MODULES = (
+# Modules that are searched for a short name after our own classes; the first that has it wins.
+# Lightning's ReduceLROnPlateau, which takes a `monitor`, comes before torch's.
+SEARCHED_MODULES = (
     "lightning.pytorch.cli",
     "torch.optim",
     "torch.optim.lr_scheduler",
@@ -24,8 +25,8 @@ MODULES = (
     "lightning.pytorch.profilers",
 )
 
-# Keys whose value is a class; elsewhere a text stays a text.
-SLOTS = {
+# Keys whose value is a class. The texts of other keys stay as they are.
+CLASS_KEYS = {
     "class_path",
     "model",
     "data",
@@ -37,13 +38,12 @@ SLOTS = {
     "logger",
 }
 
-
-# Class paths that older versions wrote into configs and checkpoints, and where the classes are now.
+# Class paths that older versions wrote into configs and checkpoints, and their present ones.
 RENAMED = {
-    "Arrays": "proj.data.arrays.ArrayDataModule",
-    "proj.data.arrays.Arrays": "proj.data.arrays.ArrayDataModule",
-    "proj.data.images.Images": "proj.data.images.Images",
-    "proj.data.tabular.Tabular": "proj.data.tabular.Tabular",
+    "Arrays": "proj.data.ArrayDataModule",
+    "proj.data.arrays.Arrays": "proj.data.ArrayDataModule",
+    "proj.data.images.Images": "proj.data.Images",
+    "proj.data.tabular.Tabular": "proj.data.Tabular",
     "proj.models.binary.BinaryClassifier": "proj.models.BinaryClassifier",
     "proj.models.multiclass.MulticlassClassifier": "proj.models.MulticlassClassifier",
     "proj.models.multilabel.MultilabelClassifier": "proj.models.MultilabelClassifier",
@@ -58,54 +58,73 @@ RENAMED = {
 
 
 def add_working_directory() -> None:
-    """Find a user's modules beside the project, as `python -m` does: the console script and `load` would not."""
+    """Make modules in the working directory importable.
+
+    ``python -m`` does so; the console script and ``proj.load`` would not.
+    """
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
 
 
 @cache
 def own_classes() -> dict[str, str]:
-    """Our public classes by short name, found in the source text: nothing is imported."""
+    """Return the import paths of our public classes by short name.
+
+    The classes are found in the source text, so that nothing has to be imported.
+    """
     package = Path(__file__).parent.parent
-    found = {}
-    for folder in FOLDERS:
-        for path in sorted((package / folder).rglob("*.py")):
-            module = ".".join(
-                (package.name, *path.relative_to(package).with_suffix("").parts)
-            ).removesuffix(".__init__")
-            for name in re.findall(
-                r"^class ([A-Z]\w*)", path.read_text(encoding="utf-8"), re.MULTILINE
-            ):
-                found[name] = f"{module}.{name}"
-    return found
+    paths = {}
+    for folder in OWN_PACKAGES:
+        for file in sorted((package / folder).rglob("*.py")):
+            parts = (package.name, *file.relative_to(package).with_suffix("").parts)
+            module = ".".join(parts).removesuffix(".__init__")
+            source = file.read_text(encoding="utf-8")
+            for name in re.findall(r"^class ([A-Z]\w*)", source, re.MULTILINE):
+                paths[name] = f"{module}.{name}"
+    return paths
 
 
 def resolve_class(name: str, key: str) -> str:
-    """The import path of a class given by a short name; a dotted path comes back as it is. UserError for a stranger."""
-    if "." in name:
+    """Return the import path of a class.
+
+    Args:
+        name: a short name, or a dotted path, which is returned as it is unless it was renamed.
+        key: the key that has this value, for the message.
+
+    Raises:
+        UserError: if no class has this short name.
+    """
+    if "." in name or name in RENAMED:
         return RENAMED.get(name, name)
-    if name in RENAMED:
-        return RENAMED[name]
     if name in own_classes():
         return own_classes()[name]
-    known = list(own_classes())
-    for module_name in MODULES:
+    known_names = list(own_classes())
+    for module_name in SEARCHED_MODULES:
         module = import_module(module_name)
         if isinstance(getattr(module, name, None), type):
             return f"{module_name}.{name}"
-        known += [
-            n
-            for n, value in vars(module).items()
-            if isinstance(value, type) and not n.startswith("_")
-        ]
+        known_names += public_classes(module_name)
     raise UserError(
-        f"{key}: no class {name!r} is known by that short name.{nearest(name, known)} "
+        f"{key}: no class {name!r} is known by that short name.{nearest(name, known_names)} "
         "Write other classes with their full path, as in my_package.MyNet."
     )
 
 
+def public_classes(module: str) -> list[str]:
+    """Return the names of the public classes in a module."""
+    values = vars(import_module(module))
+    return [
+        name
+        for name, value in values.items()
+        if isinstance(value, type) and not name.startswith("_")
+    ]
+
+
 def resolve_classes(config: Any, key: str = "") -> Any:
-    """A config with every short class name made a full path; ``key`` is the place of this part of it."""
+    """Return a config with full class paths in place of short class names.
+
+    ``key`` is the dotted key of this part of the config.
+    """
     if isinstance(config, dict):
         return {
             name: resolve_classes(value, f"{key}.{name}".strip("."))
@@ -113,11 +132,17 @@ def resolve_classes(config: Any, key: str = "") -> Any:
         }
     if isinstance(config, list):
         return [resolve_classes(value, key) for value in config]
-    return resolve_class(config, key) if _is_slot(key) and _is_name(config) else config
+    return resolve_class(config, key) if _takes_class(key) and _is_name(config) else config
+
+
+def resolve_flag(flag: str, value: str) -> str:
+    """Return the value of a flag such as ``--model.net``, with a full class path."""
+    key = flag.lstrip("-").rstrip("+").removesuffix(".help")
+    return resolve_class(value, flag) if _takes_class(key) and _is_name(value) else value
 
 
 def update_class_paths(config: Any) -> Any:
-    """A recorded config with the class paths of older versions replaced by today's."""
+    """Return a recorded config with the class paths of older versions replaced by present ones."""
     if isinstance(config, dict):
         return {name: update_class_paths(value) for name, value in config.items()}
     if isinstance(config, list):
@@ -125,14 +150,8 @@ def update_class_paths(config: Any) -> Any:
     return RENAMED.get(config, config) if isinstance(config, str) and "." in config else config
 
 
-def resolve_flag(flag: str, value: str) -> str:
-    """The value of a flag like ``--model.net``, with a short class name made a full path."""
-    slot = _is_slot(flag.lstrip("-").rstrip("+").removesuffix(".help"))
-    return resolve_class(value, flag) if slot and _is_name(value) else value
-
-
-def _is_slot(key: str) -> bool:
-    return key.rsplit(".", 1)[-1] in SLOTS
+def _takes_class(key: str) -> bool:
+    return key.rsplit(".", 1)[-1] in CLASS_KEYS
 
 
 def _is_name(value: Any) -> bool:

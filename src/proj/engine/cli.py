@@ -1,103 +1,101 @@
-"""The command line: ``main(args)`` calls a verb and turns errors into messages and exit codes."""
+"""The command line: ``main(args)`` calls a verb and converts errors to messages and exit codes."""
 
 import gc
+import os
 import sys
-from collections.abc import Callable
 from importlib import import_module
-from typing import Any
+from types import ModuleType
 
 from proj.engine import PACKAGE, security
-from proj.errors import TrainingError, UserError, nearest
+from proj.engine.config.options import COMMON_OPTIONS
+from proj.engine.exit_codes import exit_code
+from proj.errors import UserError, nearest
 
-# verb: module and function that do it (imported when called), and what it does
+# verb: module and function that implement it (imported when it is called), and what it does
 VERBS = {
-    "fit": ("commands.fit:fit", "train into a new run folder, or go on in an old one"),
-    "validate": ("commands.evaluation:validate", "compute a run's metrics on the validation part"),
+    "fit": ("commands.fit:fit", "train into a new run folder, or resume an existing run"),
+    "validate": ("commands.validate:validate", "compute a run's metrics on the validation split"),
     "test": (
-        "commands.evaluation:test",
-        "compute a run's metrics on the test part, and keep the predictions",
+        "commands.test:test",
+        "compute a run's metrics on the test split, and write predictions and a report",
     ),
-    "predict": ("commands.evaluation:predict", "write a run's predictions for new rows"),
-    "check": ("commands.check:check", "find what can be known before the first epoch"),
+    "predict": ("commands.predict:predict", "write a run's predictions for new rows"),
+    "check": ("commands.check:check", "find mistakes in an experiment without training it"),
     "init": (
         "commands.init:init",
-        "look at a table or a folder of pictures and write an experiment for it",
+        "inspect a table or a folder of images and write an experiment for it",
     ),
-    "report": ("evaluation.report:report", "write the page of a run that has been tested"),
-    "compare": (
-        "commands.compare:compare",
-        "tell whether one run is better than another, on the same test rows",
-    ),
-    "runs": ("commands.runs:runs", "list runs with their main numbers"),
+    "report": ("commands.report:report", "write the HTML report of a run that has been tested"),
+    "compare": ("commands.compare:compare", "test whether runs differ on the same test rows"),
+    "runs": ("commands.runs:runs", "list runs with their headline metrics"),
     "tune": ("tuning.search:tune", "search for better settings"),
     "cv": ("tuning.cv:cv", "cross-validate an experiment, with several seeds"),
 }
+
+# The code that a shell reports for a program that writes to a pipe whose reader has gone.
+BROKEN_PIPE = 141
 
 
 def main(args: list[str] | None = None) -> int:
     """Run one command line and return its exit code.
 
-    0 done, 2 the input is wrong, 3 training failed, 130 and 143 stopped by SIGINT and SIGTERM. ``sys.argv`` is set
-    meanwhile: under DDP, Lightning starts the other processes with it.
+    Args:
+        args: the words after the program's name; ``sys.argv[1:]`` by default.
+
+    Returns:
+        0 done, 2 the input is wrong, 3 training failed, 130 and 143 stopped by SIGINT and SIGTERM.
     """
     args = sys.argv[1:] if args is None else args
-    outer, sys.argv = sys.argv, [sys.argv[0], *args]
+    # Under DDP, Lightning starts the other processes with sys.argv.
+    outer_argv, sys.argv = sys.argv, [sys.argv[0], *args]
+    words = [word for word in args if word != "--debug"]
     try:
-        return exit_code(
-            lambda: _main(_allowed([arg for arg in args if arg != "--debug"])), "--debug" in args
-        )
+        code = exit_code(lambda: _call_verb(_take_allow(words)), debug="--debug" in args)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader has gone, as with `| head -1`
+        # Python flushes stdout again when it ends; the null device takes what is left.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
     finally:
-        sys.argv = outer
+        sys.argv = outer_argv
+    return code
 
 
-def exit_code(call: Callable[[], int | None], debug: bool = False) -> int:
-    """Call, and turn what it raises into a message and an exit code; with ``debug`` errors of the user are raised."""
-    try:
-        return call() or 0
-    except (UserError, TrainingError) as error:
-        if debug:
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        return 2 if isinstance(error, UserError) else 3
-    except KeyboardInterrupt:
-        return 130
-    except SystemExit as stop:
-        return stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
-
-
-def _main(args: list[str]) -> int:
+def _call_verb(args: list[str]) -> None:
     if not args or args[0] in ("-h", "--help"):
         print(_help())
-        return 0
+        return
     if args[0] == "--version":
         from proj import __version__
 
         print(f"{PACKAGE} {__version__}")
-        return 0
-    verb, rest = args[0], args[1:]
+        return
+    verb, *rest = args
     if verb not in VERBS:
-        raise UserError(
-            f"no verb {verb!r}; expected one of {', '.join(VERBS)}.{nearest(verb, [*VERBS, '--help', '--version'])}"
-        )
+        hint = nearest(verb, [*VERBS, "--help", "--version"])
+        raise UserError(f"no verb {verb!r}; expected one of {', '.join(VERBS)}.{hint}")
     module, function = VERBS[verb][0].split(":")
-    getattr(_imported(f"{PACKAGE}.engine.{module}"), function)(rest)
-    return 0
+    getattr(_import_verb(f"{PACKAGE}.engine.{module}"), function)(rest)
 
 
-def _imported(module: str) -> Any:
-    """A verb's module. Python is kept from looking for garbage among what it imports: that takes a tenth of the start."""
+def _import_verb(module: str) -> ModuleType:
+    """Import a verb's module when it is called, so that ``--help`` answers at once.
+
+    The garbage collector is off meanwhile. Modules are not garbage, and searching through them
+    while they are imported would take a third of the CPU time of ``fit --help``.
+    """
     if module in sys.modules or not gc.isenabled():
         return import_module(module)
     gc.disable()
     try:
         return import_module(module)
     finally:
-        gc.freeze()  # what has been imported is not looked at in training either
+        gc.freeze()  # Training does not search through the imported modules, either.
         gc.enable()
 
 
-def _allowed(args: list[str]) -> list[str]:
-    """Take ``--allow PACKAGE`` out of a command line, and do it."""
+def _take_allow(args: list[str]) -> list[str]:
+    """Apply each ``--allow PACKAGE`` of a command line; return the other words."""
     rest, words = [], iter(args)
     for word in words:
         flag, equals, package = word.partition("=")
@@ -109,9 +107,10 @@ def _allowed(args: list[str]) -> list[str]:
 
 
 def _help() -> str:
-    verbs = "\n".join(f"  {verb:10}{text}" for verb, (_, text) in VERBS.items())
+    verbs = "\n".join(f"  {verb:10}{description}" for verb, (_, description) in VERBS.items())
+    common = "\n".join(f"  {option.usage:18}{option.help}" for option in COMMON_OPTIONS)
     return (
         f"usage: python -m {PACKAGE} VERB [--config FILE] [--KEY VALUE]\n\n{verbs}\n\n"
-        f"`python -m {PACKAGE} VERB --help` tells the options of a verb; --debug shows the traceback of an error,\n"
-        "--allow PACKAGE lets a config name classes of that package."
+        f"`python -m {PACKAGE} VERB --help` lists the options of a verb. Every verb also takes:\n\n"
+        f"{common}"
     )

@@ -1,4 +1,4 @@
-"""What the verbs print."""
+"""Output of the verbs: lines, warnings and tables."""
 
 import sys
 from typing import Any
@@ -11,70 +11,12 @@ from proj.errors import UserError
 from proj.metrics import metric_info
 from proj.schema import Schema
 
-
-def show_metrics(title: str, metrics: dict[str, dict[str, Any]]) -> None:
-    """A table of metrics as in ``metrics.json``, and one with a line for each class or target where there are any."""
-    say(title)
-    known = any("low" in entry for entry in metrics.values())
-    table = Table(
-        "metric",
-        *(Column(of, justify="right") for of in ("value", "95 % interval")[: 1 + known]),
-        "unit",
-    )
-    for name, entry in metrics.items():
-        if "/" not in name.removeprefix("val/"):
-            meaning, limits = metric_info(name), [_limits(entry)] if known else []
-            table.add_row(
-                name, number(entry.get("value")), *limits, meaning.unit if meaning else ""
-            )
-    show(table)
-    single = [tuple(name.split("/", 1)) for name in metrics if "/" in name.removeprefix("val/")]
-    if single:
-        kinds = list(dict.fromkeys(kind for kind, _ in single))
-        table = Table("", *(Column(kind, justify="right") for kind in kinds))
-        for of in dict.fromkeys(of for _, of in single):
-            entries = [metrics.get(f"{kind}/{of}", {}) for kind in kinds]
-            table.add_row(
-                of,
-                *(f"{number(entry.get('value'))}\n{_limits(entry)}".strip() for entry in entries),
-            )
-        show(table)
-    for why in dict.fromkeys(entry["why"] for entry in metrics.values() if entry.get("why")):
-        names = [name for name, entry in metrics.items() if entry.get("why") == why]
-        say(f"{', '.join(names[:5])}{', …' if len(names) > 5 else ''}: {why}.")
-
-
-def show_importance(metric: str, columns: dict[str, dict[str, Any]], most: int = 30) -> None:
-    """A table of columns as in ``importance.json``, the first ones of many."""
-    change = f"{'rise' if metric == 'rmse' else 'drop'} of {metric}"
-    table = Table("column", *(Column(of, justify="right") for of in (change, "95 % interval")))
-    for name, entry in list(columns.items())[:most]:
-        table.add_row(name, number(entry["value"]), _limits(entry))
-    show(table)
-    if len(columns) > most:
-        say(f"{len(columns) - most} more columns are in the file.")
-    for why in dict.fromkeys(entry["why"] for entry in columns.values() if entry.get("why")):
-        say(f"{why}.")
-
-
-def show(table: Table) -> None:
-    """Names as they are: one in square brackets, or colons, is no style and no picture."""
-    Console(markup=False, emoji=False).print(table)
-
-
-def number(value: float | None) -> str:
-    """Four digits behind the point, or of a number from 1,000 up, and of one below 0.1, five that count."""
-    if value is None:
-        return "not defined"
-    return f"{value:.4f}" if 0.1 <= abs(value) < 1000 or value == 0 else f"{value:.5g}"
-
-
-def _limits(entry: dict[str, Any]) -> str:
-    return "" if entry.get("low") is None else f"{number(entry['low'])} – {number(entry['high'])}"
+INTERVAL = "95 % interval"
+NAMES_SHOWN = 12  # of a table's columns
 
 
 def say(line: str) -> None:
-    """A line as it is: paths are not wrapped."""
+    """Print a line. It is not wrapped, so that paths stay whole."""
     print(line, flush=True)
 
 
@@ -82,8 +24,105 @@ def warn(line: str) -> None:
     print(f"warning: {line}", file=sys.stderr, flush=True)
 
 
+def show(table: Table) -> None:
+    """Print a table. Brackets and colons in names are shown as they are, not as rich markup."""
+    Console(markup=False, emoji=False).print(table)
+
+
+def number(value: float | None) -> str:
+    """Format a number with four decimals, or with five significant digits outside 0.1 to 1,000."""
+    if value is None:
+        return "not defined"
+    return f"{value:.4f}" if 0.1 <= abs(value) < 1000 or value == 0 else f"{value:.5g}"
+
+
+def plural(count: int, noun: str, plural_noun: str | None = None) -> str:
+    """Return a count with its noun: ``1 run``, ``2 runs``.
+
+    >>> plural(1, "run"), plural(1200, "row"), plural(2, "category", "categories")
+    ('1 run', '1,200 rows', '2 categories')
+    """
+    return f"{count:,} {noun if count == 1 else plural_noun or noun + 's'}"
+
+
+def show_metrics(title: str, metrics: dict[str, dict[str, Any]]) -> None:
+    """Print metrics as they are in ``metrics.json``.
+
+    The first table holds the metrics of all rows, the second those of each class or target, such as
+    ``f1/CLASS``. The reasons for missing values and intervals follow.
+    """
+    say(title)
+    overall = {name: entry for name, entry in metrics.items() if not _is_per_class(name)}
+    per_class = {name: entry for name, entry in metrics.items() if _is_per_class(name)}
+    with_intervals = any("low" in entry for entry in metrics.values())
+    show(_overall_table(overall, with_intervals))
+    if per_class:
+        show(_per_class_table(per_class))
+    for reason, names in _reasons(metrics).items():
+        say(f"{_listed(names, 5)}: {reason}.")
+
+
+def _is_per_class(name: str) -> bool:
+    """Whether a metric is of one class or target, such as ``f1/CLASS`` or ``val/f1/CLASS``."""
+    return "/" in name.removeprefix("val/")
+
+
+def _overall_table(metrics: dict[str, dict[str, Any]], with_intervals: bool) -> Table:
+    headers = ["value", INTERVAL] if with_intervals else ["value"]
+    table = Table("metric", *(Column(header, justify="right") for header in headers), "unit")
+    for name, entry in metrics.items():
+        limits = [_interval(entry)] if with_intervals else []
+        info = metric_info(name)
+        table.add_row(name, number(entry.get("value")), *limits, info.unit if info else "")
+    return table
+
+
+def _per_class_table(metrics: dict[str, dict[str, Any]]) -> Table:
+    """Return a table with a row for each class or target and a column for each metric."""
+    names = [name.split("/", 1) for name in metrics]
+    metric_names = list(dict.fromkeys(metric for metric, _ in names))
+    table = Table("", *(Column(metric, justify="right") for metric in metric_names))
+    for class_name in dict.fromkeys(class_name for _, class_name in names):
+        entries = [metrics.get(f"{metric}/{class_name}", {}) for metric in metric_names]
+        cells = (f"{number(entry.get('value'))}\n{_interval(entry)}".strip() for entry in entries)
+        table.add_row(class_name, *cells)
+    return table
+
+
+def _reasons(entries: dict[str, dict[str, Any]]) -> dict[str, list[str]]:
+    """Return the reasons for missing values and intervals, each with the names it applies to."""
+    reasons: dict[str, list[str]] = {}
+    for name, entry in entries.items():
+        if entry.get("why"):
+            reasons.setdefault(entry["why"], []).append(name)
+    return reasons
+
+
+def _listed(names: list[str], limit: int) -> str:
+    return ", ".join(names[:limit]) + (", …" if len(names) > limit else "")
+
+
+def _interval(entry: dict[str, Any]) -> str:
+    return "" if entry.get("low") is None else f"{number(entry['low'])} – {number(entry['high'])}"
+
+
+def show_importance(metric: str, columns: dict[str, dict[str, Any]], limit: int = 30) -> None:
+    """Print at most ``limit`` columns with their importance, as in ``importance.json``."""
+    info = metric_info(metric)
+    change = "rise" if info is not None and info.mode == "min" else "drop"
+    headers = (f"{change} of {metric}", INTERVAL)
+    table = Table("column", *(Column(header, justify="right") for header in headers))
+    for name, entry in list(columns.items())[:limit]:
+        table.add_row(name, number(entry["value"]), _interval(entry))
+    show(table)
+    if len(columns) > limit:
+        say(f"{plural(len(columns) - limit, 'more column')} in the file.")
+    for reason in _reasons(columns):
+        say(f"{reason}.")
+
+
 def show_findings(findings: list[Finding], strict: bool = False) -> None:
-    """What is odd about the data, as warnings; as one UserError if ``strict``."""
+    """Print findings about the data as warnings; raise them as one ``UserError`` if ``strict``."""
     if findings and strict:
         raise UserError(
             f"--strict: expected no findings, got {len(findings)}: {' '.join(map(str, findings))}"
@@ -93,30 +132,29 @@ def show_findings(findings: list[Finding], strict: bool = False) -> None:
 
 
 def show_data(data: DataModule) -> None:
-    """What the data module holds: rows a part, shape, task, classes."""
+    """Print what a data module holds: rows of each split, inputs, task, and class shares."""
     schema = data.schema
     assert schema is not None
-    say("rows: " + ", ".join(f"{len(part.row)} {stage}" for stage, part in data.splits.items()))
-    say(f"inputs: {_columns(schema) if schema.columns else f'{list(schema.input_shape)} a row'}")
+    say("rows: " + ", ".join(f"{len(batch.row)} {split}" for split, batch in data.splits.items()))
+    say(f"inputs: {_columns(schema) if schema.columns else f'{list(schema.input_shape)} per row'}")
     counts = zip(schema.class_names, schema.class_counts, strict=True)
     shares = ", ".join(f"{name} {count} ({count / schema.rows:.1%})" for name, count in counts)
     say(f"targets: {schema.task}, {shares or ', '.join(schema.target_names)}")
 
 
 def _columns(schema: Schema) -> str:
-    """A table's columns by kind, and those in which values are missing."""
-    kinds = {
-        "numbers": ["number"],
-        "categories": ["category"],
-        "parts of dates": ["days", "month", "weekday", "hour"],
+    """Return a table's columns by kind, and those that have missing values."""
+    columns_by_kind = {
+        "number": ["number"],
+        "category": ["category"],
+        "part of a date": ["days", "month", "weekday", "hour"],
     }
-    lines = []
-    for kind, some in kinds.items():
-        if names := [c.name for c in schema.columns if c.kind in some]:
-            lines.append(
-                f"{len(names)} {kind} ({', '.join(names[:12])}{', …' if len(names) > 12 else ''})"
-            )
-    missing = [c.name for c in schema.columns if c.missing]
-    return "; ".join(
-        [*lines, *([f"missing values in {', '.join(missing[:12])}"] if missing else [])]
-    )
+    plurals = {"category": "categories", "part of a date": "parts of dates"}
+    texts = []
+    for noun, kinds in columns_by_kind.items():
+        if names := [column.name for column in schema.columns if column.kind in kinds]:
+            count = plural(len(names), noun, plurals.get(noun))
+            texts.append(f"{count} ({_listed(names, NAMES_SHOWN)})")
+    if missing := [column.name for column in schema.columns if column.missing]:
+        texts.append(f"missing values in {', '.join(missing[:NAMES_SHOWN])}")
+    return "; ".join(texts)

@@ -1,48 +1,80 @@
-"""What becomes of exceptions: one sentence for the user, or the exit code of a signal."""
+"""Convert exceptions and signals to error messages and exit codes."""
 
 import errno
+import signal
+import sys
+import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-
-from lightning.pytorch import Trainer
-from lightning.pytorch.utilities.exceptions import SIGTERMException
+from typing import TYPE_CHECKING, Any
 
 from proj.errors import Stopped, TrainingError, UserError
 
-DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
+
+# A disk that is full, over its quota, read-only or broken.
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+
+
+def exit_code(call: Callable[[], int | None], debug: bool = False) -> int:
+    """Call a function, print the message of a ``UserError`` or ``TrainingError``, return the code.
+
+    With ``debug`` these errors are raised again, for their traceback.
+    """
+    try:
+        return call() or 0
+    except (UserError, TrainingError) as error:
+        if debug:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 2 if isinstance(error, UserError) else 3
+    except KeyboardInterrupt:
+        return 130
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
 
 
 @contextmanager
 def as_user_error(what: str) -> Iterator[None]:
-    """Turn any exception into a UserError that says ``what`` does not work, why, and in which line of the user's code.
+    """Turn any exception into a ``UserError``.
 
-    For work that comes before anything is created, when every error is about what was put together.
+    Its message begins with ``what``, which says what failed, and goes on with the reason and the
+    line of user code.
+
+    Use it where code of the user runs before anything has been created: building classes, the first
+    batches, a verb that only reads a run. An exception there means that the parts of the experiment
+    do not fit together. Do not use it around training: an exception in the middle of training may
+    be a bug, and its traceback has to be seen.
     """
     try:
         yield
     except (UserError, TrainingError):
         raise
     except Exception as error:
+        package = str(Path(__file__).parent.parent)
         frames = [
-            f
-            for f in traceback.extract_tb(error.__traceback__)
-            if "site-packages" not in f.filename
+            frame
+            for frame in traceback.extract_tb(error.__traceback__)
+            if "site-packages" not in frame.filename and not frame.filename.startswith(package)
         ]
-        own = str(Path(__file__).parent.parent)
-        users = [f for f in frames if not f.filename.startswith(own)]
-        place = f" ({Path(users[-1].filename).name}, line {users[-1].lineno})" if users else ""
-        text = " ".join(str(error).split()).rstrip(".!") or type(error).__name__
-        raise UserError(f"{what}{place}: {text}. See it whole with --debug.") from error
+        place = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
+        reason = " ".join(str(error).split()).rstrip(".!") or type(error).__name__
+        raise UserError(f"{what}{place}: {reason}. Add --debug for the traceback.") from error
 
 
 @contextmanager
-def signal_exit_codes(trainer: Trainer) -> Iterator[None]:
-    """Being stopped by a signal ends in the usual exit code, 128 + its number, where Lightning has 0 or 1.
+def signal_exit_codes(trainer: "Trainer") -> Iterator[None]:
+    """Exit with 128 + the number of the signal that stopped a Trainer, where Lightning has 0 or 1.
 
-    Where all processes end by an error, process 0 says it: Lightning kills it if another one is the first to fail.
+    If all processes fail, only process 0 reports it: Lightning kills process 0 when another process
+    is the first to fail.
     """
+    # Lightning is imported late because `--help` does not need it and importing it takes seconds.
+    from lightning.pytorch.utilities.exceptions import SIGTERMException
+
     try:
         yield
     except Stopped as stopped:
@@ -53,13 +85,34 @@ def signal_exit_codes(trainer: Trainer) -> Iterator[None]:
         raise SystemExit(0) from None
     except SIGTERMException:
         raise SystemExit(143) from None
-    except SystemExit as stop:  # Lightning's own after Ctrl-C, or a user's
-        raise SystemExit(
-            130 if isinstance(stop.__context__, KeyboardInterrupt) else stop.code
-        ) from None
+    except SystemExit as stop:  # Lightning raises it after Ctrl-C; user code may raise it, too.
+        interrupted = isinstance(stop.__context__, KeyboardInterrupt)
+        raise SystemExit(130 if interrupted else stop.code) from None
     except OSError as error:
-        if error.errno not in DISK:
+        if error.errno not in DISK_ERRORS:
             raise
         raise TrainingError(
-            f"the disk takes no more: {error}; the checkpoints written before are whole."
+            f"the disk takes no more: {error}; the checkpoints written before are complete."
         ) from error
+
+
+@contextmanager
+def stop_signals(handler: Callable[[int], None]) -> Iterator[None]:
+    """Call ``handler`` with the number of each SIGINT and SIGTERM.
+
+    The previous handlers are restored at the end. Python allows signal handlers in the main thread
+    only; in other threads this does nothing.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def handle(number: int, frame: Any) -> None:
+        handler(number)
+
+    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, previous_handler in previous.items():
+            signal.signal(number, previous_handler)

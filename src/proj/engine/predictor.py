@@ -16,7 +16,7 @@ from proj.engine.class_paths import add_working_directory
 from proj.engine.config.parser_errors import explain_parser_error
 from proj.engine.runs import calibration
 from proj.engine.runs.predictions import frame
-from proj.engine.runs.run import find_run, read_checkpoint
+from proj.engine.runs.run import Run, find_run, read_checkpoint
 from proj.engine.runs.weights import check_weights, give_schema
 from proj.errors import UserError
 from proj.models.base import Model
@@ -24,44 +24,38 @@ from proj.schema import Batch
 
 
 class Predictor:
-    """A trained model with all it needs to work on raw rows. Made by ``proj.load``.
+    """Trained model with everything it needs to predict from raw rows. Made by ``proj.load``.
 
     Attributes:
-        model: the model, in evaluation mode, on the CPU; move it with ``.model.to(device)``.
-        calibration: the temperature and thresholds that were fitted for the checkpoint, and are applied; None without.
+        model: the model in evaluation mode, on the CPU; move it with ``.model.to(device)``.
+        calibration: the temperature and thresholds that were fitted for the checkpoint and are
+            applied; None if there are none.
     """
 
     def __init__(self, checkpoint: dict[str, Any], path: Path) -> None:
-        config, source = checkpoint["config"], str(path)
-        parser = ArgumentParser(exit_on_error=False)
-        parser.add_subclass_arguments(LightningModule, "model")
-        parser.add_argument("--data", type=type[LightningDataModule])
-        classes = {"model": config["model"], "data": config["data"]["class_path"]}
-        add_working_directory()
-        security.restrict_imports()
-        try:
-            made = parser.instantiate(parser.parse_object(classes))
-        except ArgumentError as error:
-            raise UserError(f"{source}: {explain_parser_error(str(error), [])}") from error
-        if not (isinstance(made.model, Model) and issubclass(made.data, DataModule)):
-            raise UserError(
-                f"{source}: expected a model and a data module built on this package's bases, got "
-                f"{classes['model']['class_path']} and {classes['data']}."
-            )
-        self.model: Model = made.model
-        self._encode = made.data.encode
+        self.model, data_class = _build_classes(checkpoint["config"], str(path))
+        self._encode = data_class.encode
         give_schema(self.model, checkpoint)
-        check_weights(self.model, checkpoint["state_dict"], source)
+        check_weights(self.model, checkpoint["state_dict"], str(path))
         self.model.load_state_dict(checkpoint["state_dict"])
         self.model.eval()
-        self.calibration, why = calibration.apply(self.model, path)
-        if why:
-            rank_zero_warn(why)
+        self.calibration, warning = calibration.apply(self.model, path)
+        if warning:
+            rank_zero_warn(warning)
 
     def predict(self, rows: Any, batch_size: int = 1024) -> pl.DataFrame:
-        """Raw rows, as the data module's source has them, to a table: ``row``, ``prediction``, ``probability_…``.
+        """Predict raw rows.
 
-        Raises UserError where the rows are not like those of the training data.
+        Args:
+            rows: rows as the source of the data module has them, such as a data frame or an array.
+            batch_size: rows per forward pass.
+
+        Returns:
+            A table with the columns ``row``, ``prediction`` and ``probability_CLASS``; predictions
+            are labels, or numbers in the unit of the target.
+
+        Raises:
+            UserError: if the rows do not have the form of the training data.
         """
         schema = self.model.schema
         assert schema is not None
@@ -70,19 +64,29 @@ class Predictor:
         outputs = []
         with torch.inference_mode():
             for start in range(0, len(row), batch_size):
-                batch = self.model.transfer_batch_to_device(
-                    take(Batch(x, None, row), row[start : start + batch_size]), self.model.device, 0
-                )
+                batch = take(Batch(x, None, row), row[start : start + batch_size])
+                batch = self.model.transfer_batch_to_device(batch, self.model.device, 0)
                 outputs.append(self.model.predict_step(batch, 0)["output"].cpu())
         return frame(
             schema, row.numpy(), torch.cat(outputs).numpy(), thresholds=self.model.thresholds
         )
 
 
-def load(run: str | Path) -> Predictor:
-    """The best model of a run (its name in ``lightning_logs``, or its folder), or of a checkpoint file."""
-    path = Path(run)
-    if path.suffix != ".ckpt":
+def load(run: Run | str | Path) -> Predictor:
+    """Load a trained model for prediction.
+
+    Args:
+        run: a run, its name in ``lightning_logs``, its folder, or a checkpoint file (``.ckpt``).
+            Of a run, the best checkpoint is loaded.
+
+    Raises:
+        UserError: if there is no such run or file, or the checkpoint is of another model.
+    """
+    if isinstance(run, Run):
+        path = run.checkpoint("best")
+    elif Path(run).suffix == ".ckpt":
+        path = Path(run)
+    else:
         path = find_run(Path("lightning_logs"), str(run)).checkpoint("best")
     checkpoint = read_checkpoint(path)
     if "config" not in checkpoint or checkpoint.get("schema") is None:
@@ -90,3 +94,23 @@ def load(run: str | Path) -> Predictor:
             f"{path}: expected a checkpoint that `fit` wrote for one of this package's models."
         )
     return Predictor(checkpoint, path)
+
+
+def _build_classes(config: dict[str, Any], source: str) -> tuple[Model, type[DataModule]]:
+    """Build an experiment's model, without its net, and import the class of its data module."""
+    add_working_directory()
+    security.restrict_imports()
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(LightningModule, "model")
+    parser.add_argument("--data", type=type[LightningDataModule])
+    values = {"model": config["model"], "data": config["data"]["class_path"]}
+    try:
+        built = parser.instantiate(parser.parse_object(values))
+    except ArgumentError as error:
+        raise UserError(f"{source}: {explain_parser_error(str(error), [])}") from error
+    if not (isinstance(built.model, Model) and issubclass(built.data, DataModule)):
+        raise UserError(
+            f"{source}: expected a model and a data module built on this package's bases, got "
+            f"{config['model']['class_path']} and {values['data']}."
+        )
+    return built.model, built.data

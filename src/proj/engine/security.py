@@ -1,6 +1,8 @@
-"""What a config or a checkpoint may do here: name classes of known packages, and write into the working directory.
+"""Limits on what a config or a checkpoint may do.
 
-Both may come from a stranger, with nobody having read them. What is typed on the command line is the user's own.
+It may name classes of known packages only, and it may write into the working directory only. Both
+kinds of files may come from other people and be used unread. Words that are typed on the command
+line come from the user and are trusted.
 """
 
 import os
@@ -15,7 +17,10 @@ from typing import Any
 from proj.engine import PACKAGE
 from proj.errors import UserError
 
-LIBRARIES = (
+# Parts of libraries that a config may name. Dependencies are allowed as a whole, except for
+# PARTLY_ALLOWED: torch and lightning hold functions that run code or load files, and jsonargparse
+# would let a value change these settings.
+ALLOWED_PARTS = (
     "torch.nn",
     "torch.optim",
     "torchmetrics",
@@ -24,19 +29,20 @@ LIBRARIES = (
     "lightning.LightningModule",
     "lightning.LightningDataModule",
 )
-# of torch and lightning no more than that; jsonargparse would let a value change these very settings
-IN_PARTS = ("torch", "lightning", "jsonargparse")
-# any function at all is taken where a parameter is a bare Callable
-WITHOUT = ("lightning.pytorch.callbacks.lambda_function",)
+PARTLY_ALLOWED = ("torch", "lightning", "jsonargparse")
+# LambdaCallback takes bare Callables, so any function could be passed to it.
+DENIED_PARTS = ("lightning.pytorch.callbacks.lambda_function",)
 
-# Signs that the user has let this program write there before, by the name of the setting.
-SIGNS = {"default_root_dir": "lightning_logs", "cache_dir": "CACHEDIR.TAG"}
+# A folder that holds this name was written by this program before, by the key of the setting.
+# The user allowed that, so a config may write there again.
+KNOWN_FOLDER_MARKS = {"default_root_dir": "lightning_logs", "cache_dir": "CACHEDIR.TAG"}
 
-allowed_packages: list[str] = []  # by the user, in this process
+allowed_packages: list[str] = []  # packages that the user has allowed in this process
 
 
 def allow_package(package: str) -> None:
-    """Let configs and checkpoints name what is in a package, from now on in this process."""
+    """Let configs and checkpoints name the contents of a package, for the rest of this process."""
+    # jsonargparse is imported late because `--help` does not need it.
     from jsonargparse import set_parsing_settings
 
     try:
@@ -49,101 +55,125 @@ def allow_package(package: str) -> None:
 
 
 def restrict_imports() -> None:
-    """Let nothing be imported by name but what is known, and no config be read from a URL, from now on in this process."""
+    """Allow imports by name from known packages only, and configs from files only.
+
+    The settings hold for the rest of this process.
+    """
+    # jsonargparse is imported late because `--help` does not need it.
     from jsonargparse import set_parsing_settings
 
     set_parsing_settings(
-        import_path_denylist=["*", *WITHOUT],
-        import_path_allowlist=[PACKAGE, *LIBRARIES, *_declared(), *_beside()],
-        instantiate_subclass_spec_in_any=False,  # no class is made where none is expected
+        import_path_denylist=["*", *DENIED_PARTS],
+        import_path_allowlist=[PACKAGE, *ALLOWED_PARTS, *_dependencies(), *_local_modules()],
+        instantiate_subclass_spec_in_any=False,  # No class is built where none is expected.
         config_read_mode_urls_enabled=False,
-        config_read_mode_fsspec_enabled=False,  # which LightningCLI switches on
+        config_read_mode_fsspec_enabled=False,  # LightningCLI switches it on.
     )
 
 
 @cache
-def _declared() -> list[str]:
-    """The packages that this one depends on."""
+def _dependencies() -> list[str]:
+    """Return the import names of the packages that this one depends on."""
     try:
-        lines = metadata.requires(PACKAGE) or []
+        requirements = metadata.requires(PACKAGE) or []
     except metadata.PackageNotFoundError:
-        return []  # run from its folder, without having been installed
-    names = {_normal(re.split(r"[^\w.-]", line)[0]) for line in lines if "extra ==" not in line}
-    found = {
-        name: owners
-        for name, owners in metadata.packages_distributions().items()
-        if name.isidentifier()
+        return []  # The package runs from its folder, without having been installed.
+    required = {
+        _normalized(re.split(r"[^\w.-]", requirement)[0])
+        for requirement in requirements
+        if "extra ==" not in requirement
     }
     return [
         name
-        for name, owners in found.items()
-        if name not in IN_PARTS and names & set(map(_normal, owners))
+        for name, distributions in metadata.packages_distributions().items()
+        if name.isidentifier()
+        and name not in PARTLY_ALLOWED
+        and required & set(map(_normalized, distributions))
     ]
 
 
-def _normal(name: str) -> str:
-    return re.sub(r"[-_.]+", "-", name).lower()
+def _normalized(distribution: str) -> str:
+    """Return the normalized name of a distribution (PEP 503)."""
+    return re.sub(r"[-_.]+", "-", distribution).lower()
 
 
-def _beside() -> Iterator[str]:
-    """The modules and packages in the working directory. A folder of runs is none: runs travel."""
-    here = Path.cwd()
-    for path in here.iterdir():
+def _local_modules() -> Iterator[str]:
+    """Yield the modules and packages in the working directory.
+
+    The folder of runs is not among them, because runs are passed on to other people.
+    """
+    folder = Path.cwd()
+    for path in folder.iterdir():
         package = path.is_dir() and path.name != "lightning_logs" and next(path.glob("*.py"), None)
         if not (package or path.suffix == ".py") or not path.stem.isidentifier():
             continue
-        spec = find_spec(
-            path.stem
-        )  # another module of this name may come first, or be imported already
-        places = [spec.origin, *(spec.submodule_search_locations or [])] if spec else []
-        if any(Path(place).is_relative_to(here) for place in places if place):
+        # Another module of this name may come first on the path, or be imported already.
+        spec = find_spec(path.stem)
+        origins = [spec.origin, *(spec.submodule_search_locations or [])] if spec else []
+        if any(Path(origin).is_relative_to(folder) for origin in origins if origin):
             yield path.stem
 
 
 def check_paths(experiment: dict[str, Any], typed: list[str]) -> None:
-    """Raise UserError where an experiment would write outside the working directory, unless the path was ``typed``."""
-    for key, text in _texts(
-        {name: experiment[name] for name in ("trainer", "data") if experiment.get(name)}
-    ):
+    """Check that an experiment writes into the working directory only.
+
+    Args:
+        experiment: the resolved experiment.
+        typed: words of the command line; a path among them is allowed anywhere.
+
+    Raises:
+        UserError: if a path leads elsewhere.
+    """
+    sections = {name: experiment[name] for name in ("trainer", "data") if experiment.get(name)}
+    for key, text in _texts(sections):
         name = key.rpartition(".")[2]
         if not key.startswith("trainer.") and name != "cache_dir":
             continue
-        known = name in SIGNS and (Path(text) / SIGNS[name]).exists()
+        mark = KNOWN_FOLDER_MARKS.get(name)
+        known = mark is not None and (Path(text) / mark).exists()
         if _leads_out(text) and not known and not any(text in word for word in typed):
             raise UserError(
-                f"{key}: expected a place in the working directory, where a config may write, got {text}; if "
-                f"you mean it, give it on the command line: --{key} {text}"
+                f"{key}: expected a place in the working directory, where a config may write, got "
+                f"{text}; if you mean it, give it on the command line: --{key} {text}"
             )
 
 
 def _leads_out(text: str) -> bool:
+    """Whether a text, taken as a path, leads out of the working directory."""
     text = os.path.expanduser(os.path.expandvars(text))
     path = Path(text)
-    elsewhere = "://" in text and not text.startswith(
-        ("http://", "https://")
-    )  # which are servers, not folders
+    # http:// and https:// name servers, not folders.
+    other_file_system = "://" in text and not text.startswith(("http://", "https://"))
     return (
-        elsewhere
+        other_file_system
         or ".." in path.parts
         or (path.is_absolute() and not path.is_relative_to(Path.cwd()))
     )
 
 
 def _texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """Yield all texts in nested dictionaries and lists, each with its dotted key."""
     if isinstance(value, str):
         yield key, value
-    for name, inner in (
-        value.items()
-        if isinstance(value, dict)
-        else enumerate(value)
-        if isinstance(value, list)
-        else ()
-    ):
+        return
+    items: Any = ()
+    if isinstance(value, dict):
+        items = value.items()
+    elif isinstance(value, list):
+        items = enumerate(value)
+    for name, inner in items:
         yield from _texts(inner, f"{key}.{name}".strip("."))
 
 
 def check_callback_paths(checkpoint: dict[str, Any], source: Path) -> None:
-    """Raise UserError where a callback's state names files outside its folder: Lightning deletes what was the best once."""
+    """Check that the state of each callback names files in its own folder only.
+
+    Lightning deletes the file of the previous best checkpoint, so other paths would delete files of
+    the user.
+
+    Raises:
+        UserError: if a path leads out of the folder.
+    """
     for state in checkpoint.get("callbacks", {}).values():
         if not (isinstance(state, dict) and state.get("dirpath")):
             continue
@@ -152,6 +182,6 @@ def check_callback_paths(checkpoint: dict[str, Any], source: Path) -> None:
         for path in filter(None, [*paths, *state.get("best_k_models", {})]):
             if not Path(os.path.normpath(path)).is_relative_to(folder):
                 raise UserError(
-                    f"{source}: expected the checkpoints of a callback to lie in {folder}, got {path}; "
-                    "this file was tampered with."
+                    f"{source}: expected the checkpoints of a callback to lie in {folder}, got "
+                    f"{path}; this file was tampered with."
                 )

@@ -1,4 +1,4 @@
-"""Checkpoints on the disk: whole, or found not to be; and the better ones, which wait."""
+"""Checkpoint files: atomic, with a checksum, and written together with ``last.ckpt``."""
 
 import random
 import zipfile
@@ -17,12 +17,13 @@ from proj.engine.runs.run import read_checkpoint
 
 @pytest.fixture
 def whole(work: Path) -> Path:
+    """An intact checkpoint file."""
     with (work / "whole.ckpt").open("wb") as file:
         checkpoint_file.save({"state_dict": {"w": torch.arange(500.0)}, "epoch": 3}, file)
     return work / "whole.ckpt"
 
 
-def test_a_file_with_a_checksum_is_one_that_torch_and_zip_read(whole: Path) -> None:
+def test_a_file_with_a_checksum_can_be_read_by_torch_and_zip(whole: Path) -> None:
     assert checkpoint_file.is_whole(whole)
     assert torch.equal(torch.load(whole, weights_only=True)["state_dict"]["w"], torch.arange(500.0))
     assert torch.equal(
@@ -31,7 +32,7 @@ def test_a_file_with_a_checksum_is_one_that_torch_and_zip_read(whole: Path) -> N
     assert zipfile.ZipFile(whole).testzip() is None
 
 
-def test_cut_off_anywhere_or_with_a_bit_flipped_it_is_not_whole(whole: Path) -> None:
+def test_a_truncated_file_or_a_flipped_bit_is_detected(whole: Path) -> None:
     content, rng = whole.read_bytes(), random.Random(0)
     for size in [0, 1, 2, len(content) - 1, *rng.sample(range(len(content)), 100)]:
         whole.write_bytes(content[:size])
@@ -46,45 +47,45 @@ def test_cut_off_anywhere_or_with_a_bit_flipped_it_is_not_whole(whole: Path) -> 
     assert checkpoint_file.is_whole(whole)
 
 
-def test_what_torch_alone_wrote_has_no_checksum(work: Path) -> None:
+def test_a_file_of_torch_save_has_no_checksum(work: Path) -> None:
     torch.save({"state_dict": {}}, work / "plain.ckpt")
     assert not checkpoint_file.is_whole(work / "plain.ckpt")
 
 
-def test_seldom_written_the_best_is_the_one_written_each_epoch(experiment: Any, cli: Cli) -> None:
+def test_best_is_the_same_however_often_it_is_written(experiment: Any, cli: Cli) -> None:
     config = experiment(trainer={"max_epochs": 6}, checkpoint={"monitor": "val/loss"})
     cli("fit", "--config", config, "--name", "each", "--checkpoint.every_seconds", "0")
     cli("fit", "--config", config, "--name", "seldom", "--checkpoint.every_seconds", "null")
     assert equal(left_behind("seldom"), left_behind("each"))
 
 
-def test_broken_off_the_best_is_written(experiment: Any, cli: Cli) -> None:
+def test_an_exception_does_not_lose_the_best_checkpoint(experiment: Any, cli: Cli) -> None:
     Path("mine.py").write_text("""
 from lightning.pytorch import Callback
 
-class Break(Callback):
+class Fail(Callback):
     def on_train_epoch_start(self, trainer, pl_module):
         if trainer.current_epoch == 4:
-            raise RuntimeError("broken off")
+            raise RuntimeError("failed on purpose")
 """)
     config = experiment(
         trainer={"max_epochs": 6}, checkpoint={"monitor": "val/loss", "every_seconds": None}
     )
-    with pytest.raises(RuntimeError, match="broken off"):
-        cli("fit", "--config", config, "--name", "broken", "--trainer.callbacks", "mine.Break")
+    with pytest.raises(RuntimeError, match="failed on purpose"):
+        cli("fit", "--config", config, "--name", "broken", "--trainer.callbacks", "mine.Fail")
     assert read_checkpoint(Path("lightning_logs/broken/checkpoints/best.ckpt"))["epoch"] == 3
 
 
 @pytest.mark.parametrize(
     ("option", "what"), [("every_seconds", "seconds from 0"), ("every_n_steps", "steps from 1")]
 )
-def test_a_pace_is_no_less_than_none(option: str, what: str, experiment: Any, cli: Cli) -> None:
+def test_a_negative_interval_is_an_error(option: str, what: str, experiment: Any, cli: Cli) -> None:
     said = cli("fit", "--config", experiment(), f"--checkpoint.{option}", "-1", code=2)
     assert f"checkpoint.{option}: expected {what} up, or null, got -1" in said
     assert not Path("lightning_logs").exists()
 
 
-def test_others_wait_for_last_and_are_written_before_they_are_read(work: Path) -> None:
+def test_other_files_are_written_with_last_or_when_they_are_read(work: Path) -> None:
     io, own = DurableCheckpointIO(work / "own"), work / "own"
     io.save_checkpoint({"a": 1}, work / "other" / "x.ckpt")
     assert (work / "other" / "x.ckpt").is_file()

@@ -1,4 +1,4 @@
-"""The compiled step makes eager steps but for rounding, the same for every size of block, or says why it does not."""
+"""Compiled steps equal eager steps up to rounding, or the reason why there are none is printed."""
 
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,12 @@ from torch import nn
 from proj.nets.layers import Dropout
 from proj.schema import Schema
 
-class Normed(nn.Sequential):  # buffers that a step changes, and dropout
+class Normed(nn.Sequential):  # with buffers that a step changes, and dropout
     def __init__(self, schema: Schema) -> None:
         super().__init__(nn.Linear(6, 8, bias=False), nn.BatchNorm1d(8), nn.ReLU(), Dropout(0.2),
                          nn.Linear(8, schema.num_outputs))
 
-class Broken(nn.Sequential):  # a compiler's mistake
+class Broken(nn.Sequential):  # as if the compiler made a mistake
     def __init__(self, schema: Schema) -> None:
         super().__init__(nn.Linear(6, schema.num_outputs))
 
@@ -36,7 +36,7 @@ class BrokenBackward(Broken):
         y = nn.Sequential.forward(self, x)
         return 1.02 * y - 0.02 * y.detach() if torch.compiler.is_compiling() else y
 
-class Printing(nn.Sequential):  # no one graph
+class Branching(nn.Sequential):  # cannot be compiled as one graph
     def __init__(self, schema: Schema) -> None:
         super().__init__(nn.Linear(6, schema.num_outputs))
 
@@ -45,7 +45,7 @@ class Printing(nn.Sequential):  # no one graph
 """
 
 
-def weights(name: str) -> dict[str, Any]:
+def last_checkpoint(name: str) -> dict[str, Any]:
     return dict(read_checkpoint(Path("lightning_logs") / name / "checkpoints" / "last.ckpt"))
 
 
@@ -86,19 +86,21 @@ def weights(name: str) -> dict[str, Any]:
     ],
     ids=["SGD", "AdamW", "Adam"],
 )
-def test_as_eager_steps_but_for_rounding(flags: list[str], experiment: Any, cli: Cli) -> None:
+def test_compiled_steps_equal_eager_steps_up_to_rounding(
+    flags: list[str], experiment: Any, cli: Cli
+) -> None:
     Path("mine.py").write_text(NETS)
-    config = experiment(rows=250)  # 10 whole batches and one of 15 rows, which is eager
+    config = experiment(rows=250)  # 10 full batches, and one of 15 rows for an eager step
     flags = ["--model.net", "mine.Normed", *flags]
     assert "not compiled" not in cli("fit", "--config", config, "--name", "eager", *flags)
     assert "not compiled" not in cli("fit", "--config", config, "--name", "whole", *flags, *STEP)
-    eager, compiled = weights("eager"), weights("whole")
+    eager, compiled = last_checkpoint("eager"), last_checkpoint("whole")
     assert compiled["global_step"] == eager["global_step"] == 22
-    different = False
+    differs = False
     for name, value in eager["state_dict"].items():
         assert torch.allclose(compiled["state_dict"][name], value, rtol=1e-3, atol=1e-4), name
-        different |= not torch.equal(compiled["state_dict"][name], value)
-    assert different, "that was no compiled step"
+        differs |= not torch.equal(compiled["state_dict"][name], value)
+    assert differs, "the steps were not compiled"
     for ours, theirs in zip(compiled["optimizer_states"], eager["optimizer_states"], strict=True):
         assert ours["param_groups"] == theirs["param_groups"]
         assert [state.keys() for state in ours["state"].values()] == [
@@ -108,7 +110,7 @@ def test_as_eager_steps_but_for_rounding(flags: list[str], experiment: Any, cli:
             assert "step" not in mine or mine["step"] == other["step"]
 
 
-def test_the_same_bits_for_every_block_and_after_a_resume(experiment: Any, cli: Cli) -> None:
+def test_the_bits_do_not_depend_on_the_execution_or_a_resume(experiment: Any, cli: Cli) -> None:
     config = experiment(rows=250, trainer={"max_epochs": 4})
     flags = [*STEP, "--trainer.val_check_interval", "0.5"]
     for size in ("1", "3", "500"):
@@ -128,8 +130,10 @@ def test_the_same_bits_for_every_block_and_after_a_resume(experiment: Any, cli: 
     cli("fit", "--config", config, "--name", "half", "--trainer.max_epochs", "2", *flags)
     half = Path("lightning_logs/half/checkpoints/last.ckpt")
     cli("fit", "--config", config, "--name", "resumed", "--ckpt_path", half, *flags)
-    assert equal(weights("resumed")["state_dict"], weights("by_1")["state_dict"])
-    assert equal(weights("resumed")["optimizer_states"], weights("by_1")["optimizer_states"])
+    assert equal(last_checkpoint("resumed")["state_dict"], last_checkpoint("by_1")["state_dict"])
+    assert equal(
+        last_checkpoint("resumed")["optimizer_states"], last_checkpoint("by_1")["optimizer_states"]
+    )
     cli(
         "fit",
         "--config",
@@ -142,10 +146,10 @@ def test_the_same_bits_for_every_block_and_after_a_resume(experiment: Any, cli: 
         "--model.compile",
         "none",
     )
-    for name, value in weights("eager")["state_dict"].items():
-        assert torch.allclose(value, weights("by_1")["state_dict"][name], rtol=1e-3, atol=1e-4), (
-            name
-        )
+    for name, value in last_checkpoint("eager")["state_dict"].items():
+        assert torch.allclose(
+            value, last_checkpoint("by_1")["state_dict"][name], rtol=1e-3, atol=1e-4
+        ), name
 
 
 @pytest.mark.parametrize(
@@ -168,8 +172,8 @@ def test_the_same_bits_for_every_block_and_after_a_resume(experiment: Any, cli: 
             "steps are not compiled: exp_avg of net.0.weight of compiled and eager ",
         ),
         (
-            ["--model.net", "mine.Printing"],
-            "steps are not compiled: torch cannot (GuardOnDataDependent",
+            ["--model.net", "mine.Branching"],
+            "steps are not compiled: torch cannot compile the net (GuardOnDataDependent",
         ),
         (
             ["--trainer.accumulate_grad_batches", "2"],
@@ -178,18 +182,18 @@ def test_the_same_bits_for_every_block_and_after_a_resume(experiment: Any, cli: 
     ],
     ids=lambda value: value[1] if isinstance(value, list) else "",
 )
-def test_what_cannot_be_compiled_is_eager(
+def test_what_cannot_be_compiled_is_eager_and_the_reason_is_printed(
     flags: list[str], why: str, experiment: Any, cli: Cli
 ) -> None:
     Path("mine.py").write_text(NETS)
     config = experiment(rows=250)
     cli("fit", "--config", config, "--name", "eager", *flags)
-    said = cli("fit", "--config", config, "--name", "asked", *flags, *STEP)
+    said = cli("fit", "--config", config, "--name", "requested", *flags, *STEP)
     assert why in " ".join(said.split())
-    assert equal(left_behind("asked"), left_behind("eager"))
+    assert equal(left_behind("requested"), left_behind("eager"))
 
 
-def test_a_table_and_an_ensemble_too(cli: Cli) -> None:
+def test_a_table_and_an_ensemble_can_be_compiled(cli: Cli) -> None:
     rng = np.random.default_rng(0)
     lines = [
         f"{a:.3f},{'xyz'[i % 3]},{a + rng.normal():.3f}" for i, a in enumerate(rng.normal(size=150))
@@ -217,7 +221,7 @@ def test_a_table_and_an_ensemble_too(cli: Cli) -> None:
     ]
     cli("fit", *flags, "--name", "eager")
     assert "not compiled" not in cli("fit", *flags, "--name", "whole", *STEP)
-    for name, value in weights("eager")["state_dict"].items():
-        assert torch.allclose(weights("whole")["state_dict"][name], value, rtol=1e-2, atol=1e-3), (
-            name
-        )
+    for name, value in last_checkpoint("eager")["state_dict"].items():
+        assert torch.allclose(
+            last_checkpoint("whole")["state_dict"][name], value, rtol=1e-2, atol=1e-3
+        ), name

@@ -1,4 +1,4 @@
-"""A real TensorBoard process, asked over HTTP for what people look at, and opened in a real browser."""
+"""What a real TensorBoard process serves over HTTP, and shows in a real browser."""
 
 import urllib.request
 from collections.abc import Callable
@@ -72,8 +72,8 @@ def test_one_chart_has_the_curves_of_training_and_validation(
     runs: None, board: Callable[[], str]
 ) -> None:
     address = board()
-    found = ask(f"{address}/data/plugin/custom_scalars/layout", lambda c: c)
-    charts = {chart["title"]: chart["multiline"]["tag"] for chart in found["category"][0]["chart"]}
+    layout = ask(f"{address}/data/plugin/custom_scalars/layout", lambda c: c)
+    charts = {chart["title"]: chart["multiline"]["tag"] for chart in layout["category"][0]["chart"]}
     assert {"loss", "f1", "auroc"} <= charts.keys()
     for name, pattern in (("loss", 0), ("f1", 1)):
         tag = urllib.request.quote(charts[name][pattern])  # type: ignore[attr-defined]
@@ -85,6 +85,7 @@ def test_one_chart_has_the_curves_of_training_and_validation(
 
 
 def graph_of(run: Path) -> str:
+    """Operations and names of the graph in a run's events; empty without a graph."""
     events = EventAccumulator(str(run))
     events.Reload()
     if not events.Tags()["graph"]:
@@ -94,12 +95,12 @@ def graph_of(run: Path) -> str:
 
 
 @pytest.mark.parametrize("how", ["none", "net"])
-def test_the_graph_of_the_net(how: str, experiment: Any, cli: Cli) -> None:
+def test_the_graph_of_the_net_is_logged(how: str, experiment: Any, cli: Cli) -> None:
     cli("fit", "--config", experiment(), "--model.compile", how)
     assert graph_of(RUN).count("aten::linear") == 2
 
 
-def test_the_graph_of_a_net_for_tables(work: Path, cli: Cli) -> None:
+def test_the_graph_of_a_net_for_tables_is_logged(work: Path, cli: Cli) -> None:
     lines = "".join(f"{i % 7},{'abc'[i % 3]},{'yes' if i % 7 > 3 else 'no'}\n" for i in range(90))
     Path("t.csv").write_text(f"size,kind,bought\n{lines}")
     data = ["--data", "Tabular", "--data.path", "t.csv", "--data.target", "bought"]
@@ -118,7 +119,9 @@ def test_the_graph_of_a_net_for_tables(work: Path, cli: Cli) -> None:
     assert "aten::linear" in graph_of(RUN)
 
 
-def test_a_run_that_goes_on_tells_it_once_and_a_new_one_anew(experiment: Any, cli: Cli) -> None:
+def test_a_resumed_run_logs_no_second_graph_and_a_new_run_its_own(
+    experiment: Any, cli: Cli
+) -> None:
     cli("fit", "--config", experiment(), "--trainer.max_epochs", "1")
     before = [path.stat().st_size for path in RUN.glob("events*")]
     cli("fit", "--resume", "--trainer.max_epochs", "2")
@@ -161,7 +164,7 @@ class Net(torch.nn.Linear):
         super().__init__(6, 3)
     def forward(self, x):
         if torch.jit.is_tracing():
-            raise ValueError("not by that way")
+            raise ValueError("tracing is not supported")
         return super().forward(x)
 """
 
@@ -170,14 +173,16 @@ def test_a_net_that_cannot_be_traced_is_trained_without_a_graph(
     work: Path, experiment: Any, cli: Cli
 ) -> None:
     Path("own.py").write_text(UNTRACED)
-    with pytest.warns(UserWarning, match="no graph: Net cannot be traced: not by that way"):
+    with pytest.warns(
+        UserWarning, match="no graph: Net cannot be traced: tracing is not supported"
+    ):
         cli("fit", "--config", experiment(), "--model.net", "own.Net")
     assert graph_of(RUN) == ""
     assert Run(RUN.resolve()).manifest["status"] == "finished"
 
 
 def test_tensorboard_in_chromium(runs: None, board: Callable[[], str], browser: Any) -> None:
-    """No error in the console, no request to any other place, and each of the two curves is drawn in one chart."""
+    """No error in the console, no request to another host, and one chart draws both curves."""
     address = board()
     ask(f"{address}/data/plugin/custom_scalars/layout", lambda c: c)
     ask(f"{address}/data/plugin/scalars/tags", lambda c: "best/val/f1" in c.get("two", {}))
@@ -201,10 +206,10 @@ def test_tensorboard_in_chromium(runs: None, board: Callable[[], str], browser: 
 
 
 @pytest.mark.filterwarnings("ignore:Found 1 module.*eval mode")
-def test_drawing_the_graph_leaves_a_frozen_layer_frozen(
+def test_logging_the_graph_leaves_a_frozen_layer_frozen(
     work: Path, experiment: Any, cli: Cli
 ) -> None:
-    """A layer in evaluation mode from the start stays so, as Lightning leaves it, and is the same with no TensorBoard."""
+    """A layer that is in evaluation mode from the start stays so, with and without TensorBoard."""
     Path("frozen.py").write_text(
         "from torch import nn\n"
         "class Net(nn.Sequential):\n"

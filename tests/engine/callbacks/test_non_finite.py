@@ -1,4 +1,4 @@
-"""A number that is not finite ends training, and the message names the step and the place where it came up first."""
+"""A number that is not finite ends training; the message names the step and where it appeared."""
 
 import json
 import re
@@ -18,8 +18,8 @@ import torch
 from torch import nn
 from proj.nets.mlp import MLP
 
-class Spoilt(nn.Module):
-    '''What comes in, but something else from the 15th training step on.'''
+class Corrupting(nn.Module):
+    '''Return the input, but a non-finite output or gradient from the 15th training step on.'''
 
     def __init__(self, where):
         super().__init__()
@@ -37,22 +37,22 @@ class Spoilt(nn.Module):
 class Net(nn.Module):
     def __init__(self, where: str):
         super().__init__()
-        self.first, self.spoilt, self.last = nn.Linear(6, 8), Spoilt(where), nn.Linear(8, 3)
+        self.first, self.corrupting, self.last = nn.Linear(6, 8), Corrupting(where), nn.Linear(8, 3)
 
     def forward(self, x):
-        return self.last(self.spoilt(self.first(x)))
+        return self.last(self.corrupting(self.first(x)))
 """
 
 
-@pytest.mark.parametrize("steps", ["no blocks", "1", "4", "64"])
+@pytest.mark.parametrize("steps", ["single steps", "1", "4", "64"])
 @pytest.mark.parametrize(
     ("where", "said"),
     [
-        ("outputs", "first in the outputs of net.spoilt (Spoilt)"),
+        ("outputs", "first in the outputs of net.corrupting (Corrupting)"),
         ("gradient", "first in the gradient of net.first.bias"),
     ],
 )
-def test_the_step_and_the_layer_are_named(
+def test_the_step_and_the_layer_are_reported(
     where: str, said: str, steps: str, experiment: Any, cli: Cli
 ) -> None:
     Path("nets.py").write_text(NETS)
@@ -64,12 +64,13 @@ def test_the_step_and_the_layer_are_named(
         where,
         *(
             ["--trainer.limit_train_batches", "6"]
-            if steps == "no blocks"
+            if steps == "single steps"
             else ["--model.steps_per_execution", steps]
         ),
     ]
     message = cli("fit", "--config", config, *flags, code=3)
-    if (where, steps) == ("gradient", "no blocks"):  # seen one step later, by the weights
+    if (where, steps) == ("gradient", "single steps"):
+        # The loss shows it one step later, through the weights.
         assert "step 16 (epoch 2)" in message
         assert "first in the weights net.first" in message
     else:
@@ -82,7 +83,7 @@ def test_the_step_and_the_layer_are_named(
         )
 
 
-def test_an_extreme_input_is_named_in_the_step_that_has_it(experiment: Any, cli: Cli) -> None:
+def test_an_extreme_input_is_reported_with_its_step(experiment: Any, cli: Cli) -> None:
     config = experiment("regression")
     arrays = dict(np.load("data.npz"))
     arrays["x"][:, 0] *= 1e30
@@ -99,11 +100,11 @@ def test_an_extreme_input_is_named_in_the_step_that_has_it(experiment: Any, cli:
         code=3,
     )
     assert re.search(
-        r"step \d+ \(epoch \d\) came to a number that is not finite, first in the", message
+        r"step \d+ \(epoch \d\) gave a number that is not finite, first in the", message
     )
 
 
-def test_a_strangers_loss_is_looked_at_too(cli: Cli) -> None:
+def test_the_loss_of_any_lightning_module_is_checked(cli: Cli) -> None:
     Path("own.py").write_text("""
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule
@@ -135,4 +136,4 @@ class Data(LightningDataModule):
         "1",
     ]
     message = cli("fit", *flags, "--early_stopping.patience", "null", code=3)
-    assert "step 4 (epoch 0) came to a number that is not finite, first in the loss" in message
+    assert "step 4 (epoch 0) gave a number that is not finite, first in the loss" in message

@@ -1,4 +1,4 @@
-"""Several optimizer steps in one execution: to the bit what single steps give, or one at a time and said why."""
+"""Executions of several steps give the bits of single steps, or the reason against is printed."""
 
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,14 @@ ONE_CYCLE = [
     "--model.scheduler_interval",
     "step",
 ]
-SIZES = ["1", "2", "7", "32", "500"]  # 11 batches an epoch: neither divides it, but 1
+SIZES = ["1", "2", "7", "32", "500"]  # Only 1 divides the 11 batches of an epoch.
 
 
 def left_behind(name: str) -> Any:
-    """All that a training leaves: checkpoints without what depends on the size itself, and the curves of epochs."""
+    """The results of a training run that must not depend on the size of executions.
+
+    These are the checkpoints, without Lightning's counts of executions, and the curves by epoch.
+    """
     run = Path("lightning_logs") / name
     state = {}
     for which in ("best", "last"):
@@ -98,7 +101,7 @@ def equal(a: Any, b: Any) -> bool:
         "plateau",
     ],
 )
-def test_every_number_of_steps_gives_the_same_bits(
+def test_the_bits_do_not_depend_on_the_steps_per_execution(
     task: str, flags: list[str], experiment: Any, cli: Cli
 ) -> None:
     config = experiment(task, rows=250, trainer={"max_epochs": 3})
@@ -119,17 +122,17 @@ def test_every_number_of_steps_gives_the_same_bits(
         assert equal(left_behind(f"by_{size}"), single), size
 
 
-def test_pictures_are_changed_batch_by_batch(cli: Cli) -> None:
+def test_images_are_augmented_batch_by_batch(cli: Cli) -> None:
     rng = np.random.default_rng(0)
     for i in range(60):
-        path = Path(f"pictures/{'ab'[i % 2]}/{i}.png")
+        path = Path(f"images/{'ab'[i % 2]}/{i}.png")
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 256, (8, 8), np.uint8)).save(path)
     flags = [
         "--data",
         "Images",
         "--data.path",
-        "pictures",
+        "images",
         "--data.erase",
         "0.5",
         "--data.batch_size",
@@ -148,7 +151,7 @@ def test_pictures_are_changed_batch_by_batch(cli: Cli) -> None:
     assert equal(left_behind("by_3"), left_behind("by_1"))
 
 
-def test_a_table_and_an_ensemble_too(cli: Cli) -> None:
+def test_tables_and_ensembles_give_the_same_bits(cli: Cli) -> None:
     rng = np.random.default_rng(0)
     lines = [
         f"{a:.3f},{'xyz'[i % 3]},{a + rng.normal():.3f}" for i, a in enumerate(rng.normal(size=150))
@@ -195,25 +198,26 @@ def test_a_table_and_an_ensemble_too(cli: Cli) -> None:
         ),
         (
             ["--trainer.callbacks", "mine.Counts"],
-            "Counts has a on_train_batch_end, and batches come one by one to that",
+            "Counts has a on_train_batch_end, which needs single batches",
         ),
         (
             ["--trainer.callbacks", "EMAWeightAveraging"],
             "EMAWeightAveraging has a on_train_batch_end",
         ),
         (["--model", "mine.Own"], "Own has a training_step of its own"),
+        (["--model", "mine.Clipping"], "Clipping has a configure_gradient_clipping of its own"),
         (["--data", "mine.Moved"], "Moved has a on_after_batch_transfer of its own"),
-        (["--model.optimizer", "LBFGS"], "LBFGS may want to see the loss of a step several times"),
+        (["--model.optimizer", "LBFGS"], "LBFGS may compute the loss of a step several times"),
     ],
     ids=lambda value: value[1] if isinstance(value, list) else "",
 )
 @pytest.mark.filterwarnings("ignore:.*WeightAveraging")
-def test_what_needs_single_steps_gets_them(
+def test_single_steps_where_they_are_needed(
     flags: list[str], why: str, experiment: Any, cli: Cli
 ) -> None:
     Path("mine.py").write_text("""
 from lightning.pytorch import Callback
-from proj.data.arrays import Arrays
+from proj.data.arrays import ArrayDataModule
 from proj.models.classification import MulticlassClassifier
 
 class Counts(Callback):
@@ -224,7 +228,11 @@ class Own(MulticlassClassifier):
     def training_step(self, batch, batch_idx):
         return super().training_step(batch, batch_idx)
 
-class Moved(Arrays):
+class Clipping(MulticlassClassifier):
+    def configure_gradient_clipping(self, optimizer, **kwargs):
+        super().configure_gradient_clipping(optimizer, **kwargs)
+
+class Moved(ArrayDataModule):
     def on_after_batch_transfer(self, batch, dataloader_idx):
         return batch
 """)
@@ -235,17 +243,17 @@ class Moved(Arrays):
         assert said.count("batch of") >= 2 * 5  # 70 rows in batches of 16, two epochs
 
 
-def test_the_bar_counts_steps_and_shows_the_loss(
+def test_the_progress_bar_counts_steps_and_shows_the_loss(
     experiment: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = experiment(rows=250, trainer={"max_epochs": 1})
     assert main(["fit", "--config", str(config), "--model.steps_per_execution", "4"]) == 0
-    drawn = " ".join(capsys.readouterr().out.split())
-    assert " 11/11 " in drawn  # batches, in three blocks
-    assert "train/loss_step:" in drawn
+    shown = " ".join(capsys.readouterr().out.split())
+    assert " 11/11 " in shown  # batches, in three executions
+    assert "train/loss_step:" in shown
 
 
-def test_nobody_is_told_where_nothing_stands_in_the_way(experiment: Any, cli: Cli) -> None:
+def test_nothing_is_printed_without_an_obstacle(experiment: Any, cli: Cli) -> None:
     config = experiment()
     assert "at a time" not in cli("fit", "--config", config)
     assert "expected auto or a number from 1 up" in cli(
@@ -256,18 +264,18 @@ def test_nobody_is_told_where_nothing_stands_in_the_way(experiment: Any, cli: Cl
 @pytest.mark.parametrize("steps", [1, 2, 7, 32, 1000])
 @pytest.mark.parametrize("rows", [4, 43, 44, 161])
 @pytest.mark.parametrize("period", [None, 1, 2, 3, 5, 10, 11, 40])
-def test_blocks_are_the_batches_in_order_and_end_at_validations(
+def test_executions_hold_the_batches_in_order_and_end_at_validations(
     steps: int, rows: int, period: int | None
 ) -> None:
-    part = Batch(torch.arange(rows), torch.arange(rows), torch.arange(rows))
-    single = ArrayLoader(part, 4, shuffle=True, exact=False)
-    blocks = ArrayLoader(part, 4, shuffle=True, exact=False, steps=steps, period=period)
-    got: Any = list(blocks)
-    assert len(got) == len(blocks)
-    batches = [batch for block in got for batch in block.batches()]
+    split = Batch(torch.arange(rows), torch.arange(rows), torch.arange(rows))
+    single = ArrayLoader(split, 4, shuffle=True, exact=False)
+    loader = ArrayLoader(split, 4, shuffle=True, exact=False, steps=steps, period=period)
+    executions: Any = list(loader)
+    assert len(executions) == len(loader)
+    batches = [batch for execution in executions for batch in execution.batches()]
     assert [b.row.tolist() for b in batches] == [b.row.tolist() for b in single]
     if period is not None and period < single.batches:
-        cuts, whole = blocks.cuts(), single.batches // period
+        cuts, whole = loader.cuts(), single.batches // period
         each = cuts.index(period)
         assert [cuts[i * each] for i in range(1, whole + 1)] == [
             i * period for i in range(1, whole + 1)

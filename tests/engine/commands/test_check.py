@@ -1,4 +1,4 @@
-"""``check`` finds what is planted, and says nothing where nothing is."""
+"""``check`` finds planted mistakes, and reports none in a good experiment."""
 
 from pathlib import Path
 from typing import Any
@@ -12,33 +12,34 @@ from conftest import Cli
 from proj.engine.cli import main
 
 
-def warned(args: Any, capsys: Any) -> str:
-    """What ``check`` warns of."""
-    code, said = main(["check", *map(str, args)]), str(capsys.readouterr().err)
-    assert code == 0, said
-    return said
+def warnings_of(args: Any, capsys: Any) -> str:
+    """The warnings that ``check`` prints."""
+    code = main(["check", *map(str, args)])
+    warnings = str(capsys.readouterr().err)
+    assert code == 0, warnings
+    return warnings
 
 
-def test_a_good_experiment_is_told_its_layers_loss_and_costs(experiment: Any, cli: Cli) -> None:
+def test_layers_loss_and_costs_are_printed(experiment: Any, cli: Cli) -> None:
     out = cli(
         "check", "--config", experiment(rows=1000), "--overfit", "--model.optimizer.lr", "0.02"
     )
-    assert "[16, 8]" in out  # a hidden layer's output
+    assert "[16, 8]" in out  # the output of a hidden layer
     y = np.load("data.npz")["y"]
-    chance = log_loss(y, DummyClassifier().fit(y, y).predict_proba(y))
-    assert abs(float(out.split("targets alone: ")[1].split()[0]) - chance) < 0.02
-    assert "16 rows are learned by heart" in out
-    assert "44 steps an epoch" in out  # 700 rows by 16
+    constant_loss = log_loss(y, DummyClassifier().fit(y, y).predict_proba(y))
+    assert abs(float(out.split("best constant prediction: ")[1].split()[0]) - constant_loss) < 0.02
+    assert "the net learned 16 rows in" in out
+    assert "44 steps per epoch" in out  # 700 rows in batches of 16
     assert not Path("lightning_logs").exists()
 
 
-def test_what_is_odd_is_warned_of(
+def test_suspicious_nets_give_warnings(
     experiment: Any, cli: Cli, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    Path("odd.py").write_text("""
+    Path("suspicious.py").write_text("""
 from torch import nn
 
-class Odd(nn.Module):
+class Suspicious(nn.Module):
     def __init__(self):
         super().__init__()
         self.used, self.unused = nn.Linear(6, 3), nn.Linear(6, 3)
@@ -47,18 +48,16 @@ class Odd(nn.Module):
         return 1000 * self.used(x)
 """)
     config = experiment()
-    said = warned(["--config", config, "--model.net", "odd.Odd"], capsys)
-    assert "the parameter unused.weight gets no gradient" in said
-    assert "the parameter used" not in said
-    assert "the loss at the start is" in said
-    flags = ["--config", config, "--model.net", "odd.Odd", "--strict"]
+    warnings = warnings_of(["--config", config, "--model.net", "suspicious.Suspicious"], capsys)
+    assert "the parameter unused.weight gets no gradient" in warnings
+    assert "the parameter used" not in warnings
+    assert "the loss at the start is" in warnings
+    flags = ["--config", config, "--model.net", "suspicious.Suspicious", "--strict"]
     assert "--strict: expected no findings, got 3" in cli("check", *flags, code=2)
-    assert "the val part has 18 rows: a share of them is known to some 23 points" in cli(
-        "check", "--config", config
-    )
+    assert "± 23 percentage points" in cli("check", "--config", config)
 
 
-def test_labels_of_chance_are_not_learned_by_a_net_without_inputs(
+def test_a_net_that_ignores_its_inputs_learns_no_batch(
     experiment: Any, cli: Cli, capsys: Any
 ) -> None:
     Path("blind.py").write_text("""
@@ -73,11 +72,13 @@ class Blind(nn.Module):
     def forward(self, x):
         return self.bias.expand(len(x), 3)
 """)
-    said = warned(["--config", experiment(), "--model.net", "blind.Blind", "--overfit"], capsys)
-    assert "the net has not learned 16 rows in 500 steps" in said
+    warnings = warnings_of(
+        ["--config", experiment(), "--model.net", "blind.Blind", "--overfit"], capsys
+    )
+    assert "the net has not learned 16 rows in 500 steps" in warnings
 
 
-def test_a_last_batch_of_one_row_and_batch_normalisation_are_named_before_training(
+def test_batch_normalization_with_a_last_batch_of_one_row_is_an_error(
     experiment: Any, cli: Cli
 ) -> None:
     flags = ["--model.net.norm", "batch", "--data.batch_size", "83"]

@@ -1,9 +1,12 @@
-"""Every value of every shipped config is spoilt in turn: it is an error that names the key, or all goes well."""
+"""Each value of each shipped config, corrupted in six ways.
+
+The result is an error message that names the key, or a config that works.
+"""
 
 import copy
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import yaml
@@ -15,9 +18,30 @@ from proj.engine.config.experiment import ExperimentCLI
 from proj.errors import UserError
 
 REMOVED = object()
+MUTATED_FILE = Path("mutated.yaml")
+
+
+class Mutation(NamedTuple):
+    """A shipped config with one value changed.
+
+    Attributes:
+        file: the shipped config.
+        path: the keys that lead to the value.
+        kind: what was done to it.
+        config: the changed config.
+    """
+
+    file: Path
+    path: tuple[str, ...]
+    kind: str
+    config: dict[str, Any]
+
+    def __str__(self) -> str:
+        return f"{self.file.stem} {'.'.join(self.path)}: {self.kind}"
 
 
 def leaves(values: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """Yield the path of each value that is not a section."""
     if isinstance(values, dict) and values:
         for name, value in values.items():
             yield from leaves(value, (*path, name))
@@ -25,11 +49,12 @@ def leaves(values: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]
         yield path
 
 
-def spoilt(config: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """What was done, beginning with the key, and the config with it."""
+def mutations(file: Path) -> Iterator[Mutation]:
+    """Yield a config with each of its values changed in each way."""
+    config = yaml.safe_load(file.read_text())
     for path in leaves(config):
-        mistyped = path[-1][:-2] + path[-1][:-3:-1]  # the last two letters in the other order
-        for what, value in {
+        mistyped = path[-1][:-2] + path[-1][:-3:-1]  # the last two letters swapped
+        for kind, value in {
             "wrong type": {"a": [1]},
             "text": "wrong",
             "null": None,
@@ -37,68 +62,50 @@ def spoilt(config: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
             "removed": REMOVED,
             "mistyped": mistyped,
         }.items():
-            new = copy.deepcopy(config)
-            section = new
+            mutated = copy.deepcopy(config)
+            section = mutated
             for name in path[:-1]:
                 section = section[name]
-            old = section.pop(path[-1])
-            if what == "mistyped":
-                section[mistyped] = old
+            old_value = section.pop(path[-1])
+            if kind == "mistyped":
+                section[mistyped] = old_value
             elif value is not REMOVED:
                 section[path[-1]] = value
-            yield f"{path[-1]} ({'.'.join(path)}): {what}", new
+            yield Mutation(file, path, kind, mutated)
 
 
-CASES = [
-    (config, what, new)
-    for config in CONFIGS
-    for what, new in spoilt(yaml.safe_load(config.read_text()))
-]
+MUTATIONS = [mutation for file in CONFIGS for mutation in mutations(file)]
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
-def test_parsed_it_is_right_or_an_error_that_names_the_key(config: Path, work: Path) -> None:
-    for _, what, new in (case for case in CASES if case[0] == config):
-        Path("spoilt.yaml").write_text(yaml.safe_dump(new))
+@pytest.mark.parametrize("file", CONFIGS, ids=lambda path: path.stem)
+def test_parsing_works_or_the_error_names_the_key(file: Path, work: Path) -> None:
+    """A user would get an error without knowing which line of the config is wrong."""
+    for mutation in (mutation for mutation in MUTATIONS if mutation.file == file):
+        MUTATED_FILE.write_text(yaml.safe_dump(mutation.config))
         try:
-            arguments = read_arguments(["--config", "spoilt.yaml"])
+            arguments = read_arguments(["--config", str(MUTATED_FILE)])
             ExperimentCLI("fit", arguments.configs, arguments.flags, instantiate=False)
         except UserError as error:
-            message = str(error)
-            key = what.split()[0]
-            named = (
-                key in message
-                or key[:-2] in message
-                or what.split("(")[1].split(")")[0].split(".")[-2] in message
-            )
-            assert named, f"{what}: {message}"
-            assert len(message) < 600, f"{what}: {message}"
-        assert sorted(path.name for path in work.iterdir()) == ["spoilt.yaml"]
+            message, key = str(error), mutation.path[-1]
+            section = mutation.path[-2] if len(mutation.path) > 1 else key
+            named = any(text in message for text in (key, key[:-2], section))
+            assert named, f"{mutation}: {message}"
+            assert len(message) < 600, f"{mutation}: {message}"
+        assert list(work.iterdir()) == [work / MUTATED_FILE]
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(
-    ("config", "what", "new"), CASES, ids=[f"{c.stem} {what}" for c, what, _ in CASES]
-)
-def test_run_it_is_right_or_an_error_and_leaves_nothing(
-    config: Path, what: str, new: Any, work: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=str)
+def test_training_works_or_exits_2_and_leaves_nothing(
+    mutation: Mutation, work: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    Path("spoilt.yaml").write_text(yaml.safe_dump(new))
-    code = main(
-        [
-            "fit",
-            "--config",
-            "spoilt.yaml",
-            "--trainer.max_epochs",
-            "1",
-            "--trainer.accelerator",
-            "cpu",
-            *QUIET,
-        ]
-    )
-    said = capsys.readouterr().err
-    assert code in (0, 2), said
-    assert "Traceback" not in said
+    """A mistake in a config would show a traceback, or leave half a run folder."""
+    MUTATED_FILE.write_text(yaml.safe_dump(mutation.config))
+    flags = ["--trainer.max_epochs", "1", "--trainer.accelerator", "cpu", *QUIET]
+    code = main(["fit", "--config", str(MUTATED_FILE), *flags])
+    errors = capsys.readouterr().err
+    assert code in (0, 2), errors
+    assert "Traceback" not in errors
     if code == 2:
         assert not Path("lightning_logs").exists()

@@ -1,4 +1,4 @@
-"""Temperatures against SciPy's optimizer, thresholds against brute force with scikit-learn; then from flags to the page."""
+"""Temperatures equal SciPy's optimum, thresholds a brute-force search; flags to report."""
 
 import json
 import re
@@ -16,25 +16,25 @@ from sklearn import metrics as sk
 import proj
 from conftest import QUIET, Cli, make_arrays, plain_schema
 from proj.engine.cli import main
+from proj.engine.commands.validate import show_calibration
 from proj.engine.console import number
 from proj.engine.evaluation import curves
 from proj.engine.evaluation.calibrate import (
-    Request,
+    CalibrationRequest,
     apply_temperature,
     calibrated,
-    compared,
-    fit,
+    compare_calibration,
+    fit_calibration,
+    fit_temperature,
+    fit_threshold,
     logits,
-    request,
-    show,
-    temperature,
-    threshold,
+    parse_request,
     uncalibrated,
 )
-from proj.engine.evaluation.prediction_set import Array, PredictionSet
+from proj.engine.evaluation.prediction_set import PredictionSet
 from proj.engine.runs.calibration import Calibration
 from proj.errors import UserError
-from proj.schema import Schema
+from proj.schema import Array, Schema
 
 RUN = Path("lightning_logs/version_0")
 TASKS = ("binary", "multiclass", "multilabel")
@@ -47,13 +47,14 @@ def of_logits(task: str, z: Array, target: Array) -> PredictionSet:
         "multiclass": tuple("abcd"),
         "multilabel": ("target_0", "target_1", "target_2"),
     }
-    return PredictionSet(task, names[task], np.arange(len(z)), target, output)  # type: ignore[arg-type]
+    rows = np.arange(len(z))
+    return PredictionSet(task, names[task], rows, target, output)  # type: ignore[arg-type]
 
 
-def drawn(
-    task: str, rows: int = 400, heat: float = 2.0, seed: int = 0
+def make_predictions(
+    task: str, rows: int = 400, temperature: float = 2.0, seed: int = 0
 ) -> tuple[Array, PredictionSet]:
-    """Raw outputs that are ``heat`` times as large as they should be, and outcomes of them."""
+    """Raw outputs that are ``temperature`` times too large, and their predictions."""
     rng = np.random.default_rng(seed)
     z = rng.normal(size=(rows, 4)) * 2
     if task == "multiclass":
@@ -61,55 +62,61 @@ def drawn(
     else:
         z = z[:, 0] if task == "binary" else z[:, :3]
         target = (rng.random(z.shape) < expit(z)).astype(np.int64)
-    return heat * z, of_logits(task, heat * z, target)
+    return temperature * z, of_logits(task, temperature * z, target)
 
 
 def likelihood(task: str, z: Array, target: Array) -> float:
-    """Mean negative log likelihood, from raw outputs, as its definition has it."""
+    """Mean negative log likelihood by its definition, from raw outputs."""
     if task == "multiclass":
         return float(-log_softmax(z, axis=1)[np.arange(len(z)), target].mean())
     return float(np.logaddexp(0, np.where(target == 1, -z, z)).mean())
 
 
 @pytest.mark.parametrize("task", TASKS)
-@pytest.mark.parametrize("heat", [0.2, 1.0, 2.0, 5.0])
-def test_the_temperature_is_scipys(task: str, heat: float) -> None:
-    z, outcomes = drawn(task, heat=heat)
-    found = temperature(outcomes)
+@pytest.mark.parametrize("temperature", [0.2, 1.0, 2.0, 5.0])
+def test_the_temperature_equals_scipy(task: str, temperature: float) -> None:
+    """A wrong derivative or bracket would miss the minimum of the likelihood."""
+    z, predictions = make_predictions(task, temperature=temperature)
+    fitted = fit_temperature(predictions)
     best = minimize_scalar(
-        lambda t: likelihood(task, z / t, outcomes.target),
+        lambda t: likelihood(task, z / t, predictions.target),
         bounds=(0.01, 100),
         method="bounded",
         options={"xatol": 1e-9},
     )
-    assert found == pytest.approx(best.x, rel=1e-5)
-    assert likelihood(task, z / found, outcomes.target) <= best.fun + 1e-12
-    assert found == pytest.approx(heat, rel=0.2)
-    grid = [likelihood(task, z / t, outcomes.target) for t in np.geomspace(0.05, 50, 200)]
-    assert likelihood(task, z / found, outcomes.target) <= min(grid)
-    assert curves.log_losses(apply_temperature(outcomes, found)).mean() == pytest.approx(best.fun)
+    assert fitted == pytest.approx(best.x, rel=1e-5)
+    assert likelihood(task, z / fitted, predictions.target) <= best.fun + 1e-12
+    assert fitted == pytest.approx(temperature, rel=0.2)
+    grid = [likelihood(task, z / t, predictions.target) for t in np.geomspace(0.05, 50, 200)]
+    assert likelihood(task, z / fitted, predictions.target) <= min(grid)
+    assert curves.log_losses(apply_temperature(predictions, fitted)).mean() == pytest.approx(
+        best.fun
+    )
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_probabilities_tell_the_outputs_behind_them(task: str) -> None:
-    z, outcomes = drawn(task)
-    softer = apply_temperature(outcomes, 1.7)
-    assert np.allclose(softer.output, of_logits(task, z / 1.7, outcomes.target).output, atol=1e-12)
-    assert np.allclose(apply_temperature(softer, 1 / 1.7).output, outcomes.output, atol=1e-12)
-    assert apply_temperature(outcomes, 1).output is outcomes.output
+def test_probabilities_determine_the_outputs(task: str) -> None:
+    """The inverse of the temperature must restore the probabilities."""
+    z, predictions = make_predictions(task)
+    softer = apply_temperature(predictions, 1.7)
+    assert np.allclose(
+        softer.output, of_logits(task, z / 1.7, predictions.target).output, atol=1e-12
+    )
+    assert np.allclose(apply_temperature(softer, 1 / 1.7).output, predictions.output, atol=1e-12)
+    assert apply_temperature(predictions, 1).output is predictions.output
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_probabilities_of_0_and_1_count_as_the_last_that_tell(task: str) -> None:
-    """Wrong ones, too: neither the temperature nor what is told of it is without bound."""
-    z, outcomes = drawn(task)
-    outcomes = of_logits(task, 20 * z, outcomes.target)
-    assert (outcomes.output == 1).any()
-    assert np.isfinite(logits(outcomes)).all()
-    found = temperature(outcomes)
-    assert 1 < found < 100
-    assert np.isfinite(apply_temperature(outcomes, found).output).all()
-    assert np.isfinite(curves.log_losses(apply_temperature(outcomes, found))).all()
+def test_probabilities_of_0_and_1_count_as_the_nearest_other_number(task: str) -> None:
+    """The temperature and the losses stay finite, also for wrong predictions."""
+    z, predictions = make_predictions(task)
+    predictions = of_logits(task, 20 * z, predictions.target)
+    assert (predictions.output == 1).any()
+    assert np.isfinite(logits(predictions)).all()
+    fitted = fit_temperature(predictions)
+    assert 1 < fitted < 100
+    assert np.isfinite(apply_temperature(predictions, fitted).output).all()
+    assert np.isfinite(curves.log_losses(apply_temperature(predictions, fitted))).all()
 
 
 def candidates(score: Array) -> Array:
@@ -120,129 +127,146 @@ def candidates(score: Array) -> Array:
 
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("digits", [1, 2, 16])
-def test_thresholds_are_those_of_brute_force(seed: int, digits: int) -> None:
+def test_thresholds_equal_a_brute_force_search(seed: int, digits: int) -> None:
+    """Ties and rounded scores must not lead to another threshold."""
     rng = np.random.default_rng(seed)
     hit = (rng.random(120) < 0.3).astype(np.int64)
     score = np.round(expit(rng.normal(size=120) + 1.5 * hit), digits).clip(0.05, 0.95)
-    at = threshold(score, hit, "f1", "yes")
+    at = fit_threshold(score, hit, "f1", "yes")
     f1 = np.array([sk.f1_score(hit, score > one) for one in candidates(score)])
     assert sk.f1_score(hit, score > at) == f1.max()
     assert at == pytest.approx(candidates(score)[f1 == f1.max()].max())
     for least in (0.4, 0.5, 0.6):
-        at = threshold(score, hit, f"precision={least}", "yes")
+        at = fit_threshold(score, hit, f"precision={least}", "yes")
         precision, recall, _ = sk.precision_recall_curve(hit, score)
         most = recall[:-1][precision[:-1] >= least].max()
         assert sk.precision_score(hit, score > at) >= least
         assert sk.recall_score(hit, score > at) == most
-        kept = [one for one in candidates(score) if sk.precision_score(hit, score > one) >= least]
-        assert at == pytest.approx(min(kept))
+        sufficient = [
+            one for one in candidates(score) if sk.precision_score(hit, score > one) >= least
+        ]
+        assert at == pytest.approx(min(sufficient))
 
 
-def test_a_precision_that_there_is_not() -> None:
+def test_a_precision_that_is_not_reached_is_an_error() -> None:
+    """The message gives the best precision, without rounding it up."""
     score, hit = np.array([0.9, 0.8, 0.7, 0.6, 0.5]), np.array([0, 1, 1, 1, 0])
-    message = "expected a threshold with precision=0.8 for yes on the validation part, got 0.7500 at best; ask for less."
+    message = (
+        "expected a threshold with precision=0.8 for yes on the validation split, got 0.7500 at "
+        "best; ask for less."
+    )
     with pytest.raises(UserError, match=re.escape(message)):
-        threshold(score, hit, "precision=0.8", "yes")
-    assert threshold(score, hit, "precision=0.75", "yes") == pytest.approx(0.55)
+        fit_threshold(score, hit, "precision=0.8", "yes")
+    assert fit_threshold(score, hit, "precision=0.75", "yes") == pytest.approx(0.55)
 
 
-def test_a_threshold_parts_the_closest_floats() -> None:
-    """What lies halfway between them is rounded to one or the other."""
+def test_a_threshold_separates_neighbouring_floats() -> None:
+    """The number halfway between them would be rounded to one of them."""
     first = np.float64(0.5)
     second, third = np.nextafter(first, 1), np.nextafter(np.nextafter(first, 1), 1)
     for low, high in ((first, second), (second, third)):
-        at = threshold(np.array([low, high]), np.array([0, 1]), "f1", "yes")
+        at = fit_threshold(np.array([low, high]), np.array([0, 1]), "f1", "yes")
         assert low <= at < high
     assert (
-        threshold(np.array([0.0, 0.4]), np.array([1, 0]), "f1", "yes") > 0
+        fit_threshold(np.array([0.0, 0.4]), np.array([1, 0]), "f1", "yes") > 0
     )  # what is impossible is not predicted
 
 
 def schema(task: str) -> Schema:
-    plain = plain_schema(task, (1,), {"binary": 1, "multiclass": 4, "multilabel": 3}[task])  # type: ignore[arg-type]
+    outputs = {"binary": 1, "multiclass": 4, "multilabel": 3}[task]
+    plain = plain_schema(task, (1,), outputs)
     classes = {"binary": ["no", "yes"], "multiclass": list("abcd"), "multilabel": []}[task]
     return Schema.from_dict({**plain.to_dict(), "classes": classes})
 
 
 @pytest.mark.parametrize("task", ["binary", "multilabel"])
 def test_thresholds_are_of_the_calibrated_probabilities(task: str, work: Path) -> None:
+    """Thresholds of uncalibrated probabilities would not apply."""
     (work / "best.ckpt").write_bytes(b"weights")
-    z, outcomes = drawn(task)
-    found = fit(Request(True, "f1"), outcomes, schema(task), work / "best.ckpt")
-    assert found.temperature == pytest.approx(temperature(outcomes))
-    assert found.thresholds is not None
-    p = expit(z / found.temperature).reshape(len(z), -1)
-    hits = outcomes.target.reshape(len(z), -1)
-    for i, at in enumerate(found.thresholds.values()):
+    z, predictions = make_predictions(task)
+    fitted = fit_calibration(
+        CalibrationRequest(True, "f1"), predictions, schema(task), work / "best.ckpt"
+    )
+    assert fitted.temperature == pytest.approx(fit_temperature(predictions))
+    assert fitted.thresholds is not None
+    p = expit(z / fitted.temperature).reshape(len(z), -1)
+    hits = predictions.target.reshape(len(z), -1)
+    for i, at in enumerate(fitted.thresholds.values()):
         f1 = max(sk.f1_score(hits[:, i], p[:, i] > one) for one in candidates(p[:, i]))
         assert sk.f1_score(hits[:, i], p[:, i] > at) == f1
-    after = calibrated(outcomes, found, schema(task))
-    rows = {name: values for name, *values in compared(outcomes, after, found)}
+    after = calibrated(predictions, fitted, schema(task))
+    rows = {name: values for name, *values in compare_calibration(predictions, after, fitted)}
     assert rows["negative log likelihood"] == pytest.approx(
         [
-            likelihood(task, z, outcomes.target),
-            likelihood(task, z / found.temperature, outcomes.target),
+            likelihood(task, z, predictions.target),
+            likelihood(task, z / fitted.temperature, predictions.target),
         ]
     )
     average = "binary" if task == "binary" else "macro"
-    decisions = (p > np.array(list(found.thresholds.values()))).reshape(z.shape)
+    decisions = (p > np.array(list(fitted.thresholds.values()))).reshape(z.shape)
     assert rows["f1"] == pytest.approx(
-        [sk.f1_score(outcomes.target, of, average=average) for of in (z > 0, decisions)]
+        [
+            sk.f1_score(predictions.target, decided, average=average)
+            for decided in (z > 0, decisions)
+        ]
     )
-    back = uncalibrated(after, found)
-    assert np.allclose(back.output, outcomes.output, atol=1e-12)
-    assert (back.predicted == outcomes.predicted).all()
+    back = uncalibrated(after, fitted)
+    assert np.allclose(back.output, predictions.output, atol=1e-12)
+    assert (back.predicted == predictions.predicted).all()
 
 
-def refused(outcomes: PredictionSet, wanted: Request, message: str) -> None:
+def refused(predictions: PredictionSet, request: CalibrationRequest, message: str) -> None:
     Path("best.ckpt").write_bytes(b"weights")
     with pytest.raises(UserError, match=re.escape(message)) as raised:
-        fit(wanted, outcomes, schema(outcomes.task), Path("best.ckpt"))
+        fit_calibration(request, predictions, schema(predictions.task), Path("best.ckpt"))
     assert "expected" in str(raised.value)
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_what_cannot_be_fitted_says_why(task: str) -> None:
-    z, outcomes = drawn(task)
-    heat = Request(True, None)
-    refused(outcomes[np.arange(9)], heat, "10 validation rows or more, got 9.")
+def test_predictions_that_cannot_be_calibrated_give_the_reason(task: str) -> None:
+    """Newton's method would diverge on these predictions."""
+    z, predictions = make_predictions(task)
+    request = CalibrationRequest(True, None)
+    refused(predictions[np.arange(9)], request, "10 validation rows or more, got 9.")
     broken = of_logits(
         task,
         np.where(np.arange(len(z)).reshape(-1, *[1] * (z.ndim - 1)) == 3, np.nan, z),
-        outcomes.target,
+        predictions.target,
     )
-    refused(broken, heat, "got 1 of 400 validation rows without")
-    refused(of_logits(task, z, np.zeros_like(outcomes.target)), heat, "got one kind alone")
+    refused(broken, request, "got other values in 1 of 400 validation rows")
+    refused(of_logits(task, z, np.zeros_like(predictions.target)), request, "got a single one")
     right = z.argmax(axis=1) if task == "multiclass" else (z > 0).astype(np.int64)
     for factor in (0.001, 1, 100):
         refused(
             of_logits(task, factor * z, right),
-            heat,
+            request,
             "got 0, so that every lower temperature, down to 0.01, is better",
         )
     wrong = z.argmin(axis=1) if task == "multiclass" else 1 - right
-    refused(of_logits(task, z, wrong), heat, "every higher temperature, up to 100, is better")
+    refused(of_logits(task, z, wrong), request, "every higher temperature, up to 100, is better")
     refused(
-        of_logits(task, np.zeros_like(z), outcomes.target),
-        heat,
+        of_logits(task, np.zeros_like(z), predictions.target),
+        request,
         "every lower temperature, down to 0.01, is better",
     )
 
 
 def test_labels_without_rows_of_both_kinds_have_no_threshold() -> None:
-    z, outcomes = drawn("multilabel")
+    """F1 of such a label has no maximum."""
+    z, predictions = make_predictions("multilabel")
     for value in (0, 1):
-        target = outcomes.target.copy()
+        target = predictions.target.copy()
         target[:, 1] = value
         refused(
             of_logits("multilabel", z, target),
-            Request(False, "f1"),
-            f"with and without target_1, and probabilities above 0, got {400 * value} rows with it of 400",
+            CalibrationRequest(False, "f1"),
+            "with and without target_1, and probabilities above 0, got "
+            f"{400 * value} rows with it of 400",
         )
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("flags", "message"),
     [
         (("platt", None, "binary"), "--calibrate: expected temperature, got platt."),
         (
@@ -252,43 +276,57 @@ def test_labels_without_rows_of_both_kinds_have_no_threshold() -> None:
         ((None, "precision=1", "binary"), "got precision=1."),
         ((None, "precision=0.0", "binary"), "got precision=0.0."),
         ((None, "precision=", "multilabel"), "got precision=."),
-        ((None, "f1", "multiclass"), "which takes the most probable one; leave --threshold out."),
+        (
+            (None, "f1", "multiclass"),
+            "which predicts the most probable one; leave --threshold out.",
+        ),
         (
             (None, "f1", "regression"),
-            "--threshold: expected a model of classes or labels, got one of numbers;",
+            "--threshold: expected a model of classes or labels, got a regression model;",
         ),
         (
             ("temperature", None, "regression"),
-            "--calibrate: expected a model of classes or labels, got one of numbers;",
+            "--calibrate: expected a model of classes or labels, got a regression model;",
         ),
-        (("temperature", None, None), "got one of your own;"),
+        (("temperature", None, None), "got a model of your own;"),
     ],
 )
-def test_wrong_flags_are_an_error(given: Any, message: str) -> None:
+def test_wrong_flags_are_an_error(flags: Any, message: str) -> None:
+    """Each message names the flag, what it expects and what it got."""
     with pytest.raises(UserError, match=re.escape(message)):
-        request(*given)
+        parse_request(*flags)
 
 
 def test_right_flags() -> None:
-    assert request("temperature", None, "multiclass") == Request(True, None)
-    assert request(None, "precision=.90", "multilabel") == Request(False, "precision=0.9")
-    assert request(None, None, "regression") is None
+    """Flags are normalized, so that .90 and 0.9 are one rule."""
+    assert parse_request("temperature", None, "multiclass") == CalibrationRequest(True, None)
+    assert parse_request(None, "precision=.90", "multilabel") == CalibrationRequest(
+        False, "precision=0.9"
+    )
+    assert parse_request(None, None, "regression") is None
 
 
-def test_a_threshold_that_few_rows_reach_is_doubted(capsys: pytest.CaptureFixture[str]) -> None:
-    _, outcomes = drawn("binary")
+def test_a_threshold_that_few_rows_exceed_gives_a_warning(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A metric of three rows would look certain."""
+    _, predictions = make_predictions("binary")
     Path("best.ckpt").write_bytes(b"weights")
-    for rule, doubted in (("precision=0.999", True), ("f1", False)):
-        hit = outcomes.target.copy()
-        hit[np.argsort(outcomes.output)[-8:-3]] = 0
-        hit[np.argsort(outcomes.output)[-3:]] = 1
-        few = replace(outcomes, target=hit)
-        show(
-            fit(Request(False, rule), few, schema("binary"), Path("best.ckpt")),
+    for rule, warns in (("precision=0.999", True), ("f1", False)):
+        hit = predictions.target.copy()
+        hit[np.argsort(predictions.output)[-8:-3]] = 0
+        hit[np.argsort(predictions.output)[-3:]] = 1
+        few = replace(predictions, target=hit)
+        show_calibration(
+            fit_calibration(
+                CalibrationRequest(False, rule), few, schema("binary"), Path("best.ckpt")
+            ),
             few,
             schema("binary"),
         )
-        assert ("3 validation rows are above that of yes" in capsys.readouterr().err) is doubted
+        assert (
+            "only 3 validation rows are above the threshold of yes" in capsys.readouterr().err
+        ) is warns
 
 
 def written(verb: str = "test") -> pl.DataFrame:
@@ -303,7 +341,7 @@ def values(verb: str = "test") -> dict[str, Any]:
 
 
 def apart(task: str, rows: int = 150) -> dict[str, Array]:
-    """Arrays of three parts, each of its own."""
+    """Arrays with separate rows for each of the three splits."""
     parts = dict(zip(("train", "val", "test"), np.array_split(np.arange(3 * rows), 3), strict=True))
     data = make_arrays(task, 3 * rows)
     return {
@@ -322,8 +360,8 @@ SURE = [
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_from_flags_to_the_page(task: str, experiment: Any, cli: Cli) -> None:
-    """validate fits; test, predict and load apply; the page tells before and after; each number is scikit-learn's."""
+def test_from_flags_to_the_report(task: str, experiment: Any, cli: Cli) -> None:
+    """`validate` fits, the other verbs apply; all numbers equal scikit-learn."""
     config = experiment(task)
     np.savez("data.npz", **apart(task))
     cli("fit", "--config", config, *SURE)
@@ -334,30 +372,30 @@ def test_from_flags_to_the_page(task: str, experiment: Any, cli: Cli) -> None:
     assert "fitted on 150 rows: temperature" in said
     assert "negative log likelihood" in said
     plain = values("validate")
-    found = Calibration(**json.loads((RUN / "checkpoints/calibration.json").read_text()))
-    assert found.temperature is not None
-    assert found.temperature > 1
-    assert "is not applied to the part it was fitted on" in cli("validate")
+    fitted = Calibration(**json.loads((RUN / "checkpoints/calibration.json").read_text()))
+    assert fitted.temperature is not None
+    assert fitted.temperature > 1
+    assert "is not applied to the split it was fitted on" in cli("validate")
     assert values("validate") == plain  # those of the model as it is
     said = cli("test")
-    assert f"calibrated: {found}" in said
+    assert f"calibrated: {fitted}" in said
     table, after = written(), values()
 
     columns = [name for name in table.columns if name.startswith("probability")]
     p, was = table.select(columns).to_numpy(), raw.select(columns).to_numpy()
     if task == "multiclass":
-        assert np.allclose(np.diff(np.log(p)), np.diff(np.log(was)) / found.temperature)
+        assert np.allclose(np.diff(np.log(p)), np.diff(np.log(was)) / fitted.temperature)
         assert table["prediction"].equals(raw["prediction"])
         assert after["loss"] == pytest.approx(sk.log_loss(table["target"], p))
         assert after["f1"] == pytest.approx(
             sk.f1_score(table["target"], table["prediction"], average="macro")
         )
     else:
-        assert found.thresholds is not None
-        at = np.array(list(found.thresholds.values()))
+        assert fitted.thresholds is not None
+        at = np.array(list(fitted.thresholds.values()))
         hits = table.select("^target.*$").to_numpy()
         hits, p, was = (hits == "yes", p[:, 1:], was[:, 1:]) if task == "binary" else (hits, p, was)
-        assert np.allclose(p, expit(logit(was) / found.temperature), atol=1e-9)
+        assert np.allclose(p, expit(logit(was) / fitted.temperature), atol=1e-9)
         decided = table.select("^prediction.*$").to_numpy()
         assert (
             ((decided == "yes") == (p > at)).all()
@@ -387,22 +425,22 @@ def test_from_flags_to_the_page(task: str, experiment: Any, cli: Cli) -> None:
     cells = re.findall(
         r'row">([^<]+)</th><td class="number">([^<]+)</td><td class="number">([^<]+)<', section
     )
-    told = {name: (one, other) for name, one, other in cells}
+    shown = {name: (one, other) for name, one, other in cells}
     changed = {"negative log likelihood": "loss"} | (
         {} if task == "multiclass" else {"f1": "f1", "recall": "recall"}
     )
     for name, metric in changed.items():
-        assert told[name] == (number(before[metric]), number(after[metric])), name
-    assert "expected calibration error" in told
-    assert ("f1" in told) is (task != "multiclass")
+        assert shown[name] == (number(before[metric]), number(after[metric])), name
+    assert "expected calibration error" in shown
+    assert ("f1" in shown) is (task != "multiclass")
     assert section.count("<svg") == 2
     if task == "binary":
-        assert f"{found.thresholds['yes']:.3g} is used." in page  # type: ignore[index]
+        assert f"{fitted.thresholds['yes']:.3g} is used." in page  # type: ignore[index]
         assert "0.5 is used" not in page
 
     x = np.load("data.npz")["x_test"]
     np.savez("new.npz", x=x)
-    assert f"calibrated: {found}" in cli(
+    assert f"calibrated: {fitted}" in cli(
         "predict", "--data.predict_path", "new.npz", "--output", "new.parquet"
     )
     for other in (pl.read_parquet("new.parquet"), proj.load("version_0").predict(x)):
@@ -410,7 +448,8 @@ def test_from_flags_to_the_page(task: str, experiment: Any, cli: Cli) -> None:
         assert other.select("^prediction.*$").equals(table.select("^prediction.*$"))
 
 
-def test_nothing_fitted_depends_on_the_test_part(experiment: Any, cli: Cli) -> None:
+def test_the_calibration_does_not_depend_on_the_test_split(experiment: Any, cli: Cli) -> None:
+    """Test rows in the fit would make test metrics optimistic."""
     config, file = experiment("binary"), RUN / "checkpoints/calibration.json"
     arrays = apart("binary")
     np.savez("data.npz", **arrays)
@@ -433,7 +472,8 @@ def test_nothing_fitted_depends_on_the_test_part(experiment: Any, cli: Cli) -> N
     assert file.read_text() != fitted  # the validation part does move it
 
 
-def test_flags_that_are_wrong_end_before_the_work(experiment: Any, cli: Cli) -> None:
+def test_wrong_flags_are_an_error_before_the_work(experiment: Any, cli: Cli) -> None:
+    """An error after the evaluation would waste its time."""
     cli("fit", "--config", experiment("multiclass"))
     assert "--threshold: expected a model of two classes" in cli(
         "validate", "--threshold", "f1", code=2
@@ -442,13 +482,13 @@ def test_flags_that_are_wrong_end_before_the_work(experiment: Any, cli: Cli) -> 
         "validate", "--calibrate", "heat", code=2
     )
     said = cli("validate", "--calibrate", "temperature", "--trainer.fast_dev_run", "true", code=2)
-    assert "expected the whole part" in said
+    assert "expected the whole validation split" in said
     assert "threshold" in cli("test", "--threshold", "f1", code=2)  # which is no flag of test
     assert not (RUN / "validate").exists()
 
 
-def test_where_nothing_can_be_fitted_nothing_is_left(experiment: Any, cli: Cli) -> None:
-    """The most probable validation row is no positive one, so that no threshold has a precision of nearly 1."""
+def test_a_failed_fit_writes_no_calibration(experiment: Any, cli: Cli) -> None:
+    """The most probable validation row is negative, so no threshold has precision 0.999."""
     config, arrays = experiment("binary"), apart("binary")
     np.savez("data.npz", **arrays)
     cli("fit", "--config", config)

@@ -1,7 +1,8 @@
-"""Permutation importance against one by hand: the same permutations, raw rows through `load`, scikit-learn's metrics."""
+"""Permutation importance equals a reference: permuted raw rows, `proj.load`, scikit-learn."""
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,12 @@ ROWS = 400
 
 
 def written() -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((RUN / "validate/importance.json").read_text())
-    return found
+    result: dict[str, Any] = json.loads((RUN / "validate/importance.json").read_text())
+    return result
 
 
 def table(rows: int = ROWS) -> pl.DataFrame:
-    """``bought`` and ``spent`` follow from ``size`` and ``city``, and of nothing else."""
+    """``bought`` and ``spent`` depend on ``size`` and ``city`` only."""
     rng = np.random.default_rng(0)
     size, city = rng.normal(size=rows), rng.choice(["Oslo", "Bergen", "Roros"], rows)
     score = 3 * size + 2 * (city == "Oslo") - 1
@@ -80,14 +81,15 @@ def fit(cli: Cli, target: str = "bought", *flags: str) -> None:
 
 
 @pytest.mark.parametrize("target", ["bought", "spent"])
-def test_it_is_that_of_raw_columns_permuted_by_hand(target: str, cli: Cli) -> None:
+def test_it_equals_that_of_permuted_raw_columns(target: str, cli: Cli) -> None:
+    """Permuting prepared inputs must equal permuting the source."""
     table().write_csv("table.csv")
     fit(cli, target)
     out = cli("validate", "--importance")
     rows = pl.read_parquet(RUN / "validate/predictions.parquet")["row"].to_list()
     assert (
-        f"importance: 4 columns × 5 permutations, and once as they are: 21 passes over {len(rows)} validation rows"
-        in out
+        "importance: 4 columns × 5 permutations, and once unpermuted: 21 passes over "
+        f"{len(rows)} validation rows" in out
     )
     assert "drop of f1" in out or "rise of rmse" in out
     source, model = pl.read_csv("table.csv", try_parse_dates=True)[rows], proj.load(RUN)
@@ -99,30 +101,31 @@ def test_it_is_that_of_raw_columns_permuted_by_hand(target: str, cli: Cli) -> No
             return float(sk.f1_score(truth, predicted, pos_label="yes"))
         return -float(sk.root_mean_squared_error(truth, predicted))
 
-    found, rng = written(), np.random.default_rng(7)
+    result, rng = written(), np.random.default_rng(7)
     orders = [rng.permutation(len(rows)) for _ in range(REPEATS)]
-    assert found["metric"] == ("f1" if target == "bought" else "rmse")
-    assert sorted(found["columns"]) == ["city", "joined", "noise", "size"]
-    for name, entry in found["columns"].items():
+    assert result["metric"] == ("f1" if target == "bought" else "rmse")
+    assert sorted(result["columns"]) == ["city", "joined", "noise", "size"]
+    for name, entry in result["columns"].items():
         changed = [score(source.with_columns(source[name].gather(order))) for order in orders]
         assert entry["value"] == pytest.approx(
             score(source) - np.mean(changed), rel=1e-4, abs=1e-6
         ), name
         assert entry["low"] <= entry["value"] <= entry["high"]
-    values = [entry["value"] for entry in found["columns"].values()]
+    values = [entry["value"] for entry in result["columns"].values()]
     assert values == sorted(values, reverse=True)
-    assert next(iter(found["columns"])) == "size"
-    assert found["columns"]["size"]["low"] > 0
+    assert next(iter(result["columns"])) == "size"
+    assert result["columns"]["size"]["low"] > 0
     cli("validate", "--importance")
-    assert written() == found  # by the seed
+    assert written() == result  # by the seed
 
 
-def test_test_rows_do_not_move_it(cli: Cli) -> None:
+def test_test_rows_do_not_change_it(cli: Cli) -> None:
+    """Importance is about the validation split only."""
     plain = table().with_columns(pl.Series("part", ["train"] * 250 + ["val"] * 100 + ["test"] * 50))
     plain.write_csv("table.csv")
     fit(cli, "bought", "--data.split", "part")
     cli("validate", "--importance")
-    found = written()
+    result = written()
     test = pl.col("part") == "test"
     other = plain.with_columns(
         pl.when(test).then(-pl.col("size")).otherwise("size").alias("size"),
@@ -130,15 +133,16 @@ def test_test_rows_do_not_move_it(cli: Cli) -> None:
     )
     other.write_csv("table.csv")
     cli("validate", "--importance")
-    assert written() == found
+    assert written() == result
     other.with_columns(
         pl.when(pl.col("part") == "val").then(-pl.col("size")).otherwise("size").alias("size")
     ).write_csv("table.csv")
     cli("validate", "--importance")
-    assert written() != found
+    assert written() != result
 
 
-def test_features_of_arrays_and_the_page(experiment: Any, cli: Cli) -> None:
+def test_features_of_arrays_and_the_report(experiment: Any, cli: Cli) -> None:
+    """The report shows importance exactly if it was computed."""
     cli("fit", "--config", experiment("multiclass", 200))
     cli("validate", "--importance", "--trainer.limit_val_batches", "1")
     assert sorted(written()["columns"]) == ["0", "1", "2", "3", "4", "5"]
@@ -154,10 +158,11 @@ def test_features_of_arrays_and_the_page(experiment: Any, cli: Cli) -> None:
     assert "Importance of the columns" not in (RUN / "report.html").read_text()
 
 
-def test_what_has_no_columns_is_refused_before_the_work(experiment: Any, cli: Cli) -> None:
-    pictures = np.random.default_rng(0).integers(256, size=(60, 8, 8)).astype(np.uint8)
+def test_data_without_columns_are_an_error_before_the_work(experiment: Any, cli: Cli) -> None:
+    """An error after the evaluation would waste time."""
+    images = np.random.default_rng(0).integers(256, size=(60, 8, 8)).astype(np.uint8)
     config = experiment()
-    np.savez("data.npz", x=pictures, y=np.arange(60) % 3)
+    np.savez("data.npz", x=images, y=np.arange(60) % 3)
     cli("fit", "--config", config)
     assert "--importance: expected columns" in cli("validate", "--importance", code=2)
     assert not (RUN / "validate").exists()
@@ -192,40 +197,48 @@ def regression(rows: int, group: Any = None) -> tuple[Any, PredictionSet]:
     )
 
 
-def test_what_the_net_does_not_use_is_worth_nothing() -> None:
-    x, o = regression(60)
-    found = importances(rows_of(x, lambda x: 2 * x[:, :1]), o, features(x))
-    assert next(iter(found)) == "0"
-    assert found["0"].low is not None
-    assert found["0"].low > 0
+def test_unused_columns_have_importance_0() -> None:
+    """Permuting a column that the net ignores must change nothing."""
+    x, predictions = regression(60)
+    result = importances(rows_of(x, lambda x: 2 * x[:, :1]), predictions, features(x))
+    assert next(iter(result)) == "0"
+    assert result["0"].low is not None
+    assert result["0"].low > 0
     for name in ("1", "2"):
-        assert found[name] == (0.0, 0.0, 0.0, "")
+        assert result[name] == (0.0, 0.0, 0.0, "")
 
 
-def test_a_column_that_only_the_net_takes_for_one_has_an_interval_that_holds_nothing() -> None:
-    """The net listens to noise a little: its importance is not 0, and its interval holds 0 or what is below."""
-    x, o = regression(300)
-    found = importances(rows_of(x, lambda x: 2 * x[:, :1] + 0.05 * x[:, 1:2]), o, features(x))["1"]
-    assert found.low is not None
-    assert found.high is not None
-    assert found.low <= 0 <= found.high
+def test_a_column_of_noise_has_an_interval_that_includes_0() -> None:
+    """A net that depends slightly on noise gives it an importance near 0."""
+    x, predictions = regression(300)
+    result = importances(
+        rows_of(x, lambda x: 2 * x[:, :1] + 0.05 * x[:, 1:2]), predictions, features(x)
+    )["1"]
+    assert result.low is not None
+    assert result.high is not None
+    assert result.low <= 0 <= result.high
 
 
-def test_groups_that_are_copies_do_not_make_it_surer() -> None:
-    x, o = regression(80)
+def test_groups_of_copies_do_not_narrow_the_interval() -> None:
+    """Copies in groups carry no additional information."""
+    x, predictions = regression(80)
     many, times = np.repeat(x, 6, axis=0), np.repeat(np.arange(80), 6)
-    copies = PredictionSet(o.task, o.names, np.arange(480), o.target[times], o.output[times], times)
-    plain = importances(rows_of(x, lambda x: 2 * x[:, :1]), o, features(x))["0"]
+    copies = PredictionSet(
+        predictions.task,
+        predictions.names,
+        np.arange(480),
+        predictions.target[times],
+        predictions.output[times],
+        times,
+    )
+    plain = importances(rows_of(x, lambda x: 2 * x[:, :1]), predictions, features(x))["0"]
     grouped = importances(rows_of(many, lambda x: 2 * x[:, :1]), copies, features(x))["0"]
-    loose = importances(
-        rows_of(many, lambda x: 2 * x[:, :1]),
-        PredictionSet(o.task, o.names, np.arange(480), o.target[times], o.output[times]),
-        features(x),
-    )["0"]
+    ungrouped = replace(copies, group=None)
+    loose = importances(rows_of(many, lambda x: 2 * x[:, :1]), ungrouped, features(x))["0"]
     width = [
-        of.high - of.low
-        for of in (plain, grouped, loose)
-        if of.high is not None and of.low is not None
+        importance.high - importance.low
+        for importance in (plain, grouped, loose)
+        if importance.high is not None and importance.low is not None
     ]
     assert width[1] > 0.7 * width[0]
     assert width[2] < 0.6 * width[0]
@@ -233,8 +246,9 @@ def test_groups_that_are_copies_do_not_make_it_surer() -> None:
 
 @pytest.mark.parametrize("case", ["one row", "four rows", "no number", "no number when permuted"])
 def test_degenerate_rows(case: str) -> None:
+    """Too few rows or undefined predictions give a reason instead of limits."""
     rows = {"one row": 1, "four rows": 4}.get(case, 50)
-    x, o = regression(rows)
+    x, predictions = regression(rows)
 
     def predict(x: Any) -> Any:
         odd = (
@@ -249,25 +263,27 @@ def test_degenerate_rows(case: str) -> None:
         )
 
     known = x[:, :1] * x[:, 1:2] if case.endswith("permuted") else np.full((rows, 1), 1e9)
-    found = importances(rows_of(x, predict, rows), o, features(x))
+    result = importances(rows_of(x, predict, rows), predictions, features(x))
     if case.startswith("no number"):
-        assert found["0"].value is None
-        assert "is no number" in found["0"].why
-        assert next(iter(found)) == ("2" if case.endswith("permuted") else "0")
+        assert result["0"].value is None
+        assert "are not finite numbers" in result["0"].why
+        assert next(iter(result)) == ("2" if case.endswith("permuted") else "0")
     else:
-        assert found["0"].value is not None
-        assert found["0"].low is None
-        assert f"{rows} rows are too few" in found["0"].why
+        assert result["0"].value is not None
+        assert result["0"].low is None
+        assert f"too few rows ({rows})" in result["0"].why
 
 
-def test_a_row_counts_by_its_target_and_by_its_value() -> None:
-    """Intervals hold the importance of a million rows; those of targets alone held it in 0.83 of the cases."""
+def test_the_interval_covers_because_a_row_counts_twice() -> None:
+    """An interval that counts a row by its target only would cover in 0.83 of the cases."""
     truth, held = script_of("coverage").importance_coverage("regression", 200, 150)
     assert truth == pytest.approx(2.0, abs=0.02)
     assert held >= 0.92
 
 
 def test_a_date_counts_as_one_column() -> None:
+    """The inputs of a date must be permuted together."""
+
     def column(source: str, kind: Any) -> Column:
         return Column(source, "date", kind, False, (0.0, 1.0), (0.0, 1.0), ())
 
@@ -284,5 +300,5 @@ def test_a_date_counts_as_one_column() -> None:
         "city": {"categorical": [0]},
         "size": {"numeric": [2]},
     }
-    with pytest.raises(UserError, match="pictures have none"):
+    with pytest.raises(UserError, match="such as images"):
         inputs_of(plain_schema("binary", (1, 8, 8), 1))

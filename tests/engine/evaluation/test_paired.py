@@ -1,4 +1,4 @@
-"""Comparisons against references, and how often they find a difference where there is none."""
+"""Comparisons equal references, and their rate of false positives is the level."""
 
 import json
 import re
@@ -19,12 +19,13 @@ from proj.engine.evaluation.paired import differences, holm, mcnemar
 from proj.engine.evaluation.prediction_set import PredictionSet
 
 
-def test_mcnemars_mid_p_is_the_exact_one_less_half_the_chance_of_what_is_seen() -> None:
-    for one, other in ((3, 12), (40, 60), (0, 5), (700, 900)):
-        exact = stats.binomtest(min(one, other), one + other).pvalue
-        want = exact - stats.binom.pmf(min(one, other), one + other, 0.5)
-        assert mcnemar(one, other) == pytest.approx(want, rel=1e-9)
-        assert mcnemar(other, one) == mcnemar(one, other)
+def test_mcnemar_mid_p_is_the_exact_p_minus_half_the_observed_probability() -> None:
+    """The mid-p value equals its definition by SciPy."""
+    for first, other in ((3, 12), (40, 60), (0, 5), (700, 900)):
+        exact = stats.binomtest(min(first, other), first + other).pvalue
+        want = exact - stats.binom.pmf(min(first, other), first + other, 0.5)
+        assert mcnemar(first, other) == pytest.approx(want, rel=1e-9)
+        assert mcnemar(other, first) == mcnemar(first, other)
     assert mcnemar(0, 0) == 1.0
     assert mcnemar(4, 4) == pytest.approx(1)
 
@@ -33,7 +34,7 @@ def script() -> Any:
     return script_of("coverage")
 
 
-def test_holm_is_its_definition() -> None:
+def test_holm_equals_r() -> None:
     """As in R: p.adjust(c(0.01, 0.04, 0.03, 0.005), "holm")."""
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([0.9, 0.8]) == [1.0, 1.0]
@@ -41,79 +42,89 @@ def test_holm_is_its_definition() -> None:
 
 
 @pytest.mark.parametrize("task", ["regression", "binary", "multiclass"])
-def test_runs_that_are_equally_good_are_told_apart_in_one_case_of_twenty(task: str) -> None:
-    """250 repeats know the rate to some 3 points; `scripts/coverage.py --compare` to fewer."""
+def test_equally_good_runs_differ_significantly_in_5_percent(task: str) -> None:
+    """The rate of 250 repeats, with a standard error of 1.4 points, is between 1 and 9 %."""
     for name, rate in script().false_positives(task, 200, 250).items():
         assert 0.01 <= rate <= 0.09, (name, rate)
 
 
 @pytest.mark.parametrize("task", ["regression", "binary", "multiclass"])
-def test_a_run_that_is_better_is_found_and_the_difference_is_that_of_the_metrics(task: str) -> None:
-    one, other = script().rivals(task, 2000, np.random.default_rng(1), better=0.4)
-    values = [intervals(of) for of in (one, other)]
-    for name, of in differences(one, other).items():
+def test_a_better_run_is_significant_and_the_difference_is_that_of_the_metrics(task: str) -> None:
+    """The sign must not be reversed."""
+    first, other = script().rivals(task, 2000, np.random.default_rng(1), better=0.4)
+    values = [intervals(run) for run in (first, other)]
+    for name, difference in differences(first, other).items():
         before, after = values[0][name].value, values[1][name].value
         assert before is not None
         assert after is not None
-        assert of.value == pytest.approx(after - before, abs=1e-9), name
-        assert of.low <= of.value <= of.high
-        assert of.p < 0.05, name
-        assert not of.low <= 0 <= of.high, name
+        assert difference.value == pytest.approx(after - before, abs=1e-9), name
+        assert difference.low <= difference.value <= difference.high
+        assert difference.p < 0.05, name
+        assert not difference.low <= 0 <= difference.high, name
 
 
 def test_interval_and_p_value_agree() -> None:
+    """A significant difference must not have an interval around 0."""
     rng = np.random.default_rng(2)
     for _ in range(30):
-        for name, of in differences(*script().rivals("multiclass", 100, rng)).items():
-            if of.test == "paired bootstrap" and abs(of.p - 0.05) > 0.002:
-                assert (of.low <= 0 <= of.high) == (of.p > 0.05), (name, of)
+        for name, difference in differences(*script().rivals("multiclass", 100, rng)).items():
+            if difference.test == "paired bootstrap" and abs(difference.p - 0.05) > 0.002:
+                assert (difference.low <= 0 <= difference.high) == (difference.p > 0.05), (
+                    name,
+                    difference,
+                )
 
 
-def test_delongs_paired_variance_is_that_of_its_definition() -> None:
-    one, other = script().rivals("binary", 150, np.random.default_rng(3))
-    hit = one.target == 1
-    pairs = [(of.output[hit][:, None] > of.output[~hit]).astype(float) for of in (one, other)]
+def test_delong_paired_variance_equals_its_definition() -> None:
+    """The covariance of the two areas must be included."""
+    first, other = script().rivals("binary", 150, np.random.default_rng(3))
+    hit = first.target == 1
+    pairs = [(run.output[hit][:, None] > run.output[~hit]).astype(float) for run in (first, other)]
     moved = pairs[1] - pairs[0]
     m, k = moved.shape
     variance = moved.mean(1).var(ddof=1) / m + moved.mean(0).var(ddof=1) / k
-    found = differences(one, other)["auroc"]
-    assert found.value == pytest.approx(moved.mean())
-    assert found.p == pytest.approx(
+    difference = differences(first, other)["auroc"]
+    assert difference.value == pytest.approx(moved.mean())
+    assert difference.p == pytest.approx(
         2 * stats.t.sf(abs(moved.mean()) / np.sqrt(variance), min(m, k) - 1), rel=1e-6
     )
 
 
 @pytest.mark.parametrize("positives", [2, 4])
-def test_equal_areas_of_few_positives_are_not_told_apart(positives: int) -> None:
-    """By the normal quantile they are in 0.22 and 0.09 of these cases, where 0.05 is promised."""
+def test_equal_areas_of_few_positives_are_rarely_significant(positives: int) -> None:
+    """With the normal quantile the rates would be 0.22 and 0.09 instead of 0.05."""
     rng, target = np.random.default_rng(5), np.arange(200) < positives
-    told = []
+    significant = []
     for _ in range(400):
         base = target + rng.normal(size=200)
         pair = (stats.norm.cdf(base + 0.5 * rng.normal(size=200)) for _ in range(2))
-        one, other = (
+        first, other = (
             PredictionSet("binary", ("no", "yes"), np.arange(200), target.astype(int), p)
             for p in pair
         )
-        told.append(differences(one, other)["auroc"].p < 0.05)
-    assert np.mean(told) < 0.07
+        significant.append(differences(first, other)["auroc"].p < 0.05)
+    assert np.mean(significant) < 0.07
 
 
-def test_a_run_beside_itself_differs_in_nothing() -> None:
+def test_a_run_does_not_differ_from_itself() -> None:
+    """Differences without variance must not raise an error."""
     for task in ("regression", "binary", "multiclass"):
-        one, _ = script().rivals(task, 50, np.random.default_rng(0))
-        for of in differences(one, one).values():
-            assert (of.value, of.low, of.high, of.p) == (0.0, 0.0, 0.0, 1.0)
+        first, _ = script().rivals(task, 50, np.random.default_rng(0))
+        for difference in differences(first, first).values():
+            assert difference[:4] == (0.0, 0.0, 0.0, 1.0)
 
 
-def test_copies_of_rows_in_groups_do_not_make_a_difference_surer() -> None:
-    one, other = script().rivals("binary", 200, np.random.default_rng(4))
+def test_copies_of_rows_in_groups_do_not_lower_the_p_value() -> None:
+    """Copies in groups carry no additional information."""
+    first, other = script().rivals("binary", 200, np.random.default_rng(4))
     times = np.repeat(np.arange(200), 8)
     many = [
-        PredictionSet(of.task, of.names, of.row[times], of.target[times], of.output[times], times)
-        for of in (one, other)
+        PredictionSet(
+            run.task, run.names, run.row[times], run.target[times], run.output[times], times
+        )
+        for run in (first, other)
     ]
-    plain, grouped = differences(one, other), differences(many[0], many[1])
+    plain, grouped = differences(first, other), differences(many[0], many[1])
     for name in ("precision", "f1", "auroc", "average_precision"):
         assert grouped[name].p == pytest.approx(plain[name].p, abs=0.05), name
     assert grouped["accuracy"].test == "paired bootstrap"
@@ -133,13 +144,14 @@ def three(experiment: Any, cli: Cli) -> None:
 
 @pytest.mark.usefixtures("three")
 def test_compare_and_runs(cli: Cli) -> None:
+    """Tables, page, conditions and order of three real runs."""
     out = cli("compare", "short", "long", "wide", "--output", "page.html")
-    assert "long less short, 60 test rows" in out
-    assert "wide less short, 60 test rows" in out
+    assert "long minus short, 60 test rows" in out
+    assert "wide minus short, 60 test rows" in out
     assert "trainer.max_epochs" in out
     page = Path("page.html").read_text()
     HTMLParser().feed(page)
-    assert "corrected for 2 runs, after Holm" in page
+    assert "adjusted for 2 runs (Holm)" in page
     assert "McNemar, mid-p" in page
     short, long = (
         json.loads(Path(f"lightning_logs/{n}/test/metrics.json").read_text())
@@ -156,7 +168,7 @@ def test_compare_and_runs(cli: Cli) -> None:
         ),
     )
     assert [next(n for n in order if n in row) for row in rows] == order
-    assert "1 runs in lightning_logs" in cli("runs", "--where", "trainer.max_epochs>5")
+    assert "1 run in lightning_logs" in cli("runs", "--where", "trainer.max_epochs>5")
     assert "3 runs in lightning_logs" in cli(
         "runs", "--where", "model=BinaryClassifier", "--where", "status=finished"
     )
@@ -166,12 +178,13 @@ def test_compare_and_runs(cli: Cli) -> None:
         "runs", "--where", "acuracy>1", code=2
     )
     assert "--where: expected KEY=VALUE" in cli("runs", "--where", "f1", code=2)
-    assert "expected a number to compare status with" in cli("runs", "--where", "status>1", code=2)
+    assert "expected numbers to compare, got status" in cli("runs", "--where", "status>1", code=2)
     assert "runs: expected a folder of runs" in cli("runs", "nowhere", code=2)
 
 
 @pytest.mark.usefixtures("three")
-def test_runs_that_cannot_be_compared_are_refused(experiment: Any, cli: Cli) -> None:
+def test_runs_that_cannot_be_compared_are_an_error(experiment: Any, cli: Cli) -> None:
+    """Each message names what differs between the runs."""
     assert "expected two runs or more" in cli("compare", "short", code=2)
     assert "expected different runs" in cli("compare", "short", "short", code=2)
     assert "no run shrt in lightning_logs" in cli("compare", "shrt", "long", code=2)
@@ -193,23 +206,30 @@ def test_runs_that_cannot_be_compared_are_refused(experiment: Any, cli: Cli) -> 
 
 @pytest.mark.parametrize("differing", [1, 2, 3, 5])
 def test_few_rows_that_differ_have_limits_of_their_size(differing: int) -> None:
-    """All in one direction: nothing is told apart by a handful, and the limits are not wider than some such rows."""
+    """Few differing rows, all in one direction, give limits of the size of some such rows."""
     target = (np.arange(75) < 30).astype(np.int64)
-    one = np.where(target == 1, 0.9, 0.1)
-    other = np.where(np.arange(75) < differing, 0.2, one)
-    of = differences(
+    first = np.where(target == 1, 0.9, 0.1)
+    other = np.where(np.arange(75) < differing, 0.2, first)
+    difference = differences(
         *(
             PredictionSet("binary", ("n", "y"), np.arange(75), target, output)
-            for output in (one, other)
+            for output in (first, other)
         )
     )["accuracy"]
-    assert of.value == pytest.approx(-differing / 75)
-    assert -10 * differing / 75 < of.low < of.value < of.high < 5 * differing / 75
+    assert difference.value == pytest.approx(-differing / 75)
+    assert (
+        -10 * differing / 75
+        < difference.low
+        < difference.value
+        < difference.high
+        < 5 * differing / 75
+    )
 
 
-def test_damaged_files_and_a_calibration_are_told(
+def test_damaged_files_and_a_calibration_are_reported(
     experiment: Any, cli: Cli, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """A damaged run must not hide the others."""
     for name in ("one", "two"):
         cli(
             "fit",
@@ -237,18 +257,18 @@ def test_damaged_files_and_a_calibration_are_told(
     assert main(["runs"]) == 0
     printed = capsys.readouterr()
     assert "two is left out" in printed.err
-    assert "1 runs" in printed.out
+    assert "1 run in" in printed.out
     cli("test", "--run", "two")
     for damaged in ("{", "{}"):
         Path("lightning_logs/two/manifest.json").write_text(damaged)
         cli("report", "one")
-        assert "1 runs" in cli("runs")
+        assert "1 run in" in cli("runs")
     Path("lightning_logs/one/config.yaml").unlink()
     assert "0 runs" in cli("runs")
 
 
-def test_few_groups_are_refused(work: Path, cli: Cli) -> None:
-    """Two test groups of ten rows each tell runs apart no better than two rows."""
+def test_few_groups_are_an_error(work: Path, cli: Cli) -> None:
+    """Two test groups of ten rows each give no more information than two rows."""
     rng = np.random.default_rng(0)
     site = np.repeat(np.arange(12), 10)
     pl.DataFrame(
@@ -271,14 +291,14 @@ def test_few_groups_are_refused(work: Path, cli: Cli) -> None:
     assert "expected 5 groups of test rows or more, got 2" in cli("compare", "one", "other", code=2)
 
 
-def test_what_one_row_makes_up_is_left_out() -> None:
-    """Without the one row that is not zero there is no variance, so that nobody knows how R² varies."""
+def test_a_metric_that_one_row_accounts_for_is_left_out() -> None:
+    """Without the one target that is not 0 there is no variance, so R² has no standard error."""
     rng, target = np.random.default_rng(0), np.zeros((200, 1))
     target[7] = 5
-    one, other = (
+    first, other = (
         PredictionSet("regression", ("y",), np.arange(200), target, rng.normal(size=(200, 1)))
         for _ in range(2)
     )
-    found = differences(one, other)
-    assert "r2" not in found
-    assert 0.001 < found["mse"].p < 1
+    difference = differences(first, other)
+    assert "r2" not in difference
+    assert 0.001 < difference["mse"].p < 1

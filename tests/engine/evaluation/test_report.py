@@ -1,4 +1,4 @@
-"""Curves against scikit-learn; figures of every size; the page as a document, and in a real browser."""
+"""Curves equal scikit-learn; figures of every size; the report as a document and in a browser."""
 
 import base64
 import io
@@ -24,12 +24,12 @@ from proj.data.arrays import ArrayDataModule
 from proj.engine import html
 from proj.engine.console import number
 from proj.engine.evaluation import curves, figure_sets, figures
-from proj.engine.evaluation.artifacts import keep, thumbnails
+from proj.engine.evaluation.artifacts import save_artifacts, thumbnails
 from proj.engine.evaluation.figures import Curve
-from proj.engine.evaluation.prediction_set import PredictionSet
+from proj.engine.evaluation.prediction_set import PredictionSet, load_predictions
 from proj.engine.evaluation.report import write_report
-from proj.engine.evaluation.scoring import with_intervals
-from proj.engine.runs.run import Run, write_metrics
+from proj.engine.evaluation.scoring import Metrics, add_intervals
+from proj.engine.runs.run import Run, read_json, write_metrics
 from proj.schema import Batch, Schema
 
 RUN = Path("lightning_logs/version_0")
@@ -38,7 +38,7 @@ VOID = {"meta", "link", "br", "input", "img"}
 
 
 class Document(HTMLParser):
-    """What a page holds; raises where an element is not closed."""
+    """The elements of a page; raises if an element is not closed."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -53,10 +53,12 @@ class Document(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags[tag] += 1
-        given = {name: value or "" for name, value in attrs}
-        self.ids += [given["id"]] if "id" in given else []
-        self.links += [given[name] for name in ("href", "src", "xlink:href") if name in given]
-        self.labels += [given["aria-label"]] if tag == "svg" else []
+        attributes = {name: value or "" for name, value in attrs}
+        self.ids += [attributes["id"]] if "id" in attributes else []
+        self.links += [
+            attributes[name] for name in ("href", "src", "xlink:href") if name in attributes
+        ]
+        self.labels += [attributes["aria-label"]] if tag == "svg" else []
         if tag not in VOID:
             self.open.append(tag)
 
@@ -80,77 +82,90 @@ def scores() -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     return np.round(1 / (1 + np.exp(-rng.normal(size=500) - hit)), 2), hit
 
 
-def test_curves_are_scikit_learns(scores: Any) -> None:
+def test_curves_equal_scikit_learn(scores: Any) -> None:
+    """Ties between scores must give one point of the curve."""
     score, hit = scores
-    found = curves.thresholds(score, hit)
+    result = curves.thresholds(score, hit)
     false, true, at = sk.roc_curve(hit, score, drop_intermediate=False)
-    assert np.allclose(found.false_rate, false)
-    assert np.allclose(found.recall, true)
-    assert np.allclose(found.at[1:], at[1:])
+    assert np.allclose(result.false_rate, false)
+    assert np.allclose(result.recall, true)
+    assert np.allclose(result.at[1:], at[1:])
     precision, recall, _ = sk.precision_recall_curve(hit, score)
-    assert np.allclose(found.precision[:0:-1], precision[:-1])
-    assert np.allclose(found.recall[:0:-1], recall[:-1])
+    assert np.allclose(result.precision[:0:-1], precision[:-1])
+    assert np.allclose(result.recall[:0:-1], recall[:-1])
     for i in (1, 20, 50):
-        assert found.f1[i] == pytest.approx(sk.f1_score(hit, score >= found.at[i]))
+        assert result.f1[i] == pytest.approx(sk.f1_score(hit, score >= result.at[i]))
 
 
-def test_reliability_is_scikit_learns_and_its_error_that_of_its_definition(scores: Any) -> None:
+def test_reliability_equals_scikit_learn_and_its_error_its_definition(scores: Any) -> None:
+    """Scores of 0 and 1 belong to the outer bins."""
     score, hit = scores
-    found = curves.reliability(score, hit)
+    result = curves.reliability(score, hit)
     happened, predicted = calibration_curve(hit, score - 1e-12, n_bins=10)
-    there = found.rows > 0
-    assert np.allclose(found.happened[there], happened, atol=0.05)
-    assert np.allclose(found.predicted[there], predicted, atol=0.05)
+    filled = result.rows > 0
+    assert np.allclose(result.observed[filled], happened, atol=0.05)
+    assert np.allclose(result.predicted[filled], predicted, atol=0.05)
     where = np.minimum((score * 10).astype(int), 9)
     bins = [where == b for b in range(10) if (where == b).any()]
-    assert found.error == pytest.approx(
+    assert result.error == pytest.approx(
         sum(abs(score[b].mean() - hit[b].mean()) * b.mean() for b in bins)
     )
     assert curves.reliability(np.array([1.0, 0.0]), np.array([1, 0])).error == 0
 
 
-def test_confusion_is_scikit_learns() -> None:
+def test_confusion_equals_scikit_learn() -> None:
+    """Rows are targets and columns are predictions."""
     rng = np.random.default_rng(0)
     output = rng.random((300, 4))
-    o = PredictionSet(
+    predictions = PredictionSet(
         "multiclass", tuple("abcd"), np.arange(300), rng.integers(4, size=300), output
     )
-    assert (curves.confusion(o) == sk.confusion_matrix(o.target, output.argmax(1))).all()
+    assert (
+        curves.confusion(predictions) == sk.confusion_matrix(predictions.target, output.argmax(1))
+    ).all()
 
 
-def test_deciles_hold_every_row_once() -> None:
+def test_deciles_contain_every_row_once() -> None:
+    """Tenths of unequal size must not lose rows."""
     rng = np.random.default_rng(0)
     target, predicted = rng.normal(size=103), rng.normal(size=103)
-    found = curves.deciles(target, predicted)
-    assert len(found.low) == 10
-    assert (found.low[1:] >= found.high[:-1]).all()
+    result = curves.deciles(target, predicted)
+    assert len(result.low) == 10
+    assert (result.low[1:] >= result.high[:-1]).all()
     first = np.argsort(target)[:11]
-    assert found.absolute[0] == pytest.approx(np.abs(target - predicted)[first].mean())
+    assert result.absolute[0] == pytest.approx(np.abs(target - predicted)[first].mean())
     assert len(curves.deciles(target[:3], predicted[:3]).low) == 3
 
 
 def test_the_most_confident_mistakes_come_first() -> None:
+    """Correct rows must not be among the mistakes."""
     output = np.array([[0.9, 0.1], [0.6, 0.4], [0.2, 0.8], [0.05, 0.95]])
-    o = PredictionSet("multiclass", ("a", "b"), np.arange(4), np.array([1, 1, 1, 0]), output)
-    assert curves.mistakes(o).tolist() == [3, 0, 1]
+    predictions = PredictionSet(
+        "multiclass", ("a", "b"), np.arange(4), np.array([1, 1, 1, 0]), output
+    )
+    assert curves.mistakes(predictions).tolist() == [3, 0, 1]
     binary = PredictionSet("binary", ("a", "b"), np.arange(4), np.array([1, 1, 1, 0]), output[:, 1])
     assert curves.mistakes(binary).tolist() == [3, 0, 1]
 
 
 @pytest.mark.parametrize("classes", [2, 10, 15, 16, 50])
-def test_a_confusion_matrix_has_every_name_and_where_there_is_room_every_number(
+def test_a_confusion_matrix_has_every_name_and_up_to_15_classes_every_number(
     classes: int,
 ) -> None:
+    """Larger matrices have no room for numbers."""
     matrix = np.random.default_rng(0).integers(1, 1000, (classes, classes))
     names = [f"class {i}" for i in range(classes)]
     figure = figures.confusion_matrix(matrix, names, shares=False)
     texts = [text.get_text() for text in figure.axes[0].texts]
-    assert texts == ([str(count) for count in matrix.ravel()] if classes <= figures.CELLS else [])
+    assert texts == (
+        [str(count) for count in matrix.ravel()] if classes <= figures.MAX_NUMBERED_CLASSES else []
+    )
     drawing = html.svg(figure, "matrix")
     assert all(f">{name}<" in drawing for name in names)
 
 
-def test_figures_leave_matplotlib_as_it_is_and_are_the_same_each_time() -> None:
+def test_figures_do_not_change_matplotlib_and_are_deterministic() -> None:
+    """Global state would change a user's own figures."""
     import sys
 
     before, had = dict(mpl.rcParams), "matplotlib.pyplot" in sys.modules
@@ -164,7 +179,8 @@ def test_figures_leave_matplotlib_as_it_is_and_are_the_same_each_time() -> None:
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_the_page_of_a_run(task: str, experiment: Any, cli: Cli) -> None:
+def test_the_report_of_a_run(task: str, experiment: Any, cli: Cli) -> None:
+    """A report works offline, has unique ids and contains every metric."""
     cli("fit", "--config", experiment(task, 300))
     cli("validate")
     assert "report: lightning_logs/version_0/report.html" in cli("test")
@@ -186,31 +202,49 @@ def test_the_page_of_a_run(task: str, experiment: Any, cli: Cli) -> None:
     assert (RUN / "report.html").read_text() == before
 
 
-def test_a_run_that_was_not_tested_has_no_page(experiment: Any, cli: Cli) -> None:
+def test_a_run_that_was_not_tested_has_no_report(experiment: Any, cli: Cli) -> None:
+    """The message says which files are missing and how to get them."""
     cli("fit", "--config", experiment())
     assert "version_0 has not been tested: expected" in cli("report", code=2)
     assert "no run versoin_0 in lightning_logs" in cli("report", "versoin_0", code=2)
     assert "report: unrecognized arguments: --nonsense" in cli("report", "--nonsense", code=2)
 
 
-def fake(work: Path, o: PredictionSet, schema: Schema) -> Run:
-    """A tested run of these outcomes, without training."""
+def fake(work: Path, predictions: PredictionSet, schema: Schema) -> Run:
+    """A tested run with these predictions, without training."""
     run = Run(work / "run")
     run.path.mkdir()
     (run.path / "config.yaml").write_text("seed_everything: 0\n")
     run.write_manifest(status="finished", start="2026-11-26T00:00:00", end="2026-11-26T00:01:00")
     columns: dict[str, Any] = {
-        "row": o.row,
-        "target": np.asarray(schema.classes)[o.target],
-        "prediction": np.asarray(schema.classes)[o.predicted],
+        "row": predictions.row,
+        "target": np.asarray(schema.classes)[predictions.target],
+        "prediction": np.asarray(schema.classes)[predictions.predicted],
     }
     probabilities = (
-        o.output if o.task == "multiclass" else np.column_stack([1 - o.output, o.output])
+        predictions.output
+        if predictions.task == "multiclass"
+        else np.column_stack([1 - predictions.output, predictions.output])
     )
-    columns |= {f"probability_{name}": probabilities[:, i] for i, name in enumerate(o.names)}
+    columns |= {
+        f"probability_{name}": probabilities[:, i] for i, name in enumerate(predictions.names)
+    }
     (run.path / "test").mkdir()
     pl.DataFrame(columns).write_parquet(run.path / "test/predictions.parquet")
     return run
+
+
+def write_scored(run: Run, schema: Schema, metrics: Metrics) -> None:
+    """Write metrics with their intervals into the folder of a run."""
+    predictions = load_predictions(run, "test", schema)
+    scored = add_intervals(metrics, predictions, schema, seed=0)
+    write_metrics(run.path / "test/metrics.json", scored)
+
+
+def report_of(run: Run, schema: Schema) -> Path:
+    """Write the report of a run and return its path."""
+    predictions = load_predictions(run, "test", schema)
+    return write_report(run, schema, predictions, read_json(run.path / "test/metrics.json"))
 
 
 def classes_schema(names: tuple[str, ...]) -> Schema:
@@ -221,10 +255,11 @@ def classes_schema(names: tuple[str, ...]) -> Schema:
     )
 
 
-def test_names_are_text_whatever_they_hold(work: Path) -> None:
+def test_names_are_escaped(work: Path) -> None:
+    """Class names come from the data and could hold HTML."""
     names = ("<b>bold</b>", "a & b", "$x$ 'q' \"q\"", "é_1^2", "日本")
     rng = np.random.default_rng(0)
-    o = PredictionSet(
+    predictions = PredictionSet(
         "multiclass",
         names,
         np.arange(100),
@@ -232,19 +267,42 @@ def test_names_are_text_whatever_they_hold(work: Path) -> None:
         rng.dirichlet(np.ones(5), 100),
     )
     schema = classes_schema(names)
-    run = fake(work, o, schema)
-    write_metrics(
-        run.path / "test/metrics.json",
-        with_intervals({"f1/<b>bold</b>": {"value": None}}, run, "test", schema),
-    )
-    text = write_report(run, schema).read_text()
+    run = fake(work, predictions, schema)
+    write_scored(run, schema, {"f1/<b>bold</b>": {"value": None}})
+    text = report_of(run, schema).read_text()
     Document(text)
     assert "<b>" not in text
     assert "&lt;b&gt;bold" in text
 
 
+def test_every_element_escapes_its_texts() -> None:
+    """A text that is not HTML could close an attribute or open an element."""
+    hostile = "<b> & \"q\" 'q' {{ 1 }}"
+    figure = figures.roc([Curve(hostile, np.array([0.0, 1.0]), np.array([0.0, 1.0]))])
+    elements = [
+        html.text(hostile),
+        html.note(hostile),
+        html.code(hostile),
+        html.listed([hostile]),
+        html.remarked(hostile, hostile),
+        html.table(hostile, [hostile, hostile], [[hostile, hostile]], numbers=1),
+        html.figures((figure, hostile)),
+        html.image(np.zeros((2, 2), np.uint8), hostile),
+    ]
+    for element in elements:
+        assert "<b>" not in element
+        assert '"q"' not in element
+        assert "{{ 1 }}" in element
+    text = html.page(hostile, elements[0], [html.Section(hostile, elements)])
+    assert "<b>" not in text
+    document = Document(text)
+    assert document.labels == [hostile]
+    assert hostile in document.cells
+
+
 @pytest.mark.parametrize("case", ["one class", "constant", "one row", "perfect", "no number"])
-def test_degenerate_outcomes_have_a_page(case: str, work: Path) -> None:
+def test_degenerate_predictions_have_a_report(case: str, work: Path) -> None:
+    """Undefined metrics and figures must not raise an error."""
     rows = 1 if case == "one row" else 40
     target = np.zeros(rows, np.int64) if case == "one class" else np.arange(rows) % 2
     output = (
@@ -252,19 +310,19 @@ def test_degenerate_outcomes_have_a_page(case: str, work: Path) -> None:
     )
     if case == "no number":
         output[3] = np.nan
-    o, schema = (
+    predictions, schema = (
         PredictionSet("binary", ("no", "yes"), np.arange(rows), target, output),
         classes_schema(("no", "yes")),
     )
-    run = fake(work, o, schema)
+    run = fake(work, predictions, schema)
     values: dict[str, dict[str, Any]] = {
         name: {"value": None} for name in ("accuracy", "f1", "auroc")
     }
-    write_metrics(run.path / "test/metrics.json", with_intervals(values, run, "test", schema))
-    text = write_report(run, schema).read_text()
+    write_scored(run, schema, values)
+    text = report_of(run, schema).read_text()
     Document(text)
     if case == "no number":
-        assert "1 of 40 predictions are no numbers, so there are no figures" in text
+        assert "1 of 40 predictions are not finite numbers; figures" in text
 
 
 def large(work: Path) -> tuple[Run, Schema]:
@@ -273,40 +331,40 @@ def large(work: Path) -> tuple[Run, Schema]:
     names, rows = tuple("abcdefghij"), 100_000
     target = rng.integers(10, size=rows)
     score = np.exp(rng.normal(size=(rows, 10)) + 2 * np.eye(10)[target])
-    o = PredictionSet(
+    predictions = PredictionSet(
         "multiclass", names, np.arange(rows), target, score / score.sum(1, keepdims=True)
     )
     schema = classes_schema(names)
-    run = fake(work, o, schema)
-    predicted = o.predicted
+    run = fake(work, predictions, schema)
+    predicted = predictions.predicted
     values = {
         "accuracy": {"value": float((predicted == target).mean())},
         "f1": {"value": float(sk.f1_score(target, predicted, average="macro"))},
     }
-    write_metrics(run.path / "test/metrics.json", with_intervals(values, run, "test", schema))
+    write_scored(run, schema, values)
     return run, schema
 
 
-def test_the_page_of_100_000_rows_is_no_larger_than_others(work: Path) -> None:
-    """How long it takes is in `scripts/bench.py --work report`."""
+def test_the_report_of_100_000_rows_is_below_1_mb(work: Path) -> None:
+    """Points of large splits are thinned; `scripts/bench.py --work report` measures the time."""
     run, schema = large(work)
-    assert len(write_report(run, schema).read_text()) < 1_000_000
+    assert len(report_of(run, schema).read_text()) < 1_000_000
 
 
-# Pictures of mistakes
+# Images of mistakes
 
 
-def pictures_in(text: str) -> dict[str, np.ndarray[Any, Any]]:
-    """The page's pictures, decoded, by their words."""
-    found = re.findall(r'<img src="data:image/png;base64,([^"]+)" alt="([^"]+)">', text)
+def images_in(text: str) -> dict[str, np.ndarray[Any, Any]]:
+    """The decoded images of a page by their text alternatives."""
+    result = re.findall(r'<img src="data:image/png;base64,([^"]+)" alt="([^"]+)">', text)
     return {
-        words: np.asarray(Image.open(io.BytesIO(base64.b64decode(data)))) for data, words in found
+        words: np.asarray(Image.open(io.BytesIO(base64.b64decode(data)))) for data, words in result
     }
 
 
 @pytest.mark.parametrize("data", ["Arrays", "Images"])
-def test_mistakes_are_shown_as_they_are_in_the_source(data: str, experiment: Any, cli: Cli) -> None:
-    """Noise, of which a net that hardly learns takes some for another class."""
+def test_images_of_mistakes_equal_the_source(data: str, experiment: Any, cli: Cli) -> None:
+    """Random images, some of which an untrained net predicts wrongly."""
     config = experiment("binary", 120)
     shape = (120, 9, 7) if data == "Arrays" else (120, 120, 60, 3)
     x = np.random.default_rng(0).integers(256, size=shape).astype(np.uint8)
@@ -324,7 +382,7 @@ def test_mistakes_are_shown_as_they_are_in_the_source(data: str, experiment: Any
     )
     cli("test")
     text = (RUN / "report.html").read_text()
-    document, shown = Document(text), pictures_in(text)
+    document, shown = Document(text), images_in(text)
     table = pl.read_parquet(RUN / "test/predictions.parquet").filter(
         pl.col("target") != pl.col("prediction")
     )
@@ -349,44 +407,45 @@ def test_mistakes_are_shown_as_they_are_in_the_source(data: str, experiment: Any
     )
     assert "not as recorded" not in cli("report", "version_0")  # the folder is all it needs
     assert (RUN / "report.html").read_text() == text
-    kept = RUN / "test/mistakes.npz"
-    kept.write_bytes(kept.read_bytes()[:100])
+    saved = RUN / "test/mistakes.npz"
+    saved.write_bytes(saved.read_bytes()[:100])
     assert "mistakes.npz is damaged" in cli("report", "version_0", code=2)
 
 
-def test_dark_pictures_are_brightened_all_by_one_factor() -> None:
+def test_dark_images_are_brightened_by_one_factor() -> None:
+    """Separate factors would make images incomparable."""
     x = np.array([[[[0, 16], [8, 4]]], [[[1, 2], [3, 0]]]], np.uint8)
     assert thumbnails(x).tolist() == [[[0, 240], [120, 60]], [[15, 30], [45, 0]]]
     assert thumbnails(np.zeros((1, 3, 5, 5), np.uint8)).shape == (1, 5, 5, 3)
     assert thumbnails(np.full((1, 1, 200, 10), 200, np.uint8)).shape == (1, 96, 5)
 
 
-def test_without_mistakes_there_are_no_pictures(work: Path) -> None:
+def test_without_mistakes_there_are_no_images(work: Path) -> None:
+    """Images of an earlier test must not remain."""
     x = torch.zeros(6, 1, 4, 4, dtype=torch.uint8)
     target = np.arange(6) % 2
     schema = Schema.from_dict(
         {**classes_schema(("no", "yes")).to_dict(), "input_shape": [1, 4, 4], "input_type": "uint8"}
     )
     for output, said in ((target * 0.8 + 0.1, 0), (0.9 - target * 0.8, 6), (np.full(6, np.nan), 0)):
-        o = PredictionSet("binary", ("no", "yes"), np.arange(6), target, output.astype(float))
+        predictions = PredictionSet(
+            "binary", ("no", "yes"), np.arange(6), target, output.astype(float)
+        )
         run = Run(work / "run")
         if run.path.exists():
             shutil.rmtree(run.path)
-        run = fake(work, o, schema)
+        run = fake(work, predictions, schema)
         data = ArrayDataModule("digits")
         data.splits["test"] = Batch(
             x, None, torch.arange(6).flip(0)
         )  # in another order than the predictions
-        assert list(keep(run, data, schema, o)) == []
-        write_metrics(
-            run.path / "test/metrics.json",
-            with_intervals({"f1": {"value": None}}, run, "test", schema),
-        )
-        assert Document(write_report(run, schema).read_text()).tags["img"] == said
+        assert list(save_artifacts(run, data, schema, predictions)) == []
+        write_scored(run, schema, {"f1": {"value": None}})
+        assert Document(report_of(run, schema).read_text()).tags["img"] == said
     odd = Schema.from_dict({**schema.to_dict(), "input_shape": [4, 4, 4]})
-    o = PredictionSet("binary", ("no", "yes"), np.arange(6), target, target * 0.8 + 0.1)
-    assert list(keep(run, data, odd, o)) == [
-        "the page has no pictures of mistakes: they have 4 channels, expected 1 or 3"
+    predictions = PredictionSet("binary", ("no", "yes"), np.arange(6), target, target * 0.8 + 0.1)
+    assert list(save_artifacts(run, data, odd, predictions)) == [
+        "the report has no images of mistakes: expected 1 or 3 channels, they have 4"
     ]
 
 
@@ -395,10 +454,10 @@ def test_without_mistakes_there_are_no_pictures(work: Path) -> None:
 
 @pytest.mark.parametrize("width", [400, 1600])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_the_page_in_chromium(width: int, scheme: str, browser: Any, work: Path) -> None:
-    """No message in the console, no request but for the file, all figures drawn, nothing wider than the window."""
+def test_the_report_in_chromium(width: int, scheme: str, browser: Any, work: Path) -> None:
+    """No console message, no request except the file, all figures visible, nothing too wide."""
     run, schema = large(work)
-    path = write_report(run, schema)
+    path = report_of(run, schema)
     tab, messages, requests = watched(
         browser, viewport={"width": width, "height": 900}, color_scheme=scheme
     )
@@ -416,11 +475,12 @@ def test_the_page_in_chromium(width: int, scheme: str, browser: Any, work: Path)
     tab.close()
 
 
-def test_all_figures_of_a_task_have_words(work: Path) -> None:
+def test_all_figures_of_a_task_have_captions(work: Path) -> None:
+    """Captions are the text alternatives of figures."""
     rng = np.random.default_rng(0)
-    o = PredictionSet(
+    predictions = PredictionSet(
         "multilabel", ("a", "b"), np.arange(80), rng.integers(2, size=(80, 2)), rng.random((80, 2))
     )
-    captions = [caption for *_, caption in figure_sets.figures_of(o)]
+    captions = [caption for *_, caption in figure_sets.figures_of(predictions)]
     assert len(captions) == len(set(captions)) == 7
     assert all(caption.endswith(".") for caption in captions)

@@ -1,10 +1,7 @@
-"""What `test` and `validate` print and write with this room, and what they do without it."""
+"""What `test` and `validate` print and write: intervals, warnings, predictions."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +9,14 @@ import numpy as np
 import polars as pl
 import pytest
 
-from conftest import ROOT, Cli, make_arrays, plain_schema
+from conftest import Cli, plain_schema
 from proj.engine.cli import main
-from proj.engine.evaluation.scoring import FEW_OF_A_CLASS, small_sample_warnings, with_intervals
+from proj.engine.evaluation.prediction_set import load_predictions
+from proj.engine.evaluation.scoring import (
+    SMALL_CLASS_ROWS,
+    add_intervals,
+    small_sample_warnings,
+)
 from proj.engine.runs.run import Run
 
 RUN = Path("lightning_logs/version_0")
@@ -22,13 +24,13 @@ TASKS = ("binary", "multiclass", "multilabel", "regression", "regression_2")
 
 
 def metrics(verb: str = "test") -> dict[str, dict[str, Any]]:
-    found: dict[str, dict[str, Any]] = json.loads((RUN / verb / "metrics.json").read_text())
-    return found
+    entries: dict[str, dict[str, Any]] = json.loads((RUN / verb / "metrics.json").read_text())
+    return entries
 
 
 @pytest.mark.parametrize("task", TASKS)
 def test_every_metric_has_its_interval(task: str, experiment: Any, cli: Cli) -> None:
-    """The loss too, which is a plain mean over the rows here; the same again with the same seed."""
+    """Every metric and the loss have an interval, which the seed determines."""
     cli(
         "fit",
         "--config",
@@ -50,7 +52,8 @@ def test_every_metric_has_its_interval(task: str, experiment: Any, cli: Cli) -> 
     assert pl.read_parquet(RUN / "validate/predictions.parquet").height == 45
 
 
-def test_what_validate_predicts_is_what_its_metrics_are_of(experiment: Any, cli: Cli) -> None:
+def test_metrics_of_validate_agree_with_its_predictions(experiment: Any, cli: Cli) -> None:
+    """Row numbers must point at the rows of the source."""
     cli("fit", "--config", experiment("binary"))
     cli("validate", "--data.batch_size", "7")
     table = pl.read_parquet(RUN / "validate/predictions.parquet")
@@ -60,45 +63,50 @@ def test_what_validate_predicts_is_what_its_metrics_are_of(experiment: Any, cli:
     assert table["target"].to_list() == source[table["row"].to_numpy()].tolist()
 
 
-def test_a_loss_with_options_has_no_interval_and_says_so(experiment: Any, cli: Cli) -> None:
+def test_a_loss_with_options_has_a_reason_instead_of_an_interval(experiment: Any, cli: Cli) -> None:
+    """The predictions do not determine such a loss."""
     cli("fit", "--config", experiment(model={"label_smoothing": 0.2}))
     out = cli("test")
     assert metrics()["loss"]["low"] is None
-    assert "no plain mean" in metrics()["loss"]["why"]
-    assert "loss: it has options" in out
+    assert "not a plain mean" in metrics()["loss"]["why"]
+    assert "loss: the loss has options" in out
 
 
-def test_a_loss_that_the_file_calls_infinite_is_no_matter_of_options(
-    experiment: Any, cli: Cli
-) -> None:
-    """A wrong row with a logit of 60 has a probability of 1 exactly; the loss from the logit is finite."""
+def test_a_rounded_probability_of_0_is_given_as_the_reason(experiment: Any, cli: Cli) -> None:
+    """A logit of 60 gives probability 1, although the loss from the logit is finite."""
     Path("own.py").write_text(
-        "import torch\nclass Net(torch.nn.Linear):\n    def __init__(self):\n        super().__init__(6, 1)\n"
+        "import torch\n"
+        "class Net(torch.nn.Linear):\n"
+        "    def __init__(self):\n"
+        "        super().__init__(6, 1)\n"
         "    def forward(self, x):\n        return 0 * super().forward(x) + 60\n"
     )
     cli("fit", "--config", experiment("binary"), "--model.net", "own.Net")
-    assert "a row with probability 0 of its target" in cli("test")
+    assert "gives probability 0 to the target of a row" in cli("test")
 
 
-def test_few_rows_are_told(experiment: Any, cli: Cli, capsys: Any) -> None:
+def test_few_rows_give_warnings(experiment: Any, cli: Cli, capsys: Any) -> None:
+    """A user would take a metric of nine rows for certain."""
     cli("fit", "--config", experiment("multiclass", 60))
     assert main(["test"]) == 0
     err = capsys.readouterr().err
-    assert "warning: test: 9 rows know f1 only as" in err
-    assert "their own metrics are mostly chance" in err
+    assert "warning: with 9 test rows the 95 % interval of f1 is" in err
+    assert "the metrics of so few rows are mostly noise" in err
 
 
-def test_many_rows_are_not_doubted() -> None:
+def test_many_rows_give_no_warning() -> None:
+    """Warnings without cause would be ignored."""
     entry = {"value": 0.9, "low": 0.89, "high": 0.91, "support": 1000}
-    assert list(small_sample_warnings({"f1": entry, "recall": entry}, "binary")) == []
-    rare = {**entry, "support": FEW_OF_A_CLASS - 1}
-    assert list(small_sample_warnings({"f1": entry, "recall": rare}, "binary")) == [
-        "fewer than 10 rows of the positive class: their own metrics are mostly chance."
+    assert list(small_sample_warnings({"f1": entry, "recall": entry}, "binary", "test")) == []
+    rare = {**entry, "support": SMALL_CLASS_ROWS - 1}
+    assert list(small_sample_warnings({"f1": entry, "recall": rare}, "binary", "test")) == [
+        "fewer than 10 test rows of the positive class; the metrics of so few rows are mostly "
+        "noise."
     ]
 
 
-def test_groups_are_what_is_drawn(cli: Cli, work: Path) -> None:
-    """Customers of ten rows, all alike: an interval over rows would be far too narrow."""
+def test_groups_are_resampled_as_a_whole(cli: Cli, work: Path) -> None:
+    """An interval over rows, not customers of ten equal rows, would be far too narrow."""
     rng = np.random.default_rng(0)
     size = np.repeat(rng.normal(size=100), 10)
     noise = np.repeat(rng.normal(size=100), 10)
@@ -156,7 +164,8 @@ def test_groups_are_what_is_drawn(cli: Cli, work: Path) -> None:
         assert table["customer"].to_list() == source["customer"].gather(table["row"]).to_list()
 
 
-def test_a_value_that_the_predictions_do_not_give_keeps_no_interval(work: Path) -> None:
+def test_a_value_that_differs_from_the_predictions_has_no_interval(work: Path) -> None:
+    """The limits would be those of another value."""
     run = Run(work / "run")
     (run.path / "test").mkdir(parents=True)
     (run.path / "config.yaml").write_text("seed_everything: 0\n")
@@ -166,7 +175,7 @@ def test_a_value_that_the_predictions_do_not_give_keeps_no_interval(work: Path) 
     ).write_parquet(run.path / "test/predictions.parquet")
     schema = plain_schema("regression", (1,), 1)
     written = {"mae": {"value": 7.0}, "rmse": {"value": None}, "mine": {"value": 3.0}}
-    done = with_intervals(written, run, "test", schema)
+    done = add_intervals(written, load_predictions(run, "test", schema), schema, seed=0)
     assert done["mae"]["value"] == 7.0
     assert done["mae"]["low"] is None
     assert done["mae"]["why"].startswith("the predictions file gives")
@@ -174,53 +183,20 @@ def test_a_value_that_the_predictions_do_not_give_keeps_no_interval(work: Path) 
     assert done["mine"] == {"value": 3.0}
 
 
-@pytest.mark.slow
-def test_without_this_room_test_prints_plain_values(work: Path) -> None:
-    """That the rest of the suite passes then is shown by `.ci/run`."""
-    package = next(path.parent for path in ROOT.glob("src/*/__main__.py")).name
-    shutil.copytree(
-        ROOT / "src",
-        work / "src",
-        ignore=shutil.ignore_patterns("evaluate", "__pycache__", "*.egg-info"),
-    )
-    np.savez("data.npz", **make_arrays("binary"))
-    environment = os.environ | {"PYTHONPATH": str(work / "src")}
-
-    def call(*args: str) -> str:
-        done = subprocess.run(
-            [sys.executable, "-m", package, *args],
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    call(
-        "fit",
-        "--data",
-        "Arrays",
-        "--data.path",
-        "data.npz",
-        "--model",
-        "BinaryClassifier",
-        "--model.net",
-        "MLP",
-        "--trainer.max_epochs",
-        "1",
-        "--trainer.accelerator",
-        "cpu",
-        "--trainer.log_every_n_steps",
-        "1",
-    )
-    out = call("test")
-    assert "95 %" not in out
-    assert "report" not in out + call("--help")
-    assert all(entry.keys() == {"value"} for entry in metrics().values())
+def test_test_reads_the_predictions_once(
+    experiment: Any, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reading a large predictions file again for each section of the report would take long."""
+    cli("fit", "--config", experiment("binary"))
+    read: list[Path] = []
+    original = pl.read_parquet
+    monkeypatch.setattr(pl, "read_parquet", lambda path: read.append(path) or original(path))
+    cli("test")
+    assert [path.name for path in read] == ["predictions.parquet"]
 
 
-def test_names_in_brackets_and_colons_are_printed_as_they_are(work: Path, cli: Cli) -> None:
+def test_names_in_brackets_and_colons_are_printed_unchanged(work: Path, cli: Cli) -> None:
+    """Rich would take them for markup or emoji."""
     lines = "".join(f"{i % 7},{('[/b] hi', '[bold]lo', ':smile:')[i % 3]}\n" for i in range(90))
     Path("t.csv").write_text(f"size,kind\n{lines}")
     data = [

@@ -1,4 +1,4 @@
-"""Slices against scikit-learn on filtered tables; the worst come first; what is left out is said."""
+"""Slices equal scikit-learn on filtered tables, the worst first; what is left out is counted."""
 
 import re
 from pathlib import Path
@@ -13,13 +13,19 @@ from conftest import Cli
 from proj.engine.evaluation.artifacts import OTHER
 from proj.engine.evaluation.intervals import intervals
 from proj.engine.evaluation.prediction_set import PredictionSet
-from proj.engine.evaluation.slices import LEVELS, MISSING, WORST, binned, slices
+from proj.engine.evaluation.slices import (
+    MAX_CATEGORIES,
+    MISSING,
+    SHOWN_SLICES,
+    binned,
+    slices,
+)
 
 RUN = Path("lightning_logs/version_0")
 
 
 def table(rows: int = 700) -> pl.DataFrame:
-    """Hard to tell in Bergen; every kind of column, with missing values."""
+    """Every kind of column, with missing values; the target is noisy for Bergen."""
     rng = np.random.default_rng(0)
     size, city = rng.normal(size=rows), rng.choice(["Oslo", "Bergen", "Roros"], rows)
     score = 2 * size + np.where(city == "Bergen", 3, 0.3) * rng.normal(size=rows)
@@ -62,68 +68,71 @@ def fit(cli: Cli, target: str, model: str, *flags: str) -> None:
 
 
 @pytest.mark.parametrize("target", ["kind", "spent"])
-def test_slices_are_scikit_learns_on_filtered_rows(target: str, cli: Cli) -> None:
+def test_slices_equal_scikit_learn_on_filtered_rows(target: str, cli: Cli) -> None:
+    """Saved columns must belong to the predicted rows."""
     table().write_csv("table.csv")
     other = "spent" if target == "kind" else "kind"
     model = "MulticlassClassifier" if target == "kind" else "Regressor"
     fit(cli, target, model, "--data.columns", f"{{{other}: drop}}", "--data.test_fraction", "0.4")
     cli("test")
-    predictions, kept = (
+    written, saved = (
         pl.read_parquet(RUN / "test/predictions.parquet"),
         pl.read_parquet(RUN / "test/columns.parquet"),
     )
-    source = pl.read_csv("table.csv", try_parse_dates=True)[predictions["row"].to_list()]
-    assert kept.columns == ["size", "city", "count", "member", "joined"]
-    assert kept["city"].to_list() == source["city"].to_list()
-    assert kept["member"].to_list() == source["member"].cast(pl.String).to_list()
-    assert kept["joined"].cast(pl.Date).to_list() == source["joined"].to_list()
+    source = pl.read_csv("table.csv", try_parse_dates=True)[written["row"].to_list()]
+    assert saved.columns == ["size", "city", "count", "member", "joined"]
+    assert saved["city"].to_list() == source["city"].to_list()
+    assert saved["member"].to_list() == source["member"].cast(pl.String).to_list()
+    assert saved["joined"].cast(pl.Date).to_list() == source["joined"].to_list()
     assert np.allclose(
-        kept["size"].to_numpy(), source["size"].to_numpy(), equal_nan=True
+        saved["size"].to_numpy(), source["size"].to_numpy(), equal_nan=True
     )  # float32 beside float64
 
     def score(rows: pl.DataFrame) -> float:
         truth, predicted = rows["target"].to_numpy(), rows["prediction"].to_numpy()
         if target == "spent":
             return float(sk.root_mean_squared_error(truth, predicted))
-        there = sorted(set(truth) | set(predicted))
-        return float(sk.f1_score(truth, predicted, labels=there, average="macro", zero_division=0))
+        occurring = sorted(set(truth) | set(predicted))
+        return float(
+            sk.f1_score(truth, predicted, labels=occurring, average="macro", zero_division=0)
+        )
 
     quarters = np.nanquantile(source["size"].to_numpy(), [0.25, 0.5, 0.75], method="inverted_cdf")
     size, city = source["size"], source["city"]
-    by_hand = {
-        ("city", "Bergen"): score(predictions.filter(city == "Bergen")),
-        ("city", MISSING): score(predictions.filter(city.is_null())),
-        ("count", "2"): score(predictions.filter(source["count"] == 2)),
-        ("size", f"up to {quarters[0]:.6g}"): score(predictions.filter(size <= quarters[0])),
-        ("size", f"above {quarters[2]:.6g}"): score(predictions.filter(size > quarters[2])),
+    expected = {
+        ("city", "Bergen"): score(written.filter(city == "Bergen")),
+        ("city", MISSING): score(written.filter(city.is_null())),
+        ("count", "2"): score(written.filter(source["count"] == 2)),
+        ("size", f"up to {quarters[0]:.6g}"): score(written.filter(size <= quarters[0])),
+        ("size", f"above {quarters[2]:.6g}"): score(written.filter(size > quarters[2])),
     }
     names = ("high", "low", "middle")
     if target == "kind":
-        numbers = (
-            predictions["target"].replace_strict(names, range(3), return_dtype=pl.Int64).to_numpy()
+        classes = written["target"].replace_strict(names, range(3), return_dtype=pl.Int64)
+        output = written.select(f"probability_{name}" for name in names).to_numpy()
+        predictions = PredictionSet(
+            "multiclass", names, written["row"].to_numpy(), classes.to_numpy(), output
         )
-        output = predictions.select(f"probability_{name}" for name in names).to_numpy()
-        o = PredictionSet("multiclass", names, predictions["row"].to_numpy(), numbers, output)
     else:
-        o = PredictionSet(
+        predictions = PredictionSet(
             "regression",
             ("spent",),
-            predictions["row"].to_numpy(),
-            predictions.select("target").to_numpy(),
-            predictions.select("prediction").to_numpy(),
+            written["row"].to_numpy(),
+            written.select("target").to_numpy(),
+            written.select("prediction").to_numpy(),
         )
-    every = slices(o, kept, most=1000)
-    found = {(one.column, one.value): one for one in every.worst}
-    assert len(found) == every.told == 5 + 4 + 3 + 2 + 4
-    for key, value in by_hand.items():
-        assert found[key].interval.value == pytest.approx(value, rel=1e-6), key
-        assert found[key].interval.low is not None
-    values = [one.interval.value for one in every.worst]
+    every = slices(predictions, saved, most=1000)
+    result = {(each.column, each.value): each for each in every.worst}
+    assert len(result) == every.scored == 5 + 4 + 3 + 2 + 4
+    for key, value in expected.items():
+        assert result[key].interval.value == pytest.approx(value, rel=1e-6), key
+        assert result[key].interval.low is not None
+    values = [each.interval.value for each in every.worst]
     assert values == sorted(values, reverse=target == "spent")
-    worst = slices(o, kept).worst
-    assert worst == every.worst[:WORST]
+    worst = slices(predictions, saved).worst
+    assert worst == every.worst[:SHOWN_SLICES]
     text = (RUN / "report.html").read_text()
-    assert f"Of {every.told} slices, the 15 worst." in " ".join(text.split())
+    assert f"Of {every.scored} slices, the 15 worst are shown." in " ".join(text.split())
     assert "partly the worst by chance" in " ".join(text.split())
     assert f"<td>{worst[0].value}</td>" in text
     assert '<th scope="col">city</th>' in text  # beside each mistake
@@ -133,7 +142,7 @@ def test_slices_are_scikit_learns_on_filtered_rows(target: str, cli: Cli) -> Non
     assert len(re.findall(">yes</td><td", text)) == 2
 
 
-def outcomes(rows: int, group: Any = None) -> PredictionSet:
+def make_predictions(rows: int, group: Any = None) -> PredictionSet:
     rng = np.random.default_rng(1)
     return PredictionSet(
         "binary",
@@ -146,35 +155,41 @@ def outcomes(rows: int, group: Any = None) -> PredictionSet:
 
 
 def test_what_is_left_out_is_counted() -> None:
+    """A slice that is dropped silently could be the worst one."""
     target, output = np.array([0, 1] * 50), np.tile([0.1, 0.9], 50)
     few, none = ["a"] * 91 + ["b"] * 9, ["x", "y"] * 50  # no row of x is positive, or predicted so
-    o = PredictionSet("binary", ("no", "yes"), np.arange(100), target, output)
+    predictions = PredictionSet("binary", ("no", "yes"), np.arange(100), target, output)
     empty = {
         f"empty {dtype}": pl.Series([None] * 100, dtype=dtype) for dtype in (pl.String, pl.Float32)
     }
-    found = slices(o, pl.DataFrame({"few": few, "none": none, "same": [1.5] * 100, **empty}))
-    assert [(one.column, one.value, one.rows) for one in found.worst] == [
+    result = slices(
+        predictions, pl.DataFrame({"few": few, "none": none, "same": [1.5] * 100, **empty})
+    )
+    assert [(each.column, each.value, each.rows) for each in result.worst] == [
         ("few", "a", 91),
         ("none", "y", 50),
     ]
-    assert (found.told, found.small, found.undefined, found.alike) == (2, 1, 1, 3)
+    assert (result.scored, result.small, result.undefined, result.constant) == (2, 1, 1, 3)
     one = PredictionSet("binary", ("no", "yes"), np.arange(1), target[:1], output[:1])
     assert slices(one, pl.DataFrame({"few": ["a"]})).worst == []
 
 
 def test_a_slice_with_one_class_has_the_f1_of_that_class() -> None:
+    """Classes that do not occur in a slice must not count."""
     rng = np.random.default_rng(0)
     target = np.repeat([0, 1, 2], 40)
-    o = PredictionSet(
+    predictions = PredictionSet(
         "multiclass",
         ("a", "b", "c"),
         np.arange(120),
         target,
         rng.dirichlet(np.ones(3), 120) + np.eye(3)[target] / 3,
     )
-    for one in slices(o, pl.DataFrame({"class": np.array(["a", "b", "c"])[target]})).worst:
-        rows = target == "abc".index(one.value)
-        predicted = o.predicted[rows]
+    for each in slices(
+        predictions, pl.DataFrame({"class": np.array(["a", "b", "c"])[target]})
+    ).worst:
+        rows = target == "abc".index(each.value)
+        predicted = predictions.predicted[rows]
         want = sk.f1_score(
             target[rows],
             predicted,
@@ -182,34 +197,35 @@ def test_a_slice_with_one_class_has_the_f1_of_that_class() -> None:
             average="macro",
             zero_division=0,
         )
-        assert one.interval.value == pytest.approx(want)
+        assert each.interval.value == pytest.approx(want)
 
 
-def test_groups_of_a_slice_are_its_own() -> None:
-    """Groups that are not in a slice are no units of it: as if there were no others."""
-    o = outcomes(400, np.arange(400) // 4)
+def test_a_slice_resamples_its_own_groups() -> None:
+    """A slice has the interval of its rows alone, without groups that do not occur in it."""
+    predictions = make_predictions(400, np.arange(400) // 4)
     half = np.arange(400) >= 200
-    found = slices(o, pl.DataFrame({"half": np.where(half, "b", "a")})).worst
+    result = slices(predictions, pl.DataFrame({"half": np.where(half, "b", "a")})).worst
     alone = PredictionSet(
-        o.task,
-        o.names,
-        o.row[half],
-        o.target[half],
-        o.output[half],
+        predictions.task,
+        predictions.names,
+        predictions.row[half],
+        predictions.target[half],
+        predictions.output[half],
         (np.arange(400) // 4)[half] - 50,
     )
     want = intervals(alone)["f1"]
-    got = next(one for one in found if one.value == "b").interval
+    got = next(each for each in result if each.value == "b").interval
     assert got == want
     assert "50 groups" in got.method
 
 
 def test_many_levels_and_skewed_numbers() -> None:
+    """Every row must be in exactly one slice."""
     values = pl.Series([f"c{i:02}" for i in range(30) for _ in range(30 - i)] + [None, OTHER])
     code, names = binned(values)
-    assert names == [*(f"c{i:02}" for i in range(LEVELS)), OTHER, MISSING]
-    assert code[-2:].tolist() == [LEVELS + 1, LEVELS]
-    assert (code == LEVELS).sum() == sum(range(1, 11)) + 1
+    assert names == [*(f"c{i:02}" for i in range(MAX_CATEGORIES)), OTHER, MISSING]
+    assert code[-2:].tolist() == [MAX_CATEGORIES + 1, MAX_CATEGORIES]
+    assert (code == MAX_CATEGORIES).sum() == sum(range(1, 11)) + 1
     for numbers, want in (
         ([0.0] * 90 + list(range(1, 11)), ["up to 0", "above 0", MISSING]),
         ([9.0] * 90 + list(range(8)), ["up to 7", "above 7", MISSING]),
@@ -227,41 +243,44 @@ def test_many_levels_and_skewed_numbers() -> None:
     ]
 
 
-def test_too_many_columns_are_said(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("proj.engine.evaluation.artifacts.MOST_COLUMNS", 3)
+def test_too_many_columns_give_a_message(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the message the missing section would be unexplained."""
+    monkeypatch.setattr("proj.engine.evaluation.artifacts.MAX_COLUMNS", 3)
     table(100).write_csv("table.csv")
     fit(cli, "kind", "MulticlassClassifier")
-    assert "the page has no slices: " in cli("test")
+    assert "the report has no slices: " in cli("test")
     assert not (RUN / "test/columns.parquet").exists()
     assert ">Slices<" not in (RUN / "report.html").read_text()
 
 
-def test_every_slice_of_20_columns_is_told() -> None:
+def test_every_slice_of_20_columns_is_scored() -> None:
+    """All slices compete, not only those of the first columns."""
     rng, rows = np.random.default_rng(0), 10_000
     numbers = {f"n{i}": rng.normal(size=rows).astype(np.float32) for i in range(10)}
     categories = {f"c{i}": rng.choice(list("abcdefghijklmnopqrstuvwxyz"), rows) for i in range(10)}
     target = rng.normal(size=(rows, 1))
-    o = PredictionSet(
+    predictions = PredictionSet(
         "regression", ("y",), np.arange(rows), target, target + rng.normal(size=(rows, 1))
     )
-    assert slices(o, pl.DataFrame(numbers | categories)).told == 250
+    assert slices(predictions, pl.DataFrame(numbers | categories)).scored == 250
 
 
-def test_the_inputs_of_a_date_are_missing_as_the_date_is(cli: Cli) -> None:
+def test_missing_dates_are_counted_once(cli: Cli) -> None:
+    """The inputs of a date are missing together."""
     gone = np.random.default_rng(1).random(700) < 0.2
     rows = table().with_columns(pl.when(~pl.lit(pl.Series(gone))).then("joined"))
     rows.write_csv("table.csv")
     fit(cli, "kind", "MulticlassClassifier", "--data.columns", "{spent: drop}")
     cli("test")
     count = sum(gone[row] for row in pl.read_parquet(RUN / "test/predictions.parquet")["row"])
-    found = (
+    result = (
         (RUN / "report.html")
         .read_text()
         .partition("Where values are missing</caption>")[2]
         .partition("</table>")[0]
     )
-    assert re.search(rf"joined</th><td>yes</td><td class=.number.>{count}</td>", found)
-    assert "joined." not in found
+    assert re.search(rf"joined</th><td>yes</td><td class=.number.>{count}</td>", result)
+    assert "joined." not in result
     path = RUN / "test/columns.parquet"
     path.write_bytes(path.read_bytes()[:100])
     assert "columns.parquet is damaged" in cli("report", code=2)

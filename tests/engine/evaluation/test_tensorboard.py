@@ -1,4 +1,4 @@
-"""Figures in TensorBoard: when they are drawn, what they show, and that training does not notice."""
+"""Figures in TensorBoard: when they are logged, what they show, and no effect on training."""
 
 import io
 import subprocess
@@ -16,7 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from conftest import Cli, ask, watched
 from proj.engine.evaluation import tensorboard
 from proj.engine.evaluation.figure_sets import figures_of
-from proj.engine.evaluation.scoring import load_predictions
+from proj.engine.evaluation.prediction_set import load_predictions
 from proj.engine.html import figures, pixels
 from proj.engine.runs.run import Run, read_checkpoint
 from proj.schema import Schema
@@ -29,64 +29,65 @@ def images(run: Path = RUN) -> dict[str, list[tuple[int, Any]]]:
     events = EventAccumulator(str(run), {"images": 0})
     events.Reload()
 
-    def pictures(tag: str) -> list[tuple[int, Any]]:
+    def logged(tag: str) -> list[tuple[int, Any]]:
         return [
             (e.step, np.array(Image.open(io.BytesIO(e.encoded_image_string))))
             for e in events.Images(tag)
         ]
 
-    return {tag: pictures(tag) for tag in events.Tags()["images"]}
+    return {tag: logged(tag) for tag in events.Tags()["images"]}
 
 
 def expected(run: Path, verb: str) -> dict[str, Any]:
-    """What the page draws from the predictions that ``verb`` has written."""
+    """The figures of the report for the predictions that ``verb`` wrote."""
     schema = Schema.from_dict(read_checkpoint(run / "checkpoints" / "last.ckpt")["schema"])
     drawn = list(figures_of(load_predictions(Run(run.resolve()), verb, schema)))
-    if (
-        verb == "test"
-    ):  # these are drawn for the page first, which moves some lines by less than a pixel
+    # The report draws the test figures first, which moves some lines by less than a pixel.
+    if verb == "test":
         figures(*((figure, caption) for _, figure, caption in drawn))
     return {name: pixels(figure) for name, figure, _ in drawn}
 
 
 @pytest.mark.parametrize("task", ["binary", "multiclass", "multilabel", "regression"])
-def test_each_validation_is_drawn_where_the_cadence_allows_it(
+def test_each_validation_is_drawn_without_a_minimum_interval(
     task: str, experiment: Any, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tensorboard, "SECONDS", 0.0)
-    monkeypatch.setattr(tensorboard, "SHARE", 1e9)
+    """The last figures must equal those of `validate`."""
+    monkeypatch.setattr(tensorboard, "MIN_SECONDS_BETWEEN_FIGURES", 0.0)
+    monkeypatch.setattr(tensorboard, "MAX_SHARE_OF_TIME", 1e9)
     cli("fit", "--config", experiment(task))
-    found = images()
+    logged_images = images()
     steps = read_checkpoint(RUN / "checkpoints" / "last.ckpt")["global_step"]
-    assert {tuple(step for step, _ in pictures) for pictures in found.values()} == {
+    assert {tuple(step for step, _ in entries) for entries in logged_images.values()} == {
         (steps // 2, steps)
     }
     cli("validate", "--ckpt_path", "last")
     wanted = expected(RUN, "validate")
-    assert found.keys() == {f"val/{name}" for name in wanted}
+    assert logged_images.keys() == {f"val/{name}" for name in wanted}
     for name, drawing in wanted.items():
-        assert (found[f"val/{name}"][-1][1] == drawing).all(), name
+        assert (logged_images[f"val/{name}"][-1][1] == drawing).all(), name
 
 
-def test_a_short_training_has_no_figures_and_drawing_takes_its_share_alone(
+def test_a_short_training_has_no_figures_and_drawing_time_is_limited(
     experiment: Any, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Drawing must not slow down training."""
     cli("fit", "--config", experiment())
     assert images() == {}
-    monkeypatch.setattr(tensorboard, "SECONDS", 0.0)
-    monkeypatch.setattr(
-        tensorboard, "SHARE", 1e-4
-    )  # a hundredth of a second, drawn, is paid for in a hundred
+    monkeypatch.setattr(tensorboard, "MIN_SECONDS_BETWEEN_FIGURES", 0.0)
+    # After drawing for a hundredth of a second, wait for a hundred seconds.
+    monkeypatch.setattr(tensorboard, "MAX_SHARE_OF_TIME", 1e-4)
     cli("fit", "--config", experiment(), "--name", "two", "--trainer.max_epochs", "5")
-    assert {len(pictures) for pictures in images(Path("lightning_logs/two")).values()} == {1}
+    assert {len(entries) for entries in images(Path("lightning_logs/two")).values()} == {1}
 
 
-def test_training_does_not_notice(
+def test_figures_do_not_change_the_weights(
     experiment: Any, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Drawing must not use the global random generators."""
     dropout = ["--model.net.dropout", "0.5"]
     cli("fit", "--config", experiment(), *dropout)
-    monkeypatch.setattr(tensorboard, "SECONDS", 0.0)
+    monkeypatch.setattr(tensorboard, "MIN_SECONDS_BETWEEN_FIGURES", 0.0)
     cli("fit", "--config", experiment(), *dropout)
     one, other = (
         read_checkpoint(RUN.with_name(f"version_{i}") / "checkpoints" / "last.ckpt") for i in (0, 1)
@@ -100,7 +101,7 @@ def test_training_does_not_notice(
 @pytest.mark.parametrize(
     ("task", "outputs", "factor"), [("multiclass", 3, "nan"), ("regression", 1, "inf")]
 )
-def test_a_prediction_that_is_no_number_draws_nothing(
+def test_a_prediction_that_is_not_finite_draws_nothing(
     task: str,
     outputs: int,
     factor: str,
@@ -109,32 +110,40 @@ def test_a_prediction_that_is_no_number_draws_nothing(
     cli: Cli,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(tensorboard, "SECONDS", 0.0)
+    """A figure of NaN would raise an error in training."""
+    monkeypatch.setattr(tensorboard, "MIN_SECONDS_BETWEEN_FIGURES", 0.0)
     Path("own.py").write_text(
-        f"import torch\nclass Net(torch.nn.Linear):\n    def __init__(self):\n        super().__init__(6, {outputs})\n"
-        f"    def forward(self, x):\n        return super().forward(x) * (1 if self.training else float('{factor}'))\n"
+        "import torch\n"
+        "class Net(torch.nn.Linear):\n"
+        "    def __init__(self):\n"
+        f"        super().__init__(6, {outputs})\n"
+        "    def forward(self, x):\n"
+        f"        factor = 1 if self.training else float('{factor}')\n"
+        "        return super().forward(x) * factor\n"
     )
     cli("fit", "--config", experiment(task), "--model.net", "own.Net")
     cli("test")
     assert images() == {}
-    assert "predictions are no numbers" in (RUN / "report.html").read_text()
+    assert "predictions are not finite numbers" in (RUN / "report.html").read_text()
 
 
-def test_the_test_part_is_shown_as_on_the_page(experiment: Any, cli: Cli) -> None:
+def test_the_test_figures_equal_those_of_the_report(experiment: Any, cli: Cli) -> None:
+    """They are logged at the step of the tested checkpoint."""
     cli("fit", "--config", experiment())
     cli("test")
-    found = images()
+    logged_images = images()
     step = read_checkpoint(RUN / "checkpoints" / "best.ckpt")["global_step"]
     for name, drawing in expected(RUN, "test").items():
-        ((at, picture),) = found[f"test/{name}"]
+        ((at, image),) = logged_images[f"test/{name}"]
         assert at == step
-        assert (picture == drawing).all(), name
+        assert (image == drawing).all(), name
     before = sorted(RUN.glob("events*"))
     cli("report")
     assert sorted(RUN.glob("events*")) == before
 
 
-def test_a_run_without_tensorboard_gets_none(experiment: Any, cli: Cli) -> None:
+def test_a_run_without_tensorboard_gets_no_event_file(experiment: Any, cli: Cli) -> None:
+    """A new event file would look like a run with curves."""
     cli(
         "fit",
         "--config",
@@ -150,6 +159,7 @@ def test_a_run_without_tensorboard_gets_none(experiment: Any, cli: Cli) -> None:
 def test_figures_in_chromium(
     experiment: Any, cli: Cli, board: Callable[[], str], browser: Any
 ) -> None:
+    """TensorBoard must show the images without an error."""
     cli("fit", "--config", experiment())
     cli("test")
     address = board()
@@ -168,8 +178,8 @@ def test_figures_in_chromium(
 
 OFTEN = """
 from lightning.pytorch import Callback
-from proj.evaluate import live
-live.SECONDS, live.SHARE = 0.0, 1e9
+from proj.engine.evaluation import tensorboard
+tensorboard.MIN_SECONDS_BETWEEN_FIGURES, tensorboard.MAX_SHARE_OF_TIME = 0.0, 1e9
 class Often(Callback):
     pass
 """
@@ -177,6 +187,7 @@ class Often(Callback):
 
 @pytest.mark.slow
 def test_two_processes_draw_all_rows(work: Path, experiment: Any, cli: Cli) -> None:
+    """Figures of one process alone would show half of the rows."""
     Path("often.py").write_text(OFTEN)
     flags = [
         "--trainer.devices",
@@ -188,7 +199,7 @@ def test_two_processes_draw_all_rows(work: Path, experiment: Any, cli: Cli) -> N
     ]
     command = [sys.executable, "-m", "proj", "fit", "--config", str(experiment()), *flags]
     subprocess.run(command, cwd=work, check=True, capture_output=True, timeout=300)
-    found = images()
+    logged_images = images()
     cli("validate", "--ckpt_path", "last", "--trainer.devices", "1", "--trainer.strategy", "auto")
     for name, drawing in expected(RUN, "validate").items():
-        assert (found[f"val/{name}"][-1][1] == drawing).all(), name
+        assert (logged_images[f"val/{name}"][-1][1] == drawing).all(), name

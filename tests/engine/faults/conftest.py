@@ -1,4 +1,4 @@
-"""The experiment that is killed."""
+"""An experiment whose process is killed at chosen points."""
 
 from typing import Any
 
@@ -7,6 +7,7 @@ import pytest
 
 @pytest.fixture
 def fit(experiment: Any) -> list[Any]:
+    """The command line that trains it."""
     config = experiment(
         trainer={"max_epochs": 4, "callbacks": ["engine.faults.victim.Points"]},
         model={
@@ -14,7 +15,7 @@ def fit(experiment: Any) -> list[Any]:
                 "class_path": "engine.faults.victim.Noisy",
                 "init_args": {"hidden": [8], "dropout": 0.2},
             },
-            "steps_per_execution": 4,  # auto would measure, and not always come to the same
+            "steps_per_execution": 4,  # "auto" measures, so it may differ between runs.
         },
         data={"batch_size": 8},
         checkpoint={"every_seconds": None, "every_n_steps": 3, "monitor": "val/loss"},

@@ -1,4 +1,4 @@
-"""Processes that are killed and go on, and what is left of them at the end."""
+"""Start processes that are killed at chosen points, and compare the runs that they leave."""
 
 import hashlib
 import math
@@ -23,8 +23,9 @@ from proj.engine.runs.run import read_checkpoint
 
 security.allow_package("engine.faults")
 
-# Names and paths of the run's own, which differ between two runs; and how often Lightning itself has stepped a schedule.
-OWN = (
+# Keys that differ between equal runs: their names and paths, and Lightning's own count of scheduler
+# steps.
+IGNORED_KEYS = (
     "dirpath",
     "best_model_path",
     "last_model_path",
@@ -36,10 +37,9 @@ OWN = (
 
 
 def _call(args: list[str], log: Path) -> None:
-    reached.clear()  # what this process came by before it was forked
-    tensorboard.SECONDS = (
-        math.inf
-    )  # polars, used before the fork, hangs after it: no figures if a minute passes
+    reached.clear()  # of the parent process
+    # No figures: polars hangs in a forked process if it was used before the fork.
+    tensorboard.MIN_SECONDS_BETWEEN_FIGURES = math.inf
     sys.stdout = sys.stderr = log.open("a", buffering=1)
     os.dup2(sys.stdout.fileno(), 2)
     raise SystemExit(main([*args, *QUIET]))
@@ -48,7 +48,12 @@ def _call(args: list[str], log: Path) -> None:
 def attempt(
     *args: Any, kill: str = "", by: Sequence[int] = (signal.SIGKILL,), after: float | None = None
 ) -> int:
-    """One process, from its start to its end; the exit code, negative for a signal. ``after`` seconds it is killed."""
+    """Run a command line in one process; return its exit code, negative for a signal.
+
+    Args:
+        kill: point at which the process receives the signals ``by``, as ``point:n``.
+        after: seconds after which it is killed.
+    """
     os.environ |= {"KILL": kill, "SIGNALS": ",".join(str(int(number)) for number in by)}
     process = multiprocessing.get_context("fork").Process(
         target=_call, args=([str(a) for a in args], Path("log.txt"))
@@ -60,17 +65,17 @@ def attempt(
             process.kill()
     process.join(300)
     del os.environ["KILL"], os.environ["SIGNALS"]
-    assert process.exitcode is not None, "it hangs"
+    assert process.exitcode is not None, "the process hangs"
     return process.exitcode
 
 
 def said() -> str:
-    """What all processes of a test have printed."""
+    """The output of all processes of a test so far."""
     return Path("log.txt").read_text()
 
 
 def digest(name: str) -> dict[str, str]:
-    """SHA-256 of what a run has come to: weights, optimizer, schedules, callbacks, generators, curves."""
+    """SHA-256 of a run's results: weights, optimizer, schedulers, callbacks, generators, curves."""
     run = Path("lightning_logs") / name
     last, best = (
         read_checkpoint(run / "checkpoints" / f"{which}.ckpt") for which in ("last", "best")
@@ -92,7 +97,7 @@ def digest(name: str) -> dict[str, str]:
 
 
 def curves(name: str) -> dict[str, list[tuple[int, float]]]:
-    """What TensorBoard shows of a run: steps and values."""
+    """The curves of a run in TensorBoard: steps and values by name."""
     events = EventAccumulator(f"lightning_logs/{name}", {"scalars": 0})
     events.Reload()
     return {
@@ -107,7 +112,9 @@ def _bytes(value: Any) -> bytes:
     if isinstance(value, np.ndarray):
         return value.tobytes()
     if isinstance(value, dict):
-        return b"".join(f"{key}: ".encode() + _bytes(value[key]) for key in value if key not in OWN)
+        return b"".join(
+            f"{key}: ".encode() + _bytes(value[key]) for key in value if key not in IGNORED_KEYS
+        )
     if isinstance(value, list | tuple):
         return b"".join(map(_bytes, value)) + b"; "
     return f"{value!r}, ".encode()

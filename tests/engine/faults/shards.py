@@ -1,4 +1,4 @@
-"""Evaluates every number of rows in one process group, and writes down what comes out. Run by torchrun."""
+"""Evaluate data sets of 1 to 40 rows in one process group and write the results. For torchrun."""
 
 import json
 import logging
@@ -19,28 +19,31 @@ from proj.nets.mlp import MLP
 from proj.schema import Batch, Schema
 
 ROWS = range(1, 41)
-TRAINED = (1, 2, 3, 7, 40)  # rows to validate on, within fit
+TRAINED = (1, 2, 3, 7, 40)  # sizes that are also evaluated within fit
 
 
 class Rows(DataModule):
-    """So many rows in each part that is evaluated, and 23 to train on."""
+    """A data module with ``rows`` rows in each evaluated split and 23 to train on."""
 
     def __init__(self, rows: int) -> None:
         super().__init__(batch_size=4, shuffle=True)
         arrays = make_arrays("multiclass", 64)
-        every = Batch(
+        all_rows = Batch(
             torch.from_numpy(arrays["x"]), torch.from_numpy(arrays["y"] // 10), torch.arange(64)
         )
-        of = {
+        splits = {
             "train": slice(41, 64),
             "val": slice(rows),
             "test": slice(rows),
             "predict": slice(rows),
         }
-        assert isinstance(every.x, torch.Tensor)
-        assert every.y is not None
-        self.parts = {
-            name: Batch(every.x[part], every.y[part], every.row[part]) for name, part in of.items()
+        assert isinstance(all_rows.x, torch.Tensor)
+        assert all_rows.y is not None
+        self.splits = {
+            name: Batch(
+                all_rows.x[rows_of_split], all_rows.y[rows_of_split], all_rows.row[rows_of_split]
+            )
+            for name, rows_of_split in splits.items()
         }
         self.schema = Schema(
             task="multiclass",
@@ -60,7 +63,7 @@ class Rows(DataModule):
 
     @classmethod
     def encode(cls, rows: Any, schema: Schema) -> Any:
-        raise AssertionError("no raw rows here")
+        raise AssertionError("the test encodes no raw rows")
 
 
 def model() -> MulticlassClassifier:
@@ -86,11 +89,11 @@ def trainer(world: int, *callbacks: Any, **options: Any) -> Trainer:
 
 
 def main(folder: Path, world: int) -> None:
-    found: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     for rows in ROWS:
         tests = trainer(world, PredictionWriter(folder / f"test_{rows}.parquet"))
         tests.test(model(), datamodule=Rows(rows), verbose=False)
-        found[f"test {rows}"] = {
+        results[f"test {rows}"] = {
             name: value.item() for name, value in tests.callback_metrics.items()
         }
         trainer(world, PredictionWriter(folder / f"predict_{rows}.parquet")).predict(
@@ -101,12 +104,14 @@ def main(folder: Path, world: int) -> None:
         fits.fit(trained, datamodule=data)
         with torch.no_grad():
             outputs = trained.cpu().eval()(data.splits["val"].x)
-        found[f"fit {rows}"] = {name: value.item() for name, value in fits.callback_metrics.items()}
-        found[f"fit {rows}"]["by hand"] = float(
+        results[f"fit {rows}"] = {
+            name: value.item() for name, value in fits.callback_metrics.items()
+        }
+        results[f"fit {rows}"]["direct"] = float(
             (outputs.argmax(1) == data.splits["val"].y).double().mean()
         )
     if tests.is_global_zero:
-        (folder / "found.json").write_text(json.dumps(found))
+        (folder / "results.json").write_text(json.dumps(results))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A disk that is full or cannot be written to: what was written before stays whole."""
+"""A full or read-only disk leaves the files intact that were written before."""
 
 import os
 import subprocess
@@ -28,7 +28,7 @@ def mount(folder: Path, options: str) -> bool:
 
 @pytest.fixture
 def small(work: Path) -> Iterator[Path]:
-    """A file system of its own, of a megabyte."""
+    """A folder of runs on a separate file system of one megabyte."""
     (folder := work / "lightning_logs").mkdir()
     if not mount(folder, "size=1m"):
         pytest.skip("needs the right to mount a tmpfs")
@@ -37,7 +37,7 @@ def small(work: Path) -> Iterator[Path]:
 
 
 @pytest.mark.filterwarnings("default:the manifest of .* cannot be written")
-def test_a_full_disk_stops_training_and_more_room_lets_it_go_on(
+def test_a_full_disk_stops_training_which_resumes_with_more_space(
     fit: list[Any], small: Path
 ) -> None:
     fit += ["--model.steps_per_execution", "4", "--checkpoint.every_n_steps", "8"]
@@ -58,8 +58,8 @@ class Filler(Callback):
 """)
     assert attempt(*fit, "--trainer.callbacks", "filler.Filler", "--name", "full") == 3, said()
     assert (
-        "training stops, what was written before is whole" in said()
-        or "the disk takes no more" in said()
+        "training stops, and the checkpoints written before are intact" in said()
+        or "the disk" in said()
     )
     checkpoints = small / "full" / "checkpoints"
     assert is_whole(checkpoints / "last.ckpt")
@@ -75,19 +75,19 @@ class Filler(Callback):
     assert digest("full")["state_dict"] == digest("whole")["state_dict"]
 
 
-def test_a_folder_that_cannot_be_written_to_is_named_before_training(
+def test_a_read_only_folder_is_an_error_before_training(
     experiment: Any, cli: Cli, small: Path
 ) -> None:
     subprocess.run(["mount", "-o", "remount,ro", small], check=True)
-    assert "cannot make the folder of a run in lightning_logs" in cli(
+    assert "cannot create the folder of a run in lightning_logs" in cli(
         "fit", "--config", experiment(), code=2
     )
 
 
-def test_the_folder_for_temporary_files_plays_no_part(
+def test_a_full_folder_for_temporary_files_does_not_matter(
     fit: list[Any], small: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    other = small / "other"  # a file system of its own, and full
+    other = small / "other"  # full
     other.mkdir()
     (other / "filler").write_bytes(bytes(1_000_000))
     monkeypatch.setenv("TMPDIR", str(other))

@@ -1,4 +1,4 @@
-"""Several processes: each row is seen once, whatever the numbers; killed or stopped, they go on to the same bits."""
+"""Several processes see each row once; killed or stopped, they resume to the same bits."""
 
 import json
 import os
@@ -64,7 +64,7 @@ def torchrun(
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What one process finds."""
+    """The results of one process."""
     folder = tmp_path_factory.mktemp("alone")
     subprocess.run(
         [sys.executable, *SHARDS, folder, "1"], check=True, timeout=240, env=ENVIRONMENT, cwd=folder
@@ -75,12 +75,14 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     "world", [2, pytest.param(3, marks=pytest.mark.slow), pytest.param(4, marks=pytest.mark.slow)]
 )
-def test_every_number_of_rows_gives_what_one_process_gives(
+def test_results_do_not_depend_on_the_number_of_processes(
     world: int, alone: Path, work: Path
 ) -> None:
     command = torchrun(*SHARDS, work, world, processes=world, port=free_port())
     subprocess.run(command, check=True, timeout=240, env=ENVIRONMENT, cwd=work)
-    together, single = (json.loads((folder / "found.json").read_text()) for folder in (work, alone))
+    together, single = (
+        json.loads((folder / "results.json").read_text()) for folder in (work, alone)
+    )
     for rows in ROWS:
         for verb in ("test", "predict"):
             one, several = (
@@ -92,10 +94,12 @@ def test_every_number_of_rows_gives_what_one_process_gives(
         ours, theirs = together[f"test {rows}"], single[f"test {rows}"]
         assert ours.keys() == theirs.keys()
         assert ours == pytest.approx(theirs, abs=1e-6, nan_ok=True)
-        assert ours["test/accuracy"] == theirs["test/accuracy"]  # made of counts
+        assert (
+            ours["test/accuracy"] == theirs["test/accuracy"]
+        )  # It is a ratio of counts, so it is exact.
     for rows in TRAINED:
-        found = together[f"fit {rows}"]
-        assert found["val/accuracy"] == pytest.approx(found["by hand"], abs=1e-7)
+        result = together[f"fit {rows}"]
+        assert result["val/accuracy"] == pytest.approx(result["direct"], abs=1e-7)
 
 
 def started(command: list[str], work: Path) -> subprocess.Popen[str]:
@@ -125,7 +129,7 @@ def ended(process: subprocess.Popen[str], work: Path) -> int:
 
 @pytest.fixture
 def two(experiment: Any) -> list[Any]:
-    """An experiment that takes some seconds on two processes, with dropout."""
+    """An experiment with dropout that takes some seconds on two processes."""
     config = experiment(
         rows=240,
         trainer={"max_epochs": 2},
@@ -136,24 +140,26 @@ def two(experiment: Any) -> list[Any]:
     return [sys.executable, "-m", "proj", "fit", "--config", str(config), *TWO]
 
 
-def test_two_processes_killed_or_stopped_come_to_the_same_bits(two: list[str], work: Path) -> None:
+def test_two_killed_or_stopped_processes_resume_to_the_same_bits(
+    two: list[str], work: Path
+) -> None:
     assert ended(started([*two, "--name", "whole"], work), work) == 0
     for name, number in (("killed", signal.SIGKILL), ("stopped", signal.SIGTERM)):
         process = started([*two, "--name", name], work)
         checkpoint = (
             work / f"lightning_logs/{name}/checkpoints/previous.ckpt"
-        )  # so that it is under way
+        )  # It exists once training has made some steps.
         end = time.monotonic() + 120
         while not checkpoint.exists() and process.poll() is None and time.monotonic() < end:
             time.sleep(0.02)
         if number == signal.SIGKILL:
             os.killpg(process.pid, number)  # both processes
         else:
-            process.send_signal(number)  # the first one only, as a scheduler may
+            process.send_signal(number)  # The first one only, as a scheduler may do.
         assert ended(process, work) == (-9 if number == signal.SIGKILL else 143)
         status = json.loads((work / f"lightning_logs/{name}/manifest.json").read_text())["status"]
         assert status == ("running" if number == signal.SIGKILL else "stopped")
-        go_on = [
+        resume = [
             sys.executable,
             "-m",
             "proj",
@@ -163,16 +169,16 @@ def test_two_processes_killed_or_stopped_come_to_the_same_bits(two: list[str], w
             "--trainer.enable_progress_bar",
             "false",
         ]
-        assert ended(started(go_on, work), work) == 0
+        assert ended(started(resume, work), work) == 0
         assert digest(name) == digest("whole"), name
 
 
 @pytest.mark.slow
-def test_two_nodes_of_torchrun_train_as_two_processes_here(
+def test_two_nodes_of_torchrun_train_as_two_local_processes(
     two: list[str], work: Path, cli: Cli
 ) -> None:
     two += ["--trainer.max_epochs", "2"]
-    assert ended(started([*two, "--name", "here"], work), work) == 0
+    assert ended(started([*two, "--name", "local"], work), work) == 0
     port, flags = (
         free_port(),
         [*two[3:], "--name", "nodes", "--trainer.devices", "1", "--trainer.num_nodes", "2"],
@@ -182,15 +188,15 @@ def test_two_nodes_of_torchrun_train_as_two_processes_here(
         for node in (0, 1)
     ]
     assert [ended(node, work) for node in nodes] == [0, 0]
-    assert sorted(path.name for path in (work / "lightning_logs").iterdir()) == ["here", "nodes"]
-    here, there = digest("here"), digest("nodes")
+    assert sorted(path.name for path in (work / "lightning_logs").iterdir()) == ["local", "nodes"]
+    local, nodes_digest = digest("local"), digest("nodes")
     for part in ("state_dict", "optimizer_states", "best"):
-        assert here[part] == there[part], part
+        assert local[part] == nodes_digest[part], part
     one = ["--trainer.devices", "1", "--trainer.num_nodes", "1", "--trainer.strategy", "auto"]
-    for name in ("here", "nodes"):
+    for name in ("local", "nodes"):
         cli("test", "--run", name, *one)
     scores = [
         (work / f"lightning_logs/{name}/test/metrics.json").read_text()
-        for name in ("here", "nodes")
+        for name in ("local", "nodes")
     ]
     assert scores[0] == scores[1]

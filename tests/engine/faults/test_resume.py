@@ -1,4 +1,4 @@
-"""Killed anywhere and gone on with, a run is to the bit the run that nobody disturbed."""
+"""A run that is killed at any point and resumed has the bits of an uninterrupted run."""
 
 import json
 import random
@@ -38,7 +38,7 @@ PLATEAU = [
     "0.5",
 ]
 SCENARIOS = {
-    "blocks, dropout, OneCycleLR": ["--model.steps_per_execution", "7", *ONE_CYCLE],
+    "executions, dropout, OneCycleLR": ["--model.steps_per_execution", "7", *ONE_CYCLE],
     "single steps, accumulated": [
         "--model.steps_per_execution",
         "1",
@@ -92,26 +92,29 @@ KILLS = [
 ]
 
 
-def check(fit: list[Any], every: list[list[str]]) -> int:
-    """Killed at the points of each list in turn, and then left alone, a run ends as the undisturbed one. How many kills?"""
+def check(fit: list[Any], point_lists: list[list[str]]) -> int:
+    """Kill a run at the points of each list in turn, then let it finish, and compare the results.
+
+    Returns the number of kills.
+    """
     assert attempt(*fit, "--name", "whole") == 0, said()
-    for kills in every:
-        go_on = [*fit, "--name", "killed"]
+    for kills in point_lists:
+        command = [*fit, "--name", "killed"]
         for kill in kills:
-            assert attempt(*go_on, kill=kill) == -9, f"{kills}: {said()}"
-            go_on = ["fit", "--resume", "killed"]
-        assert attempt(*go_on) == 0, f"{kills}: {said()}"
+            assert attempt(*command, kill=kill) == -9, f"{kills}: {said()}"
+            command = ["fit", "--resume", "killed"]
+        assert attempt(*command) == 0, f"{kills}: {said()}"
         assert digest("killed") == digest("whole"), kills
         shutil.rmtree("lightning_logs/killed")
-    return sum(map(len, every))
+    return sum(map(len, point_lists))
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
-def test_a_killed_run_comes_to_the_same_bits(scenario: str, fit: list[Any]) -> None:
+def test_a_killed_run_resumes_to_the_same_bits(scenario: str, fit: list[Any]) -> None:
     check(fit + SCENARIOS[scenario], KILLS[2:6])
 
 
-def test_without_the_generators_it_does_not(
+def test_the_comparison_fails_without_the_random_generators(
     fit: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
@@ -122,15 +125,15 @@ def test_without_the_generators_it_does_not(
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
-def test_a_compiled_step_too(fit: list[Any]) -> None:
+def test_a_run_with_compiled_steps_resumes_to_the_same_bits(fit: list[Any]) -> None:
     check(fit + COMPILED, [["before fsync:5", "validation end:1"]])
 
 
-def test_pictures_are_changed_the_same_way(work: Path) -> None:
+def test_images_are_augmented_in_the_same_way_after_a_resume(work: Path) -> None:
     rng = np.random.default_rng(0)
     y = rng.integers(0, 2, 120)
     np.savez(
-        "pictures.npz",
+        "images.npz",
         x=(rng.random((120, 8, 8)) * 99 + 99 * y[:, None, None]).astype(np.uint8),
         y=y,
     )
@@ -138,7 +141,7 @@ def test_pictures_are_changed_the_same_way(work: Path) -> None:
         "--data",
         "Images",
         "--data.path",
-        "pictures.npz",
+        "images.npz",
         "--data.crop",
         "2",
         "--data.flip",
@@ -168,8 +171,8 @@ def test_pictures_are_changed_the_same_way(work: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers")
-@pytest.mark.filterwarnings("default:the data come from a loader without a state")
-def test_with_a_users_own_loader_it_goes_on_at_the_end_of_an_epoch(
+@pytest.mark.filterwarnings("default:the training data loader has no state_dict")
+def test_with_a_users_own_loader_training_resumes_at_the_end_of_an_epoch(
     fit: list[Any], cli: Cli
 ) -> None:
     Path("own.py").write_text("""
@@ -189,16 +192,14 @@ class Own(LightningDataModule):
     fit += ["--data", "own.Own", *net, "--checkpoint.every_n_steps", "1"]
     check(fit, [["epoch start:3"], ["validation end:2"]])
     assert attempt(*fit, "--name", "killed", kill="epoch end:2") == -9
-    with pytest.warns(UserWarning, match="training goes on at the end of an epoch"):
+    with pytest.warns(UserWarning, match="training resumes at the end of an epoch"):
         cli("fit", "--resume", "killed")
 
 
-# What is asked of a run that goes on
+# Conditions of a resume
 
 
-def test_other_settings_are_applied_or_refused_and_a_complete_run_says_so(
-    experiment: Any, cli: Cli
-) -> None:
+def test_changed_settings_are_applied_or_refused(experiment: Any, cli: Cli) -> None:
     config = experiment(trainer={"max_epochs": 4})
     cli("fit", "--config", config, "--name", "whole")
     cli("fit", "--config", config, "--name", "longer", "--trainer.max_epochs", "2")
@@ -214,35 +215,35 @@ def test_other_settings_are_applied_or_refused_and_a_complete_run_says_so(
     assert "not as recorded: trainer.max_epochs: 2 -> 4" in out
     assert is_whole(Path("lightning_logs/longer/checkpoints/best.ckpt"))
     assert digest("longer")["state_dict"] == digest("whole")["state_dict"]
-    assert shown("longer") == shown("whole")
+    assert curves_within_training("longer") == curves_within_training("whole")
     assert json.loads(Path("lightning_logs/longer/manifest.json").read_text())["resumed"]
     assert "is complete" in cli("fit", "--resume", "longer")
 
 
-def test_more_patience_goes_on_where_early_stopping_ended(experiment: Any, cli: Cli) -> None:
+def test_more_patience_continues_after_early_stopping(experiment: Any, cli: Cli) -> None:
     config = experiment(trainer={"max_epochs": 9}, early_stopping={"min_delta": 1.0})
     cli("fit", "--config", config, "--name", "patient", "--early_stopping.patience", "4")
     cli("fit", "--config", config, "--name", "hasty", "--early_stopping.patience", "2")
     cli("fit", "--resume", "hasty", "--early_stopping.patience", "4")
     assert digest("hasty")["state_dict"] == digest("patient")["state_dict"]
-    assert shown("hasty") == shown("patient")
+    assert curves_within_training("hasty") == curves_within_training("patient")
 
 
-def shown(name: str) -> Any:
-    """The curves, without what is drawn when a training ends: these were ended twice."""
+def curves_within_training(name: str) -> Any:
+    """The curves without those that are logged at the end, which resumed runs have twice."""
     return {
         tag: sorted(curve) for tag, curve in curves(name).items() if not tag.startswith("best/")
     }
 
 
-def test_fewer_epochs_than_there_were_are_refused(experiment: Any, cli: Cli) -> None:
+def test_fewer_epochs_than_trained_are_an_error(experiment: Any, cli: Cli) -> None:
     cli("fit", "--config", experiment(trainer={"max_epochs": 3}))
     assert "expected more than the 2 epochs" in cli(
         "fit", "--resume", "--trainer.max_epochs", "1", code=2
     )
 
 
-def test_a_run_that_was_moved_keeps_its_best(fit: list[Any], cli: Cli) -> None:
+def test_a_moved_run_keeps_its_best_checkpoint(fit: list[Any], cli: Cli) -> None:
     assert attempt(*fit, "--name", "whole") == 0, said()
     assert attempt(*fit, "--name", "old", kill="epoch start:4") == -9
     Path("lightning_logs/old").rename("lightning_logs/new")
@@ -250,78 +251,80 @@ def test_a_run_that_was_moved_keeps_its_best(fit: list[Any], cli: Cli) -> None:
     assert digest("new") == digest("whole")
 
 
-def test_a_schedule_cannot_be_stretched(experiment: Any, cli: Cli) -> None:
+def test_the_length_of_a_schedule_cannot_change(experiment: Any, cli: Cli) -> None:
     cli("fit", "--config", experiment(), *ONE_CYCLE)
     said = cli("fit", "--resume", "--trainer.max_epochs", "4", code=2)
     assert "cannot change while it is trained: trainer.max_epochs: 2 -> 4" in said
 
 
-def test_nothing_to_go_on_with_is_an_error(experiment: Any, cli: Cli) -> None:
-    assert "expected a run to go on with, there is none" in cli("fit", "--resume", code=2)
-    cli("fit", "--config", experiment(), "--name", "here")
-    assert "no run there in" in cli("fit", "--resume", "there", code=2)
-    assert "leave out --name" in cli("fit", "--resume", "here", "--name", "other", code=2)
-    checkpoints = Path("lightning_logs/here/checkpoints")
+def test_a_resume_without_a_run_or_checkpoint_is_an_error(experiment: Any, cli: Cli) -> None:
+    assert "expected a run to resume, there is none" in cli("fit", "--resume", code=2)
+    cli("fit", "--config", experiment(), "--name", "only")
+    assert "no run other in" in cli("fit", "--resume", "other", code=2)
+    assert "remove --name" in cli("fit", "--resume", "only", "--name", "other", code=2)
+    checkpoints = Path("lightning_logs/only/checkpoints")
     for path in checkpoints.glob("*.ckpt"):
         path.unlink()
-    assert "none is there" in cli("fit", "--resume", "here", "--trainer.max_epochs", "3", code=2)
+    assert "there is none" in cli("fit", "--resume", "only", "--trainer.max_epochs", "3", code=2)
 
 
 def test_changed_data_are_an_error(experiment: Any, cli: Cli) -> None:
-    cli("fit", "--config", experiment(), "--name", "here")
+    cli("fit", "--config", experiment(), "--name", "only")
     experiment(rows=130)
     assert "the data have changed" in cli(
-        "fit", "--resume", "here", "--trainer.max_epochs", "3", code=2
+        "fit", "--resume", "only", "--trainer.max_epochs", "3", code=2
     )
 
 
-def test_a_damaged_checkpoint_is_passed_over_and_named(fit: list[Any], cli: Cli) -> None:
+def test_a_damaged_checkpoint_is_skipped_with_a_warning(fit: list[Any], cli: Cli) -> None:
     fit += ["--model.steps_per_execution", "4"]
     assert attempt(*fit, "--name", "whole") == 0
-    assert attempt(*fit, "--name", "hurt", kill="step:30") == -9
-    last = Path("lightning_logs/hurt/checkpoints/last.ckpt")
+    assert attempt(*fit, "--name", "damaged", kill="step:30") == -9
+    last = Path("lightning_logs/damaged/checkpoints/last.ckpt")
     content = bytearray(last.read_bytes())
     content[len(content) // 2] ^= 4
     last.write_bytes(content)
-    assert attempt("fit", "--resume", "hurt") == 0
-    assert "last.ckpt is damaged: passed over" in said()
-    assert "resumed: lightning_logs/hurt/checkpoints/previous.ckpt" in said()
-    assert digest("hurt") == digest("whole")
+    assert attempt("fit", "--resume", "damaged") == 0
+    assert "last.ckpt is damaged: skipped" in said()
+    assert "resumed: lightning_logs/damaged/checkpoints/previous.ckpt" in said()
+    assert digest("damaged") == digest("whole")
     for path in last.parent.glob("*.ckpt"):
         path.write_bytes(path.read_bytes()[:-1])
-    assert attempt("fit", "--resume", "hurt", "--trainer.max_epochs", "5") == 2
-    assert "none is whole" in said()
+    assert attempt("fit", "--resume", "damaged", "--trainer.max_epochs", "5") == 2
+    assert "none is intact" in said()
 
 
-def test_a_run_in_training_cannot_be_resumed_by_another(fit: list[Any], cli: Cli) -> None:
-    cli(*fit, "--name", "here")
-    with lock_run(Run(Path("lightning_logs/here"))):
+def test_a_run_in_training_cannot_be_resumed_by_another_process(fit: list[Any], cli: Cli) -> None:
+    cli(*fit, "--name", "only")
+    with lock_run(Run(Path("lightning_logs/only"))):
         assert "is being trained by another process" in cli(
-            "fit", "--resume", "here", "--trainer.max_epochs", "5", code=2
+            "fit", "--resume", "only", "--trainer.max_epochs", "5", code=2
         )
 
 
 @pytest.mark.slow
 def test_a_hundred_kills_at_random(fit: list[Any]) -> None:
-    """Every scenario by every list of points, then at random times until there are more than a hundred kills."""
+    """Kill every scenario at every list of points, then at random times, over a hundred times."""
     rng, kills = random.Random(0), 0
     scenarios = SCENARIOS | {"compiled": COMPILED} if shutil.which("g++") else SCENARIOS
     for name, flags in scenarios.items():
         points = KILLS if name != "compiled" else KILLS[:5]
         kills += check(fit + flags, points)
-        begin = time.monotonic()
+        start = time.monotonic()
         shutil.rmtree("lightning_logs/whole")
         assert attempt(*fit, *flags, "--name", "whole") == 0, said()
-        lasts = time.monotonic() - begin
-        go_on, killed = [*fit, *flags, "--name", "killed"], 0
+        duration = time.monotonic() - start
+        command, killed = [*fit, *flags, "--name", "killed"], 0
         while (
-            code := attempt(*go_on, after=rng.uniform(0.3, 1.0) * lasts if killed < 15 else None)
+            code := attempt(
+                *command, after=rng.uniform(0.3, 1.0) * duration if killed < 15 else None
+            )
         ) != 0:
             assert code == -9, said()
             killed += 1
             if Path("lightning_logs/killed/checkpoints/last.ckpt").exists():
-                go_on = ["fit", "--resume", "killed"]
-            else:  # killed before there was anything to go on from
+                command = ["fit", "--resume", "killed"]
+            else:  # It was killed before the first checkpoint.
                 shutil.rmtree("lightning_logs/killed", ignore_errors=True)
         assert digest("killed") == digest("whole"), name
         shutil.rmtree("lightning_logs")

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM: the step is finished, a checkpoint written, and the run goes on to the same bits."""
+"""After SIGINT or SIGTERM the step ends, a checkpoint is saved, and a resume has the same bits."""
 
 import json
 import time
@@ -19,13 +19,13 @@ def status(name: str) -> Any:
     return json.loads(Path(f"lightning_logs/{name}/manifest.json").read_text())["status"]
 
 
-def test_stopped_at_any_point_nothing_is_lost(fit: list[Any]) -> None:
+def test_a_run_stopped_at_any_point_resumes_to_the_same_bits(fit: list[Any]) -> None:
     fit += [
         "--model.steps_per_execution",
         "4",
         "--checkpoint.every_n_steps",
         "1000",
-    ]  # nothing but the signal saves
+    ]  # Only the signal saves.
     assert attempt(*fit, "--name", "whole") == 0, said()
     for point, number in [
         ("step:20", SIGTERM),
@@ -46,8 +46,8 @@ def test_stopped_at_any_point_nothing_is_lost(fit: list[Any]) -> None:
 
 
 def test_the_second_ctrl_c_stops_at_once(fit: list[Any]) -> None:
-    assert attempt(*fit, "--name", "here", kill="step:20", by=[SIGINT, SIGINT]) == 130
-    assert status("here") == "stopped"
+    assert attempt(*fit, "--name", "stopped", kill="step:20", by=[SIGINT, SIGINT]) == 130
+    assert status("stopped") == "stopped"
     assert attempt(*fit, "--name", "whole") == 0
-    assert attempt("fit", "--resume", "here") == 0
-    assert digest("here")["state_dict"] == digest("whole")["state_dict"]
+    assert attempt("fit", "--resume", "stopped") == 0
+    assert digest("stopped")["state_dict"] == digest("whole")["state_dict"]

@@ -1,4 +1,7 @@
-"""The SLURM job, with stand-ins for ``srun`` and ``scontrol``: stopped before its limit, it goes on when it is run again."""
+"""The SLURM job, stopped before its limit, resumes when it is queued again.
+
+``srun`` and ``scontrol`` are replaced by scripts.
+"""
 
 import os
 import signal
@@ -32,18 +35,18 @@ exit "$worst"
 
 
 def job(work: Path) -> subprocess.Popen[bytes]:
-    bin = work / "bin"
-    bin.mkdir(exist_ok=True)
+    programs = work / "bin"
+    programs.mkdir(exist_ok=True)
     for name, text in (
         ("srun", SRUN),
         ("scontrol", '#!/usr/bin/env bash\necho "$@" >> requeued\n'),
     ):
-        (bin / name).write_text(text)
-        (bin / name).chmod(0o755)
-    here = Path(sys.executable).parent
+        (programs / name).write_text(text)
+        (programs / name).chmod(0o755)
+    python_folder = Path(sys.executable).parent
     environment = {
         **os.environ,
-        "PATH": f"{bin}:{here}:{os.environ['PATH']}",
+        "PATH": f"{programs}:{python_folder}:{os.environ['PATH']}",
         "SLURM_JOB_ID": "77",
         "SLURM_JOB_NAME": "job",
         "SLURM_NNODES": "2",
@@ -65,7 +68,7 @@ def job(work: Path) -> subprocess.Popen[bytes]:
 
 
 @pytest.mark.slow
-def test_a_job_is_queued_again_and_goes_on(experiment: Any, work: Path) -> None:
+def test_a_requeued_job_resumes_to_the_same_bits(experiment: Any, work: Path) -> None:
     experiment(
         rows=240,
         trainer={"max_epochs": 4},
@@ -87,7 +90,7 @@ def test_a_job_is_queued_again_and_goes_on(experiment: Any, work: Path) -> None:
         int(pid)
         for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     )
-    os.kill(srun, signal.SIGTERM)  # SLURM signals the job's steps
+    os.kill(srun, signal.SIGTERM)  # SLURM sends the signal to the job's steps.
     assert process.wait(60) == 143, (work / "out.txt").read_text()
     assert (work / "requeued").read_text() == "requeue 77\n"
     assert job(work).wait(120) == 0, (work / "out.txt").read_text()

@@ -1,4 +1,7 @@
-"""What the fault tests train: a net and a callback that kill their own process where the variable KILL says, ``point:n``."""
+"""A net and a callback that kill their own process at the point in the environment variable KILL.
+
+Its value is ``point:n``, for the n-th time that the point is reached.
+"""
 
 import os
 import random
@@ -18,7 +21,7 @@ reached: Counter[str] = Counter()
 
 
 def at(point: str) -> None:
-    """Die here, if it is the time that KILL names; SIGNALS are sent instead of SIGKILL, if there are any."""
+    """Count the point; if KILL names it, send SIGNALS, or SIGKILL without them, to the process."""
     where, _, nth = os.environ.get("KILL", "").partition(":")
     reached[point] += 1
     if where == point and reached[point] == int(nth):
@@ -27,7 +30,7 @@ def at(point: str) -> None:
 
 
 class Noisy(MLP):
-    """An MLP that draws from NumPy's and Python's generators, too."""
+    """An MLP that also draws from the random generators of NumPy and Python."""
 
     def forward(self, x: Tensors) -> Tensor:
         if self.training:
@@ -37,7 +40,7 @@ class Noisy(MLP):
 
 
 class Points(Callback):
-    """Hooks, and what a save does with the disk, as points to die at. It has no hooks of batches or steps."""
+    """Points at hooks and at the disk operations of a save. It has no batch or step hooks."""
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         for owner, name in ((os, "fsync"), (Path, "replace")) if os.environ.get("KILL") else ():

@@ -1,6 +1,6 @@
-"""A calibration.json beside a checkpoint is applied by `test`, `predict` and `proj.load`, and only where it belongs.
+"""A calibration.json is applied by `test`, `predict` and `proj.load`, for its own checkpoint only.
 
-The files are written by hand here: what applies them needs nothing of the room that fits them.
+The tests write the files themselves, so they do not depend on the code that fits a calibration.
 """
 
 import hashlib
@@ -33,7 +33,7 @@ THRESHOLDS: dict[str, Any] = {
 
 
 class Three(nn.Module):
-    """An ensemble of three: [rows, 3, 1]."""
+    """An ensemble of three members: outputs [rows, 3, 1]."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -83,9 +83,12 @@ def softened(
 
 
 @pytest.mark.parametrize("task", ["binary", "multiclass", "multilabel", "ensemble"])
-def test_all_verbs_apply_it_alike(task: str, experiment: Any, cli: Cli) -> None:
-    """Probabilities are those of the outputs divided by the temperature, decisions are those of the thresholds, and the
-    metrics and the loss are scikit-learn's of both.
+def test_all_verbs_apply_a_calibration_in_the_same_way(
+    task: str, experiment: Any, cli: Cli
+) -> None:
+    """Probabilities come from outputs divided by the temperature, decisions from the thresholds.
+
+    Metrics and loss are those of scikit-learn for both.
     """
     net = {"net": "test_calibration.Three"} if task == "ensemble" else {}
     task = "binary" if net else task
@@ -110,7 +113,7 @@ def test_all_verbs_apply_it_alike(task: str, experiment: Any, cli: Cli) -> None:
     p = probabilities(table)
     assert np.allclose(p, softened(probabilities(raw), task), atol=1e-12)
     names = [name for name in table.columns if name.startswith("prediction")]
-    found = {
+    scores = {
         name: entry["value"]
         for name, entry in json.loads((RUN / "test/metrics.json").read_text()).items()
     }
@@ -121,23 +124,23 @@ def test_all_verbs_apply_it_alike(task: str, experiment: Any, cli: Cli) -> None:
         assert (predicted[:, 0] == np.where(p[:, 1] > 0.37, "yes", "no")).all()
         assert (predicted != raw.select(names).to_numpy()).any()
         target, predicted = target == "yes", predicted == "yes"
-        assert found["f1"] == pytest.approx(sk.f1_score(target, predicted))
-        assert found["precision"] == pytest.approx(sk.precision_score(target, predicted))
-        assert found["loss"] == pytest.approx(sk.log_loss(target[:, 0], p[:, 1]))
+        assert scores["f1"] == pytest.approx(sk.f1_score(target, predicted))
+        assert scores["precision"] == pytest.approx(sk.precision_score(target, predicted))
+        assert scores["loss"] == pytest.approx(sk.log_loss(target[:, 0], p[:, 1]))
     elif task == "multilabel":
         assert (predicted == (p > np.array([0.3, 0.5, 0.62]))).all()
         assert (predicted != raw.select(names).to_numpy()).any()
-        assert found["f1"] == pytest.approx(sk.f1_score(target, predicted, average="macro"))
-        assert found["recall/target_0"] == pytest.approx(
+        assert scores["f1"] == pytest.approx(sk.f1_score(target, predicted, average="macro"))
+        assert scores["recall/target_0"] == pytest.approx(
             sk.recall_score(target[:, 0], predicted[:, 0])
         )
-        assert found["loss"] == pytest.approx(
+        assert scores["loss"] == pytest.approx(
             np.mean([sk.log_loss(target[:, i], p[:, i]) for i in range(3)])
         )
     else:
         assert table["prediction"].equals(raw["prediction"])
-        assert found["loss"] == pytest.approx(sk.log_loss(target[:, 0], p))
-    assert found["accuracy"] == pytest.approx(sk.accuracy_score(target, predicted))
+        assert scores["loss"] == pytest.approx(sk.log_loss(target[:, 0], p))
+    assert scores["accuracy"] == pytest.approx(sk.accuracy_score(target, predicted))
     assert json.loads((RUN / "test/calibration.json").read_text()) == calibration(task)
 
     x = np.load("data.npz")["x"][table["row"].to_numpy()]
@@ -156,26 +159,29 @@ def test_all_verbs_apply_it_alike(task: str, experiment: Any, cli: Cli) -> None:
         assert other.select(names).equals(table.select(names))
 
 
-@pytest.mark.parametrize("part", ["temperature", "thresholds"])
-def test_either_part_alone(part: str, experiment: Any, cli: Cli) -> None:
+@pytest.mark.parametrize("omitted", ["temperature", "thresholds"])
+def test_temperature_and_thresholds_also_apply_alone(
+    omitted: str, experiment: Any, cli: Cli
+) -> None:
     cli("fit", "--config", experiment("binary", 300))
     cli("test")
     raw = written()
-    save(calibration("binary", **{part: None}))
+    save(calibration("binary", **{omitted: None}))
     said = cli("test").split("calibrated: ")[1].split("\n")[0]
-    assert said == ("threshold 0.37 (f1)" if part == "temperature" else "temperature 1.7")
+    assert said == ("threshold 0.37 (f1)" if omitted == "temperature" else "temperature 1.7")
     p = probabilities(written())
     assert np.allclose(
-        p, probabilities(raw) if part == "temperature" else softened(probabilities(raw), "binary")
+        p,
+        probabilities(raw) if omitted == "temperature" else softened(probabilities(raw), "binary"),
     )
-    at = 0.37 if part == "temperature" else 0.5
-    assert ((written()["prediction"] == "yes").to_numpy() == (p[:, 1] > at)).all()
+    threshold = 0.37 if omitted == "temperature" else 0.5
+    assert ((written()["prediction"] == "yes").to_numpy() == (p[:, 1] > threshold)).all()
 
 
-def test_it_is_applied_to_its_own_checkpoint_alone(
+def test_a_calibration_applies_to_its_own_checkpoint_only(
     experiment: Any, cli: Cli, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """And what was kept of it beside older results goes."""
+    """For another checkpoint, the copy beside earlier results is deleted, too."""
     cli("fit", "--config", experiment("binary"))
     cli("test")
     raw, rows = written(), np.load("data.npz")["x"]
@@ -193,7 +199,7 @@ def test_it_is_applied_to_its_own_checkpoint_alone(
         assert proj.load(RUN / "checkpoints/last.ckpt").calibration is None
 
     best = RUN / "checkpoints/best.ckpt"
-    shutil.copy(RUN / "checkpoints/last.ckpt", best)  # as if it had been trained again
+    shutil.copy(RUN / "checkpoints/last.ckpt", best)
     with best.open("ab") as file:
         file.write(b" ")
     for args in (["test"], ["predict", "--data.predict_path", "data.npz"]):
@@ -223,8 +229,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ),
     ({"thresholds": {"yes": 1.2}}, "got {'yes': 1.2};"),
     ({"thresholds": [0.5]}, "got [0.5];"),
-    ({"thresholds": {"no": 0.5}}, "expected thresholds for ['yes'], got some for ['no'];"),
-    ({"thresholds": {"yes": 0.5, "no\n": 0.5}}, "got some for ['yes', 'no\\n'];"),
+    ({"thresholds": {"no": 0.5}}, "expected thresholds for ['yes'], got thresholds for ['no'];"),
+    ({"thresholds": {"yes": 0.5, "no\n": 0.5}}, "got thresholds for ['yes', 'no\\n'];"),
     (
         {"thresholds": None, "temperature": None},
         "expected a temperature or thresholds, got neither;",
@@ -240,7 +246,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-def test_a_damaged_file_is_an_error_that_says_what_to_do(experiment: Any, cli: Cli) -> None:
+def test_a_damaged_file_is_an_error_with_a_remedy(experiment: Any, cli: Cli) -> None:
     cli("fit", "--config", experiment("binary"))
     for changes, message in BAD:
         save({**calibration("binary"), **changes})
@@ -253,15 +259,15 @@ def test_a_damaged_file_is_an_error_that_says_what_to_do(experiment: Any, cli: C
         assert "calibration.json" in cli("predict", "--data.predict_path", "data.npz", code=2)
         with pytest.raises(UserError, match=r"calibration\.json"):
             proj.load("version_0")
-    said = cli("validate")  # which applies none, and reads none
-    assert f"{FILE} is not applied to the part it was fitted on" in said
+    said = cli("validate")  # It applies no calibration and reads none.
+    assert f"{FILE} is not applied to the split it was fitted on" in said
 
 
 @pytest.mark.parametrize(
     ("task", "message"),
     [
         ("regression", "expected a model of classes or labels, got one of numbers;"),
-        ("multiclass", "expected no thresholds for several classes, got some for ['yes'];"),
+        ("multiclass", "expected no thresholds for several classes, got thresholds for ['yes'];"),
     ],
 )
 def test_a_file_for_another_task_is_an_error(
@@ -272,7 +278,7 @@ def test_a_file_for_another_task_is_an_error(
     assert message in cli("test", code=2)
 
 
-def test_training_and_validation_stay_as_they_are(experiment: Any, cli: Cli) -> None:
+def test_training_and_validation_ignore_a_calibration(experiment: Any, cli: Cli) -> None:
     cli("fit", "--config", experiment("binary"))
     cli("validate")
     raw, scores = written("validate"), (RUN / "validate/metrics.json").read_text()
@@ -284,7 +290,7 @@ def test_training_and_validation_stay_as_they_are(experiment: Any, cli: Cli) -> 
 
 
 @pytest.mark.slow
-def test_two_processes_apply_it_as_one_does(experiment: Any, cli: Cli) -> None:
+def test_two_processes_apply_a_calibration_as_one_does(experiment: Any, cli: Cli) -> None:
     cli("fit", "--config", experiment("multilabel", 121))
     save(calibration("multilabel"))
     cli("test")

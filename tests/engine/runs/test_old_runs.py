@@ -1,4 +1,4 @@
-"""Runs that version 0.1 (commit 1f3aa99, before the package was laid out anew) left behind still work."""
+"""Runs of version 0.1 (commit 1f3aa99, before the new package layout) still work."""
 
 import json
 import shutil
@@ -56,3 +56,19 @@ def test_fit_on_the_recorded_config_gives_the_recorded_weights(name: str, cli: C
         )
         assert before.keys() == after.keys()
         assert all(torch.allclose(before[key], after[key], atol=1e-6) for key in before)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_resume_of_an_old_checkpoint_is_refused(name: str, cli: Cli) -> None:
+    """Its callbacks have other states, so the resumed run would go wrong without a message."""
+    run = Path("lightning_logs") / name
+    before = (run / "manifest.json").read_text()
+    message = "expected a checkpoint of this version of proj, got one of another version"
+    said = cli("fit", "--resume", name, "--trainer.max_time", "00:00:10:00", code=2)
+    assert f"{run}/checkpoints/last.ckpt: {message}" in said
+    assert "start a new run from its weights with --init_from" in said
+    flags = ["--config", run / "config.yaml", "--trainer.max_epochs", "9"]
+    last = run / "checkpoints" / "last.ckpt"
+    assert message in cli("fit", *flags, "--ckpt_path", last, code=2)
+    assert (run / "manifest.json").read_text() == before
+    cli("fit", *flags[:2], "--init_from", last, "--name", "new")

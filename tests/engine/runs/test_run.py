@@ -1,4 +1,4 @@
-"""The run folder: what is in it, how it is claimed, found, and fed back."""
+"""The run folder: its files, how it is created and found, and how it reproduces a run."""
 
 import json
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +14,15 @@ import yaml
 import proj
 from conftest import Cli, files_in, make_arrays
 from proj.engine.cli import main
-from proj.engine.runs.run import Run, atomic_write, create_run, find_run, list_runs, read_checkpoint
+from proj.engine.runs.run import (
+    Run,
+    atomic_write,
+    create_run,
+    find_run,
+    flatten_config,
+    list_runs,
+    read_checkpoint,
+)
 from proj.errors import UserError
 
 LOGS = Path("lightning_logs")
@@ -24,7 +32,7 @@ def state(name: str, which: str = "last") -> dict[str, Any]:
     return read_checkpoint(LOGS / name / "checkpoints" / f"{which}.ckpt")["state_dict"]
 
 
-def same(a: dict[str, Any], b: dict[str, Any]) -> bool:
+def equal(a: dict[str, Any], b: dict[str, Any]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
@@ -59,17 +67,17 @@ def test_a_run_is_one_folder(experiment: Any, cli: Cli) -> None:
     assert len(manifest["data"]) == 64
 
 
-def test_a_runs_own_config_gives_the_same_weights(experiment: Any, cli: Cli) -> None:
-    """With dropout and shuffling, so that the generators matter."""
+def test_the_config_of_a_run_gives_the_same_weights(experiment: Any, cli: Cli) -> None:
+    """Dropout and shuffling make the result depend on the random generators."""
     net = {"class_path": "MLP", "init_args": {"hidden": [8], "dropout": 0.5}}
     cli("fit", "--config", experiment(model={"net": net}))
     cli("fit", "--config", LOGS / "version_0/config.yaml")
-    assert same(state("version_0"), state("version_1"))
+    assert equal(state("version_0"), state("version_1"))
     assert (LOGS / "version_0/config.yaml").read_text() == (
         LOGS / "version_1/config.yaml"
     ).read_text()
     cli("fit", "--config", LOGS / "version_0/config.yaml", "--seed_everything", "5")
-    assert not same(state("version_0"), state("version_2"))
+    assert not equal(state("version_0"), state("version_2"))
 
 
 @pytest.mark.parametrize(
@@ -155,7 +163,7 @@ def test_names_and_the_newest_finished_run(experiment: Any, cli: Cli) -> None:
     assert [r.path.name for r in list_runs(LOGS)] == ["unfinished", "ant", "zebra"]
     assert "run: lightning_logs/ant" in cli("test")
     assert "Did you mean 'zebra'" in cli("test", "--run", "zebr", code=2)
-    assert "there is a run lightning_logs/ant already" in cli(
+    assert "the run lightning_logs/ant exists already" in cli(
         "fit", "--config", config, "--name", "ant", code=2
     )
     assert "--name: expected up to 100 letters, digits" in cli(
@@ -163,7 +171,7 @@ def test_names_and_the_newest_finished_run(experiment: Any, cli: Cli) -> None:
     )
 
 
-def test_a_config_finds_the_newest_run_like_it(experiment: Any, cli: Cli) -> None:
+def test_a_config_finds_the_newest_run_with_its_model_and_data(experiment: Any, cli: Cli) -> None:
     config = experiment()
     cli("fit", "--config", config, "--name", "plain", "--trainer.max_epochs", "1")
     cli("fit", "--config", config, "--name", "wide", "--model.net.hidden", "[16]")
@@ -173,7 +181,9 @@ def test_a_config_finds_the_newest_run_like_it(experiment: Any, cli: Cli) -> Non
     )
 
 
-def test_flags_win_over_what_is_recorded_and_the_change_is_told(experiment: Any, cli: Cli) -> None:
+def test_flags_override_recorded_settings_and_the_change_is_printed(
+    experiment: Any, cli: Cli
+) -> None:
     cli("fit", "--config", experiment())
     out = cli("test", "--data.batch_size", "7", "--model.label_smoothing", "0.5")
     assert "not as recorded: data.init_args.batch_size: 16 -> 7" in out
@@ -183,7 +193,7 @@ def test_flags_win_over_what_is_recorded_and_the_change_is_told(experiment: Any,
     assert json.loads((LOGS / "version_0/test/metrics.json").read_text())["loss"]["value"] != plain
 
 
-def test_a_changed_source_is_told(experiment: Any, cli: Cli, capsys: Any) -> None:
+def test_a_changed_source_gives_a_warning(experiment: Any, cli: Cli, capsys: Any) -> None:
     cli("fit", "--config", experiment())
     np.savez("data.npz", **make_arrays("multiclass", 120, seed=5))
     assert main(["test"]) == 0
@@ -193,7 +203,9 @@ def test_a_changed_source_is_told(experiment: Any, cli: Cli, capsys: Any) -> Non
     )
 
 
-def test_another_split_than_at_training_is_told(experiment: Any, cli: Cli, capsys: Any) -> None:
+def test_another_split_than_in_training_gives_a_warning(
+    experiment: Any, cli: Cli, capsys: Any
+) -> None:
     cli("fit", "--config", experiment())
     assert main(["test", "--data.split_seed", "1"]) == 0
     assert "may be among those scored: init_args.split_seed: 0 -> 1" in capsys.readouterr().err
@@ -201,12 +213,12 @@ def test_another_split_than_at_training_is_told(experiment: Any, cli: Cli, capsy
     assert "may be among those scored" not in capsys.readouterr().err
 
 
-def test_a_run_that_is_not_finished_is_told(experiment: Any, cli: Cli, capsys: Any) -> None:
+def test_an_unfinished_run_gives_a_warning(experiment: Any, cli: Cli, capsys: Any) -> None:
     cli("fit", "--config", experiment())
     find_run(LOGS, None).write_manifest(status="failed")
-    assert "1 runs in lightning_logs, none finished" in cli("test", code=2)
+    assert "1 run in lightning_logs, none finished" in cli("test", code=2)
     assert main(["test", "--run", "version_0"]) == 0
-    assert "version_0 is not finished, its status is failed" in capsys.readouterr().err
+    assert "version_0 is not finished; its status is failed" in capsys.readouterr().err
     (LOGS / "version_0/manifest.json").write_text("{")
     assert "manifest.json cannot be read" in cli("test", code=2)
 
@@ -219,7 +231,7 @@ def test_predicting_new_rows_needs_no_training_data(experiment: Any, cli: Cli) -
     assert pl.read_parquet(LOGS / "version_0/predict/predictions.parquet").height == 7
 
 
-def test_runs_are_where_the_last_config_says(experiment: Any, cli: Cli) -> None:
+def test_the_last_config_decides_where_runs_are(experiment: Any, cli: Cli) -> None:
     Path("one.yaml").write_text("trainer: {default_root_dir: one}")
     Path("two.yaml").write_text("trainer: {default_root_dir: two}")
     files = ["--config", experiment(), "--config", "one.yaml", "--config", "two.yaml"]
@@ -230,12 +242,12 @@ def test_runs_are_where_the_last_config_says(experiment: Any, cli: Cli) -> None:
     assert "run: two/lightning_logs/version_0" in cli("test", "--trainer.default_root_dir", "two")
 
 
-def test_claims_at_the_same_moment_get_different_folders(work: Path) -> None:
+def test_runs_created_at_the_same_time_get_different_folders(work: Path) -> None:
     with ThreadPoolExecutor(8) as pool:
-        claimed = list(pool.map(lambda _: create_run(work / "logs", None).path, range(40)))
-    assert len(set(claimed)) == 40
-    assert {p.name for p in claimed} == {f"version_{i}" for i in range(40)}
-    (work / "logs/version_²").mkdir()  # a digit to Python, and no number
+        created = list(pool.map(lambda _: create_run(work / "logs", None).path, range(40)))
+    assert len(set(created)) == 40
+    assert {p.name for p in created} == {f"version_{i}" for i in range(40)}
+    (work / "logs/version_²").mkdir()  # Python takes it for a digit, but not for a number.
     assert create_run(work / "logs", None).path.name == "version_40"
 
 
@@ -270,3 +282,33 @@ def test_best_is_the_epoch_with_the_best_validation_metric(experiment: Any, cli:
     cli("validate")
     got = json.loads((LOGS / "version_0/validate/metrics.json").read_text())["rmse"]["value"]
     assert got == pytest.approx(min(rmse), rel=1e-6)
+
+
+def test_metrics_of_a_split_are_those_that_its_verb_wrote(experiment: Any, cli: Cli) -> None:
+    cli("fit", "--config", experiment("binary"))
+    run = find_run(LOGS, "version_0")
+    for split, verb in (("val", "validate"), ("test", "test")):
+        with pytest.raises(UserError, match=rf"found no file; write it with `{verb} --run vers"):
+            run.metrics(split)
+        cli(verb)
+        content = json.loads((run.path / verb / "metrics.json").read_text())
+        assert run.metrics(split) == content
+        assert run.metrics(split)["f1"]["value"] == content["f1"]["value"]
+    with pytest.raises(UserError, match="expected the split val or test, got 'train'"):
+        run.metrics("train")
+    (run.path / "test" / "metrics.json").write_text("{")
+    with pytest.raises(UserError, match="is damaged"):
+        run.metrics("test")
+
+
+def test_a_flat_config_has_dotted_keys_without_class_paths() -> None:
+    config = {
+        "seed_everything": 1,
+        "model": {"class_path": "M", "init_args": {"lr": 0.1, "net": None, "hidden": [8]}},
+    }
+    assert flatten_config(config) == {
+        "seed_everything": 1,
+        "model": "M",
+        "model.lr": 0.1,
+        "model.hidden": "[8]",
+    }

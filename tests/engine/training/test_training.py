@@ -1,4 +1,4 @@
-"""What people expect of training: stopping, precision, clipping, accumulation, compiling, several processes."""
+"""Training: early stopping, Trainer flags, accumulation, compiling, several processes, signals."""
 
 import json
 import os
@@ -23,8 +23,8 @@ def checkpoint(name: str = "version_0", which: str = "last") -> dict[str, Any]:
     return read_checkpoint(LOGS / name / "checkpoints" / f"{which}.ckpt")
 
 
-def test_early_stopping_waits_as_long_as_it_is_told(experiment: Any, cli: Cli) -> None:
-    """Nothing counts as an improvement, so it stops after the first validation and its patience."""
+def test_early_stopping_waits_for_its_patience(experiment: Any, cli: Cli) -> None:
+    """Nothing counts as an improvement, so training stops when the patience is used up."""
     config = experiment(trainer={"max_epochs": 9})
     cli(
         "fit",
@@ -40,7 +40,7 @@ def test_early_stopping_waits_as_long_as_it_is_told(experiment: Any, cli: Cli) -
     assert checkpoint("version_1")["epoch"] == 8
 
 
-def test_monitor_and_mode_follow_the_task_and_can_be_set(experiment: Any, cli: Cli) -> None:
+def test_monitor_and_mode_default_to_the_task_and_can_be_set(experiment: Any, cli: Cli) -> None:
     def states(name: str) -> dict[str, Any]:
         return {key.split("{")[0]: state for key, state in checkpoint(name)["callbacks"].items()}
 
@@ -122,7 +122,7 @@ def test_overfitting_sees_the_same_batches_each_epoch(experiment: Any, cli: Cli)
 
 
 def test_accumulated_batches_equal_one_large_batch(experiment: Any, cli: Cli) -> None:
-    """Of 84 training rows, 4 batches of 21 make one step of all."""
+    """Four batches of 21 make one step with all 84 training rows."""
     config = experiment(model={"optimizer": {"class_path": "SGD", "init_args": {"lr": 0.1}}})
     cli(
         "fit",
@@ -156,11 +156,11 @@ def test_a_compiled_net_learns_the_same_and_its_checkpoint_has_plain_names(
     for size in (
         "8",
         "4",
-    ):  # in one process as trials are: the compiled net no longer knows a batch's size as a number
+    ):  # In one process: torch.compile makes the batch size a symbol at the second size.
         cli("fit", "--config", config, "--model.compile", "net", "--data.batch_size", size)
 
 
-def test_going_on_from_a_checkpoint_equals_training_in_one_go(experiment: Any, cli: Cli) -> None:
+def test_continuing_a_checkpoint_equals_uninterrupted_training(experiment: Any, cli: Cli) -> None:
     config = experiment()
     cli("fit", "--config", config, "--trainer.max_epochs", "4", "--name", "whole")
     cli("fit", "--config", config, "--trainer.max_epochs", "2", "--name", "half")
@@ -182,15 +182,15 @@ def test_going_on_from_a_checkpoint_equals_training_in_one_go(experiment: Any, c
     )
 
 
-def test_going_on_with_another_model_or_schedule_is_an_error(experiment: Any, cli: Cli) -> None:
+def test_continuing_with_another_model_or_schedule_is_an_error(experiment: Any, cli: Cli) -> None:
     scheduler = {"class_path": "CosineAnnealingLR", "init_args": {"T_max": 2}}
     config = experiment(model={"scheduler": scheduler})
     cli("fit", "--config", config)
-    go_on = ["fit", "--config", config, "--ckpt_path", LOGS / "version_0/checkpoints/last.ckpt"]
+    continued = ["fit", "--config", config, "--ckpt_path", LOGS / "version_0/checkpoints/last.ckpt"]
     assert "optimizer.init_args.lr: 0.001 -> 0.5. Leave" in cli(
-        *go_on, "--model.optimizer.lr", "0.5", code=2
+        *continued, "--model.optimizer.lr", "0.5", code=2
     )
-    assert "max_epochs: 2 -> 4" in cli(*go_on, "--trainer.max_epochs", "4", code=2)
+    assert "max_epochs: 2 -> 4" in cli(*continued, "--trainer.max_epochs", "4", code=2)
     torch.save({"state_dict": {}}, "weights.ckpt")
     assert "holds weights only" in cli(
         "fit", "--config", config, "--ckpt_path", "weights.ckpt", code=2
@@ -204,7 +204,7 @@ def test_training_without_a_validation_has_no_best_checkpoint_and_says_so(
     config = experiment()
     with pytest.warns(UserWarning, match="no validation took place, so there is no best.ckpt"):
         cli("fit", "--config", config, "--trainer.max_steps", "3")
-    with pytest.warns(UserWarning, match="version_0 is finished and has no best.ckpt: passed over"):
+    with pytest.warns(UserWarning, match="version_0 is finished but has no best.ckpt: skipped"):
         assert "no finished run in lightning_logs has a best.ckpt; name a run" in cli(
             "test", code=2
         )
@@ -212,7 +212,10 @@ def test_training_without_a_validation_has_no_best_checkpoint_and_says_so(
 
 
 def test_the_preflight_leaves_no_trace_in_the_weights(experiment: Any, cli: Cli) -> None:
-    """A loop by hand over the same loader, with dropout, from the same seed, without any preflight."""
+    """A plain training loop over the same loader, from the same seed, gives the same bits.
+
+    It has no preflight, and the net has dropout, so the random generators matter.
+    """
     from lightning.pytorch import seed_everything
 
     from proj.data.arrays import ArrayDataModule
@@ -261,13 +264,13 @@ def scores(name: str, verb: str) -> dict[str, float]:
 
 
 def test_two_processes_train_and_agree_with_one_on_every_metric(experiment: Any, cli: Cli) -> None:
-    """121 rows leave odd parts: 85 to train on, 18 and 18; with 0.16 of them 19 to validate on."""
+    """The sizes of the splits are odd, so the two processes get different numbers of rows."""
     import polars as pl
 
     config = experiment("multiclass", 121, data={"val_fraction": 0.16, "test_fraction": 0.14})
     run("fit", "--config", config, *TWO, "--trainer.enable_progress_bar", "false")
     assert [p.name for p in LOGS.iterdir()] == ["version_0"]
-    run("test", "--trainer.enable_progress_bar", "false")  # on two processes, as recorded
+    run("test", "--trainer.enable_progress_bar", "false")  # on two processes, as the run records
     two, table = (
         scores("version_0", "test"),
         pl.read_parquet(LOGS / "version_0/test/predictions.parquet"),
@@ -278,7 +281,7 @@ def test_two_processes_train_and_agree_with_one_on_every_metric(experiment: Any,
     alone = pl.read_parquet(LOGS / "version_0/test/predictions.parquet")
     assert alone["row"].equals(table["row"])
     assert alone["prediction"].equals(table["prediction"])
-    # validation inside fit, on two processes, against one process on the same weights
+    # The validation within fit, on two processes, equals that of one process.
     state = next(
         v for k, v in checkpoint(which="best")["callbacks"].items() if k.startswith("Checkpoint")
     )
@@ -288,8 +291,8 @@ def test_two_processes_train_and_agree_with_one_on_every_metric(experiment: Any,
     )
 
 
-def listen_to_sigint() -> None:
-    """A shell's background jobs ignore SIGINT, and what they start inherits that."""
+def accept_sigint() -> None:
+    """Restore the handler of SIGINT: background jobs of a shell inherit that it is ignored."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
@@ -303,7 +306,7 @@ def test_a_signal_stops_with_its_exit_code_and_the_run_says_so(
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=listen_to_sigint,
+        preexec_fn=accept_sigint,
     )
     end = time.monotonic() + 120
     while not (LOGS / "version_0/checkpoints/last.ckpt").exists() and time.monotonic() < end:
@@ -316,7 +319,7 @@ def test_a_signal_stops_with_its_exit_code_and_the_run_says_so(
     read_checkpoint(LOGS / "version_0/checkpoints/last.ckpt")
 
 
-def test_the_experiment_can_be_run_by_the_console_script(work: Path) -> None:
+def test_the_console_script_runs_an_experiment(work: Path) -> None:
     script = Path(sys.executable).parent / "proj"
     done = subprocess.run(
         [script, "check", "--config", str(ROOT / "configs/linnerud.yaml")],
@@ -328,7 +331,7 @@ def test_the_experiment_can_be_run_by_the_console_script(work: Path) -> None:
     assert files_in(work) == []
 
 
-def test_a_learning_rate_is_found_and_written_where_it_stands(experiment: Any, cli: Cli) -> None:
+def test_lr_find_sets_the_learning_rate_of_the_run(experiment: Any, cli: Cli) -> None:
     config = experiment(rows=1000)
     said = cli("fit", "--config", config, "--lr_find", "--model.optimizer", "SGD")
     run = Path("lightning_logs/version_0")
@@ -338,9 +341,7 @@ def test_a_learning_rate_is_found_and_written_where_it_stands(experiment: Any, c
     assert f"learning rate: {rate:.2g}" in said
     assert 1e-8 < rate < 1
     assert (run / "lr_find.png").read_bytes().startswith(b"\x89PNG")
-    cli(
-        "fit", "--config", config, "--model.optimizer", "SGD", "--model.optimizer.lr", repr(rate)
-    )  # finding leaves no trace
+    cli("fit", "--config", config, "--model.optimizer", "SGD", "--model.optimizer.lr", repr(rate))
     weights = [
         read_checkpoint(Path(f"lightning_logs/version_{i}/checkpoints/last.ckpt"))["state_dict"]
         for i in (0, 1)

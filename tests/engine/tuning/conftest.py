@@ -1,4 +1,4 @@
-"""A study that takes a second a trial, in processes of its own."""
+"""Helpers for studies whose trials take about a second, in processes of their own."""
 
 import json
 import os
@@ -20,11 +20,12 @@ ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT / "tests")]),
 }
+STUDY_FOLDER = Path("lightning_logs/studies/study")
 
 
 @pytest.fixture
 def study(experiment: Any) -> Callable[..., list[str]]:
-    """Write an experiment and a study of it; returns the command line. Options: keys of the study's file."""
+    """Write an experiment and a study file; return the command line. Options are its keys."""
 
     def write(
         trials: int | None = 5, experiment_sections: dict[str, Any] | None = None, **keys: Any
@@ -54,6 +55,7 @@ def study(experiment: Any) -> Callable[..., list[str]]:
 
 
 def start(*args: str) -> subprocess.Popen[str]:
+    """Start a command line; its output goes to ``log.txt``."""
     with Path("log.txt").open("a") as log:
         return subprocess.Popen(
             [sys.executable, "-m", "proj", *args],
@@ -65,30 +67,31 @@ def start(*args: str) -> subprocess.Popen[str]:
 
 
 def run(*args: str, code: int = 0) -> str:
-    """A command line in a process of its own; what it printed."""
-    done = subprocess.run(
+    """Run a command line and return its output, with another exit code its errors."""
+    process = subprocess.run(
         [sys.executable, "-m", "proj", *args], env=ENVIRONMENT, capture_output=True, text=True
     )
-    assert done.returncode == code, f"{done.returncode}: {done.stdout}\n{done.stderr}"
-    return done.stdout if code == 0 else done.stderr
+    message = f"{process.returncode}: {process.stdout}\n{process.stderr}"
+    assert process.returncode == code, message
+    return process.stdout if code == 0 else process.stderr
 
 
-def wait_until(happened: Callable[[], Any], seconds: float = 120) -> None:
+def wait_until(condition: Callable[[], Any], seconds: float = 120) -> None:
     end = time.monotonic() + seconds
-    while not happened():
+    while not condition():
         assert time.monotonic() < end, Path("log.txt").read_text()
         time.sleep(0.02)
 
 
-def trials(folder: str = "lightning_logs/studies/study") -> list[dict[str, Any]]:
-    """The study's table, without the times."""
-    return pl.read_csv(f"{folder}/trials.csv", infer_schema_length=None).drop("seconds").to_dicts()
+def trials() -> list[dict[str, Any]]:
+    """Return the table of the study without the durations."""
+    table = pl.read_csv(STUDY_FOLDER / "trials.csv", infer_schema_length=None)
+    return table.drop("seconds").to_dicts()
 
 
-def records(folder: str = "lightning_logs/studies/study") -> list[Any]:
-    path = Path(folder) / "study.journal"
-    return (
-        [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
-        if path.exists()
-        else []
-    )
+def records() -> list[Any]:
+    """Return the complete records of the study's journal."""
+    path = STUDY_FOLDER / "study.journal"
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]

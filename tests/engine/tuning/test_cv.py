@@ -1,4 +1,4 @@
-"""Cross-validation against a loop over scikit-learn's splitters, and the statistics by hand."""
+"""Cross-validation against a loop over scikit-learn's splitters, and its statistics."""
 
 import json
 from pathlib import Path
@@ -8,115 +8,186 @@ import numpy as np
 import polars as pl
 import pytest
 from scipy import stats
-from sklearn.metrics import accuracy_score, f1_score
+from sklearn import metrics as sklearn_metrics
 from sklearn.model_selection import KFold, StratifiedKFold, TimeSeriesSplit, train_test_split
 
 from conftest import Cli
-from engine.tuning.conftest import run
+from engine.tuning.conftest import ENVIRONMENT, run
 from proj.data.splits import split, split_by_time, split_groups
-from proj.engine.tuning.cv import interval
+from proj.engine.tuning.fold_scores import FoldRun, out_of_fold_metrics, summarize_folds
 from proj.errors import UserError
 
-RATE = ["--model.optimizer", "Adam", "--model.optimizer.lr", "0.05"]
+OPTIMIZER = ["--model.optimizer", "Adam", "--model.optimizer.lr", "0.05"]
 FOLDER = Path("lightning_logs/studies/experiment_cv")
 
+SUBCLASSES = """
+from proj.models import BinaryClassifier, MultilabelClassifier, Regressor
+class OwnBinary(BinaryClassifier): pass
+class OwnMultilabel(MultilabelClassifier): pass
+class OwnRegressor(Regressor): pass
+"""
 
-def test_scores_are_those_of_a_loop_by_hand(experiment: Any, cli: Cli) -> None:
+
+def test_scores_equal_a_loop_over_the_splitters_of_scikit_learn(experiment: Any, cli: Cli) -> None:
+    """Each fold is trained and scored as a single run on the same rows would be."""
     config = experiment(rows=150)
-    run("cv", "--config", str(config), "--folds", "3", "--seeds", "2", "--workers", "2", *RATE)
+    run("cv", "--config", str(config), "--folds", "3", "--seeds", "2", "--workers", "2", *OPTIMIZER)
     data = np.load("data.npz")
-    x, y, found = data["x"], data["y"], json.loads((FOLDER / "metrics.json").read_text())
-    by_hand = []
+    x, y, metrics = data["x"], data["y"], json.loads((FOLDER / "metrics.json").read_text())
+    expected = []
     for i in range(2):
-        for fold, (rest, test) in enumerate(
-            StratifiedKFold(3, shuffle=True, random_state=i).split(x, y)
-        ):
+        splitter = StratifiedKFold(3, shuffle=True, random_state=i)
+        for fold, (rest, test) in enumerate(splitter.split(x, y)):
             train, val = train_test_split(
                 rest, test_size=round(0.15 * len(x)), random_state=i, stratify=y[rest]
             )
-            parts = {"train": np.sort(train), "val": np.sort(val), "test": test}
-            np.savez(
-                "hand.npz",
-                **{
-                    f"{n}_{s}": {"x": x, "y": y}[n][rows] for s, rows in parts.items() for n in "xy"
-                },
-            )
-            name = f"hand_{i}_{fold}"
-            cli(
-                "fit",
-                "--config",
-                config,
-                "--data.path",
-                "hand.npz",
-                "--seed_everything",
-                str(1 + i),
-                "--name",
-                name,
-                *RATE,
-            )
+            splits = {"train": np.sort(train), "val": np.sort(val), "test": test}
+            arrays = {f"x_{name}": x[rows] for name, rows in splits.items()}
+            arrays |= {f"y_{name}": y[rows] for name, rows in splits.items()}
+            np.savez("single.npz", **arrays)
+            name = f"single_{i}_{fold}"
+            seed = ["--seed_everything", str(1 + i)]
+            flags = ["--data.path", "single.npz", *seed, "--name", name, *OPTIMIZER]
+            cli("fit", "--config", config, *flags)
             cli("test", "--run", name)
-            by_hand.append(
-                json.loads(Path(f"lightning_logs/{name}/test/metrics.json").read_text())["f1"][
-                    "value"
-                ]
-            )
-    assert found["f1"]["folds"] == by_hand
-    assert found["f1"]["value"] == pytest.approx(np.mean(by_hand), abs=1e-12)
-    assert found["f1"]["std"] == pytest.approx(np.std(by_hand, ddof=1), abs=1e-12)
+            content = Path(f"lightning_logs/{name}/test/metrics.json").read_text()
+            expected.append(json.loads(content)["f1"]["value"])
+    assert metrics["f1"]["folds"] == expected
+    assert metrics["f1"]["value"] == pytest.approx(np.mean(expected), abs=1e-12)
+    assert metrics["f1"]["std"] == pytest.approx(np.std(expected, ddof=1), abs=1e-12)
     predictions = pl.read_parquet(FOLDER / "predictions.parquet")
-    for _, part in predictions.group_by("seed"):
-        assert sorted(part["row"]) == list(
-            range(150)
-        )  # each row once, by a model that has not seen it
-    seeds = [part for _, part in predictions.group_by("seed", maintain_order=True)]
-    accuracy = np.mean([accuracy_score(part["target"], part["prediction"]) for part in seeds])
-    f1 = np.mean([f1_score(part["target"], part["prediction"], average="macro") for part in seeds])
-    assert found["accuracy"]["out_of_fold"] == pytest.approx(accuracy, abs=1e-12)
-    assert found["f1"]["out_of_fold"] == pytest.approx(f1, abs=1e-12)
-    assert "something else" in cli("cv", "--config", config, "--folds", "4", code=2)
+    for _, table in predictions.group_by("seed"):
+        # Each row occurs once for each seed.
+        assert sorted(table["row"]) == list(range(150))
+    seeds = [table for _, table in predictions.group_by("seed", maintain_order=True)]
+    accuracy = np.mean(
+        [sklearn_metrics.accuracy_score(table["target"], table["prediction"]) for table in seeds]
+    )
+    f1 = np.mean(
+        [
+            sklearn_metrics.f1_score(table["target"], table["prediction"], average="macro")
+            for table in seeds
+        ]
+    )
+    assert metrics["accuracy"]["out_of_fold"] == pytest.approx(accuracy, abs=1e-12)
+    assert metrics["f1"]["out_of_fold"] == pytest.approx(f1, abs=1e-12)
+    assert "different settings" in cli("cv", "--config", config, "--folds", "4", code=2)
 
 
-def test_the_interval_is_that_of_nadeau_and_bengio() -> None:
+def reference_scores(task: str, table: pl.DataFrame) -> dict[str, float]:
+    """Compute the metrics of a task with scikit-learn."""
+    target = table.select(pl.col("^target.*$")).to_numpy()
+    prediction = table.select(pl.col("^prediction.*$")).to_numpy()
+    if task == "regression_2":
+        names = [name.removeprefix("target_") for name in table.columns if "target_" in name]
+        errors = sklearn_metrics.mean_squared_error(target, prediction, multioutput="raw_values")
+        return {
+            "mse": errors.mean(),
+            "rmse": np.sqrt(errors).mean(),
+            f"rmse/{names[1]}": np.sqrt(errors)[1],
+            "mae": sklearn_metrics.mean_absolute_error(target, prediction),
+            "r2": sklearn_metrics.r2_score(target, prediction),
+        }
+    if task == "binary":
+        target, prediction = target[:, 0] == "yes", prediction[:, 0] == "yes"
+    average = "binary" if task == "binary" else "macro"
+    precision, recall, f1, _ = sklearn_metrics.precision_recall_fscore_support(
+        target, prediction, average=average, zero_division=0
+    )
+    accuracy = sklearn_metrics.accuracy_score(target, prediction)
+    return {"accuracy": accuracy, "precision": precision, "recall": recall, "f1": f1}
+
+
+@pytest.mark.parametrize(
+    ("task", "model"),
+    [
+        ("binary", "OwnBinary"),
+        ("multilabel", "OwnMultilabel"),
+        ("regression_2", "OwnRegressor"),
+    ],
+)
+def test_out_of_fold_metrics_of_a_subclass_are_those_of_its_task(
+    task: str, model: str, experiment: Any, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The metrics follow the task of the schema, not the name of the model's class."""
+    monkeypatch.setenv("PYTHONPATH", ENVIRONMENT["PYTHONPATH"])
+    Path("own.py").write_text(SUBCLASSES)
+    file = experiment(task)
+    config = json.loads(file.read_text())
+    config["model"]["class_path"] = f"own.{model}"
+    file.write_text(json.dumps(config))
+    cli("cv", "--config", file, "--folds", "2", *OPTIMIZER)
+    entries = json.loads((FOLDER / "metrics.json").read_text())
+    expected = reference_scores(task, pl.read_parquet(FOLDER / "predictions.parquet"))
+    for name, value in expected.items():
+        assert entries[name]["out_of_fold"] == pytest.approx(value, abs=1e-6, rel=1e-6), name
+
+
+@pytest.fixture
+def fold_run(experiment: Any, cli: Cli) -> FoldRun:
+    """A tested run in place of a fold."""
+    cli("fit", "--config", experiment("binary"), "--name", "fold")
+    cli("test", "--run", "fold")
+    return FoldRun(1, 0, Path("lightning_logs/fold"), [])
+
+
+def test_a_metric_with_another_definition_has_no_out_of_fold_value(fold_run: FoldRun) -> None:
+    """A metric that the predictions do not reproduce is left out instead of being redefined."""
+    metrics = fold_run.metrics()
+    assert out_of_fold_metrics([fold_run])["f1"] == pytest.approx(metrics["f1"]["value"], abs=1e-6)
+    metrics["f1"]["value"] += 0.01
+    (fold_run.folder / "test" / "metrics.json").write_text(json.dumps(metrics))
+    values = out_of_fold_metrics([fold_run])
+    assert "f1" not in values
+    assert values["accuracy"] == pytest.approx(metrics["accuracy"]["value"], abs=1e-6)
+
+
+def test_the_interval_has_the_correction_of_nadeau_and_bengio() -> None:
+    """The interval is the one of the formula in their paper."""
     values = [0.8, 0.9, 0.85, 0.7, 0.95]
-    half = stats.t(4).ppf(0.975) * np.sqrt((1 / 5 + 1 / 4) * np.var(values, ddof=1))
-    found = interval(values, 5)
-    assert (found.low, found.high) == pytest.approx(
-        (np.mean(values) - half, np.mean(values) + half), abs=1e-12
+    half_width = stats.t(4).ppf(0.975) * np.sqrt((1 / 5 + 1 / 4) * np.var(values, ddof=1))
+    summary = summarize_folds(values, 5)
+    assert (summary.low, summary.high) == pytest.approx(
+        (np.mean(values) - half_width, np.mean(values) + half_width), abs=1e-12
     )
 
 
 def test_folds_are_those_of_scikit_learn() -> None:
+    """The test rows of each fold are those of KFold and TimeSeriesSplit; groups stay together."""
     rows, rng = np.arange(100, 160), np.random.default_rng(0)
     for fold, (_, test) in enumerate(KFold(4, shuffle=True, random_state=3).split(rows)):
         assert np.array_equal(split(rows, 0.1, 0.2, 3, None, ("test", fold, 4))["test"], rows[test])
     test = split(rows, 0.1, 0.2, 3, None)["test"]
-    parts = [split(rows, 0.1, 0.2, 3, None, ("val", fold, 4)) for fold in range(4)]
-    assert all(
-        np.array_equal(part["test"], test) for part in parts
-    )  # which rows are tested hangs on the seed alone
-    assert sorted(np.concatenate([part["val"] for part in parts])) == sorted(set(rows) - set(test))
-    groups = rng.integers(0, 9, 60)
-    seen = [split_groups(rows, 0.2, 0.2, 0, groups, ("test", fold, 3)) for fold in range(3)]
-    assert sorted(np.concatenate([part["test"] for part in seen])) == list(rows)
-    for part in seen:
-        of = {stage: set(groups[np.isin(rows, some)]) for stage, some in part.items()}
-        assert not of["train"] & of["test"]
-        assert not of["val"] & (of["train"] | of["test"])
-    times = rng.permutation(60)
-    for fold, (before, test) in enumerate(TimeSeriesSplit(4).split(np.arange(60))):
-        part = split_by_time(rows, 0.1, 0.2, times, ("test", fold, 4))
-        assert set(times[np.isin(rows, part["test"])]) == set(test)
-        assert set(times[np.isin(rows, np.concatenate([part["train"], part["val"]]))]) == set(
-            before
-        )
-        assert times[np.isin(rows, part["train"])].max() < times[np.isin(rows, part["val"])].min()
+    folds = [split(rows, 0.1, 0.2, 3, None, ("val", fold, 4)) for fold in range(4)]
+    # The test rows depend on the seed only.
+    assert all(np.array_equal(splits["test"], test) for splits in folds)
+    validated = np.concatenate([splits["val"] for splits in folds])
+    assert sorted(validated) == sorted(set(rows) - set(test))
     for wrong in (("test", 4, 4), ("val", 0, 1), ("test", -1, 3)):
         with pytest.raises(UserError, match=r"data\.fold"):
             split(rows, 0.1, 0.2, 0, None, wrong)  # type: ignore[arg-type]
 
+    groups = rng.integers(0, 9, 60)
+    folds = [split_groups(rows, 0.2, 0.2, 0, groups, ("test", fold, 3)) for fold in range(3)]
+    assert sorted(np.concatenate([splits["test"] for splits in folds])) == list(rows)
+    for splits in folds:
+        members = {name: set(groups[np.isin(rows, part)]) for name, part in splits.items()}
+        assert not members["train"] & members["test"]
+        assert not members["val"] & (members["train"] | members["test"])
+
+    times = rng.permutation(60)
+    for fold, (before, test) in enumerate(TimeSeriesSplit(4).split(np.arange(60))):
+        splits = split_by_time(rows, 0.1, 0.2, times, ("test", fold, 4))
+        rest = np.concatenate([splits["train"], splits["val"]])
+        assert set(times[np.isin(rows, splits["test"])]) == set(test)
+        assert set(times[np.isin(rows, rest)]) == set(before)
+        train_times, val_times = (times[np.isin(rows, splits[name])] for name in ("train", "val"))
+        assert train_times.max() < val_times.min()
+
 
 @pytest.mark.slow
 def test_the_refit_trains_on_all_rows(experiment: Any) -> None:
+    """``--refit`` leaves a checkpoint, and the runs of the folds can be tested again."""
     run("cv", "--config", str(experiment(rows=90)), "--folds", "2", "--refit")
     assert (FOLDER / "refit" / "checkpoints" / "last.ckpt").exists()
     run("test", "--run", str(FOLDER / "seed_1_fold_0"))

@@ -1,4 +1,4 @@
-"""A study that two command lines share through a real PostgreSQL server, of which one is killed."""
+"""A study that two processes share through a real PostgreSQL server."""
 
 import os
 import shutil
@@ -15,18 +15,21 @@ import pytest
 
 from engine.tuning.conftest import run, start, trials, wait_until
 
-BIN = next((path.parent for path in Path("/usr/lib/postgresql").glob("*/bin/initdb")), None)
+POSTGRESQL_BIN = next(
+    (path.parent for path in Path("/usr/lib/postgresql").glob("*/bin/initdb")), None
+)
 
 
 @pytest.fixture
 def server() -> Iterator[str]:
-    """The URL of an empty database on a server of the test's own."""
-    programs = BIN or (Path(found).parent if (found := shutil.which("initdb")) else None)
+    """Start a server and return the URL of its empty database."""
+    initdb = shutil.which("initdb")
+    programs = POSTGRESQL_BIN or (Path(initdb).parent if initdb else None)
     if programs is None:
-        pytest.skip("no PostgreSQL server here; Debian's package postgresql has one")
+        pytest.skip("PostgreSQL is not installed; it is in Debian's package postgresql")
     folder = Path(tempfile.mkdtemp())
     as_user: dict[str, Any] = {}
-    if os.getuid() == 0:  # which the server refuses to be
+    if os.getuid() == 0:  # The server refuses to run as root.
         as_user = {"user": "nobody"}
         shutil.chown(folder, "nobody")
     with socket.socket() as probe:
@@ -62,9 +65,10 @@ def server() -> Iterator[str]:
         shutil.rmtree(folder)
 
 
-def test_two_work_on_one_study_and_one_is_killed(
+def test_a_study_survives_the_kill_of_one_of_two_processes(
     study: Callable[..., list[str]], server: str
 ) -> None:
+    """The surviving process takes over the trials of the killed one."""
     command = [*study(6), "--storage", server]
     first = start(*command)
     wait_until(lambda: Path("lightning_logs/studies/study/trial_0/checkpoints/last.ckpt").exists())
@@ -88,5 +92,6 @@ def test_two_work_on_one_study_and_one_is_killed(
     storage.engine.dispose()
     assert states.count(optuna.trial.TrialState.COMPLETE) == 6
     assert optuna.trial.TrialState.RUNNING not in states
-    run(*command)  # is over
+    # The budget is used up.
+    run(*command)
     assert len(trials()) == 6

@@ -1,4 +1,4 @@
-"""The section ``space``: what is proposed lies in it, and what is wrong in it is said."""
+"""Search space: its settings, its corners, its flags and its error messages."""
 
 import itertools
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import optuna
 import pytest
 
-from proj.engine.tuning.space import assign, corners, flags, read_space, suggest
+from proj.engine.tuning.space import assign, corners, read_space, suggest, to_flags
 from proj.errors import UserError
 
 SPACE = {
@@ -18,7 +18,8 @@ SPACE = {
 }
 
 
-def test_proposals_lie_in_the_space_and_come_only_where_their_conditions_hold() -> None:
+def test_settings_lie_in_the_space_and_meet_their_conditions() -> None:
+    """Sampled values are within their limits, and conditional keys are set only when they apply."""
     space = read_space(SPACE)
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     seen = set()
@@ -29,18 +30,18 @@ def test_proposals_lie_in_the_space_and_come_only_where_their_conditions_hold() 
         assert values.get("c", 1) in (1, 2, 3)
         assert ("e" in values) == (values["d"] == [1, 2])
         seen.add((values["a"], str(values["d"]), values["b"] < 3e-3))
-    assert (
-        len(seen) == 2 * 3 * 2
-    )  # half of what is proposed on a log scale lies below the geometric mean
+    # On a log scale, half of the values lie below the geometric mean.
+    assert len(seen) == 2 * 3 * 2
 
 
-def test_every_choice_and_every_end_comes_up_in_a_corner() -> None:
+def test_each_choice_and_each_limit_is_in_a_corner() -> None:
+    """The corners together have every value, and each corner is a possible setting."""
     space = read_space(SPACE)
-    every = list(corners(space))
+    all_corners = list(corners(space))
     for parameter in space:
         for value in parameter.values:
             assert any(
-                parameter.key in corner and corner[parameter.key] == value for corner in every
+                parameter.key in corner and corner[parameter.key] == value for corner in all_corners
             ), parameter
     possible = [
         dict(zip(SPACE, values, strict=True))
@@ -49,11 +50,12 @@ def test_every_choice_and_every_end_comes_up_in_a_corner() -> None:
     allowed = [
         assign(space, lambda parameter, values=values: values[parameter.key]) for values in possible
     ]
-    assert all(corner in allowed for corner in every)
+    assert all(corner in allowed for corner in all_corners)
 
 
-def test_flags_are_what_the_parser_reads() -> None:
-    assert flags({"a.b": [1, 2], "c": None, "d": "text", "e": True, "f": 1e-4}) == [
+def test_flags_have_the_syntax_of_the_parser() -> None:
+    """Values that are not text are written as JSON."""
+    assert to_flags({"a.b": [1, 2], "c": None, "d": "text", "e": True, "f": 1e-4}) == [
         "--a.b",
         "[1, 2]",
         "--c",
@@ -68,7 +70,7 @@ def test_flags_are_what_the_parser_reads() -> None:
 
 
 @pytest.mark.parametrize(
-    ("space", "said"),
+    ("space", "message"),
     [
         (None, "expected keys of the experiment"),
         ({"a": 3}, "expected one of float, log, int, log_int, choice"),
@@ -78,13 +80,14 @@ def test_flags_are_what_the_parser_reads() -> None:
         ({"a": {"choice": [1, 1]}}, "expected different values"),
         ({"a": {"log": ["1e-4", 1]}}, "write 1.0e-4"),
         ({"a": {"log": [0, 1]}}, "above 0"),
-        ({"a": {"float": [2, 1]}}, "a larger one"),
+        ({"a": {"float": [2, 1]}}, "a higher one"),
         ({"a": {"int": [1.5, 3]}}, "expected two numbers"),
         ({"a": {"int": [1, 2, 3]}}, "expected two numbers"),
-        ({"a": {"int": [1, 2], "when": {"b": 1}}}, "a choice that stands before it"),
+        ({"a": {"int": [1, 2], "when": {"b": 1}}}, "an earlier choice"),
         ({"b": {"choice": ["x"]}, "a": {"int": [1, 2], "when": {"b": "z"}}}, "some of its values"),
     ],
 )
-def test_what_is_wrong_is_said(space: Any, said: str) -> None:
-    with pytest.raises(UserError, match=said):
+def test_each_mistake_has_its_message(space: Any, message: str) -> None:
+    """A mistake in the space is a UserError that names it."""
+    with pytest.raises(UserError, match=message):
         read_space(space)

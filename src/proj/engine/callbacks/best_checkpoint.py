@@ -1,28 +1,32 @@
-"""When to keep the weights, and when to stop."""
+"""Callbacks that select the best weights, stop early, and load initial weights."""
 
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch import callbacks as lightning
+from lightning.pytorch import Callback, LightningModule, Trainer, callbacks
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
+from proj.engine.lightning_internals import (
+    restore_model_checkpoint,
+    validations_without_improvement,
+)
 from proj.engine.runs.weights import load_fitting
 from proj.errors import TrainingError
 from proj.schema import Schema
 
 
-class BestCheckpoint(lightning.ModelCheckpoint):
-    """``best.ckpt`` by a metric.
+class BestCheckpoint(callbacks.ModelCheckpoint):
+    """Save the best epoch by a metric to ``best.ckpt``.
 
-    Every checkpoint holds the experiment's config and the data's schema as plain values, so that it can be used with nothing
-    else.
+    Every checkpoint holds the experiment's config and the data's schema as plain values, so that it
+    can be used without any other file.
 
     Args:
-        monitor: metric to choose the best epoch by; null means the model's own (``val/f1``, ``val/rmse``).
-        mode: which way is better; null means the metric's own way.
+        monitor: metric to choose the best epoch by; null means the model's own (``val/f1``,
+            ``val/rmse``).
+        mode: whether a smaller or a larger value is better; null means the metric's own mode.
         dirpath: folder of the file.
         config: the experiment, for the checkpoints to carry.
     """
@@ -36,9 +40,8 @@ class BestCheckpoint(lightning.ModelCheckpoint):
     ) -> None:
         self.config = config or {}
         self.schema: dict[str, Any] | None = None
-        self.best_metrics: dict[
-            str, float
-        ] = {}  # all metrics, as they were when best.ckpt was written
+        # All logged metrics at the time when best.ckpt was written.
+        self.best_metrics: dict[str, float] = {}
         super().__init__(
             dirpath=dirpath,
             filename="best",
@@ -50,17 +53,17 @@ class BestCheckpoint(lightning.ModelCheckpoint):
         )
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        before = self.best_model_score
+        previous_score = self.best_model_score
         super().on_validation_end(trainer, pl_module)
-        self._keep_metrics(trainer, before)
+        self._record_metrics(trainer, previous_score)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        before = self.best_model_score
+        previous_score = self.best_model_score
         super().on_train_epoch_end(trainer, pl_module)
-        self._keep_metrics(trainer, before)
+        self._record_metrics(trainer, previous_score)
 
-    def _keep_metrics(self, trainer: Trainer, before: Tensor | None) -> None:
-        if self.best_model_score is not before or self.monitor is None:
+    def _record_metrics(self, trainer: Trainer, previous_score: Tensor | None) -> None:
+        if self.best_model_score is not previous_score or self.monitor is None:
             self.best_metrics = {
                 name: value.item() for name, value in trainer.callback_metrics.items()
             }
@@ -69,21 +72,15 @@ class BestCheckpoint(lightning.ModelCheckpoint):
         return {**super().state_dict(), "best_metrics": self.best_metrics}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on choosing the best, in a folder that may have been moved. A new run (``--ckpt_path``) chooses it anew."""
-        best = Path(str(self.dirpath)) / "best.ckpt"
-        if not best.is_file():
-            return
-        self.best_metrics = state_dict.get("best_metrics", {})
-        path = str(best) if state_dict["best_model_path"] else ""
-        scores = {str(best): score for score in state_dict["best_k_models"].values()}
-        paths = {
-            "best_model_path": path,
-            "kth_best_model_path": path and state_dict["kth_best_model_path"] and path,
-        }
-        super().load_state_dict(
-            {**state_dict, **paths, "best_k_models": scores, "dirpath": self.dirpath}
-        )
-        self.current_score = state_dict["current_score"]
+        """Restore the best score, also in a folder that was moved.
+
+        A new run that continues another run's checkpoint (``--ckpt_path``) has no ``best.ckpt`` yet
+        and chooses its own.
+        """
+        file = Path(str(self.dirpath)) / "best.ckpt"
+        if file.is_file():
+            self.best_metrics = state_dict.get("best_metrics", {})
+            restore_model_checkpoint(self, state_dict, file)
 
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
@@ -91,13 +88,13 @@ class BestCheckpoint(lightning.ModelCheckpoint):
         for name, values in pl_module.named_parameters():
             if not torch.isfinite(values).all():
                 raise TrainingError(
-                    f"{name} is not finite any more in epoch {trainer.current_epoch}: expected finite weights; lower the "
-                    "learning rate, clip gradients, or look for extreme inputs. Earlier checkpoints are kept."
+                    f"{name} is not finite in epoch {trainer.current_epoch}: expected finite "
+                    "weights; lower the learning rate, clip gradients, or look for extreme inputs. "
+                    "Earlier checkpoints are kept."
                 )
-        if self.schema is None:  # which is long, and stays as it is
-            schema = getattr(pl_module, "schema", None) or getattr(
-                getattr(trainer, "datamodule", None), "schema", None
-            )
+        if self.schema is None:  # The schema is long and does not change, so it is converted once.
+            data = getattr(trainer, "datamodule", None)
+            schema = getattr(pl_module, "schema", None) or getattr(data, "schema", None)
             self.schema = schema.to_dict() if isinstance(schema, Schema) else None
         checkpoint["config"], checkpoint["schema"] = self.config, self.schema
 
@@ -105,18 +102,19 @@ class BestCheckpoint(lightning.ModelCheckpoint):
         super().on_train_end(trainer, pl_module)
         if not self.best_model_path:
             rank_zero_warn(
-                "no validation took place, so there is no best.ckpt; `--ckpt_path last` names the last epoch's."
+                "no validation took place, so there is no best.ckpt; use the last epoch's "
+                "checkpoint with `--ckpt_path last`."
             )
 
 
-class EarlyStopping(lightning.EarlyStopping):
+class EarlyStopping(callbacks.EarlyStopping):
     """Stop when a metric has not improved for a number of validations.
 
     Args:
-        monitor: the metric; null means the one the best checkpoint is chosen by.
-        mode: which way is better; null means the metric's own way.
+        monitor: the metric; null means the one that the best checkpoint is chosen by.
+        mode: whether a smaller or a larger value is better; null means the metric's own mode.
         patience: validations without improvement to wait for; null switches early stopping off.
-        min_delta: the least change that counts as an improvement, in the metric's unit.
+        min_delta: smallest change that counts as an improvement, in the metric's unit.
     """
 
     def __init__(
@@ -126,7 +124,7 @@ class EarlyStopping(lightning.EarlyStopping):
         patience: int | None = None,
         min_delta: float = 0.0,
     ) -> None:
-        self.patience_before = patience or 0  # than training was gone on with
+        self.checkpoint_patience = patience or 0
         super().__init__(
             monitor=monitor or "",
             mode=mode or "min",
@@ -136,17 +134,26 @@ class EarlyStopping(lightning.EarlyStopping):
         )
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.patience_before = state_dict["patience"]
+        self.checkpoint_patience = state_dict["patience"]
         super().load_state_dict({**state_dict, "patience": self.patience})
 
     @property
-    def goes_on(self) -> bool:
-        """Whether it has more patience than before, and some of it left."""
-        return self.patience > self.patience_before and self.wait_count < self.patience
+    def patience_was_raised(self) -> bool:
+        """Whether the patience is larger than in the resumed checkpoint and not yet used up."""
+        raised = self.patience > self.checkpoint_patience
+        return raised and validations_without_improvement(self) < self.patience
 
 
-class InitialWeights(lightning.Callback):
-    """Start from the weights of a checkpoint, as far as they fit; what fits is told in ``report``."""
+class InitialWeights(Callback):
+    """Load the weights of a checkpoint before training, as far as they fit the model.
+
+    Args:
+        state: weights by parameter name.
+        source: where they come from, for messages.
+
+    Attributes:
+        report: one line about what did and did not fit; empty until ``on_fit_start``.
+    """
 
     def __init__(self, state: dict[str, Any], source: str) -> None:
         self.state, self.source, self.report = state, source, ""
@@ -156,7 +163,10 @@ class InitialWeights(lightning.Callback):
 
 
 def _after_training_epoch(monitor: str | None) -> bool | None:
-    """Look at a validation metric right after validation; at a training metric after the epoch; else as Lightning does."""
+    """Return whether to look at a metric after the training epoch; None for Lightning's default.
+
+    A validation metric is looked at right after the validation.
+    """
     if monitor is None:
         return None
     return True if monitor.startswith("train") else False if monitor.startswith("val") else None

@@ -1,8 +1,10 @@
-"""How checkpoints come to the disk: whole or not at all, and with their checksum."""
+"""Atomic checkpoint files with checksums."""
 
 import io
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from lightning.pytorch.plugins import TorchCheckpointIO
 
@@ -12,54 +14,64 @@ from proj.errors import TrainingError
 
 
 class DurableCheckpointIO(TorchCheckpointIO):
-    """Writes the files of ``folder`` atomically; ``last.ckpt`` becomes ``previous.ckpt`` when the next one is written.
+    """Write the checkpoints of a folder atomically; keep the last one as ``previous.ckpt``.
 
-    What is not ``last.ckpt`` waits in memory until that is written, or the training ends in whatever way but by SIGKILL:
-    of a tiny net, a file for each better epoch would take longer than the epochs. Going on from ``last.ckpt``, training
-    comes by what was not written again.
+    Checkpoints other than ``last.ckpt`` are held in memory until ``last.ckpt`` is written or
+    training ends. For a tiny net, a file after each better epoch would take longer than the epochs.
+    Only SIGKILL loses what is held in memory, and training that resumes from ``last.ckpt`` writes
+    it again.
+
+    Args:
+        folder: folder of the checkpoints. Files elsewhere are written as Lightning writes them.
     """
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder.resolve()  # as Lightning's callback has it
-        self.waiting: dict[Path, memoryview] = {}
+        self.folder = folder.resolve()  # Lightning's checkpoint callback resolves its folder, too.
+        self.pending: dict[Path, memoryview] = {}
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
     ) -> None:
         path = Path(path).resolve()
-        if path.parent != self.folder:  # another callback's
+        if path.parent != self.folder:
             super().save_checkpoint(checkpoint, path, storage_options)
         elif path.name == LAST:
-            self.write_waiting()
+            self.write_pending()
             self._write(path, lambda file: checkpoint_file.save(checkpoint, file), keep=PREVIOUS)
         else:
             buffer = io.BytesIO()
             checkpoint_file.save(checkpoint, buffer)
-            self.waiting[path] = buffer.getbuffer()
+            self.pending[path] = buffer.getbuffer()
 
-    def write_waiting(self) -> None:
-        while self.waiting:
-            path, content = self.waiting.popitem()
-            self._write(path, lambda file, content=content: file.write(content))
+    def write_pending(self) -> None:
+        """Write the checkpoints that are held in memory."""
+        while self.pending:
+            path, content = self.pending.popitem()
+            self._write(path, partial(_write_content, content))
 
-    def _write(self, path: Path, fill: Any, keep: str | None = None) -> None:
+    def _write(self, path: Path, fill: Callable[[IO[bytes]], Any], keep: str | None = None) -> None:
         try:
             atomic_write(path, fill, keep)
         except OSError as error:
-            self.waiting.clear()  # they could not be written either, and one message is enough
+            # The pending files could not be written either, and one message is enough.
+            self.pending.clear()
             raise TrainingError(
-                f"cannot write {path}: {error.strerror or error}; training stops, what was written before is whole. Make "
-                "room there, then go on with `fit --resume`."
+                f"cannot write {path}: {error.strerror or error}; training stops, and the "
+                "checkpoints written before are intact. Free some space, then run `fit --resume`."
             ) from error
 
     def load_checkpoint(self, path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        self.write_waiting()
+        self.write_pending()
         return super().load_checkpoint(path, *args, **kwargs)
 
     def remove_checkpoint(self, path: str | Path) -> None:
-        self.waiting.pop(Path(path).resolve(), None)
+        self.pending.pop(Path(path).resolve(), None)
         super().remove_checkpoint(path)
 
     def teardown(self) -> None:
-        self.write_waiting()
+        self.write_pending()
         super().teardown()
+
+
+def _write_content(content: memoryview, file: IO[bytes]) -> None:
+    file.write(content)

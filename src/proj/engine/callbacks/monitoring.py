@@ -1,4 +1,4 @@
-"""What one sees of single steps: the progress bar, and curves of the loss, the gradients' norm and the learning rates."""
+"""Progress bar and TensorBoard: loss, gradient norm and learning rates of steps, config, graph."""
 
 import contextlib
 import copy
@@ -25,25 +25,29 @@ from torch.optim import Optimizer
 from proj.data.base import DataModule
 from proj.data.loader import take
 from proj.engine.callbacks.best_checkpoint import BestCheckpoint
+from proj.engine.runs.run import flatten_config
 from proj.models.base import Model
 from proj.models.checks import evaluating
 from proj.models.module import scale_images
 from proj.schema import Tensors
 
-FRAMES = 10  # of the progress bar a second
+__all__ = ["RunLogger", "StepLogger", "StepProgressBar", "TensorBoardSummary", "flatten_config"]
+
+REFRESHES_PER_SECOND = 10
 
 
 class StepProgressBar(RichProgressBar):
-    """Lightning's progress bar in steps, with the last step's loss, without the last letters of the run's name.
+    """Lightning's progress bar, counted in optimizer steps and with the loss of the last step.
 
-    It is drawn ten times a second. Lightning's way, after each batch, takes a tenth of the time of a tiny net.
+    It refreshes ten times a second. A refresh after each batch, as in Lightning, would take a tenth
+    of the time of a tiny net.
     """
 
     loss: Tensor | None = None
-    drawn = 0.0  # when, by the monotonic clock
+    last_refresh = 0.0  # time on the monotonic clock
 
     def __init__(self) -> None:
-        super().__init__(refresh_rate=FRAMES)
+        super().__init__(refresh_rate=REFRESHES_PER_SECOND)
 
     @property
     def total_train_batches(self) -> int | float:
@@ -54,8 +58,9 @@ class StepProgressBar(RichProgressBar):
     ) -> None:
         self.loss = outputs.get("loss") if isinstance(outputs, dict) else None
         done = getattr(trainer.train_dataloader, "position", batch_idx + 1)
-        if done == self.total_train_batches or time.monotonic() - self.drawn >= 1 / FRAMES:
-            self.drawn = time.monotonic()
+        due = time.monotonic() - self.last_refresh >= 1 / REFRESHES_PER_SECOND
+        if done == self.total_train_batches or due:
+            self.last_refresh = time.monotonic()
             super().on_train_batch_end(trainer, pl_module, outputs, batch, done - 1)
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
@@ -65,48 +70,53 @@ class StepProgressBar(RichProgressBar):
 
 
 class StepLogger(Callback):
-    """Log the loss of a step, the norm of its gradients before clipping, and the learning rates, as often as the Trainer
-    logs. Of a block of steps, the last one is looked at.
+    """Log the loss of a step, its gradient norm before clipping, and the learning rates.
+
+    Values are logged every ``log_every_n_steps`` optimizer steps. In an execution of several steps,
+    they are those of the last step.
     """
 
     def __init__(self) -> None:
-        self.logged = -1  # how often so far, in multiples of `log_every_n_steps`
-        self.values: dict[str, Tensor | float] = {}  # of the step to log
+        self.intervals_logged = -1  # in multiples of `log_every_n_steps`
+        self.pending: dict[str, Tensor | float] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.logged = (trainer.global_step - 1) // self._every(trainer)
+        self.intervals_logged = (trainer.global_step - 1) // _log_interval(trainer)
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
-        if trainer.loggers and trainer.global_step // self._every(trainer) > self.logged:
-            gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
-            norm = (
-                nn.utils.get_total_norm(gradients)
-                if gradients
-                else cast(Any, pl_module).compiled_step.gradient_norm
-            )
-            self.values = {"gradient_norm": norm, **_rates(trainer.optimizers)}
+        due = trainer.global_step // _log_interval(trainer) > self.intervals_logged
+        if not trainer.loggers or not due:
+            return
+        gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
+        self.pending = dict(_learning_rates(trainer.optimizers))
+        if gradients:
+            self.pending["gradient_norm"] = nn.utils.get_total_norm(gradients)
+        else:  # A compiled step leaves no gradients.
+            self.pending["gradient_norm"] = cast(Any, pl_module).compiled_step.gradient_norm
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if not self.values:
+        if not self.pending:
             return
-        self.logged = (trainer.global_step - 1) // self._every(trainer)
+        self.intervals_logged = (trainer.global_step - 1) // _log_interval(trainer)
         if isinstance(outputs, dict) and "loss" in outputs:
-            self.values["train/loss_step"] = outputs["loss"]
-        values = {name: float(value) for name, value in self.values.items()}
-        self.values = {}
+            self.pending["train/loss_step"] = outputs["loss"]
+        values = {name: float(value) for name, value in self.pending.items()}
+        self.pending = {}
         for logger in trainer.loggers:
             logger.log_metrics(values, step=trainer.global_step)
 
-    def _every(self, trainer: Trainer) -> int:
-        return cast(int, cast(Any, trainer).log_every_n_steps) or sys.maxsize
+
+def _log_interval(trainer: Any) -> int:
+    """Return the optimizer steps from one logging to the next."""
+    return cast(int, trainer.log_every_n_steps) or sys.maxsize
 
 
-def _rates(optimizers: list[Optimizer]) -> dict[str, float]:
-    """The learning rate of each group, under the names that Lightning's LearningRateMonitor gives."""
+def _learning_rates(optimizers: list[Optimizer]) -> dict[str, float]:
+    """Return the learning rate of each group, named as by Lightning's LearningRateMonitor."""
     rates: dict[str, float] = {}
     for optimizer in optimizers:
         name, groups = f"lr-{type(optimizer).__name__}", optimizer.param_groups
@@ -116,9 +126,12 @@ def _rates(optimizers: list[Optimizer]) -> dict[str, float]:
 
 
 class RunLogger(TensorBoardLogger):
-    """TensorBoard events right in the run's folder, which has its ``config.yaml`` already.
+    """Write TensorBoard events directly into the run's folder.
 
-    ``purge_step`` is the first step that is drawn anew, when training goes on: what was drawn there is forgotten.
+    Args:
+        folder: the run's folder.
+        purge_step: for a resumed run, the first step that is logged again. TensorBoard discards
+            what was logged from there on.
     """
 
     def __init__(self, folder: Path, purge_step: int | None = None) -> None:
@@ -129,95 +142,94 @@ class RunLogger(TensorBoardLogger):
             default_hp_metric=False,
             purge_step=purge_step,
         )
-        self.goes_on = purge_step is not None
+        self.resumed = purge_step is not None
 
     def save(self) -> None:
-        """Write no ``hparams.yaml`` beside it."""
+        """Do nothing: ``config.yaml`` replaces Lightning's ``hparams.yaml``."""
 
 
 class TensorBoardSummary(Callback):
-    """The config as text at the start, charts and the graph after the first validation, hyper-parameters at the end."""
+    """Log the config, the charts, the graph of the net, and hyperparameters with the best metrics.
+
+    The config is logged at the start, charts and graph after the first validation, hyperparameters
+    at the end.
+    """
 
     def __init__(self, config: dict[str, Any]) -> None:
         self.config = config
-        self.told = False  # of charts and the graph
+        self.charts_logged = False
 
     def state_dict(self) -> dict[str, Any]:
-        return {"told": self.told}
+        return {"charts_logged": self.charts_logged}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.told = state_dict["told"]
+        self.charts_logged = state_dict["charts_logged"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         text = yaml.safe_dump(self.config, sort_keys=False)
-        for logger in _boards(trainer):
-            if not getattr(
-                logger, "goes_on", False
-            ):  # a new run, perhaps from another one's checkpoint
-                self.told = False
+        for logger in _tensorboard_loggers(trainer):
+            # A new run may start from another run's checkpoint, so `charts_logged` may be restored.
+            if not getattr(logger, "resumed", False):
+                self.charts_logged = False
                 logger.experiment.add_text("config", f"```yaml\n{text}```")
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        names = sorted(
-            name.removeprefix("val/")
-            for name in trainer.callback_metrics
-            if name.startswith("val/")
-        )
-        if self.told or (
-            trainer.enable_validation and not names
-        ):  # the first validation comes in a later epoch
+        logged = sorted(trainer.callback_metrics)
+        names = [name.removeprefix("val/") for name in logged if name.startswith("val/")]
+        waiting_for_validation = trainer.enable_validation and not names
+        if self.charts_logged or waiting_for_validation:
             return
-        self.told = True
-        for logger in _boards(trainer):
-            if names:  # each a pattern of the curves' names
-                charts = {
-                    name: [
-                        "Multiline",
-                        [f"{stage}/{re.escape(name)}$" for stage in ("train", "val")],
-                    ]
-                    for name in names
-                }
-                logger.experiment.add_custom_scalars({"train and val": charts})
-            if trainer.is_global_zero and (x := _example(trainer, pl_module)) is not None:
-                draw_graph(logger, cast(Model, pl_module), x)
+        self.charts_logged = True
+        for logger in _tensorboard_loggers(trainer):
+            if names:
+                logger.experiment.add_custom_scalars({"train and val": _charts(names)})
+            if trainer.is_global_zero and (x := _example_rows(trainer, pl_module)) is not None:
+                _log_graph(logger, cast(Model, pl_module), x)
 
-    def on_fit_end(
-        self, trainer: Trainer, pl_module: LightningModule
-    ) -> None:  # also where there was nothing left to train
-        best = next(
-            (c.best_metrics for c in cast(Any, trainer).callbacks if isinstance(c, BestCheckpoint)),
-            {},
-        )
-        for logger in _boards(trainer):
-            values = {f"best/{name}": value for name, value in best.items()}
-            # one step on, so that they are forgotten, like any later curve, where training goes on from here
-            logger.log_hyperparams(flatten_config(self.config), values, trainer.global_step + 1)
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        savers = [c for c in cast(Any, trainer).callbacks if isinstance(c, BestCheckpoint)]
+        best_metrics = savers[0].best_metrics if savers else {}
+        values = {f"best/{name}": value for name, value in best_metrics.items()}
+        # The step after the last one, so that a resumed run discards them like any later curve.
+        step = trainer.global_step + 1
+        for logger in _tensorboard_loggers(trainer):
+            logger.log_hyperparams(flatten_config(self.config), values, step)
 
 
-def _boards(trainer: Trainer) -> list[TensorBoardLogger]:
+def _tensorboard_loggers(trainer: Trainer) -> list[TensorBoardLogger]:
     return [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
 
 
-def _example(trainer: Any, model: LightningModule) -> Tensors | None:
-    """Two rows to draw the graph with; None where the net is not ours to call, or not whole in one process."""
-    data, whole = (
-        trainer.datamodule,
-        isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy),
-    )
-    if not whole or not isinstance(model, Model) or not isinstance(data, DataModule):
+def _charts(names: list[str]) -> dict[str, list[Any]]:
+    """Return a chart for each metric with its curves of training and validation.
+
+    Curves are given by regular expressions.
+    """
+    return {
+        name: ["Multiline", [f"{split}/{re.escape(name)}$" for split in ("train", "val")]]
+        for name in names
+    }
+
+
+def _example_rows(trainer: Any, model: LightningModule) -> Tensors | None:
+    """Return two training rows to trace the net with, not augmented.
+
+    None if the net has no known input or is not complete in one process.
+    """
+    data = trainer.datamodule
+    complete = isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy)
+    if not complete or not isinstance(model, Model) or not isinstance(data, DataModule):
         return None
-    x: Tensors = move_data_to_device(
-        take(data.splits["train"], torch.arange(min(2, data.rows("train")))).x, model.device
-    )
-    return x  # as they are, by none of the hooks that change pictures in training
+    rows = torch.arange(min(2, data.rows("train")))
+    x: Tensors = move_data_to_device(take(data.splits["train"], rows).x, model.device)
+    return x
 
 
-def draw_graph(logger: TensorBoardLogger, model: Model, x: Tensors) -> None:
-    """The net's graph, traced with some rows; a warning where that cannot be done, since training can go on without."""
+def _log_graph(logger: TensorBoardLogger, model: Model, x: Tensors) -> None:
+    """Log the net's graph, traced with the rows ``x``; warn if the net cannot be traced."""
     assert isinstance(model.net, nn.Module)
-    net = (
-        copy.deepcopy(model.net) if model.compile_mode == "net" else model.net
-    )  # a copy is not compiled
+    # A compiled net cannot be traced, and its copy is not compiled.
+    net = copy.deepcopy(model.net) if model.compile_mode == "net" else model.net
     try:
         with (
             isolate_rng(),
@@ -225,26 +237,11 @@ def draw_graph(logger: TensorBoardLogger, model: Model, x: Tensors) -> None:
             warnings.catch_warnings(),
             contextlib.redirect_stdout(io.StringIO()),
         ):
-            warnings.simplefilter("ignore")  # branches and numbers that a trace takes as they were
+            # The tracer warns of branches and numbers that it records as constants.
+            warnings.simplefilter("ignore")
             logger.experiment.add_graph(net, (scale_images(x),))
-    except Exception as error:  # of whatever kind a net may raise when it is traced
+    except Exception as error:  # A net may raise anything when it is traced.
         reason = " ".join(str(error).split())[:200]
         rank_zero_warn(
             f"TensorBoard shows no graph: {type(net).__name__} cannot be traced: {reason}"
         )
-
-
-def flatten_config(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The config's leaves by dotted key, without the words ``class_path`` and ``init_args``.
-
-    >>> flat({"model": {"class_path": "M", "init_args": {"lr": 0.1}}})
-    {'model': 'M', 'model.lr': 0.1}
-    """
-    leaves: dict[str, Any] = {}
-    for name, value in config.items():
-        key = prefix if name in ("class_path", "init_args") else f"{prefix}.{name}".strip(".")
-        if isinstance(value, dict):
-            leaves |= flatten_config(value, key)
-        elif value is not None:
-            leaves[key] = value if isinstance(value, bool | int | float | str) else str(value)
-    return leaves

@@ -1,72 +1,102 @@
-"""Several optimizer steps in one ``training_step``: Keras' ``steps_per_execution``.
+"""Several optimizer steps in one ``training_step`` (Keras' ``steps_per_execution``).
 
-For a small net most of a step's time is Lightning's own work around it, some 0.4 ms, which is done once a block here. All
-steps but the last are made here; the last one's loss is returned, and Lightning makes that step as it always does, unless
-it was a compiled one: of a loss without a graph nothing goes back, and an optimizer without gradients changes nothing.
+For a small net most of the time of a step is Lightning's own work, about 0.4 ms. An execution does
+that work once for several steps.
 """
 
-from typing import Any
+from collections.abc import Callable
+from functools import partial
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from proj.engine.callbacks.compiled_step import CompiledStep
-from proj.schema import Execution
+from proj.engine.lightning_internals import count_optimizer_steps
+from proj.schema import Batch, Execution
+
+# Raw outputs, mean loss, and the weight of that mean, as ``Model.forward_loss`` returns them.
+StepResult: TypeAlias = tuple[Tensor, Tensor, Tensor | float]
+ClipGradients: TypeAlias = Callable[[Optimizer], None]
 
 
-def run_execution(model: Any, block: Execution) -> Tensor:
-    """Make all optimizer steps of ``block`` but the last, count its rows in the metrics, return the last step's loss.
+def run_execution(model: Any, execution: Execution) -> Tensor:
+    """Make all optimizer steps of ``execution`` but the last, and return the loss of the last one.
 
-    The bits are those of the same steps made one by one: weights, optimizer state, schedule, metrics and ``global_step``.
+    Lightning makes the last step with that loss. If it was a compiled step, it is complete: its
+    loss has no graph, so the backward pass is skipped and the optimizer, without gradients, changes
+    nothing.
+
+    The result has the bits of the same steps made one at a time: weights, optimizer state,
+    schedule, metrics and ``global_step``.
     """
     trainer, optimizer = model.trainer, model.optimizers(use_pl_optimizer=False)
     scheduler = model.lr_schedulers() if model.scheduler_interval == "step" else None
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    batches = block.batches()
+    clip, compiled_step = gradient_clipping(model), model.compiled_step
+    batches = execution.batches()
     if trainer.max_steps > 0:
         batches = batches[: trainer.max_steps - trainer.global_step]
     outputs: list[Tensor] = []
     losses: list[Tensor] = []
     weights: list[Tensor | float] = []
-    compiled: CompiledStep | None = model.compiled_step
-    for i, batch in enumerate(batches, 1):
+    for number, batch in enumerate(batches, 1):
+        is_last = number == len(batches)
         batch = trainer.datamodule.augment_batch(batch)
-        whole = compiled is not None and len(batch.row) == compiled.rows
-        output, loss, weight = (
-            compiled(batch)
-            if compiled is not None and whole
-            else model.forward_loss(batch, "train")
-        )
-        if i < len(batches):
-            if not whole:
-                optimizer_step(model, optimizer, parameters, loss)
-            if scheduler is not None:
-                scheduler.step()
+        if compiled_step is not None and len(batch.row) == compiled_step.rows:
+            output, loss, weight = compiled_step(batch)
+        elif is_last:
+            output, loss, weight = model.forward_loss(batch, "train")
+        else:
+            output, loss, weight = eager_step(model, batch, optimizer, clip)
+        if scheduler is not None and not is_last:
+            scheduler.step()
         outputs.append(output.detach())
-        losses.append(loss if i == len(batches) else loss.detach())
+        losses.append(loss if is_last else loss.detach())
         weights.append(weight)
-    _count_steps(trainer, len(batches) - 1)
-    assert block.rows.y is not None
-    y = block.rows.y[: sum(len(output) for output in outputs)]
-    model.update_metrics(torch.cat(outputs), y, losses, weights, "train")
+    count_optimizer_steps(trainer, len(batches) - 1)
+    assert execution.rows.y is not None
+    targets = execution.rows.y[: sum(len(output) for output in outputs)]
+    model.update_metrics(torch.cat(outputs), targets, losses, weights, "train")
     return losses[-1]
 
 
-def optimizer_step(
-    model: Any, optimizer: Optimizer, parameters: list[Tensor], loss: Tensor
-) -> None:
-    """The rest of an optimizer step, as Lightning makes it."""
-    for parameter in parameters:
-        parameter.grad = None
+def eager_step(
+    model: Any,
+    batch: Batch,
+    optimizer: Optimizer | None = None,
+    clip: ClipGradients | None = None,
+) -> StepResult:
+    """Make one training step outside Lightning's loop: forward, backward, clip and update.
+
+    Args:
+        model: a ``Model`` with its net built.
+        batch: training rows on the model's device, after augmentation.
+        optimizer: None computes the gradients only.
+        clip: called with the optimizer between backward and update.
+    """
+    outputs, loss, weight = model.forward_loss(batch, "train")
+    if optimizer is None:
+        model.zero_grad()
+        torch.autograd.backward(loss)
+        return outputs, loss, weight
+    # `optimizer.zero_grad` does the same, in more time.
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = None
     torch.autograd.backward(loss)
-    if clip := model.trainer.gradient_clip_val:
-        model.configure_gradient_clipping(optimizer, clip, model.trainer.gradient_clip_algorithm)
+    if clip is not None:
+        clip(optimizer)
     optimizer.step()
+    return outputs, loss, weight
 
 
-def _count_steps(trainer: Any, steps: int) -> None:
-    """Add to ``trainer.global_step``. Lightning has no public way to say that a step was made; a test holds this one."""
-    trainer.fit_loop.epoch_loop.automatic_optimization.optim_progress.optimizer.step.increment_by(
-        steps
+def gradient_clipping(model: Any) -> ClipGradients | None:
+    """Return the gradient clipping of the model's Trainer; None if it clips nothing."""
+    trainer = model.trainer
+    if not trainer.gradient_clip_val:
+        return None
+    return partial(
+        model.configure_gradient_clipping,
+        gradient_clip_val=trainer.gradient_clip_val,
+        gradient_clip_algorithm=trainer.gradient_clip_algorithm,
     )

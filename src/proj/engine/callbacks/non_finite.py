@@ -1,6 +1,7 @@
-"""A loss that is not finite stops training, and it is said where it came from."""
+"""Stop training at a loss that is not finite, and find the step and layer that it came from."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -10,23 +11,29 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from proj.engine.callbacks.multi_step import optimizer_step
-from proj.engine.callbacks.resume_state import restore_generators
+from proj.engine.callbacks.multi_step import eager_step, gradient_clipping
+from proj.engine.callbacks.resume_state import process_states, restore_generators
+from proj.engine.lightning_internals import train_loader_state
 from proj.engine.runs.run import LAST, read_checkpoint
 from proj.errors import TrainingError
 from proj.models.base import Model
+from proj.models.checks import leaf_hooks
 from proj.schema import Batch, Execution
 
 
 class StopOnNonFinite(Callback):
-    """Looks at the loss once a ``training_step``, however many optimizer steps that makes, before the last of them.
+    """Check the loss once per ``training_step`` and raise TrainingError if it is not finite.
 
-    Of a block of steps, it is not known then which one went wrong, and the weights it had are gone. So training goes back to
-    ``last.ckpt`` and makes the steps again, one by one, to the first number that is not finite.
+    After an execution of several steps it is not known which step failed, and the weights before
+    that step are gone. So training returns to ``last.ckpt`` and repeats the steps one at a time, up
+    to the first number that is not finite.
+
+    Args:
+        folder: folder of the checkpoints; None if none are written.
     """
 
     def __init__(self, folder: Path | None) -> None:
-        self.folder = folder  # of the checkpoints, if there are any
+        self.folder = folder
         self.batch: Any = None
 
     def on_train_batch_start(
@@ -37,108 +44,114 @@ class StopOnNonFinite(Callback):
     def on_before_backward(
         self, trainer: Trainer, pl_module: LightningModule, loss: Tensor
     ) -> None:
-        seen = loss.detach() + (
-            pl_module.loss_so_far if isinstance(pl_module, Model) else 0
-        )  # of all steps of the epoch
-        bad = not bool(torch.isfinite(seen))
+        # The sum holds the losses of all steps of the epoch, not only the last one's.
+        epoch_loss = pl_module.loss_so_far if isinstance(pl_module, Model) else 0
+        failed = not bool(torch.isfinite(loss.detach() + epoch_loss))
         if trainer.world_size > 1:
-            bad = bool(trainer.strategy.reduce_boolean_decision(bad, all=False))
-        if not bad:
+            failed = bool(trainer.strategy.reduce_boolean_decision(failed, all=False))
+        if not failed:
             return
-        step, where = trainer.global_step + 1, "the loss"
+        step, origin = trainer.global_step + 1, "the loss"
         if isinstance(self.batch, Execution):
-            step, where = self._replayed(trainer, pl_module) or (
-                step,
-                "the loss of it or of one just before it",
-            )
+            origin = "the loss of that step or of one shortly before it"
+            step, origin = self._repeat_steps(trainer, pl_module) or (step, origin)
         elif isinstance(self.batch, Batch) and isinstance(pl_module, Model):
-            where = (
-                _watched(
-                    pl_module, self.batch, lambda batch: pl_module.forward_loss(batch, "train")
-                )[1]
-                or where
-            )
+            with _find_non_finite(pl_module, self.batch) as origins:
+                pl_module.forward_loss(self.batch, "train")
+            origin = origins[0] if origins else origin
         raise TrainingError(
-            f"step {step} (epoch {trainer.current_epoch}) came to a number that is not finite, first in {where}; lower the "
-            "learning rate, clip gradients, or look for extreme inputs. The checkpoints of before are kept."
+            f"step {step} (epoch {trainer.current_epoch}) gave a number that is not finite, first "
+            f"in {origin}; lower the learning rate, clip gradients, or look for extreme inputs. "
+            "Earlier checkpoints are kept."
         )
 
-    def _replayed(self, trainer: Trainer, model: Any) -> tuple[int, str] | None:
-        """The first step with a number that is not finite, and where that was; None where the steps made again have none."""
+    def _repeat_steps(self, trainer: Trainer, model: Any) -> tuple[int, str] | None:
+        """Repeat training from ``last.ckpt``; return the step that fails and where in it.
+
+        None if there is no checkpoint or no repeated step fails.
+        """
         if self.folder is None or not (self.folder / LAST).is_file():
             return None
         checkpoint = read_checkpoint(self.folder / LAST)
-        optimizer, scheduler = model.optimizers(use_pl_optimizer=False), model.lr_schedulers()
-        model.load_state_dict(checkpoint["state_dict"])
-        optimizer.load_state_dict(checkpoint["optimizer_states"][0])
-        if scheduler is not None:
-            scheduler.load_state_dict(checkpoint["lr_schedulers"][0])
-        restore_generators(checkpoint["callbacks"]["LastCheckpoint"]["processes"][0]["generators"])
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        optimizer, scheduler = _restore(model, checkpoint)
+        interval = model.scheduler_interval if scheduler is not None else None
+        clip = gradient_clipping(model)
         step = checkpoint["global_step"]
-        for batches in _epochs(trainer, checkpoint):
+        for batches in _remaining_epochs(trainer, checkpoint):
             for batch in batches:
                 step += 1
-                (_, loss, _), where = _watched(
-                    model, batch, lambda batch: model.forward_loss(batch, "train")
-                )
-                if where or not torch.isfinite(loss):
-                    return step, where or "the loss"
-                optimizer_step(model, optimizer, parameters, loss)
-                for name, parameter in reversed(
-                    list(model.named_parameters())
-                ):  # the way that gradients go
-                    if parameter.grad is not None and not torch.isfinite(parameter.grad).all():
-                        return step, f"the gradient of {name}"
-                if scheduler is not None and model.scheduler_interval == "step":
+                with _find_non_finite(model, batch) as origins:
+                    _, loss, _ = eager_step(model, batch, optimizer, clip)
+                if origins or not torch.isfinite(loss):
+                    return step, origins[0] if origins else "the loss"
+                if name := _non_finite_gradient(model):
+                    return step, f"the gradient of {name}"
+                if interval == "step":
                     scheduler.step()
-            if scheduler is not None and model.scheduler_interval == "epoch":
-                if isinstance(scheduler, ReduceLROnPlateau):  # whose metric is not there any more
+            if interval == "epoch":
+                if isinstance(scheduler, ReduceLROnPlateau):  # Its metric is no longer known.
                     return None
                 scheduler.step()
         return None
 
 
-def _epochs(trainer: Any, checkpoint: dict[str, Any]) -> Iterator[Iterator[Batch]]:
-    """The batches of each epoch that was not over when the checkpoint was written, as far as they were not used."""
+def _restore(model: Any, checkpoint: dict[str, Any]) -> tuple[Any, Any]:
+    """Restore model, optimizer, scheduler and random generators of a process.
+
+    Returns the optimizer, and the scheduler or None.
+    """
+    optimizer, scheduler = model.optimizers(use_pl_optimizer=False), model.lr_schedulers()
+    model.load_state_dict(checkpoint["state_dict"])
+    optimizer.load_state_dict(checkpoint["optimizer_states"][0])
+    if scheduler is not None:
+        scheduler.load_state_dict(checkpoint["lr_schedulers"][0])
+    restore_generators(process_states(checkpoint)[0]["generators"])
+    return optimizer, scheduler
+
+
+def _remaining_epochs(trainer: Any, checkpoint: dict[str, Any]) -> Iterator[Iterator[Batch]]:
+    """Yield the batches of each epoch from the checkpoint's epoch to the current one.
+
+    In the first epoch, those that were used before the checkpoint are left out.
+    """
     data = trainer.datamodule
     loader = data.train_dataloader()
-    loader.load_state_dict(checkpoint["loops"]["fit_loop"]["state_dict"]["combined_loader"][0])
+    loader.load_state_dict(train_loader_state(checkpoint))
     for epoch in range(checkpoint["epoch"], trainer.current_epoch + 1):
         loader.set_epoch(epoch)
-        blocks = iter(loader)
-        if (first := next(blocks, None)) is not None:
+        executions = iter(loader)
+        if (first := next(executions, None)) is not None:
             yield (
                 data.augment_batch(trainer.strategy.batch_to_device(batch))
-                for block in chain([first], blocks)
-                for batch in block.batches()
+                for execution in chain([first], executions)
+                for batch in execution.batches()
             )
 
 
-def _watched(model: nn.Module, batch: Batch, call: Callable[[Batch], Any]) -> tuple[Any, str]:
-    """What ``call`` gives for a batch, and where the first number that is not finite came up; nothing, if none did."""
-    found: list[str] = []
+@contextmanager
+def _find_non_finite(model: nn.Module, batch: Batch) -> Iterator[list[str]]:
+    """Yield a list that receives where the first non-finite number of a forward pass appears."""
+    origins: list[str] = []
 
-    def hook(name: str) -> Callable[..., None]:
-        def look(module: nn.Module, inputs: Any, output: Any) -> None:
-            if not found and isinstance(output, Tensor) and not torch.isfinite(output).all():
-                weights = [n for n, p in module.named_parameters() if not torch.isfinite(p).all()]
-                outputs = f"the outputs of {name} ({type(module).__name__})"
-                found.append(f"the weights {name}.{weights[0]}" if weights else outputs)
-
-        return look
+    def check(name: str, module: nn.Module, inputs: Any, output: Any) -> None:
+        if origins or not isinstance(output, Tensor) or torch.isfinite(output).all():
+            return
+        for parameter_name, parameter in module.named_parameters():
+            if not torch.isfinite(parameter).all():
+                origins.append(f"the weights {name}.{parameter_name}")
+                return
+        origins.append(f"the outputs of {name} ({type(module).__name__})")
 
     inputs = batch.x.values() if isinstance(batch.x, dict) else [batch.x]
     if not all(torch.isfinite(values).all() for values in inputs):
-        found.append("the inputs")
-    handles = [
-        module.register_forward_hook(hook(name))
-        for name, module in model.named_modules()
-        if not list(module.children())
-    ]
-    try:
-        result = call(batch)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return result, found[0] if found else ""
+        origins.append("the inputs")
+    with leaf_hooks(model, check):
+        yield origins
+
+
+def _non_finite_gradient(model: nn.Module) -> str | None:
+    """Return the name of the first parameter, in backward order, whose gradient is not finite."""
+    for name, parameter in reversed(list(model.named_parameters())):
+        if parameter.grad is not None and not torch.isfinite(parameter.grad).all():
+            return name
+    return None

@@ -1,4 +1,4 @@
-"""Outputs of the validation, test and predict steps, gathered into one file."""
+"""Gather the outputs of evaluation steps from all processes and write them to one file."""
 
 from pathlib import Path
 from typing import Any
@@ -6,116 +6,146 @@ from typing import Any
 import numpy as np
 import polars as pl
 import torch
+import torch.distributed
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from proj.data.base import DataModule
-from proj.engine.callbacks.step_outputs import as_arrays, gather_chunks
 from proj.engine.runs.predictions import frame, writer
 from proj.engine.runs.run import atomic_write
 from proj.errors import UserError
 from proj.models.base import Model
+from proj.schema import Array
 
 
 class PredictionWriter(Callback):
-    """Write what the steps return for each row into ``path`` (``.parquet`` or ``.csv``), in row order.
+    """Write the outputs of validation, test or predict steps to a file, one line per row.
 
-    Our models return ``row``, ``output`` and, where it is known, ``target``. A user's own model may return a tensor [rows]
-    or [rows, columns], or a dict of such tensors; from a validation or test step that returns anything else nothing is
-    written. ``keep`` names columns of the source to write beside them.
+    Our models return ``row``, ``output`` and, if it is known, ``target``. Another model may return
+    a tensor [rows] or [rows, columns] from ``predict_step``, or a dict of such tensors.
+    If its validation or test step returns anything else, nothing is written.
+
+    Args:
+        path: file that ends in ``.parquet`` or ``.csv``. Its lines are in row order.
+        keep: columns of the data source to write as well.
+
+    Attributes:
+        written: whether the file was written, on process 0.
     """
 
     def __init__(self, path: Path, keep: list[str] | None = None) -> None:
         self.path, self.keep = path, keep or []
-        self.chunks: list[dict[str, np.ndarray[Any, Any]]] = []
-        self.seen = 0
+        self.chunks: list[dict[str, Array]] = []
+        self.rows_seen = 0
         self.written = False
-        writer(path)  # a wrong ending should be known before the work
+        writer(path)  # Report a wrong file name before the work.
 
     def on_test_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any
     ) -> None:
-        if isinstance(outputs, dict) and all(
-            isinstance(v, Tensor) and v.ndim for v in outputs.values()
-        ):
-            self._keep(trainer, outputs)
+        if _are_columns(outputs):
+            self._collect(trainer, outputs)
 
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any
     ) -> None:
         self.on_test_batch_end(trainer, pl_module, outputs)
 
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._source_columns(trainer, np.zeros(0, np.int64))  # Report a wrong name before the work.
+
     def on_predict_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any
     ) -> None:
         outputs = {"prediction": outputs} if isinstance(outputs, Tensor) else outputs
-        if not isinstance(outputs, dict) or not all(
-            isinstance(v, Tensor) and v.ndim for v in outputs.values()
-        ):
+        if not _are_columns(outputs):
             raise UserError(
-                f"predict_step of {type(pl_module).__name__}: expected a tensor with a row for each input, or "
-                f"a dict of such tensors, got {type(outputs).__name__}."
+                f"predict_step of {type(pl_module).__name__}: expected a tensor with a row for "
+                f"each input, or a dict of such tensors, got {type(outputs).__name__}."
             )
-        self._keep(trainer, outputs)
-
-    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._kept(
-            trainer, np.zeros(0, np.int64)
-        )  # a wrong name, too, should be known before the work
-
-    def _kept(self, trainer: Trainer, rows: np.ndarray[Any, Any]) -> pl.DataFrame | None:
-        data = getattr(trainer, "datamodule", None)
-        if isinstance(data, DataModule):
-            stage = "val" if trainer.validating else "test" if trainer.testing else "predict"
-            groups = [data.group] if data.group and stage != "predict" else []
-            names = list(dict.fromkeys([*data.id_columns, *groups, *self.keep]))
-            return data.source_columns(names, rows, stage) if names else None
-        if self.keep:
-            raise UserError(
-                f"--keep: expected one of our data modules, {type(data).__name__} has no columns to keep."
-            )
-        return None
+        self._collect(trainer, outputs)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._write(trainer, pl_module)
 
     on_validation_epoch_end = on_predict_epoch_end = on_test_epoch_end
 
-    def _keep(self, trainer: Trainer, outputs: dict[str, Tensor]) -> None:
-        if (
-            "row" not in outputs
-        ):  # a stranger's: each process has every world-th row of the data set
-            place = torch.arange(self.seen, self.seen + len(next(iter(outputs.values()))))
-            self.seen += len(place)
-            outputs = {"row": place * trainer.world_size + trainer.global_rank, **outputs}
+    def _collect(self, trainer: Trainer, outputs: dict[str, Tensor]) -> None:
+        if "row" not in outputs:
+            # Lightning's sampler gives each process every world-th row of the data set.
+            size = len(next(iter(outputs.values())))
+            positions = torch.arange(self.rows_seen, self.rows_seen + size)
+            self.rows_seen += size
+            outputs = {"row": positions * trainer.world_size + trainer.global_rank, **outputs}
         self.chunks.append(as_arrays(outputs))
 
-    def _write(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def _write(self, trainer: Trainer, model: LightningModule) -> None:
         if not (chunks := gather_chunks(self.chunks)):
             return
         columns = {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
-        if isinstance(pl_module, Model):
-            assert pl_module.schema is not None
-            table = frame(pl_module.schema, **columns, thresholds=pl_module.thresholds)
+        if isinstance(model, Model):
+            assert model.schema is not None
+            table = frame(model.schema, **columns, thresholds=model.thresholds)
             assert (np.diff(table["row"].to_numpy()) > 0).all(), "a row was predicted twice"
         else:
-            table = _plain(columns)
-        if (kept := self._kept(trainer, table["row"].to_numpy())) is not None:
-            table = table.hstack(
-                kept.rename(
-                    {name: f"kept_{name}" for name in kept.columns if name in table.columns}
-                )
-            )
+            table = _generic_table(columns)
+        source = self._source_columns(trainer, table["row"].to_numpy())
+        if source is not None:
+            taken = {name: f"kept_{name}" for name in source.columns if name in table.columns}
+            table = table.hstack(source.rename(taken))
         atomic_write(self.path, lambda file: writer(self.path)(table, file))
         self.written = True
 
+    def _source_columns(self, trainer: Trainer, rows: Array) -> pl.DataFrame | None:
+        """Return id, group and kept columns of the source for these rows; None without any."""
+        data = getattr(trainer, "datamodule", None)
+        if isinstance(data, DataModule):
+            split = "val" if trainer.validating else "test" if trainer.testing else "predict"
+            groups = [data.group] if data.group and split != "predict" else []
+            names = list(dict.fromkeys([*data.id_columns, *groups, *self.keep]))
+            return data.source_columns(names, rows, split) if names else None
+        if self.keep:
+            raise UserError(
+                f"--keep: expected a data module of this package, got {type(data).__name__}, which "
+                "has no columns to keep; leave out --keep."
+            )
+        return None
 
-def _plain(columns: dict[str, np.ndarray[Any, Any]]) -> pl.DataFrame:
-    """A stranger's outputs: a column for each, numbered where one has several."""
-    table: dict[str, np.ndarray[Any, Any]] = {}
+
+def as_arrays(outputs: dict[str, Tensor]) -> dict[str, Array]:
+    """Convert the outputs of a step to NumPy arrays. bfloat16 becomes float32: NumPy has none."""
+    arrays = {}
+    for name, values in outputs.items():
+        values = values.float() if values.dtype == torch.bfloat16 else values
+        arrays[name] = values.detach().cpu().numpy()
+    return arrays
+
+
+def gather_chunks(chunks: list[Any]) -> list[Any]:
+    """Return the chunks of every process on process 0, an empty list on the others."""
+    if not torch.distributed.is_initialized():
+        return chunks
+    rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    gathered: list[Any] | None = [None] * world_size if rank == 0 else None
+    torch.distributed.gather_object(chunks, gathered)
+    return [chunk for part in gathered for chunk in part] if gathered is not None else []
+
+
+def _are_columns(outputs: Any) -> bool:
+    """Return whether the outputs are a dict of tensors that have a row axis."""
+    return isinstance(outputs, dict) and all(
+        isinstance(values, Tensor) and values.ndim for values in outputs.values()
+    )
+
+
+def _generic_table(columns: dict[str, Array]) -> pl.DataFrame:
+    """Return outputs of a model that is not ours as a table.
+
+    Arrays with several columns give columns with numbered names.
+    """
+    table: dict[str, Array] = {}
     for name, values in columns.items():
         wide = values.reshape(len(values), -1)
-        table |= {
-            name if wide.shape[1] == 1 else f"{name}_{i}": wide[:, i] for i in range(wide.shape[1])
-        }
+        width = wide.shape[1]
+        table |= {name if width == 1 else f"{name}_{i}": wide[:, i] for i in range(width)}
     return pl.DataFrame(table).sort("row")

@@ -1,10 +1,10 @@
-"""``last.ckpt``: everything training needs to go on to the bit, saved while it runs and when a signal stops it."""
+"""``last.ckpt``: the complete state of training, so that a resumed run has the same bits."""
 
 import os
 import random
 import signal
-import threading
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -12,33 +12,52 @@ import numpy as np
 import torch
 import torch.distributed
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch import callbacks as lightning
+from lightning.pytorch.callbacks import Checkpoint, Timer
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.plugins import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_warn
 
+from proj.engine import PACKAGE
 from proj.engine.callbacks.best_checkpoint import EarlyStopping
 from proj.engine.callbacks.checkpoint_io import DurableCheckpointIO
+from proj.engine.exit_codes import stop_signals
+from proj.engine.lightning_internals import (
+    has_default_checkpoint_io,
+    is_accumulating,
+    is_restarting,
+    restore_metrics,
+    set_accumulation,
+    set_checkpoint_io,
+    set_step_limit,
+    step_plateau_schedulers,
+    validation_follows,
+)
 from proj.engine.runs.run import LAST
-from proj.errors import Stopped
+from proj.errors import Stopped, UserError
 from proj.models.base import Model
 
-SAVE = 1  # less than the number of any signal that stops
+# Requests to `_save_if_requested`, ordered so that the largest one of all processes wins. A larger
+# number than SAVE is a signal, which asks to save and stop.
+NO_REQUEST, SAVE = 0, 1
+
+# The callback's key in a checkpoint, today and in version 0.1, and the version of its state.
+STATE_KEY, OLD_STATE_KEY = "ResumeCheckpoint", "LastCheckpoint"
+FORMAT = 2
 
 
-class ResumeCheckpoint(
-    lightning.Checkpoint
-):  # Lightning calls checkpoint callbacks after all others
-    """Saves at the start, at a pace, at the end, and when SIGINT or SIGTERM asks to stop.
+class ResumeCheckpoint(Checkpoint):
+    """Save ``last.ckpt`` at the start, regularly, at the end, and when SIGINT or SIGTERM arrives.
 
-    Lightning keeps weights, optimizers, schedules, loops and the loader's place. Kept here is what a process has beside
-    that: random generators, the epoch's metrics so far, metrics that others look at, whether somebody wants to stop.
-    Under a validation or at the end of an epoch nothing is saved, only after; so nothing is half done.
+    Lightning saves weights, optimizers, schedulers, loops and the loader's position. This callback
+    adds what else a process holds: random generators, the metrics of the epoch so far, the logged
+    metrics that other callbacks read, and whether training should stop. Nothing is saved during a
+    validation or the end of an epoch, only afterwards, so that no work is half done.
+
+    It is a ``Checkpoint`` because Lightning calls those after all other callbacks.
 
     Args:
-        folder: where the file goes.
-        every_seconds: how old the file may become; 0 saves after each step, or block of steps.
-        every_n_steps: optimizer steps from one save to the next.
+        folder: folder of the file.
+        every_seconds: largest age of the file; 0 saves after each execution, None never by age.
+        every_n_steps: optimizer steps from one save to the next; None never by steps.
     """
 
     def __init__(
@@ -46,188 +65,188 @@ class ResumeCheckpoint(
     ) -> None:
         self.folder, self.every_seconds, self.every_n_steps = folder, every_seconds, every_n_steps
         self.saved_step, self.saved_time = 0, time.monotonic()
-        self.signal = 0  # that came
-        self.after_epoch = False  # Lightning has still to step ReduceLROnPlateau
+        self.signal = 0  # number of the signal that arrived
+        # Whether the epoch is over, but Lightning has not yet stepped ReduceLROnPlateau.
+        self.after_epoch = False
         self.restored: dict[str, Any] | None = None
         self.model: LightningModule | None = None
-        self.handlers: dict[int, Any] = {}
+        self.signal_handlers = ExitStack()
 
-    # What is saved
+    # State
+
+    @property
+    def state_key(self) -> str:
+        return STATE_KEY
 
     def state_dict(self) -> dict[str, Any]:
         assert self.model is not None
-        sums = self.model.metric_state() if isinstance(self.model, Model) else {}
+        trainer = self.trainer
+        metric_state = self.model.metric_state() if isinstance(self.model, Model) else {}
+        process = {"generators": generator_states(), "metric_state": metric_state}
+        metrics = trainer.callback_metrics.items()
         return {
-            "processes": _of_all_processes({"generators": generators(), "sums": sums}),
-            "metrics": {
-                name: value.detach().cpu() for name, value in self.trainer.callback_metrics.items()
-            },
-            "stop": self.trainer.should_stop and not _out_of_time(self.trainer),
-            "early_stopping": bool(_early_stopping(self.trainer)),
-            "accumulate": self.trainer.accumulate_grad_batches,
+            "format": FORMAT,
+            "processes": _gather_from_processes(process),
+            "metrics": {name: value.detach().cpu() for name, value in metrics},
+            "should_stop": trainer.should_stop and not _out_of_time(trainer),
+            "early_stopping": bool(_early_stopping(trainer)),
+            "accumulate_grad_batches": trainer.accumulate_grad_batches,
             "after_epoch": self.after_epoch,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.restored = state_dict
 
-    def _save(self, trainer: Trainer) -> None:
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                logger.experiment.flush()  # the curves up to here, since they are not drawn again
-        trainer.save_checkpoint(self.folder / LAST)
-        self.saved_step, self.saved_time = trainer.global_step, time.monotonic()
-
-    # When it is saved
+    # Saving
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.trainer, self.model, self.max_steps = trainer, pl_module, trainer.max_steps
-        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # else one of the user's own
-            trainer.strategy.checkpoint_io = DurableCheckpointIO(self.folder)
+        if has_default_checkpoint_io(trainer):
+            set_checkpoint_io(trainer, DurableCheckpointIO(self.folder))
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if not trainer.is_last_batch and not _validation_follows(trainer, batch_idx):
-            self._save_if_wanted(trainer, within_epoch=True)
+        if not trainer.is_last_batch and not validation_follows(trainer, batch_idx):
+            self._save_if_requested(trainer, within_epoch=True)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.sanity_checking and not trainer.is_last_batch:
-            self._save_if_wanted(trainer, within_epoch=True)
+            self._save_if_requested(trainer, within_epoch=True)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.after_epoch = True
-        self._save_if_wanted(trainer)
+        self._save_if_requested(trainer, within_epoch=False)
         self.after_epoch = False
-        if (
-            trainer.fit_loop.restarting
-        ):  # in the epoch that it goes on with, Lightning leaves them out
-            _step_plateau_schedules(trainer, trainer.current_epoch + 1)
+        if is_restarting(trainer):
+            # Lightning leaves these schedulers out in an epoch that it resumes.
+            step_plateau_schedulers(trainer, trainer.current_epoch + 1)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.global_step > self.saved_step:  # it ended in a way that was not foreseen
+        if trainer.global_step > self.saved_step:  # For example, a callback ended the training.
             self._save(trainer)
-        self._listen_no_more()
-
-    def _save_if_wanted(self, trainer: Trainer, within_epoch: bool = False) -> None:
-        gradients_wait = (
-            within_epoch and (trainer.fit_loop.batch_idx + 1) % trainer.accumulate_grad_batches > 0
-        )
-        if gradients_wait or (
-            within_epoch and trainer.should_stop
-        ):  # the end of the epoch follows, and saves
-            return
-        wanted = self.signal or int(self._due(trainer) or (not within_epoch and _ends(trainer)))
-        if trainer.world_size > 1:  # what one process wants, all do
-            voice = torch.tensor(wanted, device=trainer.strategy.root_device)
-            wanted = int(trainer.strategy.reduce(voice, reduce_op="max"))
-        if wanted and (self.stateful or not within_epoch):
-            self._save(trainer)
-        if wanted > SAVE:
-            raise Stopped(wanted)
-
-    def _due(self, trainer: Trainer) -> bool:
-        steps, seconds = self.every_n_steps, self.every_seconds
-        by_steps = steps is not None and trainer.global_step // steps > self.saved_step // steps
-        return by_steps or (seconds is not None and time.monotonic() - self.saved_time >= seconds)
-
-    # Signals
-
-    def _listen(self) -> None:
-        """Take Lightning's place: its handlers save nothing, and one waits for other processes until they come by."""
-        if threading.current_thread() is threading.main_thread():
-            self.handlers = {
-                number: signal.signal(number, self._on_signal)
-                for number in (signal.SIGINT, signal.SIGTERM)
-            }
-
-    def _listen_no_more(self) -> None:
-        for number, handler in self.handlers.items():
-            signal.signal(number, handler)
-        self.handlers = {}
+        self.signal_handlers.close()
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        self._listen_no_more()
+        self.signal_handlers.close()
 
-    def _on_signal(self, number: int, frame: Any) -> None:
+    def _save_if_requested(self, trainer: Trainer, within_epoch: bool) -> None:
+        """Save if it is time; save and raise Stopped if a signal arrived in any process."""
+        # A checkpoint does not hold the gradients of accumulated batches. If training should stop,
+        # the end of the epoch follows at once and saves.
+        if within_epoch and (is_accumulating(trainer) or trainer.should_stop):
+            return
+        due = self._is_due(trainer) or (not within_epoch and _is_last_epoch(trainer))
+        request = self.signal or (SAVE if due else NO_REQUEST)
+        if trainer.world_size > 1:
+            own_request = torch.tensor(request, device=trainer.strategy.root_device)
+            request = int(trainer.strategy.reduce(own_request, reduce_op="max"))
+        if request != NO_REQUEST and (self.loader_has_state or not within_epoch):
+            self._save(trainer)
+        if request > SAVE:
+            raise Stopped(request)
+
+    def _is_due(self, trainer: Trainer) -> bool:
+        steps, seconds = self.every_n_steps, self.every_seconds
+        by_steps = steps is not None and trainer.global_step // steps > self.saved_step // steps
+        return by_steps or (seconds is not None and time.monotonic() - self.saved_time >= seconds)
+
+    def _save(self, trainer: Trainer) -> None:
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                # A resumed run does not log the values before the checkpoint again.
+                logger.experiment.flush()
+        trainer.save_checkpoint(self.folder / LAST)
+        self.saved_step, self.saved_time = trainer.global_step, time.monotonic()
+
+    def _on_signal(self, number: int) -> None:
         if self.signal == number == signal.SIGINT:
             raise KeyboardInterrupt
         self.signal = number
+        # `print` is not safe in a signal handler.
         os.write(
-            2,
-            b"\nstopping after this step, when the checkpoint is written; a second Ctrl-C stops at once\n",
+            2, b"\nstopping after this step and its checkpoint; press Ctrl-C to stop at once\n"
         )
 
-    # Going on
+    # Resuming
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.restored is not None:
-            # A limit on steps makes Lightning take an epoch that is over for one to be gone on with (fit_loop.py, the
-            # setter of `restarting`), so there is none until training starts. A test holds this.
-            trainer.fit_loop.epoch_loop.max_steps = -1
-            self._restore_process(trainer)  # before a user's DataLoader draws its seed
+            # With a step limit, Lightning takes a finished epoch for one to be resumed (the setter
+            # `restarting` in fit_loop.py). So there is no limit until training starts.
+            set_step_limit(trainer, -1)
+            # A user's DataLoader draws its seed from the generators before training starts.
+            self._restore_process(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._listen()
-        self.stateful = hasattr(trainer.train_dataloader, "state_dict")
+        # Lightning's own handlers save nothing, and one of them waits for the other processes.
+        self.signal_handlers.enter_context(stop_signals(self._on_signal))
+        self.loader_has_state = hasattr(trainer.train_dataloader, "state_dict")
         self.saved_step, self.saved_time = trainer.global_step, time.monotonic()
         if self.restored is None:
-            self._save(trainer)  # so that there is always something to go on from
+            self._save(trainer)  # From now on there is always a checkpoint to resume.
             return
-        trainer.fit_loop.epoch_loop.max_steps = self.max_steps
-        if self.stateful:
+        set_step_limit(trainer, self.max_steps)
+        if self.loader_has_state:
             self._restore_process(trainer)
         else:
             rank_zero_warn(
-                "the data come from a loader without a state, so training goes on at the end of an epoch."
+                "the training data loader has no state_dict, so training resumes at the end of an "
+                "epoch."
             )
-        trainer.callback_metrics.update(self.restored["metrics"])
-        trainer.accumulate_grad_batches = self.restored[
-            "accumulate"
-        ]  # which a callback may have changed
-        stopping = _early_stopping(trainer)
-        more = any(callback.goes_on for callback in stopping) or (
-            self.restored["early_stopping"] and not stopping
-        )
-        trainer.should_stop = self.restored["stop"] and not more
-        if self.restored["after_epoch"]:
-            _step_plateau_schedules(trainer, trainer.current_epoch)
+        self._restore_trainer(trainer, self.restored)
         self.restored = None
 
     def _restore_process(self, trainer: Trainer) -> None:
-        """Random generators and sums as they were, unless the number of processes has changed."""
+        """Restore generators and metrics, unless the number of processes has changed."""
         assert self.restored is not None
         processes = self.restored["processes"]
-        if len(processes) == trainer.world_size:
-            here = processes[trainer.global_rank]
-            restore_generators(here["generators"])
-            if isinstance(self.model, Model):
-                self.model.load_metric_state(here["sums"])
-        else:
+        if len(processes) != trainer.world_size:
             rank_zero_warn(
-                f"the checkpoint is of {len(processes)} processes, now there are {trainer.world_size}: random "
-                "numbers and the metrics of the epoch begun start anew."
+                f"the checkpoint was written by {len(processes)} processes, now there are "
+                f"{trainer.world_size}: random generators and the metrics of the interrupted epoch "
+                "start anew."
             )
+            return
+        process = processes[trainer.global_rank]
+        restore_generators(process["generators"])
+        if isinstance(self.model, Model):
+            self.model.load_metric_state(process["metric_state"])
+
+    def _restore_trainer(self, trainer: Trainer, state: dict[str, Any]) -> None:
+        restore_metrics(trainer, state["metrics"])
+        # A GradientAccumulationScheduler may have changed it.
+        set_accumulation(trainer, state["accumulate_grad_batches"])
+        early_stopping = _early_stopping(trainer)
+        was_switched_off = state["early_stopping"] and not early_stopping
+        was_raised = any(callback.patience_was_raised for callback in early_stopping)
+        trainer.should_stop = state["should_stop"] and not was_switched_off and not was_raised
+        if state["after_epoch"]:
+            step_plateau_schedulers(trainer, trainer.current_epoch)
 
 
-def _validation_follows(trainer: Any, batch_idx: int) -> bool:
-    """Whether Lightning validates after this batch, by its own rule (``_should_check_val_fx``)."""
-    if not trainer.enable_validation or trainer.val_check_batch in (
-        None,
-        float("inf"),
-    ):  # None: at certain times, unknown here
-        return False
-    if trainer.check_val_every_n_epoch is None:
-        batch_idx = trainer.fit_loop.total_batch_idx
-    elif (trainer.current_epoch + 1) % trainer.check_val_every_n_epoch:
-        return False
-    return bool((batch_idx + 1) % trainer.val_check_batch == 0)
+def check_resumable(checkpoint: dict[str, Any], path: Path) -> None:
+    """Raise UserError if another version wrote the checkpoint's training state."""
+    states = checkpoint.get("callbacks", {})
+    other_format = STATE_KEY in states and states[STATE_KEY].get("format") != FORMAT
+    if OLD_STATE_KEY in states or other_format:
+        raise UserError(
+            f"{path}: expected a checkpoint of this version of {PACKAGE}, got one of another "
+            "version, which training cannot resume; start a new run from its weights with "
+            "--init_from."
+        )
 
 
-def _ends(trainer: Trainer) -> bool:
-    """Whether the epoch that is over is the last one."""
+def process_states(checkpoint: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return what ``ResumeCheckpoint`` saved for each process: ``generators``, ``metric_state``."""
+    states: list[dict[str, Any]] = checkpoint["callbacks"][STATE_KEY]["processes"]
+    return states
+
+
+def _is_last_epoch(trainer: Trainer) -> bool:
+    """Return whether training ends after the epoch that is just over."""
     epochs, steps = trainer.max_epochs or -1, trainer.max_steps
     return (
         trainer.should_stop
@@ -241,48 +260,39 @@ def _early_stopping(trainer: Any) -> list[EarlyStopping]:
 
 
 def _out_of_time(trainer: Any) -> bool:
-    timers = [callback for callback in trainer.callbacks if isinstance(callback, lightning.Timer)]
+    """Return whether a Timer (``max_time``) ends training. A resumed run starts a new one."""
+    timers = [callback for callback in trainer.callbacks if isinstance(callback, Timer)]
     return any((left := timer.time_remaining()) is not None and left <= 0 for timer in timers)
 
 
-def _step_plateau_schedules(trainer: Trainer, epochs: int) -> None:
-    """What Lightning does at the very end of an epoch, after all callbacks."""
-    for config in trainer.lr_scheduler_configs:
-        if (
-            config.reduce_on_plateau
-            and config.interval == "epoch"
-            and epochs % config.frequency == 0
-        ):
-            value = trainer.callback_metrics.get(str(config.monitor))
-            if value is not None or config.strict:
-                trainer.lightning_module.lr_scheduler_step(config.scheduler, value)
-
-
-def _of_all_processes(here: dict[str, Any]) -> list[dict[str, Any]]:
+def _gather_from_processes(state: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the states of all processes, in order of their ranks."""
     if not torch.distributed.is_initialized():
-        return [here]
-    everyone: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(everyone, here)
-    return everyone
+        return [state]
+    states: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(states, state)
+    return states
 
 
-def generators() -> dict[str, Any]:
-    """The states of all random generators as tensors and plain values."""
-    kind, keys, *rest = np.random.get_state(legacy=True)
+def generator_states() -> dict[str, Any]:
+    """Return the states of the random generators as tensors and plain values."""
+    name, keys, *rest = np.random.get_state(legacy=True)
     states: dict[str, Any] = {
         "torch": torch.get_rng_state(),
-        "numpy": [kind, torch.from_numpy(np.asarray(keys, np.int64)), *rest],
+        "numpy": [name, torch.from_numpy(np.asarray(keys, np.int64)), *rest],
         "python": random.getstate(),
     }
-    on_cuda = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
-    return {**states, "cuda": torch.cuda.get_rng_state()} if on_cuda else states
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        states["cuda"] = torch.cuda.get_rng_state()
+    return states
 
 
 def restore_generators(states: dict[str, Any]) -> None:
+    """Restore what ``generator_states`` returned."""
     torch.set_rng_state(states["torch"])
-    kind, keys, *rest = states["numpy"]
-    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
-    version, keys, gauss = states["python"]
-    random.setstate((version, tuple(keys), gauss))
+    name, keys, *rest = states["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+    version, keys, gauss_next = states["python"]
+    random.setstate((version, tuple(keys), gauss_next))
     if "cuda" in states:
         torch.cuda.set_rng_state(states["cuda"])

@@ -1,10 +1,11 @@
-"""How many optimizer steps one ``training_step`` makes: decided before the first one."""
+"""Choose the number of optimizer steps per ``training_step``."""
 
 import copy
 import math
 import time
 from bisect import bisect_left
 from collections.abc import Iterator
+from itertools import chain
 from typing import Any
 
 import torch
@@ -27,15 +28,20 @@ from proj.engine import console
 from proj.engine.callbacks.best_checkpoint import BestCheckpoint
 from proj.engine.callbacks.compiled_step import CompiledStep, NotCompiled
 from proj.engine.callbacks.monitoring import StepLogger
-from proj.engine.callbacks.multi_step import run_execution
+from proj.engine.callbacks.multi_step import eager_step, run_execution
 from proj.engine.callbacks.non_finite import StopOnNonFinite
 from proj.engine.callbacks.resume_state import ResumeCheckpoint
+from proj.engine.lightning_internals import schedulers, set_validation_interval
 from proj.errors import UserError
 from proj.models.base import Model
 from proj.schema import Batch
 
-SECONDS = 0.05  # that a block is to last: so long that Lightning's work for it is a percent or two
-MOST = 512  # steps in a block, so that curves stay curves
+# Time of an execution in seconds: long enough that Lightning's work is one or two percent of it.
+EXECUTION_SECONDS = 0.05
+# Most steps in an execution. More would leave too few points for the curves.
+MAX_STEPS = 512
+# Timed steps, the fastest of which counts.
+TIMINGS = 4
 
 BATCH_HOOKS = (
     "on_train_batch_start",
@@ -47,11 +53,12 @@ BATCH_HOOKS = (
 )
 STEP_HOOKS = (
     "training_step",
-    "loss_of",
-    "count",
+    "forward_loss",
+    "update_metrics",
     "backward",
     "optimizer_step",
     "optimizer_zero_grad",
+    "configure_gradient_clipping",
     "lr_scheduler_step",
     *BATCH_HOOKS,
 )
@@ -61,15 +68,32 @@ TRANSFER_HOOKS = (
     "transfer_batch_to_device",
     "on_after_batch_transfer",
 )
+# Callbacks whose batch hooks work with executions.
+COMPATIBLE_CALLBACKS = (
+    BestCheckpoint,
+    ResumeCheckpoint,
+    StopOnNonFinite,
+    StepLogger,
+    EarlyStopping,
+    ProgressBar,
+    Timer,
+)
+# Callbacks that need single steps although they override no batch hook.
+STEPWISE_CALLBACKS = (
+    LearningRateFinder,
+    GradientAccumulationScheduler,
+    StochasticWeightAveraging,
+)
 
 
 class StepsPerExecution(Callback):
-    """Lets the loader hand out blocks of batches, where that changes nothing but the speed; else says why not.
+    """Make several optimizer steps per ``training_step`` if that changes nothing but the speed.
 
-    Lightning counts blocks. So training that goes on has the same number of steps in each, not one measured anew.
+    If it would change something, print the reason and make single steps. Lightning counts
+    executions, so a resumed run keeps the number of steps of its checkpoint.
     """
 
-    steps: int | None = None
+    steps: int | None = None  # None: single steps
     restored = False
 
     def state_dict(self) -> dict[str, Any]:
@@ -79,80 +103,100 @@ class StepsPerExecution(Callback):
         self.steps, self.restored = state_dict["steps"], True
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        wanted = getattr(pl_module, "steps_per_execution", "auto")
-        compiled = getattr(pl_module, "compile_what", "none") == "step"
-        if isinstance(wanted, int) and wanted < 1:
+        requested = getattr(pl_module, "steps_per_execution", "auto")
+        compile_step = getattr(pl_module, "compile_mode", "none") == "step"
+        if isinstance(requested, int) and requested < 1:
             raise UserError(
-                f"model.steps_per_execution: expected auto or a number from 1 up, got {wanted}."
+                "model.steps_per_execution: expected auto or a number from 1 up, got "
+                f"{requested}; change the number."
             )
-        if why := next(obstacles(trainer, pl_module), None):
-            if trainer.is_global_zero and (wanted != 1 or compiled):
-                console.say(
-                    f"one optimizer step at a time{', not compiled' if compiled else ''}: {why}."
-                )
-            if self.steps is not None and _within_epoch(trainer):
+        if reason := next(obstacles(trainer, pl_module), None):
+            if trainer.is_global_zero and (requested != 1 or compile_step):
+                not_compiled = ", not compiled" if compile_step else ""
+                console.say(f"one optimizer step at a time{not_compiled}: {reason}.")
+            if self.steps is not None and _is_within_epoch(trainer):
                 raise UserError(
-                    f"the checkpoint was written within an epoch of {self.steps} optimizer steps at a time, and "
-                    f"that cannot change before its end: {why}; leave that out."
+                    "the checkpoint was written during an epoch with executions of "
+                    f"{self.steps} steps, which must not change before the end of the epoch: "
+                    f"{reason}; remove that setting."
                 )
             return
-        if self.restored and self.steps is None and _within_epoch(trainer):
-            return  # one at a time, as before
-        data: Any = getattr(trainer, "datamodule", None)
+        if self.restored and self.steps is None and _is_within_epoch(trainer):
+            return  # The rest of the epoch needs single steps, too.
         assert isinstance(pl_module, Model)
-        loader, interval = data.train_dataloader(), trainer.val_check_interval
-        loader.period = (
-            max(1, int(loader.batches * interval)) if isinstance(interval, float) else int(interval)
-        )
+        self._set_up(trainer, pl_module, requested)
+
+    def _set_up(self, trainer: Any, model: Model, requested: int | str) -> None:
+        """Choose the steps per execution and let loader, model and Trainer use them."""
+        data, interval = trainer.datamodule, trainer.val_check_interval
+        loader = data.train_dataloader()
+        if isinstance(interval, float):
+            loader.period = max(1, int(loader.batches * interval))
+        else:
+            loader.period = int(interval)
         with isolate_rng():
-            if compiled:
-                pl_module.compiled_step = _compiled(
-                    trainer, pl_module, data.augment_batch(_example(trainer, data))
-                )
-            loader.steps = self.steps or (
-                wanted if isinstance(wanted, int) else _fitting_steps(trainer, pl_module, data)
-            )
-        while not _ends_well(loader, max(0, trainer.max_steps) % loader.batches):
+            if model.compile_mode == "step":
+                model.compiled_step = _compile(trainer, model, data)
+            if self.steps is not None:
+                loader.steps = self.steps
+            elif isinstance(requested, int):
+                loader.steps = requested
+            else:
+                loader.steps = _steps_for(_step_seconds(trainer, model, data))
+        last_batches = max(0, trainer.max_steps) % loader.batches
+        while not _ends_well(loader, last_batches):
             loader.steps -= 1
         self.steps = loader.steps
-        pl_module.run_execution = run_execution
+        model.run_execution = run_execution
         data.steps_per_execution, data.validation_period = loader.steps, loader.period
-        if loader.period < loader.batches or (
-            isinstance(interval, int) and loader.period == loader.batches
-        ):
-            trainer.val_check_interval = loader.cuts().index(loader.period)
+        # An integer equal to the number of batches asks for one validation per epoch.
+        within_epoch = loader.period < loader.batches
+        once_per_epoch = isinstance(interval, int) and loader.period == loader.batches
+        if within_epoch or once_per_epoch:
+            set_validation_interval(trainer, loader.cuts().index(loader.period))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if (step := getattr(pl_module, "compiled_step", None)) is not None:
-            step.bind(
-                pl_module, trainer.optimizers[0]
-            )  # whose state may have come from a checkpoint since
+        if (compiled_step := getattr(pl_module, "compiled_step", None)) is not None:
+            # The optimizer's state may have been loaded from a checkpoint since.
+            compiled_step.bind(pl_module, trainer.optimizers[0])
 
 
-def _within_epoch(trainer: Any) -> bool:
-    """Whether training goes on from a checkpoint that was not written at the end of an epoch."""
+def _is_within_epoch(trainer: Any) -> bool:
+    """Return whether training resumes from a checkpoint written during an epoch."""
     savers = [callback for callback in trainer.callbacks if isinstance(callback, ResumeCheckpoint)]
     return any(saver.restored is not None and not saver.restored["after_epoch"] for saver in savers)
 
 
-def _ends_well(loader: ArrayLoader, stop: int) -> bool:
-    """Whether ``max_steps``, after ``stop`` batches of an epoch, does not cut off a block that a validation follows."""
+def _ends_well(loader: ArrayLoader, last_batches: int) -> bool:
+    """Return whether ``max_steps`` does not shorten an execution that a validation follows.
+
+    Args:
+        loader: with ``steps`` and ``period`` set.
+        last_batches: batches of the last epoch, up to ``max_steps``.
+    """
     assert loader.period is not None
     cuts = loader.cuts()
-    block = bisect_left(cuts, stop)
-    return cuts[block] == stop or (
-        block < len(cuts) - 1 and block % cuts.index(min(loader.period, loader.batches)) > 0
-    )
+    last = bisect_left(cuts, last_batches)  # the execution in which `max_steps` falls
+    if cuts[last] == last_batches:
+        return True
+    executions_per_period = cuts.index(min(loader.period, loader.batches))
+    return last < len(cuts) - 1 and last % executions_per_period > 0
 
 
 def obstacles(trainer: Any, model: LightningModule) -> Iterator[str]:
-    """Why optimizer steps have to be made one by one."""
-    for flag, off in {
-        "accumulate_grad_batches": 1,
-        "limit_train_batches": 1.0,
-        "overfit_batches": 0.0,
-    }.items():
-        if getattr(trainer, flag) != off:
+    """Yield the reasons why optimizer steps have to be made one at a time."""
+    return chain(
+        _trainer_obstacles(trainer),
+        _class_obstacles(model, trainer.datamodule),
+        _callback_obstacles(trainer.callbacks),
+        _optimizer_obstacles(trainer),
+    )
+
+
+def _trainer_obstacles(trainer: Any) -> Iterator[str]:
+    defaults = {"accumulate_grad_batches": 1, "limit_train_batches": 1.0, "overfit_batches": 0.0}
+    for flag, default in defaults.items():
+        if getattr(trainer, flag) != default:
             yield f"trainer.{flag} {getattr(trainer, flag)} counts batches"
     if trainer.check_val_every_n_epoch is None:
         yield "trainer.val_check_interval counts single steps over several epochs"
@@ -162,58 +206,58 @@ def obstacles(trainer: Any, model: LightningModule) -> Iterator[str]:
         yield "several processes exchange gradients after each step"
     if trainer.precision not in ("32-true", "64-true"):
         yield f"trainer.precision {trainer.precision} is made for single steps"
+
+
+def _class_obstacles(model: LightningModule, data: Any) -> Iterator[str]:
     if not isinstance(model, Model):
         yield f"{type(model).__name__} has a training_step of its own"
     if hook := _overridden(model, Model, STEP_HOOKS):
         yield f"{type(model).__name__} has a {hook} of its own"
-    data = trainer.datamodule
     if not isinstance(data, DataModule):
-        yield "the batches do not come from one of our data modules"
+        yield "the batches do not come from a data module of this package"
     if hook := _overridden(data, DataModule, TRANSFER_HOOKS):
         yield f"{type(data).__name__} has a {hook} of its own"
-    for callback in trainer.callbacks:
-        known = isinstance(
-            callback,
-            BestCheckpoint
-            | ResumeCheckpoint
-            | StopOnNonFinite
-            | StepLogger
-            | EarlyStopping
-            | ProgressBar
-            | Timer
-            | StepsPerExecution,
-        )
-        if not known and (hook := _overridden(callback, Callback, BATCH_HOOKS)):
-            yield f"{type(callback).__name__} has a {hook}, and batches come one by one to that"
-        if isinstance(
-            callback, LearningRateFinder | GradientAccumulationScheduler | StochasticWeightAveraging
-        ):
-            yield f"{type(callback).__name__} looks at single steps"
+
+
+def _callback_obstacles(callbacks: list[Callback]) -> Iterator[str]:
+    for callback in callbacks:
+        name = type(callback).__name__
+        compatible = isinstance(callback, (*COMPATIBLE_CALLBACKS, StepsPerExecution))
+        if not compatible and (hook := _overridden(callback, Callback, BATCH_HOOKS)):
+            yield f"{name} has a {hook}, which needs single batches"
+        if isinstance(callback, STEPWISE_CALLBACKS):
+            yield f"{name} needs single steps"
+
+
+def _optimizer_obstacles(trainer: Any) -> Iterator[str]:
     for optimizer in trainer.optimizers:
-        if not type(optimizer).__module__.startswith("torch.optim") or isinstance(
-            optimizer, torch.optim.LBFGS
-        ):
-            yield f"{type(optimizer).__name__} may want to see the loss of a step several times"
-    for config in trainer.lr_scheduler_configs:
-        if isinstance(config.scheduler, ReduceLROnPlateau) and config.interval == "step":
-            yield "ReduceLROnPlateau looks at a metric after each step"
+        from_torch = type(optimizer).__module__.startswith("torch.optim")
+        if not from_torch or isinstance(optimizer, torch.optim.LBFGS):
+            yield f"{type(optimizer).__name__} may compute the loss of a step several times"
+    for scheduler, interval in schedulers(trainer):
+        if isinstance(scheduler, ReduceLROnPlateau) and interval == "step":
+            yield "ReduceLROnPlateau reads a metric after each step"
 
 
-def _overridden(of: Any, base: type, hooks: tuple[str, ...]) -> str | None:
-    """The first of ``hooks`` that an object does not have from ``base``."""
-    return next(
-        (hook for hook in hooks if getattr(type(of), hook, None) is not getattr(base, hook, None)),
-        None,
-    )
+def _overridden(instance: Any, base: type, hooks: tuple[str, ...]) -> str | None:
+    """Return the first of ``hooks`` that an object does not inherit from ``base``."""
+    for hook in hooks:
+        if getattr(type(instance), hook, None) is not getattr(base, hook, None):
+            return hook
+    return None
 
 
-def _example(trainer: Any, data: DataModule) -> Batch:
-    rows = torch.arange(min(data.rows("train"), data.batch_size or data.rows("train")))
-    batch: Batch = trainer.strategy.batch_to_device(take(data.splits["train"], rows))
+def _example_batch(trainer: Any, data: DataModule) -> Batch:
+    """Return the first training rows as a batch on the Trainer's device, not augmented."""
+    rows = data.rows("train")
+    positions = torch.arange(min(rows, data.batch_size or rows))
+    batch: Batch = trainer.strategy.batch_to_device(take(data.splits["train"], positions))
     return batch
 
 
-def _compiled(trainer: Any, model: Model, batch: Batch) -> CompiledStep | None:
+def _compile(trainer: Any, model: Model, data: DataModule) -> CompiledStep | None:
+    """Compile the model's step; print the reason and return None if that is not possible."""
+    batch = data.augment_batch(_example_batch(trainer, data))
     limit = trainer.gradient_clip_val
     clip = (str(trainer.gradient_clip_algorithm or "norm"), float(limit)) if limit else None
     try:
@@ -223,22 +267,24 @@ def _compiled(trainer: Any, model: Model, batch: Batch) -> CompiledStep | None:
         return None
 
 
-def _fitting_steps(trainer: Any, model: Model, data: DataModule) -> int:
-    """How many steps take about ``SECONDS``, by some that are made with a copy of the net."""
+def _step_seconds(trainer: Any, model: Model, data: DataModule) -> float:
+    """Return the time of a step without the optimizer, measured on a copy of the model."""
     if model.compiled_step is not None:
-        return _steps_in_a_block(model.compiled_step.seconds)
-    batch, seconds, twin = _example(trainer, data), math.inf, copy.deepcopy(model)
-    for _ in range(4):
+        return float(model.compiled_step.seconds)
+    seconds, twin, batch = math.inf, copy.deepcopy(model), _example_batch(trainer, data)
+    for _ in range(TIMINGS):
         start = time.perf_counter()
-        _, loss, _ = twin.forward_loss(data.augment_batch(batch), "train")
-        torch.autograd.backward(loss)
-        loss.item()  # waits for the device
+        _, loss, _ = eager_step(twin, data.augment_batch(batch))
+        loss.item()  # Wait for the device.
         seconds = min(seconds, time.perf_counter() - start)
-        if seconds > SECONDS:
+        if seconds > EXECUTION_SECONDS:
             break
-    return _steps_in_a_block(seconds)
+    return seconds
 
 
-def _steps_in_a_block(seconds: float) -> int:
-    """A power of two, so that a measurement repeated mostly finds the same."""
-    return int(max(1, min(MOST, 2 ** round(math.log2(SECONDS / seconds)))))
+def _steps_for(seconds: float) -> int:
+    """Return the number of steps that take ``EXECUTION_SECONDS``, given the time of one.
+
+    It is a power of two, so that a repeated measurement usually gives the same number.
+    """
+    return int(max(1, min(MAX_STEPS, 2 ** round(math.log2(EXECUTION_SECONDS / seconds)))))

@@ -1,4 +1,4 @@
-"""``check``: everything that can be known before the first epoch."""
+"""``check``: find what can be known before the first epoch, and estimate the cost of training."""
 
 import copy
 import math
@@ -17,163 +17,174 @@ from torch.autograd.graph import saved_tensors_hooks
 from proj.data.base import DataModule, Finding
 from proj.data.loader import nbytes, take
 from proj.engine import console
+from proj.engine.callbacks.multi_step import eager_step
 from proj.engine.config.arguments import read_arguments
 from proj.engine.config.experiment import ExperimentCLI
 from proj.engine.training.data_checks import check_data
 from proj.engine.training.initial_weights import initial_weights
 from proj.engine.training.preflight import preflight
 from proj.models.base import Model
+from proj.models.checks import leaf_hooks
 from proj.models.optim import parameter_groups
-from proj.schema import Batch
+from proj.schema import DEFAULT_THRESHOLD, Batch
 
-FEW = 100  # rows to evaluate on, under which a share says little
-STEPS = 500  # to learn a batch by heart in
+# Splits with fewer rows than this get a line about the precision of a share.
+FEW_ROWS = 100
+# Steps in which `--overfit` expects the net to learn one batch, and steps between two looks.
+OVERFIT_STEPS, OVERFIT_INTERVAL = 500, 25
+# Share of the targets' variance that may stay unexplained for a batch to count as learned.
+UNEXPLAINED_VARIANCE = 0.1
+# Timed steps, the fastest of which counts.
+TIMINGS = 3
+# Best, last and previous checkpoint and one being written; each holds weights and Adam's moments.
+CHECKPOINTS, TENSORS_PER_WEIGHT = 4, 3
 
 
 def check(args: list[str]) -> None:
-    """Find what can be known before the first epoch, and say what training will cost."""
-    arguments = read_arguments(args)
+    """Check the experiment on the command line without training it."""
+    arguments = read_arguments(args, "check")
     cli = ExperimentCLI("check", arguments.configs, arguments.flags)
-    start = initial_weights(cli)
-    preflight(cli, start)
+    preflight(cli, initial_weights(cli))
     data, model = cli.datamodule, copy.deepcopy(cli.model)
     findings: list[Finding] = []
     if isinstance(data, DataModule):
         console.show_data(data)
-        findings += [*check_data(data), *_parts(data)]
+        findings += [*check_data(data), *_check_splits(data)]
     if isinstance(data, DataModule) and isinstance(model, Model):
         with isolate_rng():
-            findings += _net(cli, model, data, overfit=bool(cli.config.overfit))
+            findings += _check_net(cli, model, data, overfit=bool(cli.config.overfit))
     else:
         console.say(
-            "the layers, the loss and the costs are looked at with our own models and data modules only."
+            "layers, loss and costs are checked for models and data modules of this package only."
         )
     console.show_findings(findings, strict=bool(cli.config.strict))
     console.say("a batch of each stage goes through.")
 
 
-def _parts(data: DataModule) -> Iterator[Finding]:
-    for stage in ("val", "test"):
-        if (rows := data.rows(stage)) == 0:
+def _check_splits(data: DataModule) -> Iterator[Finding]:
+    """Yield a finding for each empty split; print how little a small one says."""
+    for split in ("val", "test"):
+        rows = data.rows(split)
+        if rows == 0:
             yield Finding(
-                f"the {stage} part has no rows",
-                "nothing is known of new rows",
-                f"set data.{stage}_fraction",
+                f"the {split} split has no rows",
+                "the performance on new rows stays unknown",
+                f"set data.{split}_fraction",
             )
-        elif rows < FEW:  # no finding: there may be no more
-            apart = 100 * 1.96 * math.sqrt(0.25 / rows)
+        elif rows < FEW_ROWS:  # This is no finding, because there may be no more rows.
+            half_width = 100 * 1.96 * math.sqrt(0.25 / rows)
             console.say(
-                f"the {stage} part has {rows} rows: a share of them is known to some {apart:.0f} points."
+                f"the {split} split has {rows} rows: the 95 % interval of a share of them is up to "
+                f"± {half_width:.0f} percentage points."
             )
 
 
-def _net(cli: ExperimentCLI, model: Model, data: DataModule, overfit: bool) -> Iterator[Finding]:
+def _check_net(
+    cli: ExperimentCLI, model: Model, data: DataModule, overfit: bool
+) -> Iterator[Finding]:
+    """Yield findings about net, loss and gradients on one batch; print layers and costs."""
     trainer = cli.build_trainer(None, [])
-    data.trainer, model.trainer = trainer, trainer  # what the hooks ask
+    data.trainer, model.trainer = trainer, trainer  # Hooks of both read it.
     model.schema = data.schema
     model.configure_model()
-    device = trainer.strategy.root_device
-    model.to(device)
-    rows = min(data.batch_size or data.rows("train"), data.rows("train"))
-    order = torch.randperm(data.rows("train"), generator=torch.Generator().manual_seed(0))
-    batch = trainer.strategy.batch_to_device(take(data.splits["train"], order[:rows]))
+    model.to(trainer.strategy.root_device)
+    batch = trainer.strategy.batch_to_device(_random_batch(data))
     assert isinstance(model.net, nn.Module)
-    with _layers(model.net):
-        loss, activations = _kept(model, batch)
-    if (chance := _chance(model)) is not None:
-        console.say(
-            f"loss at the start: {loss:.4f}; of a model that knows the shares of the targets alone: {chance:.4f}"
-        )
-        if not loss < 3 * chance + 1:
-            yield Finding(
-                f"the loss at the start is {loss:.3g}",
-                f"far from chance, {chance:.3g}, which comes first",
-                "scale the inputs, or the weights of the last layer",
-            )
+    with _show_layers(model.net):
+        loss, activation_bytes = _gradients(model, batch)
+    yield from _check_initial_loss(model, loss)
     for name, parameter in model.net.named_parameters():
         if parameter.requires_grad and (parameter.grad is None or not parameter.grad.any()):
             yield Finding(
                 f"the parameter {name} gets no gradient",
-                "it stays as it is drawn",
+                "training does not change it",
                 "use it in forward, or freeze it",
             )
-    _costs(model, data, _seconds(model, batch), activations)
-    yield from _disk(cli, model)
+    _show_costs(model, data, _step_seconds(model, batch), activation_bytes)
+    yield from _check_disk(cli, model)
     if overfit:
-        yield from _overfit(model, batch)
+        yield from _check_overfit(model, batch)
+
+
+def _random_batch(data: DataModule) -> Batch:
+    """Return a batch of random training rows, always the same ones."""
+    rows = data.rows("train")
+    order = torch.randperm(rows, generator=torch.Generator().manual_seed(0))
+    return take(data.splits["train"], order[: min(data.batch_size or rows, rows)])
 
 
 @contextmanager
-def _layers(net: nn.Module) -> Iterator[None]:
-    """Show what the layers give out in a forward pass."""
+def _show_layers(net: nn.Module) -> Iterator[None]:
+    """Print the layers that run in a forward pass, with their output shapes."""
     table = Table("layer", "kind", "output", "parameters")
 
-    def show(name: str) -> Any:
-        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-            shape = list(output.shape) if isinstance(output, Tensor) else ""
-            table.add_row(
-                name,
-                type(module).__name__,
-                str(shape),
-                f"{sum(p.numel() for p in module.parameters()):,}",
-            )
+    def add_row(name: str, module: nn.Module, inputs: Any, output: Any) -> None:
+        shape = str(list(output.shape)) if isinstance(output, Tensor) else ""
+        parameters = sum(p.numel() for p in module.parameters())
+        table.add_row(name or "net", type(module).__name__, shape, f"{parameters:,}")
 
-        return hook
-
-    named = [
-        (name or "net", module)
-        for name, module in net.named_modules()
-        if not list(module.children())
-    ]
-    handles = [module.register_forward_hook(show(name)) for name, module in named]
-    try:
+    with leaf_hooks(net, add_row):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
     console.show(table)
 
 
-def _kept(model: Model, batch: Batch) -> tuple[float, int]:
-    """The loss of a batch, and the bytes kept for the way back; the gradients are left with the parameters."""
-    known, size = {p.data_ptr() for p in model.parameters()}, 0
+def _gradients(model: Model, batch: Batch) -> tuple[float, int]:
+    """Compute the gradients; return the loss and the bytes that were kept for the backward pass."""
+    known_storages, activation_bytes = {p.data_ptr() for p in model.parameters()}, 0
 
-    def note(values: Tensor) -> Tensor:
-        nonlocal size
-        if values.data_ptr() not in known:
-            known.add(values.data_ptr())
-            size += values.nbytes
+    def measure(values: Tensor) -> Tensor:
+        nonlocal activation_bytes
+        if values.data_ptr() not in known_storages:
+            known_storages.add(values.data_ptr())
+            activation_bytes += values.nbytes
         return values
 
-    with saved_tensors_hooks(note, lambda values: values):
-        loss = model.forward_loss(batch, "train")[1]
-    torch.autograd.backward(loss)
-    return loss.item(), size
+    with saved_tensors_hooks(measure, lambda values: values):
+        _, loss, _ = eager_step(model, batch)
+    return loss.item(), activation_bytes
 
 
-def _seconds(model: Model, batch: Batch) -> float:
-    """What a step takes, without the optimizer."""
+def _step_seconds(model: Model, batch: Batch) -> float:
+    """Return the time of a step without the optimizer."""
     seconds = math.inf
-    for _ in range(3):
-        model.zero_grad()
-        begin = time.perf_counter()
-        loss = model.forward_loss(batch, "train")[1]
-        torch.autograd.backward(loss)
-        loss.item()  # waits for the device
-        seconds = min(seconds, time.perf_counter() - begin)
+    for _ in range(TIMINGS):
+        start = time.perf_counter()
+        _, loss, _ = eager_step(model, batch)
+        loss.item()  # Wait for the device.
+        seconds = min(seconds, time.perf_counter() - start)
     return seconds
 
 
-def _chance(model: Model) -> float | None:
-    """The mean loss of the best constant prediction; None where the schema does not say."""
+def _check_initial_loss(model: Model, loss: float) -> Iterator[Finding]:
+    """Print the loss before training; yield a finding if it is far above that of a constant."""
+    constant_loss = _constant_loss(model)
+    if constant_loss is None:
+        return
+    console.say(
+        f"loss at the start: {loss:.4f}; of the best constant prediction: {constant_loss:.4f}"
+    )
+    if not loss < 3 * constant_loss + 1:
+        yield Finding(
+            f"the loss at the start is {loss:.3g}",
+            f"far above that of the best constant prediction, {constant_loss:.3g}, which training "
+            "has to reach first",
+            "scale the inputs, or the weights of the last layer",
+        )
+
+
+def _constant_loss(model: Model) -> float | None:
+    """Return the mean loss of the best constant prediction.
+
+    None if the schema has no counts, or if the experiment names a loss of its own.
+    """
     schema = model.schema
     assert schema is not None
+    if model.loss is not None:
+        return None
     if schema.task == "regression":
-        variances = [
-            1.0 if getattr(model, "standardize_target", False) else std**2
-            for std in schema.target_std
-        ]
-        return sum(variances) / len(variances)
+        if getattr(model, "standardize_target", False):
+            return 1.0
+        return sum(std**2 for std in schema.target_std) / len(schema.target_std)
     if not schema.class_counts:
         return None
     shares = torch.tensor(schema.class_counts, dtype=torch.float64) / schema.rows
@@ -183,37 +194,38 @@ def _chance(model: Model) -> float | None:
 
 
 def _entropy(shares: Tensor) -> Tensor:
+    """Return the entropy over the first axis, in nats."""
     return -torch.xlogy(shares, shares).sum(0)
 
 
-def _costs(model: Model, data: DataModule, seconds: float, activations: int) -> None:
-    weights = sum(p.nbytes for p in model.parameters())
+def _show_costs(model: Model, data: DataModule, seconds: float, activation_bytes: int) -> None:
+    """Print the memory and the time that training takes."""
+    weight_bytes = sum(p.nbytes for p in model.parameters())
+    data_bytes = nbytes(data.splits["train"]) + nbytes(data.splits["val"])
     steps = data.train_dataloader().batches
-    held = nbytes(data.splits["train"]) + nbytes(data.splits["val"])
     console.say(
-        f"memory: {_mb(weights)} weights, {_mb(3 * weights)} gradients and Adam's state, {_mb(activations)} "
-        f"activations of a batch, {_mb(held)} data"
+        f"memory: {_mb(weight_bytes)} weights, {_mb(3 * weight_bytes)} gradients and Adam's state, "
+        f"{_mb(activation_bytes)} activations of a batch, {_mb(data_bytes)} data"
     )
     console.say(
-        f"time: {1000 * seconds:.2g} ms a step, {steps} steps an epoch: {seconds * steps:.2g} s, without "
-        "the optimizer and the validation"
+        f"time: {1000 * seconds:.2g} ms per step, {steps} steps per epoch: "
+        f"{seconds * steps:.2g} s, without optimizer and validation"
     )
 
 
-def _disk(cli: ExperimentCLI, model: Model) -> Iterator[Finding]:
-    need = (
-        4 * 3 * sum(p.nbytes for p in model.parameters())
-    )  # best, last, previous and one being written, with Adam's state
-    folder = next(
-        path for path in (cli.root.absolute(), *cli.root.absolute().parents) if path.exists()
-    )
+def _check_disk(cli: ExperimentCLI, model: Model) -> Iterator[Finding]:
+    """Print the disk space that checkpoints need; yield a finding if there is less."""
+    weight_bytes = sum(p.nbytes for p in model.parameters())
+    needed = CHECKPOINTS * TENSORS_PER_WEIGHT * weight_bytes
+    root = cli.root.absolute()
+    folder = next(path for path in (root, *root.parents) if path.exists())
     free = shutil.disk_usage(folder).free
-    console.say(f"disk: {_mb(need)} for checkpoints, {_mb(free)} free in {folder}")
-    if need > free:
+    console.say(f"disk: {_mb(needed)} for checkpoints, {_mb(free)} free in {folder}")
+    if needed > free:
         yield Finding(
-            f"{folder} has {_mb(free)} free, checkpoints take {_mb(need)}",
-            "training will stop when it saves",
-            "make room, or set trainer.default_root_dir",
+            f"{folder} has {_mb(free)} free, checkpoints need {_mb(needed)}",
+            "training stops when it cannot save",
+            "free some space, or set trainer.default_root_dir",
         )
 
 
@@ -221,31 +233,41 @@ def _mb(size: int) -> str:
     return f"{size / 1e6:,.1f} MB"
 
 
-def _overfit(model: Model, batch: Batch) -> Iterator[Finding]:
-    """Whether the net can learn one batch by heart: if not, net, loss and labels do not fit together."""
+def _check_overfit(model: Model, batch: Batch) -> Iterator[Finding]:
+    """Train on one batch only; yield a finding if the net does not learn it.
+
+    Then the net, the loss and the labels do not fit together.
+    """
     assert isinstance(model.net, nn.Module)
     optimizer = model.optimizer(parameter_groups(model.net, model.learning_rates))
-    before, _ = _known(model, batch)
-    for step in range(1, STEPS + 1):
-        optimizer.zero_grad()
-        torch.autograd.backward(model.forward_loss(batch, "train")[1])
-        optimizer.step()
-        if step % 25 == 0 and (state := _known(model, batch))[1]:
+    rows = len(batch.row)
+    initial_loss, _ = _evaluate(model, batch)
+    for step in range(1, OVERFIT_STEPS + 1):
+        eager_step(model, batch, optimizer)
+        if step % OVERFIT_INTERVAL:
+            continue
+        loss, is_learned = _evaluate(model, batch)
+        if is_learned:
             console.say(
-                f"overfit: {len(batch.row)} rows are learned by heart in {step} steps, loss {before:.3g} to {state[0]:.3g}"
+                f"overfit: the net learned {rows} rows in {step} steps, loss {initial_loss:.3g} to "
+                f"{loss:.3g}"
             )
             return
     yield Finding(
-        f"the net has not learned {len(batch.row)} rows in {STEPS} steps, loss {before:.3g} to {state[0]:.3g}",
-        "more rows it will not learn better",
-        "look for a mistake in the net or the labels, or try another "
-        "learning rate, more units, less dropout",
+        f"the net has not learned {rows} rows in {OVERFIT_STEPS} steps, loss {initial_loss:.3g} to "
+        f"{loss:.3g}",
+        "it will not learn more rows better",
+        "look for a mistake in the net or the labels, or try another learning rate, more units, "
+        "less dropout",
     )
 
 
 @torch.no_grad()
-def _known(model: Model, batch: Batch) -> tuple[float, bool]:
-    """The loss of a batch, and whether its targets are told: all classes or labels, or 0.9 of the variance."""
+def _evaluate(model: Model, batch: Batch) -> tuple[float, bool]:
+    """Return the loss of a batch, and whether its targets are learned.
+
+    All classes or labels must be correct, or most of the variance of each target explained.
+    """
     assert batch.y is not None
     model.eval()
     outputs, loss, _ = model.forward_loss(batch, "val")
@@ -253,6 +275,8 @@ def _known(model: Model, batch: Batch) -> tuple[float, bool]:
     model.train()
     if model.task == "regression":
         errors = (predicted - batch.y).square().mean(0)
-        return loss.item(), bool((errors <= 0.1 * batch.y.var(0, correction=0)).all())
-    classes = predicted.argmax(1) if model.task == "multiclass" else predicted > 0.5
+        variance = batch.y.var(0, correction=0)
+        return loss.item(), bool((errors <= UNEXPLAINED_VARIANCE * variance).all())
+    is_multiclass = model.task == "multiclass"
+    classes = predicted.argmax(1) if is_multiclass else predicted > DEFAULT_THRESHOLD[0]
     return loss.item(), bool((classes == batch.y).all())

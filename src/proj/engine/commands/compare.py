@@ -1,117 +1,135 @@
-"""The verb compare: whether one run is better than another, told from the same test rows."""
+"""The verb `compare`: test whether runs differ, on the same test rows."""
 
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from rich.table import Column, Table
 
 from proj.engine import console, html
-from proj.engine.callbacks.monitoring import flatten_config
+from proj.engine.config.parser import VerbParser
 from proj.engine.console import number
-from proj.engine.evaluation.intervals import FEW
+from proj.engine.evaluation.limits import MIN_UNITS, unit_name
 from proj.engine.evaluation.paired import LEVEL, Difference, differences, holm
-from proj.engine.evaluation.prediction_set import PredictionSet
-from proj.engine.evaluation.report import parser_of, schema_of
-from proj.engine.evaluation.scoring import load_predictions
+from proj.engine.evaluation.prediction_set import PredictionSet, load_predictions
+from proj.engine.evaluation.results import check_tested, read_schema
 from proj.engine.html import Section
 from proj.engine.runs import calibration
-from proj.engine.runs.run import Run, atomic_write, find_run
+from proj.engine.runs.run import Run, atomic_write, find_run, flatten_config
 from proj.errors import UserError
 from proj.metrics import metric_info
 
 HEADER = ("metric", "difference", "95 % interval", "p", "verdict", "test")
 
+Settings = list[tuple[str, list[str]]]  # names, and the value of each run
+
+
+class Comparison(NamedTuple):
+    """A run's metrics minus those of the first run, with p-values adjusted for all runs."""
+
+    title: str
+    differences: dict[str, Difference]
+    p_values: dict[str, float]
+
 
 def compare(args: list[str]) -> None:
-    """Show each run's metrics less those of the first run, with intervals and p-values."""
-    given = _arguments(args)
-    runs = [find_run(Path("lightning_logs"), name) for name in given.runs]
+    """Show each run's metrics minus those of the first run, with intervals and p-values."""
+    arguments = _parse(args)
+    runs = [find_run(Path("lightning_logs"), name) for name in arguments.runs]
     if len({run.path.resolve() for run in runs}) < len(runs):
-        raise UserError(f"compare: expected different runs, got {' '.join(given.runs)}.")
-    outcomes = [_read(run) for run in runs]
-    for run, other in zip(runs[1:], outcomes[1:], strict=True):
-        check_same_rows(runs[0].path.name, outcomes[0], run.path.name, other)
-    group = outcomes[0].group
-    count, kind = (
-        (len(outcomes[0]), "test rows")
-        if group is None
-        else (len(np.unique(group)), "groups of test rows")
-    )
-    if count < FEW:
-        raise UserError(
-            f"compare: expected {FEW} {kind} or more, got {count}; they tell nothing apart."
-        )
-    found = [differences(outcomes[0], other) for other in outcomes[1:]]
+        raise UserError(f"compare: expected different runs, got {' '.join(arguments.runs)}.")
+    predictions = [_read(run) for run in runs]
     names = [run.path.name for run in runs]
-    adjusted = [
-        dict(zip(found[0], row, strict=True))
-        for row in zip(*(holm([each[name].p for each in found]) for name in found[0]), strict=True)
-    ]
-    for name, differs, ps in zip(names[1:], found, adjusted, strict=True):
-        _show(f"{name} less {names[0]}, {len(outcomes[0])} test rows", differs, ps)
-    console.show(_settings_table(names, settings(runs)))
-    if given.output:
-        content = _page(names, outcomes[0], found, adjusted, settings(runs))
-        atomic_write(Path(given.output), lambda file: file.write(content.encode()))
-        console.say(f"page: {given.output}")
+    for name, other in zip(names[1:], predictions[1:], strict=True):
+        check_same_rows(names[0], predictions[0], name, other)
+    _check_enough_rows(predictions[0])
+    comparisons = compare_with_first(names, predictions)
+    differing = differing_settings(runs)
+    for comparison in comparisons:
+        _show(comparison, len(predictions[0]))
+    console.show(_settings_table(names, differing))
+    if arguments.output:
+        page = _page(names, len(predictions[0]), comparisons, differing)
+        atomic_write(Path(arguments.output), lambda file: file.write(page.encode()))
+        console.say(f"report: {arguments.output}")
 
 
-def _arguments(args: list[str]) -> argparse.Namespace:
-    parser = parser_of("compare", "Compare runs with the first one, on the same test rows.")
+def _parse(args: list[str]) -> argparse.Namespace:
+    parser = VerbParser("compare", "Compare runs with the first one, on the same test rows.")
     parser.add_argument(
-        "runs",
-        nargs="+",
-        help="names or folders of two runs or more, the one to compare with first",
+        "runs", nargs="+", help="names or folders of two runs or more; the first is the reference"
     )
-    parser.add_argument("--output", help="an .html file to write, beside what is printed")
-    given = parser.parse_args(args)
-    if len(given.runs) < 2:
+    parser.add_argument("--output", help="an .html file to write the comparison to as well")
+    arguments = parser.parse_args(args)
+    if len(arguments.runs) < 2:
         raise UserError(
-            f"compare: expected two runs or more, got {given.runs[0]} alone; name another."
+            f"compare: expected two runs or more, got only {arguments.runs[0]}; name another."
         )
-    if given.output and not given.output.endswith(".html"):
-        raise UserError(f"--output: expected a name that ends in .html, got {given.output}.")
-    return given
+    if arguments.output and not arguments.output.endswith(".html"):
+        raise UserError(f"--output: expected a name that ends in .html, got {arguments.output}.")
+    return arguments
 
 
 def _read(run: Run) -> PredictionSet:
-    if not (run.path / "test" / "predictions.parquet").is_file():
-        raise UserError(
-            f"{run.path} has not been tested: expected test/predictions.parquet in it; run "
-            f"`test --run {run.path.name}` first."
-        )
-    return load_predictions(run, "test", schema_of(run))
+    check_tested(run, "predictions.parquet")
+    return load_predictions(run, "test", read_schema(run))
 
 
-def check_same_rows(first: str, one: PredictionSet, second: str, other: PredictionSet) -> None:
-    """Raise UserError unless both are predictions of the same targets of the same rows."""
-    if one.task != other.task or one.names != other.names:
+def check_same_rows(first_name: str, first: PredictionSet, name: str, other: PredictionSet) -> None:
+    """Raise UserError unless both are finite predictions of the same targets of the same rows."""
+    if first.task != other.task or first.names != other.names:
         raise UserError(
-            f"compare: expected runs of one task, got {first} ({one.task}: {', '.join(one.names[:5])}) and "
-            f"{second} ({other.task}: {', '.join(other.names[:5])})."
+            f"compare: expected runs of one task, got {first_name} "
+            f"({first.task}: {', '.join(first.names[:5])}) and "
+            f"{name} ({other.task}: {', '.join(other.names[:5])})."
         )
-    if not np.array_equal(one.row, other.row):
-        shared = len(np.intersect1d(one.row, other.row))
+    if not np.array_equal(first.row, other.row):
+        shared = len(np.intersect1d(first.row, other.row))
         raise UserError(
-            f"compare: expected the same test rows, got {len(one)} of {first} and {len(other)} of {second}, "
-            f"of which {shared} are the same; test both on one part."
+            f"compare: expected the same test rows, got {len(first)} rows of {first_name} and "
+            f"{len(other)} of {name}, of which {shared} are the same; test both on one split."
         )
-    if not np.array_equal(one.target, other.target):
+    if not np.array_equal(first.target, other.target):
         raise UserError(
-            f"compare: expected the same test rows, the targets of {first} and {second} differ; test both on "
-            "one source."
+            f"compare: expected the same test rows, but the targets of {first_name} and {name} "
+            "differ; test both on one source."
         )
-    if one.missing or other.missing:
-        name = first if one.missing else second
+    if first.missing or other.missing:
+        wrong = first_name if first.missing else name
         raise UserError(
-            f"compare: expected predictions that are numbers, {name} has some that are not."
+            f"compare: expected finite predictions, but some of {wrong} are not finite numbers."
         )
 
 
-def settings(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
-    """The settings in which the runs differ, with each one's value: of their configs, and the calibration of `test`."""
+def _check_enough_rows(predictions: PredictionSet) -> None:
+    group = predictions.group
+    count = len(predictions) if group is None else len(np.unique(group))
+    if count < MIN_UNITS:
+        kind = "test rows" if group is None else f"{unit_name(predictions)} of test rows"
+        raise UserError(
+            f"compare: expected {MIN_UNITS} {kind} or more, got {count}; so few cannot show a "
+            "difference."
+        )
+
+
+def compare_with_first(
+    names: Sequence[str], predictions: Sequence[PredictionSet]
+) -> list[Comparison]:
+    """Compare each set of predictions with the first one."""
+    by_run = [differences(predictions[0], other) for other in predictions[1:]]
+    p_values: list[dict[str, float]] = [{} for _ in by_run]
+    for metric in by_run[0]:
+        adjusted = holm([run[metric].p for run in by_run])
+        for values, p in zip(p_values, adjusted, strict=True):
+            values[metric] = p
+    titles = [f"{name} minus {names[0]}" for name in names[1:]]
+    return [Comparison(*parts) for parts in zip(titles, by_run, p_values, strict=True)]
+
+
+def differing_settings(runs: Sequence[Run]) -> Settings:
+    """Return the settings in which runs differ: those of their configs, and the calibration."""
     configs = [flatten_config(run.config) for run in runs]
     keys = list(dict.fromkeys(key for config in configs for key in config))
     rows = [(key, [str(config.get(key, "")) for config in configs]) for key in keys]
@@ -124,70 +142,60 @@ def _calibration(run: Run) -> str:
     return str(calibration.read(applied)) if applied.is_file() else "none"
 
 
-def verdict(name: str, found: Difference, p: float) -> str:
-    """Better, worse, or not told apart, at a level of 5 %."""
-    known = metric_info(name)
-    if p >= LEVEL or known is None:
-        return "not told apart"
-    return "better" if (found.value > 0) == (known.mode == "max") else "worse"
+def verdict(metric: str, difference: Difference, p: float) -> str:
+    """Return better, worse, or not significant, at a level of 5 %."""
+    info = metric_info(metric)
+    if p >= LEVEL or info is None:
+        return "not significant"
+    return "better" if (difference.value > 0) == (info.mode == "max") else "worse"
+
+
+def _rows(comparison: Comparison) -> list[list[str]]:
+    rows = []
+    for metric, difference in comparison.differences.items():
+        p = comparison.p_values[metric]
+        interval = f"{_signed(difference.low)} to {_signed(difference.high)}"
+        conclusion = verdict(metric, difference, p)
+        value = _signed(difference.value)
+        rows.append([metric, value, interval, f"{p:.3f}", conclusion, difference.test])
+    return rows
 
 
 def _signed(value: float) -> str:
     return f"{'+' if value > 0 else ''}{number(value)}"
 
 
-def _rows(found: dict[str, Difference], ps: dict[str, float]) -> list[list[str]]:
-    return [
-        [
-            name,
-            _signed(of.value),
-            f"{_signed(of.low)} to {_signed(of.high)}",
-            f"{ps[name]:.3f}",
-            verdict(name, of, ps[name]),
-            of.test,
-        ]
-        for name, of in found.items()
-    ]
-
-
-def _show(title: str, found: dict[str, Difference], ps: dict[str, float]) -> None:
-    console.say(title)
+def _show(comparison: Comparison, test_rows: int) -> None:
+    console.say(f"{comparison.title}, {test_rows} test rows")
+    # Only the page has the last column, the name of the test.
+    header = HEADER[:-1]
     table = Table(
-        *(Column(name, justify="right" if name in HEADER[1:4] else "left") for name in HEADER[:5])
+        *(Column(name, justify="right" if name in HEADER[1:4] else "left") for name in header)
     )
-    for row in _rows(found, ps):
-        table.add_row(*row[:5])  # by which test is told on the page
+    for row in _rows(comparison):
+        table.add_row(*row[:-1])
     console.show(table)
 
 
-def _settings_table(names: list[str], rows: list[tuple[str, list[str]]]) -> Table:
+def _settings_table(names: list[str], settings: Settings) -> Table:
     table = Table("setting", *names)
-    for key, values in rows:
+    for key, values in settings:
         table.add_row(key, *values)
     return table
 
 
 def _page(
-    names: list[str],
-    one: PredictionSet,
-    found: list[dict[str, Difference]],
-    adjusted: list[dict[str, float]],
-    rows: list[tuple[str, list[str]]],
+    names: list[str], test_rows: int, comparisons: list[Comparison], settings: Settings
 ) -> str:
-    more = (
-        f" The p-values are corrected for {len(found)} runs, after Holm." if len(found) > 1 else ""
-    )
+    several = len(comparisons) > 1
+    adjusted = f" The p-values are adjusted for {len(comparisons)} runs (Holm)." if several else ""
     lead = html.text(
-        f"Differences on the same {len(one)} test rows; the intervals hold for each one by itself.{more}"
+        f"Differences on the same {test_rows} test rows. Each interval is valid for its difference "
+        f"alone.{adjusted}"
     )
     sections = [
-        Section(
-            f"{name} less {names[0]}",
-            [html.table(f"{name} less {names[0]}", HEADER, _rows(differs, ps))],
-        )
-        for name, differs, ps in zip(names[1:], found, adjusted, strict=True)
+        Section(each.title, [html.table(each.title, HEADER, _rows(each))]) for each in comparisons
     ]
-    differing = html.table(
-        "Settings that differ", ["setting", *names], [[key, *values] for key, values in rows]
-    )
+    rows = [[key, *values] for key, values in settings]
+    differing = html.table("Settings that differ", ["setting", *names], rows)
     return html.page(" and ".join(names), lead, [*sections, Section("Settings", [differing])])

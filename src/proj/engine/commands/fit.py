@@ -1,15 +1,16 @@
-"""``fit``: train into a new run folder, or go on in an old one."""
+"""``fit``: train into a new run folder, or resume an existing run."""
 
 import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lightning.pytorch import Callback
 
-from proj.data.base import DataModule
+from proj.data.base import DataModule, Finding
 from proj.engine import console
-from proj.engine.config.arguments import read_arguments
+from proj.engine.config.arguments import Arguments, read_arguments
 from proj.engine.config.experiment import ExperimentCLI, first_process
 from proj.engine.evaluation.tensorboard import FigureLogger
 from proj.engine.exit_codes import as_user_error, signal_exit_codes
@@ -21,54 +22,89 @@ from proj.engine.training.preflight import preflight
 from proj.engine.training.resume import resume
 from proj.engine.training.train import RUN_VARIABLE, train
 
+if TYPE_CHECKING:  # Importing matplotlib takes long, and training does not need it.
+    from matplotlib.figure import Figure
 
-def fit(args: list[str], folder: Path | None = None, callbacks: Sequence[Callback] = ()) -> None:
-    """Train into a new run folder, ``folder`` if it is given, or go on in an old one."""
+
+def fit(
+    args: list[str], folder: Path | None = None, callbacks: Sequence[Callback] = ()
+) -> Run | None:
+    """Train into a new run folder, or resume an existing run.
+
+    Args:
+        args: the command line after the verb.
+        folder: folder of the new run; by default ``--name``, or the next ``version_N``.
+        callbacks: callbacks beside those of the experiment.
+
+    Returns:
+        The run; None after ``fast_dev_run``, which leaves no run.
+    """
     arguments = read_arguments(args, "fit")
-    callbacks = [FigureLogger(), *callbacks]
     if arguments.resume is not None:
-        resume(arguments, args, callbacks)
-        return
+        return resume(arguments, args, [FigureLogger(), *callbacks])
+    experiment, lr_figure = parse_experiment(arguments)
+    return train_experiment(experiment, args, folder, callbacks, lr_figure)
+
+
+def parse_experiment(arguments: Arguments) -> tuple[ExperimentCLI, "Figure | None"]:
+    """Parse the experiment; with ``--lr_find``, find its learning rate and draw the curve."""
     cli = ExperimentCLI("fit", arguments.configs, arguments.flags)
-    rate = find_learning_rate(cli) if cli.config.lr_find and first_process() else None
-    if rate:
-        console.say(f"learning rate: {rate[0]:.2g}, where the loss falls most steeply")
-        cli = ExperimentCLI(
-            "fit", arguments.configs, [*arguments.flags, "--model.optimizer.lr", repr(rate[0])]
-        )
-    start, checkpoint = initial_weights(cli), checkpoint_to_continue(cli)
+    if not (cli.config.lr_find and first_process()):
+        return cli, None
+    lr, figure = find_learning_rate(cli)
+    console.say(f"learning rate: {lr:.2g}, where the loss falls most steeply")
+    flags = [*arguments.flags, "--model.optimizer.lr", repr(lr)]
+    return ExperimentCLI("fit", arguments.configs, flags), figure
+
+
+def train_experiment(
+    cli: ExperimentCLI,
+    args: list[str],
+    folder: Path | None = None,
+    callbacks: Sequence[Callback] = (),
+    lr_figure: "Figure | None" = None,
+) -> Run | None:
+    """Check an experiment, create its run folder and train; see ``fit``."""
+    initial, checkpoint = initial_weights(cli), checkpoint_to_continue(cli)
+    root, name = (folder.parent, folder.name) if folder else (cli.root, cli.option("name"))
+    findings: list[Finding] = []
     if first_process():
-        root, name = (folder.parent, folder.name) if folder else (cli.root, cli.option("name"))
         check_name(root, name)
-        preflight(cli, start)
-        found = check_data(cli.datamodule) if isinstance(cli.datamodule, DataModule) else []
-        console.show_findings(found)
-    for callback in start:
-        console.say(f"started from {callback.report}")
-    if cli.config_init.trainer.fast_dev_run:
-        trainer = cli.build_trainer(None, list(start))
-        with signal_exit_codes(trainer), as_user_error("training cannot go on"):
-            trainer.fit(
-                cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint, weights_only=True
-            )
-        console.say("fast_dev_run: it went through; nothing is kept.")
-        return
+        preflight(cli, initial)
+        findings = check_data(cli.datamodule) if isinstance(cli.datamodule, DataModule) else []
+        console.show_findings(findings)
+        for callback in initial:
+            console.say(f"initialized from {callback.report}")
+    if cli.config.trainer.fast_dev_run:
+        _fast_dev_run(cli, list(initial), checkpoint)
+        return None
+    callbacks = [*initial, FigureLogger(), *callbacks]
     if not first_process():
-        # Lightning's launcher hands RUN_VARIABLE on. torchrun's does not: there, Lightning broadcasts the checkpoints'
-        # folder from process 0, and no other process writes anything else.
-        train(
-            cli,
-            Run(Path(os.environ.get(RUN_VARIABLE, cli.root))),
-            args,
-            [*start, *callbacks],
-            checkpoint,
-        )
-        return
+        # Lightning's launcher passes RUN_VARIABLE on. torchrun's does not: there, Lightning
+        # broadcasts the checkpoints' folder from process 0, and only process 0 writes other files.
+        run = Run(Path(os.environ.get(RUN_VARIABLE, cli.root)))
+        train(cli, run, args, callbacks, checkpoint)
+        return run
     run = create_run(root, name)
-    atomic_write(run.path / "config.yaml", lambda file: file.write(cli.as_yaml().encode()))
-    findings = json.dumps([finding._asdict() for finding in found], indent=2)
-    atomic_write(run.path / "findings.json", lambda file: file.write(findings.encode()))
-    if rate:
-        atomic_write(run.path / "lr_find.png", lambda file: rate[1].savefig(file, format="png"))
+    _write_files(run, cli, findings, lr_figure)
     with lock_run(run):
-        train(cli, run, ["fit", *args], [*start, *callbacks], checkpoint)
+        train(cli, run, ["fit", *args], callbacks, checkpoint)
+    return run
+
+
+def _fast_dev_run(cli: ExperimentCLI, callbacks: list[Callback], checkpoint: Path | None) -> None:
+    trainer = cli.build_trainer(None, callbacks)
+    with signal_exit_codes(trainer), as_user_error("training cannot go on"):
+        trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint, weights_only=True)
+    console.say("fast_dev_run: done; no files are written.")
+
+
+def _write_files(
+    run: Run, cli: ExperimentCLI, findings: list[Finding], lr_figure: "Figure | None"
+) -> None:
+    """Write the files of a run that are known before training."""
+    atomic_write(run.path / "config.yaml", lambda file: file.write(cli.as_yaml().encode()))
+    text = json.dumps([finding._asdict() for finding in findings], indent=2)
+    atomic_write(run.path / "findings.json", lambda file: file.write(text.encode()))
+    if lr_figure is not None:
+        atomic_write(run.path / "lr_find.png", lambda file: lr_figure.savefig(file, format="png"))

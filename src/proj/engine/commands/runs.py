@@ -1,139 +1,143 @@
-"""The verb runs: what there is, with its main numbers."""
+"""The verb `runs`: list runs with their headline metrics."""
 
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich import box
 from rich.table import Column, Table
 
 from proj.engine import console
-from proj.engine.callbacks.monitoring import flatten_config
+from proj.engine.config.parser import VerbParser
 from proj.engine.console import number
-from proj.engine.evaluation.report import parser_of
-from proj.engine.runs.run import Run, read_json, run_folders
+from proj.engine.runs.run import Run, flatten_config, read_json, run_folders
 from proj.errors import UserError, nearest
 from proj.metrics import metric_info
 
-MAIN = ("accuracy", "f1", "auroc", "rmse", "r2")  # metrics that are shown
+SHOWN_METRICS = ("accuracy", "f1", "auroc", "rmse", "r2")
 CONDITION = re.compile(r"([^<>=]+)(<=|>=|<|>|=)(.+)")
+
+
+class RunFacts(NamedTuple):
+    """What is known of a run.
+
+    ``settings`` holds the name, start, end and status, and the config by dotted key. ``metrics``
+    are those of the test split.
+    """
+
+    settings: dict[str, Any]
+    metrics: dict[str, Any]
+
+    def value(self, key: str) -> Any:
+        """Return a metric or a setting; None if the run has none of that name."""
+        return self.metrics[key].get("value") if key in self.metrics else self.settings.get(key)
 
 
 def runs(args: list[str]) -> None:
     """List the runs of a folder, the newest first, or by a metric."""
-    parser = parser_of("runs", "List runs with their main numbers on the test part.")
-    parser.add_argument("folder", nargs="?", default="lightning_logs", help="where the runs are")
+    parser = VerbParser("runs", "List runs with their headline metrics on the test split.")
+    parser.add_argument("folder", nargs="?", default="lightning_logs", help="folder of the runs")
     parser.add_argument(
         "--where",
         action="append",
         default=[],
-        help="a condition, such as f1>0.9, status=finished or "
-        "model.optimizer.lr=0.01; may be given several times",
+        help="a condition, such as f1>0.9, status=finished or model.optimizer.lr=0.01; may be "
+        "given several times",
     )
     parser.add_argument(
         "--sort",
-        help="a metric or a setting to sort by: a metric's best first, a setting's smallest",
+        help="a metric (best first) or a setting (smallest first) to sort by",
     )
-    given = parser.parse_args(args)
-    if not Path(given.folder).is_dir():
-        raise UserError(f"runs: expected a folder of runs, got {given.folder}, which is none.")
-    every = sorted(
-        _readable(run_folders(Path(given.folder))),
-        key=lambda one: (one["start"], one["name"]),
+    arguments = parser.parse_args(args)
+    folder = Path(arguments.folder)
+    if not folder.is_dir():
+        raise UserError(f"runs: expected a folder of runs, got {folder}, which is not a folder.")
+    listed = sorted(
+        _readable(run_folders(folder)),
+        key=lambda run: (run.settings["start"], run.settings["name"]),
         reverse=True,
     )
-    for condition in given.where:
-        every = [one for one in every if holds(one, condition, every)]
-    if given.sort:
-        every = ordered(every, given.sort)
-    _show(every)
-    console.say(f"{len(every)} runs in {given.folder}")
+    for condition in arguments.where:
+        listed = [run for run in listed if meets(run, condition, listed)]
+    if arguments.sort:
+        listed = ordered(listed, arguments.sort)
+    _show(listed)
+    console.say(f"{len(listed)} {'run' if len(listed) == 1 else 'runs'} in {folder}")
 
 
-def _readable(runs: Iterable[Run]) -> Iterator[dict[str, Any]]:
-    """What is known of each run; a warning for one with a damaged file."""
+def _readable(runs: Iterable[Run]) -> Iterator[RunFacts]:
+    """Yield the facts of each run; warn of one with a damaged file."""
     for run in runs:
         try:
-            yield facts(run)
+            yield read_facts(run)
         except UserError as error:
             console.warn(f"{run.path.name} is left out: {error}")
 
 
-def _show(every: list[dict[str, Any]]) -> None:
-    shown = [name for name in MAIN if any(name in one["metrics"] for one in every)]
-    table = Table(
-        "run",
-        "start",
-        "status",
-        "net",
-        *(Column(name, justify="right") for name in shown),
-        box=box.SIMPLE,
-    )
-    for one in every:
+def read_facts(run: Run) -> RunFacts:
+    """Read the settings and metrics of a run."""
+    path = run.path / "test" / "metrics.json"
+    metrics = read_json(path) if path.is_file() else {}
+    manifest = {key: run.manifest.get(key) for key in ("start", "end", "status")}
+    settings = {**flatten_config(run.config), **manifest, "name": run.path.name}
+    return RunFacts(settings, metrics)
+
+
+def _show(listed: list[RunFacts]) -> None:
+    shown = [name for name in SHOWN_METRICS if any(name in run.metrics for run in listed)]
+    metric_columns = [Column(name, justify="right") for name in shown]
+    table = Table("run", "start", "status", "net", *metric_columns, box=box.SIMPLE)
+    for run in listed:
+        settings = run.settings
+        start = str(settings["start"])[:16].replace("T", " ")
+        net = str(settings.get("model.net") or settings.get("model", "")).rpartition(".")[2]
         values = [
-            number(one["metrics"][name].get("value")) if name in one["metrics"] else ""
-            for name in shown
+            number(run.metrics[name].get("value")) if name in run.metrics else "" for name in shown
         ]
-        net = str(one.get("model.net") or one.get("model", "")).rpartition(".")[2]
-        table.add_row(
-            one["name"], str(one["start"])[:16].replace("T", " "), one["status"], net, *values
-        )
+        table.add_row(settings["name"], start, settings["status"], net, *values)
     console.show(table)
 
 
-def facts(run: Run) -> dict[str, Any]:
-    """What is known of a run: settings by dotted key, name, status and times, and its metrics on the test part."""
-    scored = run.path / "test" / "metrics.json"
-    metrics = read_json(scored) if scored.is_file() else {}
-    manifest = {key: run.manifest.get(key) for key in ("start", "end", "status")}
-    return {**flatten_config(run.config), **manifest, "name": run.path.name, "metrics": metrics}
-
-
-def value(one: dict[str, Any], key: str) -> Any:
-    return one["metrics"][key].get("value") if key in one["metrics"] else one.get(key)
-
-
-def holds(one: dict[str, Any], condition: str, every: list[dict[str, Any]]) -> bool:
-    """Whether a run meets a condition; a run without the key does not."""
-    if not (parts := CONDITION.fullmatch(condition)):
+def meets(run: RunFacts, condition: str, listed: list[RunFacts]) -> bool:
+    """Return whether a run meets a condition; a run without its key does not."""
+    if not (match := CONDITION.fullmatch(condition)):
         raise UserError(f"--where: expected KEY=VALUE, KEY<NUMBER or KEY>NUMBER, got {condition}.")
-    key, sign, wanted = (part.strip() for part in parts.groups())
-    _check(key, "--where", every)
-    got = value(one, key)
-    if got is None:
+    key, operator, wanted = (text.strip() for text in match.groups())
+    _check_key(key, "--where", listed)
+    value = run.value(key)
+    if value is None:
         return False
-    if sign == "=" and isinstance(got, bool):
-        return str(got).lower() == wanted.lower()
-    if sign == "=" and not isinstance(got, int | float):
-        return str(got) == wanted or str(got).rpartition(".")[2] == wanted
+    if operator == "=" and isinstance(value, bool):
+        return str(value).lower() == wanted.lower()
+    if operator == "=" and not isinstance(value, int | float):
+        # A class may be given without its module.
+        return wanted in (str(value), str(value).rpartition(".")[2])
     try:
-        a, b = float(got), float(wanted)
+        a, b = float(value), float(wanted)
     except ValueError as error:
         raise UserError(
-            f"--where: expected a number to compare {key} with, got {wanted}; it is {got}."
+            f"--where: expected numbers to compare, got {key} {value} and {wanted}; use =."
         ) from error
-    return {"=": a == b, "<": a < b, ">": a > b, "<=": a <= b, ">=": a >= b}[sign]
+    return {"=": a == b, "<": a < b, ">": a > b, "<=": a <= b, ">=": a >= b}[operator]
 
 
-def ordered(every: list[dict[str, Any]], key: str) -> list[dict[str, Any]]:
-    """By a metric, the best first, or by a setting; runs without it last."""
-    _check(key, "--sort", every)
-    there, rest = (
-        [one for one in every if (value(one, key) is not None) is has] for has in (True, False)
+def ordered(listed: list[RunFacts], key: str) -> list[RunFacts]:
+    """Sort by a metric, the best first, or by a setting; runs without it come last."""
+    _check_key(key, "--sort", listed)
+    with_key = [run for run in listed if run.value(key) is not None]
+    without = [run for run in listed if run.value(key) is None]
+    info = metric_info(key) if any(key in run.metrics for run in listed) else None
+    numeric = all(isinstance(run.value(key), int | float) for run in with_key)
+    with_key.sort(
+        key=lambda run: run.value(key) if numeric else str(run.value(key)),
+        reverse=info is not None and info.mode == "max",
     )
-    known = metric_info(key) if any(key in one["metrics"] for one in every) else None
-    numbers = all(isinstance(value(one, key), int | float) for one in there)
-    there.sort(
-        key=lambda one: value(one, key) if numbers else str(value(one, key)),
-        reverse=known is not None and known.mode == "max",
-    )
-    return there + rest
+    return with_key + without
 
 
-def _check(key: str, option: str, every: list[dict[str, Any]]) -> None:
-    keys = dict.fromkeys(
-        name for one in every for name in (*one["metrics"], *one) if name != "metrics"
-    )
-    if every and key not in keys:
+def _check_key(key: str, option: str, listed: list[RunFacts]) -> None:
+    """Raise UserError unless a run has the metric or setting."""
+    keys = dict.fromkeys(name for run in listed for name in (*run.metrics, *run.settings))
+    if listed and key not in keys:
         raise UserError(f"{option}: no run has {key!r}.{nearest(key, keys)}")

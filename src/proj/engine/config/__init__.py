@@ -1,1 +1,1 @@
-"""From a command line and YAML files to a model, data and a Trainer."""
+"""Configuration: from a command line and YAML files to a model, data and a Trainer."""

@@ -1,6 +1,5 @@
-"""A command line taken apart: config files, flags, and which run. Nothing heavy is imported for it."""
+"""Early reading of a command line: config files, flags, and which run. It imports nothing heavy."""
 
-import argparse
 import json
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,113 +7,125 @@ from typing import Any, NamedTuple
 import yaml
 
 from proj.engine.class_paths import add_working_directory, resolve_classes, resolve_flag
+from proj.engine.config.options import OPTIONS
+from proj.engine.config.parser import VerbParser
 from proj.errors import UserError, nearest
 
 SECTIONS = ("trainer", "model", "data", "checkpoint", "early_stopping")
-
-# What a verb takes beside the experiment itself; a run's config.yaml has none of it but `init_from`.
-OPTIONS = {
-    "fit": {
-        "name": "Name of the run; null means the next version_N.",
-        "init_from": "Run, or checkpoint file, whose weights to start from, as far as they fit.",
-        "ckpt_path": "Checkpoint file to go on training from, in a new run.",
-        "resume": "Go on with a run where it was stopped, in its own folder; without a name, the newest.",
-    },
-    "check": {"init_from": "Run, or checkpoint file, whose weights are to fit."},
-    "validate": {},
-    "test": {},
-    "predict": {
-        "output": "File for the predictions, .parquet or .csv; null means predict/ in the run's folder.",
-        "keep": "Columns of the source to write beside the predictions, with commas between them.",
-    },
-}
-for _verb in ("validate", "test", "predict"):
-    OPTIONS[_verb] |= {
-        "run": "Run to use, by name or folder; null means the newest finished one, or the newest like --config.",
-        "ckpt_path": "Checkpoint to use: best (if null), last, or a file.",
-    }
-OPTIONS["validate"] |= {
-    "calibrate": "temperature: fit one number that makes probabilities come true; `test` and `predict` apply it then.",
-    "threshold": "Fit from which probability on a row is of the positive class, or has a label: f1 for the largest F1, "
-    "precision=0.9 for the largest recall with that precision.",
-}
+EXPERIMENT_KEYS = ("seed_everything", *SECTIONS, "init_from")
 
 
 class Arguments(NamedTuple):
-    """A command line, taken apart before anything is imported for it."""
+    """A command line whose experiment has not been parsed yet.
+
+    Attributes:
+        files: values of ``--config``, in order.
+        configs: contents of these files, with full class paths.
+        flags: all other words, with full class paths.
+        run: value of ``--run``.
+        resume: value of ``--resume``; an empty string stands for the newest run.
+    """
 
     files: list[str]
-    configs: list[dict[str, Any]]  # their content, in the same order, with full class paths
+    configs: list[dict[str, Any]]
     flags: list[str]
     run: str | None
-    resume: str | None  # a run's name, or "" for the newest
+    resume: str | None
 
     @property
     def root(self) -> Path:
-        """Where to look for runs: ``lightning_logs`` in the Trainer's ``default_root_dir``, which is not parsed yet."""
+        """The folder of the runs: ``lightning_logs`` in the Trainer's ``default_root_dir``."""
         folder = None
         for config in self.configs:
             folder = config.get("trainer", {}).get("default_root_dir", folder)
         return Path(self.flag("--trainer.default_root_dir") or folder or ".") / "lightning_logs"
 
-    def flag(self, wanted: str) -> str | None:
-        """The value of a flag before the command line is parsed as a whole; the last one counts."""
-        found = None
-        for flag, following in zip(self.flags, [*self.flags[1:], None], strict=False):
-            name, equals, inline = flag.partition("=")
-            if name == wanted:
-                found = inline if equals else following
-        return found
+    def flag(self, name: str) -> str | None:
+        """Return the value of a flag, the last one if it is repeated; None if it is missing."""
+        value = None
+        for word, next_word in zip(self.flags, [*self.flags[1:], None], strict=False):
+            flag, equals, inline_value = word.partition("=")
+            if flag == name:
+                value = inline_value if equals else next_word
+        return value
 
 
-def read_arguments(args: list[str], verb: str = "") -> Arguments:
+def read_arguments(args: list[str], verb: str = "test") -> Arguments:
+    """Separate config files and the options that select a run from the flags of an experiment.
+
+    Raises:
+        UserError: if a file is not a YAML file of an experiment, or an option has no value.
+    """
     add_working_directory()
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser = VerbParser(verb, add_help=False)
     parser.add_argument("-c", "--config", action="append", default=[])
-    parser.add_argument("--run")
-    if verb == "fit":
-        parser.add_argument("--resume", nargs="?", const="")
-    try:
-        known, flags = parser.parse_known_args(args)
-    except argparse.ArgumentError as error:
-        raise UserError(f"{error}.") from error
-    for i, flag in enumerate(flags):
-        name, equals, value = flag.partition("=")
-        if name.startswith("--") and equals:
-            flags[i] = f"{name}={resolve_flag(name, value)}"
-        elif name.startswith("--") and i + 1 < len(flags):
-            flags[i + 1] = resolve_flag(name, flags[i + 1])
+    for option in OPTIONS[verb]:
+        if option.selects_run:
+            optional: Any = {"nargs": "?", "const": ""} if option.value_optional else {}
+            parser.add_argument(f"--{option.name}", **optional)
+    known, words = parser.parse_known_args(args)
     return Arguments(
         known.config,
         [read_config(Path(file)) for file in known.config],
-        flags,
-        known.run,
+        _with_class_paths(words),
+        getattr(known, "run", None),
         getattr(known, "resume", None),
     )
 
 
+def _with_class_paths(words: list[str]) -> list[str]:
+    """Replace short class names among the values of flags by full class paths."""
+    words = list(words)
+    for i, word in enumerate(words):
+        flag, equals, value = word.partition("=")
+        if flag.startswith("--") and equals:
+            words[i] = f"{flag}={resolve_flag(flag, value)}"
+        elif flag.startswith("--") and i + 1 < len(words):
+            words[i + 1] = resolve_flag(flag, words[i + 1])
+    return words
+
+
+def as_flags(values: dict[str, Any]) -> list[str]:
+    """Turn dotted keys and plain values into flags.
+
+    >>> as_flags({"trainer.max_epochs": 5, "data.path": Path("a.npz"), "data.predict_path": None})
+    ['--trainer.max_epochs=5', '--data.path=a.npz', '--data.predict_path=null']
+
+    Raises:
+        UserError: if a value is not plain, or a short class name is unknown.
+    """
+    flags = []
+    for key, value in values.items():
+        resolved = resolve_classes(value, key)
+        try:
+            is_text = isinstance(resolved, str | Path)
+            text = str(resolved) if is_text else json.dumps(resolved)
+        except (TypeError, ValueError) as error:
+            raise UserError(
+                f"{key}: expected a plain value (text, number, list, dictionary), got {value!r}; "
+                "use the form that the value has in YAML."
+            ) from error
+        flags.append(f"--{key}={text}")
+    return flags
+
+
 def read_config(path: Path) -> dict[str, Any]:
+    """Read an experiment's YAML file, with full class paths in place of short class names."""
     if not path.is_file():
         folder = path if path.is_dir() else path.parent if path.parent.is_dir() else Path("configs")
-        near = nearest(str(path), [str(file) for file in sorted(folder.glob("*.yaml"))])
-        what = "a folder" if path.is_dir() else "which is no file"
-        raise UserError(f"--config: expected a YAML file, got {path}, {what}.{near}")
+        hint = nearest(str(path), [str(file) for file in sorted(folder.glob("*.yaml"))])
+        kind = "a folder" if path.is_dir() else "which does not exist"
+        raise UserError(f"--config: expected a YAML file, got {path}, {kind}.{hint}")
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(config, dict):
         raise UserError(
-            f"{path}: expected the keys of an experiment (trainer, model, data, …), got {type(config).__name__}."
+            f"{path}: expected the keys of an experiment (trainer, model, data, …), got "
+            f"{type(config).__name__}."
         )
-    keys = ("seed_everything", *SECTIONS, "init_from")
-    for key, value in config.items():
-        if key not in keys:
-            raise UserError(
-                f"{path}: no such key {key!r} in an experiment.{nearest(str(key), keys)}"
-            )
-        if key in SECTIONS and not isinstance(value, dict):
-            raise UserError(f"{path}: {key}: expected a section of keys and values, got {value!r}.")
+    _check_keys(path, config)
     try:
         json.dumps(config)
     except (TypeError, ValueError) as error:  # a date, or an alias that contains itself
@@ -123,3 +134,12 @@ def read_config(path: Path) -> dict[str, Any]:
         ) from error
     resolved: dict[str, Any] = resolve_classes(config)
     return resolved
+
+
+def _check_keys(path: Path, config: dict[Any, Any]) -> None:
+    for key, value in config.items():
+        if key not in EXPERIMENT_KEYS:
+            hint = nearest(str(key), EXPERIMENT_KEYS)
+            raise UserError(f"{path}: no such key {key!r} in an experiment.{hint}")
+        if key in SECTIONS and not isinstance(value, dict):
+            raise UserError(f"{path}: {key}: expected a section of keys and values, got {value!r}.")

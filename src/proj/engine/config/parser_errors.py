@@ -1,141 +1,190 @@
-"""jsonargparse's nested error texts, said in one sentence that names the key and the nearest valid one.
+"""Turn the nested error texts of jsonargparse into one sentence about one key.
 
-The texts are not a public interface; a text that is not recognised is passed on with its key. Tests hold every kind.
+The sentence names the key, the value, and the nearest valid name. The texts are not a public
+interface of jsonargparse. A text that is not recognised is passed on as it is.
 """
 
 import inspect
 import re
 import sys
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
 
-from proj.engine.class_paths import own_classes
-from proj.engine.security import IN_PARTS
+from proj.engine.class_paths import own_classes, public_classes
+from proj.engine.security import PARTLY_ALLOWED
 from proj.errors import nearest
 
 
+@dataclass(frozen=True)
+class Cause:
+    """The line of an error text that names the mistake, with what the lines around it say.
+
+    Attributes:
+        match: the pattern found in the line.
+        key: dotted key of the value.
+        owner: import path of the class that has the key as an option; empty outside a class.
+        valid_keys: all dotted keys of the parser.
+        lines: the line and those after it.
+    """
+
+    match: re.Match[str]
+    key: str
+    owner: str
+    valid_keys: list[str]
+    lines: list[str]
+
+    @property
+    def owner_name(self) -> str:
+        return self.owner.rpartition(".")[2]
+
+    @property
+    def value(self) -> str:
+        """The value that was given, shortened."""
+        pattern = r"Given value: (?:NestedArg\(key='[^']*', val='?(.*?)'?\)|(.*))$"
+        for line in self.lines:
+            if match := re.search(pattern, line):
+                text = match[1] if match[1] is not None else match[2]
+                value = text.split(". Got value: ")[0]
+                return value if len(value) < 80 else f"{value[:77]}..."
+        return "another type"
+
+
 def explain_parser_error(text: str, valid_keys: Iterable[str]) -> str:
-    """The first cause in an error text of jsonargparse. ``valid_keys`` are all dotted keys of the parser."""
-    keys, owner = [], ""  # the way down to the cause, and the last class on it
+    """Return one sentence for the first cause in an error text of jsonargparse.
+
+    Args:
+        text: the error text.
+        valid_keys: all dotted keys of the parser.
+    """
+    keys: list[str] = []
+    owner = ""
     lines = text.splitlines()
     for number, line in enumerate(lines):
         keys += re.findall(r'Parser key "([^"]+)"', line)
-        if inner := re.search(
-            r"(?:Problem with given class_path |Got value: Namespace\(class_path=)'([^']+)'", line
-        ):
-            owner = inner[1]
-        for pattern, say in CAUSES.items():
-            if found := re.search(pattern, line):
-                return say(found, ".".join(keys), owner, list(valid_keys), lines[number:])
+        owner_pattern = (
+            r"(?:Problem with given class_path |Got value: Namespace\(class_path=)'([^']+)'"
+        )
+        if owner_match := re.search(owner_pattern, line):
+            owner = owner_match[1]
+        for pattern, explain in EXPLANATIONS.items():
+            if match := re.search(pattern, line):
+                cause = Cause(match, ".".join(keys), owner, list(valid_keys), lines[number:])
+                return explain(cause)
     return " ".join(text.split()) + ("" if text.endswith(".") else ".")
 
 
-Say = Callable[[re.Match[str], str, str, list[str], list[str]], str]
-
-
-def _unknown_option(
-    found: re.Match[str], key: str, owner: str, valid: list[str], rest: list[str]
-) -> str:
-    if owner.rpartition(".")[2] in ("LightningModule", "LightningDataModule", "Module"):
-        return f"{key}: expected class_path and init_args, got {found[1]}."
-    first = found[1].split(".")[0]
-    if first in ("class_path", "init_args"):
-        return f"{key}: expected class_path and init_args alone; put the options of the class under init_args."
-    return f"{key}.{found[1]}: {owner.rpartition('.')[2]} has no option {first!r}.{nearest(first, _options(owner))}"
-
-
-def _unknown_in_group(
-    found: re.Match[str], key: str, owner: str, valid: list[str], rest: list[str]
-) -> str:
-    group, option = found[1], found[2]
-    return f"{group}.{option}: no such key.{nearest(f'{group}.{option}', (k for k in valid if k.startswith(f'{group}.')))}"
-
-
-def _unknown_flag(
-    found: re.Match[str], key: str, owner: str, valid: list[str], rest: list[str]
-) -> str:
-    flag = found[1].split("=")[0]
-    if owner:
-        first = flag.lstrip("-").split(".")[0]
-        return f"{key}.{flag.lstrip('-')}: {owner.rpartition('.')[2]} has no option {first!r}.{nearest(first, _options(owner))}"
-    if not flag.startswith("-"):
-        hint = f" Did you mean --config {flag}?" if flag.endswith((".yaml", ".yml")) else ""
-        return f"expected an option, --KEY VALUE, got {flag}.{hint}"
+def _import_not_allowed(cause: Cause) -> str:
+    path = cause.match[1]
+    package = path.split(".")[0]
+    if package not in sys.modules and find_spec(package) is None:
+        return (
+            f"{cause.key}: {path} cannot be imported, there is no module {package}."
+            f"{_nearest_class(path)}"
+        )
+    package = path.rpartition(".")[0] if package in PARTLY_ALLOWED else package
     return (
-        f"no option {flag}.{nearest(flag.lstrip('-'), [*valid, 'print_config', 'config', 'debug'])}"
+        f"{cause.key}: a config may not name {path}; if you trust it, and know what it does, add "
+        f"--allow {package}."
     )
 
 
-def _required(found: re.Match[str], key: str, owner: str, valid: list[str], rest: list[str]) -> str:
-    names = [name for name in found[1].split(", ") if not name.startswith("schema.")]
-    name = f"{key}.{names[0]}".strip(".")
-    return f"{name}: a value is required; set it in the config or with --{name}."
+def _unknown_option(cause: Cause) -> str:
+    if cause.owner_name in ("LightningModule", "LightningDataModule", "Module"):
+        return f"{cause.key}: expected class_path and init_args, got {cause.match[1]}."
+    if cause.match[1].split(".")[0] in ("class_path", "init_args"):
+        return (
+            f"{cause.key}: expected class_path and init_args alone; put the options of the class "
+            "under init_args."
+        )
+    return _unknown_option_of_class(cause, cause.match[1])
 
 
-def _no_attribute(
-    found: re.Match[str], key: str, owner: str, valid: list[str], rest: list[str]
-) -> str:
-    if owner != f"{found[1]}.{found[2]}":  # an error inside the module, or a part of the path
-        return f"{key}: {owner} cannot be imported: module {found[1]} has no {found[2]}.{_near_class(owner)}"
-    return f"{key}: no class {found[2]} in {found[1]}.{nearest(found[2], _classes(found[1]))}"
+def _unknown_in_group(cause: Cause) -> str:
+    group, key = cause.match[1], f"{cause.match[1]}.{cause.match[2]}"
+    keys = [valid for valid in cause.valid_keys if valid.startswith(f"{group}.")]
+    return f"{key}: no such key.{nearest(key, keys)}"
 
 
-def _no_module(
-    found: re.Match[str], key: str, owner: str, valid: list[str], rest: list[str]
-) -> str:
-    return f"{key}: {owner or found[1]} cannot be imported, there is no module {found[1]}.{_near_class(owner)}"
+def _unknown_flag(cause: Cause) -> str:
+    flag = cause.match[1].split("=")[0]
+    if cause.owner:
+        return _unknown_option_of_class(cause, flag.lstrip("-"))
+    if not flag.startswith("-"):
+        hint = f" Did you mean --config {flag}?" if flag.endswith((".yaml", ".yml")) else ""
+        return f"expected an option, --KEY VALUE, got {flag}.{hint}"
+    options = [*cause.valid_keys, "print_config", "config", "debug"]
+    return f"no option {flag}.{nearest(flag.lstrip('-'), options)}"
 
 
-def _wrong_class(
-    found: re.Match[str], key: str, owner: str, valid: list[str], rest: list[str]
-) -> str:
-    return f"{key}: expected a class derived from {found[2]}, got {found[1] or _given(rest)}."
+def _unknown_option_of_class(cause: Cause, option: str) -> str:
+    name = option.split(".")[0]
+    hint = nearest(name, _options(cause.owner))
+    return f"{cause.key}.{option}: {cause.owner_name} has no option {name!r}.{hint}"
 
 
-def _not_a_class(
-    found: re.Match[str], key: str, owner: str, valid: list[str], rest: list[str]
-) -> str:
-    return f"{key}: expected a class_path, got {_given(rest)}."
+def _required(cause: Cause) -> str:
+    names = [name for name in cause.match[1].split(", ") if not name.startswith("schema.")]
+    key = f"{cause.key}.{names[0]}".strip(".")
+    return f"{key}: a value is required; set it in the config or with --{key}."
 
 
-def _wrong_type(
-    found: re.Match[str], key: str, owner: str, valid: list[str], rest: list[str]
-) -> str:
-    if found[2] is not None:
-        return f"{key}: expected {_type(found[1])}, got {found[2]}."
+def _no_attribute(cause: Cause) -> str:
+    module, name = cause.match[1], cause.match[2]
+    if cause.owner != f"{module}.{name}":  # an error inside the module, or a part of the path
+        return (
+            f"{cause.key}: {cause.owner} cannot be imported: module {module} has no {name}."
+            f"{_nearest_class(cause.owner)}"
+        )
+    return f"{cause.key}: no class {name} in {module}.{nearest(name, public_classes(module))}"
+
+
+def _no_module(cause: Cause) -> str:
+    return (
+        f"{cause.key}: {cause.owner or cause.match[1]} cannot be imported, there is no module "
+        f"{cause.match[1]}.{_nearest_class(cause.owner)}"
+    )
+
+
+def _wrong_class(cause: Cause) -> str:
+    path = cause.match[1] or cause.value
+    return f"{cause.key}: expected a class derived from {cause.match[2]}, got {path}."
+
+
+def _not_a_class(cause: Cause) -> str:
+    return f"{cause.key}: expected a class_path, got {cause.value}."
+
+
+def _wrong_type(cause: Cause) -> str:
+    if cause.match[2] is not None:
+        return f"{cause.key}: expected {_type_name(cause.match[1])}, got {cause.match[2]}."
     types = []
-    for line in rest:
-        if not (match := re.match(r"\s*- Expected (?:a |an )?(.*?)(?:\. Got value: .*)?$", line)):
+    for line in cause.lines:
+        pattern = r"\s*- Expected (?:a |an )?(.*?)(?:\. Got value: .*)?$"
+        if not (match := re.match(pattern, line)):
             break
-        types.append(_type(match[1]))
-    if (
-        len(types) > 1 and "a class" in types
-    ):  # a tensor for a learning rate, say, which nobody writes in a config
+        types.append(_type_name(match[1]))
+    # The other types are the likely ones: nobody writes a tensor as a learning rate in a config.
+    if len(types) > 1 and "a class" in types:
         types.remove("a class")
-    return f"{key}: expected {' or '.join(dict.fromkeys(types))}, got {_given(rest)}."
+    return f"{cause.key}: expected {' or '.join(dict.fromkeys(types))}, got {cause.value}."
 
 
-def _not_text(found: re.Match[str], key: str, owner: str, valid: list[str], rest: list[str]) -> str:
-    return f"{key}: expected a class, got a file that is no text; did you mean --{key}.path?"
+def _binary_file(cause: Cause) -> str:
+    return (
+        f"{cause.key}: expected a class, got a file that is not text; did you mean "
+        f"--{cause.key}.path?"
+    )
 
 
-def _anything(found: re.Match[str], key: str, owner: str, valid: list[str], rest: list[str]) -> str:
-    return f"{key}: {found[1]}, got {_given(rest)}."
+def _other(cause: Cause) -> str:
+    return f"{cause.key}: {cause.match[1]}, got {cause.value}."
 
 
-def _not_allowed(
-    found: re.Match[str], key: str, owner: str, valid: list[str], rest: list[str]
-) -> str:
-    package = found[1].split(".")[0]
-    if package not in sys.modules and find_spec(package) is None:
-        return f"{key}: {found[1]} cannot be imported, there is no module {package}.{_near_class(found[1])}"
-    package = found[1].rpartition(".")[0] if package in IN_PARTS else package
-    return f"{key}: a config may not name {found[1]}; if you trust it, and know what it does, add --allow {package}."
-
-
-CAUSES: dict[str, Say] = {
-    r"Importing '([^']+)' is not allowed": _not_allowed,
+# Patterns in the order in which they are tried on each line.
+EXPLANATIONS: dict[str, Callable[[Cause], str]] = {
+    r"Importing '([^']+)' is not allowed": _import_not_allowed,
     r"Option '([^']+)' is not accepted": _unknown_option,
     r"Group '([^']+)' does not accept option '([^']+)'": _unknown_in_group,
     r"[Uu]nrecognized arguments: (\S+)": _unknown_flag,
@@ -147,45 +196,33 @@ CAUSES: dict[str, Say] = {
     r"Not a valid subclass of": _not_a_class,
     r"object has no attribute 'keys'": _not_a_class,
     r"Expected (?!a path|Expected)(?:a |an )?(.*?)(?:\. Got value: (.*))?$": _wrong_type,
-    r"codec can't decode": _not_text,
-    r"^\s*- (?!Problem with |Expected a path |Does not validate |Type )(.+?)\.?$": _anything,
+    r"codec can't decode": _binary_file,
+    r"^\s*- (?!Problem with |Expected a path |Does not validate |Type )(.+?)\.?$": _other,
 }
 
 
-def _type(text: str) -> str:
+def _type_name(text: str) -> str:
+    """Return a short name of a type: ``int``, ``null``, ``'min' or 'max'``, ``a class``."""
     text = re.sub(r"<class '(?:[\w.]*\.)?(\w+)'>", r"\1", text.strip())
     if literal := re.search(r"Literal\[(.*)\]", text):
         return literal[1].replace(", ", " or ")
     return "a class" if text.startswith("dot import path") else {"NoneType": "null"}.get(text, text)
 
 
-def _given(rest: list[str]) -> str:
-    for line in rest:
-        if found := re.search(
-            r"Given value: (?:NestedArg\(key='[^']*', val='?(.*?)'?\)|(.*))$", line
-        ):
-            value = str(found[1] if found[1] is not None else found[2]).split(". Got value: ")[0]
-            return value if len(value) < 80 else f"{value[:77]}..."
-    return "another type"
-
-
 def _options(class_path: str) -> list[str]:
-    """Names of all arguments of a class' constructor, those it hands on to its bases included."""
+    """Return the options of a class: all arguments of its constructor and of its bases'."""
     module, _, name = class_path.rpartition(".")
     bases = inspect.getmro(getattr(import_module(module), name))
-    makers = [vars(base)["__init__"] for base in bases if "__init__" in vars(base)]
-    names = [name for maker in makers for name in inspect.signature(maker).parameters]
-    given_by_us = ("self", "args", "kwargs", "schema", "params", "defaults", "optimizer")
-    return [
-        n
-        for n in dict.fromkeys(names)
-        if n not in given_by_us or (n == "optimizer" and "net" in names)
+    constructors = [vars(base)["__init__"] for base in bases if "__init__" in vars(base)]
+    names = [
+        name for constructor in constructors for name in inspect.signature(constructor).parameters
     ]
+    # These are arguments that the program passes. A scheduler gets its optimizer, a model has one.
+    passed = {"self", "args", "kwargs", "schema", "params", "defaults"}
+    if "net" not in names:
+        passed.add("optimizer")
+    return [name for name in dict.fromkeys(names) if name not in passed]
 
 
-def _near_class(class_path: str) -> str:
+def _nearest_class(class_path: str) -> str:
     return nearest(class_path.rpartition(".")[2], own_classes()) if class_path else ""
-
-
-def _classes(module: str) -> list[str]:
-    return [name for name, value in vars(import_module(module)).items() if isinstance(value, type)]

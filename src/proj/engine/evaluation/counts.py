@@ -1,90 +1,109 @@
-"""Metrics that are functions of sums over rows: those made of counts, and those made of errors.
+"""Metrics as functions of sums over rows: counts of classes, and errors of numbers.
 
-Sums can be added up by row, by group or by anything else, and resampled, without looking at the rows again. The
-definitions are those of ``metrics.py``: 0/0 is 0, and a macro average leaves out a class that is neither in the targets nor
-in the predictions (but no label).
+Sums can be computed for each row, each group or any other unit, added up and resampled without the
+rows. The definitions are those of ``proj.metrics``: 0/0 is 0, and a macro average leaves out a
+class that occurs neither in the targets nor in the predictions (but no label).
 """
 
 import numpy as np
 
-from proj.engine.evaluation.prediction_set import Array, PredictionSet
+from proj.engine.evaluation.prediction_set import PredictionSet
+from proj.metrics import DEFAULT_MONITOR, metric_info
+from proj.schema import Array, Task
 
 KINDS = ("precision", "recall", "f1")
 ERRORS = ("mse", "rmse", "mae", "r2")
 
 
-def names_of(outcomes: PredictionSet) -> list[str]:
-    """The metrics that ``scores`` gives, in its order."""
-    kinds = ERRORS if outcomes.task == "regression" else KINDS
-    first = [] if outcomes.task == "regression" else ["accuracy"]
-    single = outcomes.task != "binary" and len(outcomes.names) > 1
-    each = [f"{kind}/{name}" for kind in kinds for name in outcomes.names] if single else []
-    return [*first, *kinds, *each]
+def headline_metric(task: Task) -> str:
+    """Return the name of the metric that stands for a task's quality, such as ``f1``."""
+    return DEFAULT_MONITOR[task].split("/")[1]
 
 
-def sums_of(outcomes: PredictionSet, unit: Array, units: int) -> Array:
-    """Sums over the rows of each unit: [units, sums]; ``unit`` [rows] is the number of a row's unit.
+def headline_sign(task: Task) -> int:
+    """Return 1 if a larger headline metric is better, and -1 if a smaller one is."""
+    info = metric_info(headline_metric(task))
+    return -1 if info is not None and info.mode == "min" else 1
 
-    First comes the number of rows. Of classes there follow the right ones, then for each class (binary: the positive) how
-    often it was predicted rightly, predicted, and there. Of numbers there follow for each target the squared error, the
-    absolute error, and the target and its square, around its mean.
+
+def names_of(predictions: PredictionSet) -> list[str]:
+    """Return the names of the metrics that ``scores`` computes, in its order."""
+    kinds = ERRORS if predictions.task == "regression" else KINDS
+    first = [] if predictions.task == "regression" else ["accuracy"]
+    per_class = []
+    if predictions.task != "binary" and len(predictions.names) > 1:
+        per_class = [f"{kind}/{name}" for kind in kinds for name in predictions.names]
+    return [*first, *kinds, *per_class]
+
+
+def sums_of(predictions: PredictionSet, unit: Array, units: int) -> Array:
+    """Return sums over the rows of each unit: [units, sums].
+
+    ``unit`` [rows] is the number of each row's unit. The first sum is the number of rows.
+
+    For classes and labels, the next one is the number of correct rows. For each class (binary: the
+    positive one) follow the numbers of true positives, predicted positives and actual positives.
+
+    For regression follow for each target the squared error, the absolute error, and the target
+    minus its mean and the square of that.
     """
-    if outcomes.task == "regression":
-        error, centered = (
-            outcomes.output - outcomes.target,
-            outcomes.target - outcomes.target.mean(axis=0),
-        )
-        parts = np.stack([error**2, np.abs(error), centered, centered**2], axis=2).reshape(
-            len(outcomes), -1
-        )
-        columns = [np.ones(len(outcomes)), *parts.T]
-        return np.column_stack([np.bincount(unit, column, units) for column in columns])
-    target, predicted = outcomes.target, outcomes.predicted
-    right = target == predicted
-    if outcomes.task == "multilabel":
-        right = right.all(axis=1)
-    first = np.column_stack([np.bincount(unit, minlength=units), np.bincount(unit, right, units)])
-    if outcomes.task == "multiclass":
-        classes = len(outcomes.names)
+    if predictions.task == "regression":
+        return _error_sums(predictions, unit, units)
+    target, predicted = predictions.target, predictions.predicted
+    correct = target == predicted
+    if predictions.task == "multilabel":
+        correct = correct.all(axis=1)
+    first = [np.bincount(unit, minlength=units), np.bincount(unit, correct, units)]
+    if predictions.task == "multiclass":
+        classes = len(predictions.names)
 
-        def spread(rows: Array, values: Array) -> Array:
-            return np.bincount(
-                unit[rows] * classes + values[rows], minlength=units * classes
-            ).reshape(units, classes)
+        def count(rows: Array, values: Array) -> Array:
+            cell = unit[rows] * classes + values[rows]
+            return np.bincount(cell, minlength=units * classes).reshape(units, classes)
 
-        every = np.ones(len(outcomes), bool)
-        counts = [spread(right, target), spread(every, predicted), spread(every, target)]
+        every = np.ones(len(predictions), bool)
+        counts = [count(correct, target), count(every, predicted), count(every, target)]
     else:
-        hit, named = outcomes.hits, predicted.reshape(len(outcomes), -1)
+        actual, named = predictions.hits, predicted.reshape(len(predictions), -1)
         counts = [
-            np.column_stack([np.bincount(unit, column, units) for column in of.T])
-            for of in (hit * named, named, hit)
+            np.column_stack([np.bincount(unit, column, units) for column in indicator.T])
+            for indicator in (actual * named, named, actual)
         ]
-    return np.column_stack([first, np.stack(counts, axis=2).reshape(units, -1)]).astype(np.float64)
+    per_class = np.stack(counts, axis=2).reshape(units, -1)
+    return np.column_stack([*first, per_class]).astype(np.float64)
+
+
+def _error_sums(predictions: PredictionSet, unit: Array, units: int) -> Array:
+    error = predictions.output - predictions.target
+    centered = predictions.target - predictions.target.mean(axis=0)
+    terms = np.stack([error**2, np.abs(error), centered, centered**2], axis=2)
+    columns = [np.ones(len(predictions)), *terms.reshape(len(predictions), -1).T]
+    return np.column_stack([np.bincount(unit, column, units) for column in columns])
 
 
 def scores(sums: Array, task: str) -> Array:
-    """Metrics of sums: [..., sums] to [..., metrics], in the order of ``names_of``; NaN where not defined."""
+    """Return the metrics of sums: [..., sums] to [..., metrics], in the order of ``names_of``.
+
+    A metric is NaN where it is not defined.
+    """
     if task == "regression":
-        return _of_errors(sums)
-    rows, right = sums[..., 0], sums[..., 1]
-    true, named, there = np.moveaxis(
-        sums[..., 2:].reshape(*sums.shape[:-1], -1, 3), -1, 0
-    )  # each [..., classes]
-    each = [ratio(true, named), ratio(true, there), ratio(2 * true, named + there)]
-    accuracy = ratio(right, rows)[..., None]
+        return _error_scores(sums)
+    rows, correct = sums[..., 0], sums[..., 1]
+    per_class = sums[..., 2:].reshape(*sums.shape[:-1], -1, 3)
+    true, named, actual = np.moveaxis(per_class, -1, 0)  # each [..., classes]
+    each = [ratio(true, named), ratio(true, actual), ratio(2 * true, named + actual)]
+    accuracy = ratio(correct, rows)[..., None]
     if task == "binary":
         return np.concatenate([accuracy, *each], axis=-1)
-    counted = (named + there > 0) | (task == "multilabel")
-    macro = [ratio(score.sum(-1), counted.sum(-1))[..., None] for score in each]
+    occurs = (named + actual > 0) | (task == "multilabel")
+    macro = [ratio(score.sum(-1), occurs.sum(-1))[..., None] for score in each]
     return np.concatenate([accuracy, *macro, *(each if true.shape[-1] > 1 else [])], axis=-1)
 
 
-def _of_errors(sums: Array) -> Array:
+def _error_scores(sums: Array) -> Array:
     rows = sums[..., :1]
-    squared, absolute, total, squares = np.moveaxis(
-        sums[..., 1:].reshape(*sums.shape[:-1], -1, 4), -1, 0
-    )
+    per_target = sums[..., 1:].reshape(*sums.shape[:-1], -1, 4)
+    squared, absolute, total, squares = np.moveaxis(per_target, -1, 0)
     with np.errstate(divide="ignore", invalid="ignore"):
         variation = squares - total**2 / rows
         varies = (variation > 1e-12 * squares) & (rows > 1)
@@ -96,5 +115,5 @@ def _of_errors(sums: Array) -> Array:
 
 
 def ratio(above: Array, below: Array) -> Array:
-    """``above / below``, and 0 where both are 0, as torchmetrics and scikit-learn have it."""
+    """Return ``above / below``, and 0 where both are 0, as torchmetrics and scikit-learn do."""
     return np.divide(above, below, out=np.zeros(np.shape(below)), where=np.asarray(below) != 0)

@@ -1,22 +1,23 @@
-"""The numbers behind the figures: arrays to arrays."""
+"""The numbers behind the figures: functions from arrays to arrays."""
 
 from typing import NamedTuple
 
 import numpy as np
 
 from proj.engine.evaluation.counts import ratio
-from proj.engine.evaluation.prediction_set import Array, PredictionSet
+from proj.engine.evaluation.prediction_set import PredictionSet
+from proj.schema import Array
 
-POINTS = 400  # of a curve that is drawn: more are not seen
-MISTAKES = 20  # that are shown
+MAX_POINTS = 400  # of a drawn curve; more would not be visible
+SHOWN_MISTAKES = 20
 
 
 class Thresholds(NamedTuple):
-    """What becomes of rows when those with a score from ``at`` up are taken for positive, from the highest down."""
+    """Numbers of rows with a score of at least ``at``, by threshold, from the highest down."""
 
     at: Array  # [thresholds]
-    true: Array  # rows taken rightly
-    false: Array  # and wrongly
+    true: Array  # positive rows [thresholds]
+    false: Array  # negative rows [thresholds]
     positives: int
     negatives: int
 
@@ -38,103 +39,117 @@ class Thresholds(NamedTuple):
 
 
 class Reliability(NamedTuple):
-    """How often what was predicted with about some probability came true."""
+    """Predicted probabilities and observed frequencies by bin."""
 
-    predicted: Array  # [bins], mean probability; NaN in an empty bin
-    happened: Array  # [bins], share of rows
+    predicted: Array  # mean probability [bins]; NaN in an empty bin
+    observed: Array  # share of rows [bins]; NaN in an empty bin
     rows: Array  # [bins]
     error: float  # expected calibration error
 
 
-def confusion(outcomes: PredictionSet) -> Array:
-    """Rows of each class [targets, predictions]."""
-    classes = len(outcomes.names)
-    cells = np.bincount(outcomes.target * classes + outcomes.predicted, minlength=classes**2)
-    return np.asarray(cells.reshape(classes, classes))
+def confusion(predictions: PredictionSet) -> Array:
+    """Return the number of rows by target and predicted class: [targets, predictions]."""
+    classes = len(predictions.names)
+    cell = predictions.target * classes + predictions.predicted
+    counts = np.bincount(cell, minlength=classes**2)
+    return np.asarray(counts.reshape(classes, classes))
 
 
 def thresholds(score: Array, hit: Array) -> Thresholds:
-    """All thresholds that make a difference; the first one takes nothing."""
+    """Return all thresholds that make a difference. The first one accepts no row."""
     levels, place = np.unique(-score, return_inverse=True)
     named = np.bincount(place, minlength=len(levels)).cumsum()
     true = np.bincount(place, hit, len(levels)).cumsum()
-    at = np.append(np.inf, -levels)
     positives = int(hit.sum())
     return Thresholds(
-        at, np.append(0, true), np.append(0, named - true), positives, len(hit) - positives
+        at=np.append(np.inf, -levels),
+        true=np.append(0, true),
+        false=np.append(0, named - true),
+        positives=positives,
+        negatives=len(hit) - positives,
     )
 
 
 def thinned(*curves: Array) -> list[Array]:
-    """At most ``POINTS`` points of curves, evenly along them, the ends included."""
-    chosen = np.unique(np.linspace(0, len(curves[0]) - 1, POINTS).round().astype(int))
+    """Return at most ``MAX_POINTS`` points of curves, evenly along them, with both ends."""
+    last = len(curves[0]) - 1
+    chosen = np.unique(np.linspace(0, last, MAX_POINTS).round().astype(int))
     return [curve[chosen] for curve in curves]
 
 
 def reliability(score: Array, hit: Array, bins: int = 10) -> Reliability:
-    """Probabilities in bins of equal width, as Guo et al. (2017, arXiv:1706.04599, equations 1 to 3)."""
-    where = np.minimum((score * bins).astype(int), bins - 1)
-    rows = np.bincount(where, minlength=bins)
-    with np.errstate(invalid="ignore"):
-        predicted, happened = (np.bincount(where, values, bins) / rows for values in (score, hit))
-    gaps = np.abs(predicted - happened)[rows > 0]
-    return Reliability(predicted, happened, rows, float((gaps * rows[rows > 0]).sum() / len(score)))
+    """Return the reliability of probabilities ``score`` in bins of equal width.
 
-
-def log_losses(outcomes: PredictionSet) -> Array:
-    """Minus the logarithm of the probability that each row's target was given [rows]; of labels, their mean."""
-    with np.errstate(divide="ignore"):
-        if outcomes.task == "multiclass":
-            return np.asarray(-np.log(outcomes.output[np.arange(len(outcomes)), outcomes.target]))
-        return np.asarray(
-            -np.log(np.where(outcomes.hits == 1, outcomes.scores, 1 - outcomes.scores)).mean(axis=1)
-        )
-
-
-def confidence(outcomes: PredictionSet) -> tuple[Array, Array]:
-    """What `reliability` is asked for: the probability of each row's prediction, and whether it was right.
-
-    Of two classes and of labels it is the probability of the positive one, or of the label, itself.
+    Guo et al. (2017, arXiv:1706.04599, equations 1 to 3).
     """
-    if outcomes.task == "multiclass":
-        return outcomes.output.max(axis=1), (outcomes.predicted == outcomes.target).astype(np.int64)
-    return outcomes.scores.ravel(), outcomes.hits.ravel()
+    bin_of = np.minimum((score * bins).astype(int), bins - 1)
+    rows = np.bincount(bin_of, minlength=bins)
+    with np.errstate(invalid="ignore"):
+        predicted, observed = (np.bincount(bin_of, values, bins) / rows for values in (score, hit))
+    gaps = np.abs(predicted - observed)[rows > 0]
+    error = float((gaps * rows[rows > 0]).sum() / len(score))
+    return Reliability(predicted, observed, rows, error)
+
+
+def log_losses(predictions: PredictionSet) -> Array:
+    """Return the negative log probability of each row's target [rows]; of labels, their mean."""
+    with np.errstate(divide="ignore"):
+        if predictions.task == "multiclass":
+            rows = np.arange(len(predictions))
+            return np.asarray(-np.log(predictions.output[rows, predictions.target]))
+        scores = predictions.scores
+        probability = np.where(predictions.hits == 1, scores, 1 - scores)
+        return np.asarray(-np.log(probability).mean(axis=1))
+
+
+def confidence(predictions: PredictionSet) -> tuple[Array, Array]:
+    """Return the arguments of `reliability`: probabilities, and whether each event occurred.
+
+    For several classes: the probability of the prediction, and whether it is correct [rows]. Else
+    the probability of the positive class or of each label itself.
+    """
+    if predictions.task == "multiclass":
+        correct = (predictions.predicted == predictions.target).astype(np.int64)
+        return predictions.output.max(axis=1), correct
+    return predictions.scores.ravel(), predictions.hits.ravel()
 
 
 class Deciles(NamedTuple):
     """Errors by tenths of the rows, in the order of their targets."""
 
-    low: Array  # [tenths], smallest target
-    high: Array  # and largest
-    absolute: Array  # mean absolute error
-    mean: Array  # mean error, above 0 where too much is predicted
+    low: Array  # smallest target [tenths]
+    high: Array  # largest target [tenths]
+    absolute: Array  # mean absolute error [tenths]
+    mean: Array  # mean error [tenths], above 0 where predictions are too high
 
 
-def deciles(target: Array, predicted: Array, parts: int = 10) -> Deciles:
+def deciles(target: Array, predicted: Array, count: int = 10) -> Deciles:
+    """Return the errors by tenths of the targets, or by single rows if there are fewer."""
     order = np.argsort(target, kind="stable")
-    groups = [rows for rows in np.array_split(order, parts) if len(rows)]
+    groups = [rows for rows in np.array_split(order, count) if len(rows)]
     errors = [predicted[rows] - target[rows] for rows in groups]
     return Deciles(
-        np.array([target[rows[0]] for rows in groups]),
-        np.array([target[rows[-1]] for rows in groups]),
-        np.array([np.abs(error).mean() for error in errors]),
-        np.array([error.mean() for error in errors]),
+        low=np.array([target[rows[0]] for rows in groups]),
+        high=np.array([target[rows[-1]] for rows in groups]),
+        absolute=np.array([np.abs(error).mean() for error in errors]),
+        mean=np.array([error.mean() for error in errors]),
     )
 
 
-def mistakes(outcomes: PredictionSet, most: int = MISTAKES) -> Array:
-    """The places of wrong rows, the most confident first; of numbers, the largest errors first."""
-    if outcomes.task == "regression":
-        size = np.abs(outcomes.output - outcomes.target) / np.maximum(
-            outcomes.target.std(axis=0), 1e-12
-        )
+def mistakes(predictions: PredictionSet, most: int = SHOWN_MISTAKES) -> Array:
+    """Return the indices of wrong rows, the most confident first.
+
+    For regression: of all rows, the largest errors first.
+    """
+    if predictions.task == "regression":
+        scale = np.maximum(predictions.target.std(axis=0), 1e-12)
+        size = np.abs(predictions.output - predictions.target) / scale
         return np.argsort(-size.max(axis=1), kind="stable")[:most]
-    if outcomes.task == "multiclass":
-        wrong, sure = outcomes.predicted != outcomes.target, outcomes.output.max(axis=1)
+    if predictions.task == "multiclass":
+        wrong, sure = predictions.predicted != predictions.target, predictions.output.max(axis=1)
     else:
-        off = np.abs(outcomes.scores - outcomes.hits) * (
-            outcomes.predicted.reshape(len(outcomes), -1) != outcomes.hits
-        )
-        wrong, sure = off.any(axis=1), off.max(axis=1)
-    places = np.flatnonzero(wrong)
-    return np.asarray(places[np.argsort(-sure[places], kind="stable")][:most])
+        is_wrong = predictions.predicted.reshape(len(predictions), -1) != predictions.hits
+        gap = np.abs(predictions.scores - predictions.hits) * is_wrong
+        wrong, sure = gap.any(axis=1), gap.max(axis=1)
+    rows = np.flatnonzero(wrong)
+    return np.asarray(rows[np.argsort(-sure[rows], kind="stable")][:most])

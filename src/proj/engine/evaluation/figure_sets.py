@@ -1,164 +1,176 @@
-"""Which figures a set of outcomes asks for, each with its name and its caption."""
+"""The figures for each task, with names and captions."""
 
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
 
 from proj.engine.console import number
 from proj.engine.evaluation import curves, figures
+from proj.engine.evaluation.areas import AREAS
 from proj.engine.evaluation.figures import Curve
-from proj.engine.evaluation.intervals import AREAS
-from proj.engine.evaluation.prediction_set import Array, PredictionSet
+from proj.engine.evaluation.prediction_set import PredictionSet
+from proj.schema import Array
 
-Drawn = tuple[str, Figure, str]
-
-EACH = 6  # labels or targets that have figures of their own
-CLASSES = 50  # in a confusion matrix
+MAX_NAMES = 6  # labels or targets that have figures of their own
+MAX_CLASSES = 50  # in a confusion matrix
 
 
-def figures_of(outcomes: PredictionSet) -> Iterator[Drawn]:
-    """All figures of a task; none where a prediction is no number."""
-    if outcomes.missing:
+class NamedFigure(NamedTuple):
+    """A figure with its name in TensorBoard and its caption in reports."""
+
+    name: str
+    figure: Figure
+    caption: str
+
+
+def figures_of(predictions: PredictionSet) -> Iterator[NamedFigure]:
+    """Yield all figures of a task; none if a prediction is not a finite number."""
+    if predictions.missing:
         return
-    if outcomes.task == "regression":
-        for i, name in enumerate(outcomes.names[:EACH]):
-            yield from _of_numbers(
-                outcomes.target[:, i],
-                outcomes.output[:, i],
-                name if len(outcomes.names) > 1 else "",
-            )
+    if predictions.task == "regression":
+        for i, name in enumerate(predictions.names[:MAX_NAMES]):
+            shown = name if len(predictions.names) > 1 else ""
+            yield from _of_numbers(predictions.target[:, i], predictions.output[:, i], shown)
         return
-    if outcomes.task != "multilabel" and len(outcomes.names) <= CLASSES:
-        matrix = curves.confusion(outcomes)
-        yield (
-            "confusion",
-            figures.confusion_matrix(matrix, outcomes.names, shares=False),
-            "Confusion matrix: rows of each class.",
-        )
-        yield (
-            "confusion_percent",
-            figures.confusion_matrix(matrix, outcomes.names, shares=True),
-            "Confusion matrix: percent of the target's rows.",
-        )
-    yield from _areas(outcomes)
-    yield ("reliability", *reliability(outcomes))
-    hits, scores = outcomes.hits, outcomes.scores
-    if outcomes.task == "multiclass":
-        sure, right = curves.confidence(outcomes)
-        yield (
+    if predictions.task != "multilabel" and len(predictions.names) <= MAX_CLASSES:
+        yield from _confusion(predictions)
+    yield from _areas(predictions)
+    yield NamedFigure("reliability", *reliability(predictions))
+    if predictions.task == "multiclass":
+        yield NamedFigure(
             "probability",
-            figures.score_histogram(sure, right, ("wrong", "right")),
-            "Probability of the prediction, where it is right and where it is wrong.",
+            figures.score_histogram(*curves.confidence(predictions), ("wrong", "correct")),
+            "Probability of the prediction, for wrong and for correct predictions.",
         )
-        return
-    names = (
-        [("not", name) for name in outcomes.names]
-        if outcomes.task == "multilabel"
-        else [outcomes.names[:2]]
+    else:
+        yield from _probabilities(predictions)
+
+
+def _confusion(predictions: PredictionSet) -> Iterator[NamedFigure]:
+    matrix, names = curves.confusion(predictions), predictions.names
+    yield NamedFigure(
+        "confusion",
+        figures.confusion_matrix(matrix, names, shares=False),
+        "Confusion matrix: rows of each class.",
     )
-    for i, pair in enumerate(names[:EACH]):
-        of, end = (f" of {pair[1]}", f"/{pair[1]}") if len(names) > 1 else ("", "")
-        yield (
+    yield NamedFigure(
+        "confusion_percent",
+        figures.confusion_matrix(matrix, names, shares=True),
+        "Confusion matrix: percent of the target's rows.",
+    )
+
+
+def _probabilities(predictions: PredictionSet) -> Iterator[NamedFigure]:
+    """Yield the figures of the positive class, or of each label."""
+    if predictions.task == "multilabel":
+        pairs = [("not", name) for name in predictions.names]
+    else:
+        pairs = [(predictions.names[0], predictions.names[1])]
+    several = len(pairs) > 1
+    columns = zip(predictions.scores.T, predictions.hits.T, pairs, strict=True)
+    for i, (score, hit, pair) in enumerate(list(columns)[:MAX_NAMES]):
+        end, of_name = (f"/{pair[1]}", f" of {pair[1]}") if several else ("", "")
+        yield NamedFigure(
             f"probability{end}",
-            figures.score_histogram(scores[:, i], hits[:, i], (pair[0], pair[1])),
-            f"Predicted probability{of or f' of {pair[1]}'}, by what is the case.",
+            figures.score_histogram(score, hit, pair),
+            f"Predicted probability of {pair[1]}, by the target.",
         )
-        used = outcomes.thresholds[i if len(outcomes.thresholds) > 1 else 0]
-        yield (
+        used = predictions.thresholds[i if len(predictions.thresholds) > 1 else 0]
+        yield NamedFigure(
             f"threshold{end}",
-            figures.threshold_curves(curves.thresholds(scores[:, i], hits[:, i]), used),
-            f"What another threshold would give{of}; {used:.3g} is used.",
+            figures.threshold_curves(curves.thresholds(score, hit), used),
+            f"Metrics{of_name} by threshold; {used:.3g} is used.",
         )
 
 
-def _areas(outcomes: PredictionSet) -> Iterator[Drawn]:
-    """The curves of the classes that have rows of both kinds, with the areas beneath."""
-    found = []
-    for i in range(outcomes.hits.shape[1]):
-        hit, score = outcomes.hits[:, i], outcomes.scores[:, i]
+def _areas(predictions: PredictionSet) -> Iterator[NamedFigure]:
+    """Yield the curves of the classes that have rows of both kinds, with the areas below them."""
+    names, thresholds = [], []
+    areas: dict[str, list[float]] = {kind: [] for kind in AREAS}
+    for i, (score, hit) in enumerate(zip(predictions.scores.T, predictions.hits.T, strict=True)):
         if hit.any() and not hit.all():
-            name = outcomes.names[-1 if outcomes.task == "binary" else i]
-            found.append(
-                (
-                    name,
-                    curves.thresholds(score, hit),
-                    {kind: of(score, hit)[0] for kind, of in AREAS.items()},
-                )
-            )
-    if not found:
+            names.append(predictions.names[-1 if predictions.task == "binary" else i])
+            thresholds.append(curves.thresholds(score, hit))
+            for kind, area in AREAS.items():
+                areas[kind].append(area(score, hit)[0])
+    if not names:
         return
-    areas = {kind: number(float(np.mean([area[kind] for *_, area in found]))) for kind in AREAS}
-    mean = "mean area" if len(found) > 1 else "area"
-    yield (
+    means = {kind: number(float(np.mean(values))) for kind, values in areas.items()}
+    several = len(names) > 1
+    roc_curves = [
+        Curve(f"{name} {area:.3f}", curve.false_rate, curve.recall)
+        for name, curve, area in zip(names, thresholds, areas["auroc"], strict=True)
+    ]
+    yield NamedFigure(
         "roc",
-        figures.roc(
-            [
-                Curve(f"{name} {area['auroc']:.3f}", t.false_rate, t.recall)
-                for name, t, area in found
-            ]
-        ),
-        f"ROC curve{'s, each class against the rest' if len(found) > 1 else ''}; {mean} {areas['auroc']}.",
+        figures.roc(roc_curves),
+        f"ROC curves, each class against the rest; mean area {means['auroc']}."
+        if several
+        else f"ROC curve; area {means['auroc']}.",
     )
-    yield (
+    # The first threshold accepts no row and has no precision.
+    precision_curves = [
+        Curve(f"{name} {area:.3f}", curve.recall[1:], curve.precision[1:])
+        for name, curve, area in zip(names, thresholds, areas["average_precision"], strict=True)
+    ]
+    mean = "mean average precision" if several else "average precision"
+    yield NamedFigure(
         "precision_recall",
-        figures.precision_recall(
-            [
-                Curve(f"{name} {area['average_precision']:.3f}", t.recall[1:], t.precision[1:])
-                for name, t, area in found
-            ]
-        ),
-        f"Precision by recall; average precision{', the mean,' if len(found) > 1 else ''} "
-        f"{areas['average_precision']}.",
+        figures.precision_recall(precision_curves),
+        f"Precision by recall; {mean} {means['average_precision']}.",
     )
 
 
-def reliability(outcomes: PredictionSet, of: str = "Reliability") -> tuple[Figure, str]:
-    found = curves.reliability(*curves.confidence(outcomes))
-    what = (
-        "the prediction's probability"
-        if outcomes.task == "multiclass"
-        else "the predicted probability"
-    )
+def reliability(predictions: PredictionSet, title: str = "Reliability") -> tuple[Figure, str]:
+    """Return the reliability diagram and its caption."""
+    bins = curves.reliability(*curves.confidence(predictions))
+    event = "predictions are correct" if predictions.task == "multiclass" else "the event occurs"
     return (
-        figures.reliability_diagram(found),
-        f"{of}: how often {what} came true; expected calibration error {number(found.error)}.",
+        figures.reliability_diagram(bins),
+        f"{title}: how often {event}, by predicted probability; expected calibration error "
+        f"{number(bins.error)}.",
     )
 
 
-def _of_numbers(target: Array, predicted: Array, name: str) -> Iterator[Drawn]:
-    of, end = (f" of {name}", f"/{name}") if name else ("", "")
-    sample = f", {figures.POINTS} rows drawn at random" if len(target) > figures.POINTS else ""
-    yield (
+def _of_numbers(target: Array, predicted: Array, name: str) -> Iterator[NamedFigure]:
+    of_name, end = (f" of {name}", f"/{name}") if name else ("", "")
+    most = figures.MAX_SCATTER_ROWS
+    sample = f", a random sample of {most} rows" if len(target) > most else ""
+    yield NamedFigure(
         f"prediction{end}",
         figures.predicted_against_actual(target, predicted),
-        f"Prediction by target{of}{sample}.",
+        f"Prediction by target{of_name}{sample}.",
     )
-    yield (
+    yield NamedFigure(
         f"error{end}",
         figures.residuals(target, predicted),
-        f"Errors{of} by prediction{sample}, and how often they occur.",
+        f"Errors{of_name} by prediction{sample}, and their distribution.",
     )
-    yield (
+    yield NamedFigure(
         f"error_by_target{end}",
         figures.error_by_decile(curves.deciles(target, predicted)),
-        f"Errors{of} by tenths of the rows, from the smallest targets to the largest.",
+        f"Errors{of_name} by tenths of the rows, from the smallest targets to the largest.",
     )
 
 
 def learning(
-    scalars: dict[str, tuple[Array, Array]], wanted: Sequence[str]
+    scalars: dict[str, tuple[Array, Array]], metrics: Sequence[str]
 ) -> Iterator[tuple[Figure, str]]:
-    """Curves of metrics in training and on the validation part, from what TensorBoard was told: steps and values."""
-    for name in wanted:
+    """Yield the learning curves of metrics, with captions.
+
+    ``scalars`` has the optimizer steps and the values by tag, such as ``val/loss``.
+    """
+    for metric in metrics:
         lines = [
-            Curve(stage, *scalars[f"{stage}/{name}"])
-            for stage in ("train", "val")
-            if f"{stage}/{name}" in scalars
+            Curve(split, *scalars[f"{split}/{metric}"])
+            for split in ("train", "val")
+            if f"{split}/{metric}" in scalars
         ]
         if lines:
             last = ", ".join(f"{line.name} {number(float(line.y[-1]))}" for line in lines)
             yield (
-                figures.learning_curves(lines, name),
-                f"{name} by optimizer steps; at the end {last}.",
+                figures.learning_curves(lines, metric),
+                f"{metric} by optimizer steps; at the end {last}.",
             )

@@ -1,4 +1,4 @@
-"""Figures, drawn by pure functions of arrays, with matplotlib's own objects: no state is kept anywhere."""
+"""Figures: pure functions from arrays to matplotlib figures, without pyplot's global state."""
 
 from collections.abc import Callable, Sequence
 from functools import wraps
@@ -10,16 +10,19 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from proj.engine.evaluation.curves import Deciles, Reliability, Thresholds, thinned
-from proj.engine.evaluation.prediction_set import Array
 from proj.engine.html import COLOURS, INK, style
+from proj.schema import Array
 
-LINES = 12  # curves told apart in one figure
-CELLS = 15  # classes up to which numbers are written into a confusion matrix
-POINTS = 2_000  # rows drawn as points
+MAX_NAMED_CURVES = 12  # in one figure; more are grey, without a legend
+MAX_NUMBERED_CLASSES = 15  # in a confusion matrix; more have no numbers in their cells
+MAX_SCATTER_ROWS = 2_000
+GREY = "#999999"
+# Beyond this number of points, an embedded bitmap is smaller than an element for each.
+RASTER_POINTS = 500
 
 
 class Curve(NamedTuple):
-    """A line of points, by its name."""
+    """A named line through points, [points] each."""
 
     name: str
     x: Array
@@ -27,6 +30,8 @@ class Curve(NamedTuple):
 
 
 def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
+    """Decorate a function so that it draws in the style of our pages."""
+
     @wraps(draw)
     def wrapped(*args: Any, **kwargs: Any) -> Figure:
         with style():
@@ -43,29 +48,33 @@ def _axes(width: float = 4.6, height: float = 3.4, **labels: Any) -> tuple[Figur
 
 
 def short(name: str, most: int = 18) -> str:
+    """Return a name in one line of at most ``most`` characters."""
     name = " ".join(str(name).split())
     return name if len(name) <= most else f"{name[: most - 1]}…"
 
 
 @styled
 def confusion_matrix(matrix: Array, names: Sequence[str], shares: bool) -> Figure:
-    """Rows by target [classes] and prediction, as numbers, or as ``shares`` of the target's rows; 2 to 50 classes."""
+    """Draw a confusion matrix [targets, predictions] of 2 to 50 classes.
+
+    The cells show numbers of rows, or with ``shares`` percents of the target's rows.
+    """
     count = len(names)
-    side = 1.6 + (0.32 if count <= CELLS else 0.14) * max(count, 4)
+    side = 1.6 + (0.32 if count <= MAX_NUMBERED_CLASSES else 0.14) * max(count, 4)
     figure = Figure((side, side), layout="constrained")
     axes = figure.add_subplot()
     rows = matrix.sum(axis=1, keepdims=True)
     share = np.divide(matrix, rows, out=np.zeros(matrix.shape), where=rows > 0)
     colour = np.zeros((count, count, 4))
     colour[...] = mpl.colors.to_rgba(COLOURS[0])
-    colour[..., 3] = 0.75 * np.sqrt(share)  # so that few mistakes are seen
+    colour[..., 3] = 0.75 * np.sqrt(share)  # the root makes rare mistakes visible
     axes.imshow(colour, interpolation="none")
-    size = 9 if count <= CELLS else 6
+    size = 9 if count <= MAX_NUMBERED_CLASSES else 6
     axes.set_xticks(range(count), [short(name, 12) for name in names], rotation=90, fontsize=size)
     axes.set_yticks(range(count), [short(name, 12) for name in names], fontsize=size)
     axes.set(xlabel="predicted", ylabel="target")
     axes.grid(visible=False)
-    if count <= CELLS:
+    if count <= MAX_NUMBERED_CLASSES:
         for i, j in np.ndindex(count, count):
             if matrix[i, j]:
                 text = f"{100 * share[i, j]:.0f}" if shares else f"{matrix[i, j]}"
@@ -75,17 +84,18 @@ def confusion_matrix(matrix: Array, names: Sequence[str], shares: bool) -> Figur
 
 @styled
 def roc(curves: Sequence[Curve]) -> Figure:
-    """Recall against the rate of false alarms."""
+    """Draw ROC curves: the true positive rate by the false positive rate."""
     figure, axes = _axes(
         xlabel="false positive rate", ylabel="true positive rate", xlim=(0, 1), ylim=(0, 1.01)
     )
-    axes.plot([0, 1], [0, 1], color="#999999", linestyle=":", linewidth=1)
+    axes.plot([0, 1], [0, 1], color=GREY, linestyle=":", linewidth=1)
     _lines(axes, curves, "lower right")
     return figure
 
 
 @styled
 def precision_recall(curves: Sequence[Curve]) -> Figure:
+    """Draw precision by recall."""
     figure, axes = _axes(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.01))
     _lines(axes, curves, "lower left", drawstyle="steps-pre")
     return figure
@@ -94,94 +104,86 @@ def precision_recall(curves: Sequence[Curve]) -> Figure:
 def _lines(
     axes: Axes, curves: Sequence[Curve], place: Literal["lower left", "lower right"], **options: Any
 ) -> None:
-    """Each curve by its name, or all in grey where they are too many to tell apart."""
-    many = len(curves) > LINES
+    """Draw curves with a legend, or in one pale colour if there are too many to distinguish."""
+    many = len(curves) > MAX_NAMED_CURVES
     for curve in curves:
         x, y = thinned(curve.x, curve.y)
-        kind = (
-            {"color": COLOURS[0], "alpha": 0.35, "linewidth": 0.8}
-            if many
-            else {"label": short(curve.name, 30)}
-        )
+        kind: dict[str, Any] = {"label": short(curve.name, 30)}
+        if many:
+            kind = {"color": COLOURS[0], "alpha": 0.35, "linewidth": 0.8}
         axes.plot(x, y, **kind, **options)
     if len(curves) > 1 and not many:
         axes.legend(loc=place, fontsize=7)
 
 
 @styled
-def reliability_diagram(found: Reliability) -> Figure:
-    """Predicted probabilities against how often it happened; below, how many rows there are of each."""
+def reliability_diagram(bins: Reliability) -> Figure:
+    """Draw observed frequencies by predicted probability, above the number of rows in each bin."""
     figure = Figure((4.6, 3.8))
     axes, below = (
         figure.add_axes((0.14, bottom, 0.83, height))
         for bottom, height in ((0.34, 0.63), (0.12, 0.16))
     )
-    axes.plot([0, 1], [0, 1], color="#999999", linestyle=":", linewidth=1)
-    there = found.rows > 0
-    axes.plot(found.predicted[there], found.happened[there], marker="o", markersize=4)
-    axes.set(xlim=(0, 1), ylim=(0, 1.01), ylabel="share that came true")
-    bins = len(found.rows)
-    below.bar((np.arange(bins) + 0.5) / bins, found.rows, 0.9 / bins)
+    axes.plot([0, 1], [0, 1], color=GREY, linestyle=":", linewidth=1)
+    filled = bins.rows > 0
+    axes.plot(bins.predicted[filled], bins.observed[filled], marker="o", markersize=4)
+    axes.set(xlim=(0, 1), ylim=(0, 1.01), ylabel="observed frequency")
+    count = len(bins.rows)
+    below.bar((np.arange(count) + 0.5) / count, bins.rows, 0.9 / count)
     below.set(xlim=(0, 1), xlabel="predicted probability", ylabel="rows")
     return figure
 
 
 @styled
 def score_histogram(score: Array, hit: Array, names: tuple[str, str]) -> Figure:
-    """Predicted probabilities of rows of one kind and of the other, each as shares of its own."""
-    figure, axes = _axes(xlabel="predicted probability", ylabel="share of its rows", xlim=(0, 1))
+    """Draw the distribution of probabilities [rows] for ``hit`` 0 and 1, each summing to 1.
+
+    ``names`` are those of the two kinds of row.
+    """
+    figure, axes = _axes(xlabel="predicted probability", ylabel="share of rows", xlim=(0, 1))
     edges = np.linspace(0, 1, 31)
     for kind, name in enumerate(names):
         rows = score[hit == kind]
         if len(rows):
             weights = np.full(len(rows), 1 / len(rows))
-            axes.hist(
-                rows,
-                edges.tolist(),
-                weights=weights,
-                alpha=0.6,
-                label=f"{short(name)} ({len(rows)})",
-            )
+            label = f"{short(name)} ({len(rows)})"
+            axes.hist(rows, edges.tolist(), weights=weights, alpha=0.6, label=label)
     axes.legend(fontsize=7)
     return figure
 
 
 @styled
-def threshold_curves(found: Thresholds, used: float = 0.5) -> Figure:
-    """Precision, recall and F1 by the probability from which a row is taken for positive; a line where it is ``used``."""
+def threshold_curves(curve: Thresholds, used: float = 0.5) -> Figure:
+    """Draw precision, recall and F1 by the threshold, with a line at the one that is ``used``."""
     figure, axes = _axes(xlabel="threshold", ylabel="", xlim=(0, 1), ylim=(0, 1.01))
     for name in ("precision", "recall", "f1"):
-        x, y = thinned(found.at[1:], getattr(found, name)[1:])
+        x, y = thinned(curve.at[1:], getattr(curve, name)[1:])
         axes.plot(x, y, label=name.replace("f1", "F1"))
-    axes.axvline(used, color="#999999", linestyle=":", linewidth=1)
+    axes.axvline(used, color=GREY, linestyle=":", linewidth=1)
     axes.legend(fontsize=7, loc="lower center")
     return figure
 
 
 @styled
 def predicted_against_actual(target: Array, predicted: Array) -> Figure:
-    """[rows] each; a sample of the rows where they are many."""
+    """Draw predictions by targets, [rows] each; of many rows a random sample."""
     figure, axes = _axes(xlabel="target", ylabel="prediction")
-    rows = _some(len(target))
-    axes.scatter(
-        target[rows], predicted[rows], s=8, alpha=0.5, linewidths=0, rasterized=len(rows) > 500
-    )
+    rows = _sample(len(target))
+    _scatter(axes, target[rows], predicted[rows])
     ends = [min(target.min(), predicted.min()), max(target.max(), predicted.max())]
-    axes.plot(ends, ends, color="#999999", linestyle=":", linewidth=1)
+    axes.plot(ends, ends, color=GREY, linestyle=":", linewidth=1)
     return figure
 
 
 @styled
 def residuals(target: Array, predicted: Array) -> Figure:
-    """How far off predictions are [rows]: by the prediction, and how often."""
+    """Draw errors by predictions, both from arrays [rows], beside the distribution of errors."""
     figure = Figure((6.4, 3.4))
     axes = figure.add_axes((0.11, 0.15, 0.58, 0.82))
     beside = figure.add_axes((0.72, 0.15, 0.26, 0.82), sharey=axes)
-    rows, error = _some(len(target)), predicted - target
-    axes.scatter(
-        predicted[rows], error[rows], s=8, alpha=0.5, linewidths=0, rasterized=len(rows) > 500
-    )
-    axes.axhline(0, color="#999999", linestyle=":", linewidth=1)
+    rows, error = _sample(len(target)), predicted - target
+    _scatter(axes, predicted[rows], error[rows])
+    axes.axhline(0, color=GREY, linestyle=":", linewidth=1)
     axes.set(xlabel="prediction", ylabel="prediction - target")
     beside.hist(error, 40, orientation="horizontal", alpha=0.8)
     beside.tick_params(labelleft=False)
@@ -189,23 +191,25 @@ def residuals(target: Array, predicted: Array) -> Figure:
     return figure
 
 
-def _some(rows: int) -> Array:
-    return (
-        np.arange(rows)
-        if rows <= POINTS
-        else np.random.default_rng(0).choice(rows, POINTS, replace=False)
-    )
+def _sample(rows: int) -> Array:
+    if rows <= MAX_SCATTER_ROWS:
+        return np.arange(rows)
+    return np.random.default_rng(0).choice(rows, MAX_SCATTER_ROWS, replace=False)
+
+
+def _scatter(axes: Axes, x: Array, y: Array) -> None:
+    axes.scatter(x, y, s=8, alpha=0.5, linewidths=0, rasterized=len(x) > RASTER_POINTS)
 
 
 @styled
-def error_by_decile(found: Deciles) -> Figure:
-    """Mean absolute error, and mean error, of each tenth of the targets."""
+def error_by_decile(tenths: Deciles) -> Figure:
+    """Draw the mean absolute error and the mean error of each tenth of the targets."""
     figure, axes = _axes(6.4, xlabel="target", ylabel="error")
-    places = np.arange(len(found.low))
-    axes.bar(places, found.absolute, alpha=0.7, label="mean absolute error")
-    axes.plot(places, found.mean, marker="o", markersize=4, color=COLOURS[1], label="mean error")
-    axes.axhline(0, color="#999999", linewidth=1)
-    ticks = [f"{low:.3g}\n{high:.3g}" for low, high in zip(found.low, found.high, strict=True)]
+    places = np.arange(len(tenths.low))
+    axes.bar(places, tenths.absolute, alpha=0.7, label="mean absolute error")
+    axes.plot(places, tenths.mean, marker="o", markersize=4, color=COLOURS[1], label="mean error")
+    axes.axhline(0, color=GREY, linewidth=1)
+    ticks = [f"{low:.3g}\n{high:.3g}" for low, high in zip(tenths.low, tenths.high, strict=True)]
     axes.set_xticks(places, ticks, fontsize=7)
     axes.legend(fontsize=7)
     return figure
@@ -215,7 +219,10 @@ def error_by_decile(found: Deciles) -> Figure:
 def importances(
     names: Sequence[str], limits: Sequence[tuple[float, float, float]], label: str
 ) -> Figure:
-    """A bar and its interval for up to some thirty columns, the first at the top; ``limits`` are value, low and high."""
+    """Draw a bar with its interval for each column, the first at the top; at most about 30.
+
+    ``limits`` are value, low and high of each.
+    """
     value, low, high = np.array(limits).T
     height = 0.7 + 0.22 * len(names)
     figure = Figure((6.4, height))
@@ -223,7 +230,7 @@ def importances(
     places = np.arange(len(names))
     axes.barh(places, value, 0.7, alpha=0.7)
     axes.hlines(places, low, high, color=INK, linewidth=1.2)
-    axes.axvline(0, color="#999999", linewidth=1)
+    axes.axvline(0, color=GREY, linewidth=1)
     axes.set_yticks(places, [short(name, 24) for name in names], fontsize=8)
     axes.set(xlabel=label, ylim=(len(names) - 0.4, -0.6))
     axes.grid(visible=False, axis="y")
@@ -232,11 +239,10 @@ def importances(
 
 @styled
 def learning_curves(curves: Sequence[Curve], label: str) -> Figure:
-    """A metric in training and on the validation part, by optimizer steps."""
+    """Draw a metric of the training and the validation split by optimizer steps."""
     figure, axes = _axes(xlabel="optimizer steps", ylabel=label)
     for curve in curves:
-        axes.plot(
-            curve.x, curve.y, label=short(curve.name), marker="o" if len(curve.x) < 3 else None
-        )
+        marker = "o" if len(curve.x) < 3 else None  # a line of one point is invisible
+        axes.plot(curve.x, curve.y, label=short(curve.name), marker=marker)
     axes.legend(fontsize=7)
     return figure

@@ -1,7 +1,8 @@
-"""Permutation importance: what it costs the headline metric when the values of one column are dealt anew among the rows.
+"""Permutation importance: the loss of quality when the values of a column are permuted.
 
-Breiman (2001), Machine Learning 45:5, for any model: Fisher, Rudin and Dominici (2019), JMLR 20:177. Columns that tell the
-same share their importance, since each of them stands in for the other.
+Breiman (2001), Machine Learning 45:5, for any model: Fisher, Rudin and Dominici (2019), JMLR
+20:177. Columns with the same information share their importance, because each can replace the
+other.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,25 +15,32 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 
 from proj.data.loader import take
-from proj.engine.evaluation.counts import names_of, scores, sums_of
-from proj.engine.evaluation.intervals import FEW
+from proj.engine.evaluation.counts import (
+    headline_metric,
+    headline_sign,
+    names_of,
+    scores,
+    sums_of,
+)
+from proj.engine.evaluation.limits import MIN_UNITS, too_few, unit_name
 from proj.engine.evaluation.paired import paired
-from proj.engine.evaluation.prediction_set import Array, PredictionSet
-from proj.engine.evaluation.resampling import Statistic, Units, resampling_units
+from proj.engine.evaluation.prediction_set import PredictionSet
+from proj.engine.evaluation.resampling import Statistic, resampling_units, units_of
 from proj.errors import UserError
-from proj.metrics import DEFAULT_MONITOR, metric_info
 from proj.models.base import Model
-from proj.schema import Batch, Schema
+from proj.schema import Array, Batch, Schema
 
 REPEATS = 5  # permutations of each column
 
-Inputs: TypeAlias = dict[
-    str, list[int]
-]  # places of a column's inputs in each part of ``x``; of a tensor the part is ""
+# The indices of a column's inputs in each part of ``x``; the only part of a tensor is "".
+Inputs: TypeAlias = dict[str, list[int]]
 
 
 class Importance(NamedTuple):
-    """The drop of the metric, or the rise of an error, with its 95 % interval; None where there is none: then ``why``."""
+    """The drop of a metric, or the rise of an error, with its 95 % interval.
+
+    Values are None where they are undefined; ``why`` is the reason then.
+    """
 
     value: float | None
     low: float | None
@@ -40,61 +48,75 @@ class Importance(NamedTuple):
     why: str = ""
 
     def entry(self) -> dict[str, Any]:
-        """For ``importance.json``."""
+        """Return the entry of ``importance.json``."""
         return {name: value for name, value in self._asdict().items() if value != ""}
 
 
 def inputs_of(schema: Schema) -> dict[str, Inputs]:
-    """Where in ``x`` the inputs of each column of the source are: of a date there are several.
+    """Return the indices in ``x`` of the inputs of each source column; a date has several.
 
-    Raises UserError for data without columns.
+    Raises:
+        UserError: if the data have no columns.
     """
     if not schema.columns and len(schema.input_shape) != 1:
         raise UserError(
-            "--importance: expected columns, of a table or of rows of features, got rows of shape "
-            f"{list(schema.input_shape)}; pictures have none, leave it out."
+            "--importance: expected columns of a table or rows of features, got rows of shape "
+            f"{list(schema.input_shape)}, such as images; leave it out."
         )
     if not schema.columns:
         return {name: {"": [i]} for i, name in enumerate(schema.input_names)}
-    found: dict[str, Inputs] = {column.source: {} for column in schema.columns}
+    inputs: dict[str, Inputs] = {column.source: {} for column in schema.columns}
     for part, columns in (("numeric", schema.numeric), ("categorical", schema.categorical)):
         for i, column in enumerate(columns):
-            found[column.source].setdefault(part, []).append(i)
-    return found
+            inputs[column.source].setdefault(part, []).append(i)
+    return inputs
 
 
 class Rows(NamedTuple):
-    """Some rows of a part, and how to predict them: a batch to outputs as in ``Outcomes``, ``size`` rows at once."""
+    """Rows of a split, and a function that predicts them.
 
-    part: Batch
-    places: Tensor  # [rows]
+    ``predict`` takes a batch of at most ``size`` rows and returns ``PredictionSet.output``.
+    ``places`` are the indices of the rows in the split, [rows].
+    """
+
+    split: Batch
+    places: Tensor
     predict: Callable[[Batch], Array]
     size: int
 
     def outputs(self, inputs: Inputs | None = None, order: Array | None = None) -> Array:
-        """What is predicted; with ``order`` [rows], row i has the ``inputs`` of row ``order[i]``."""
-        dealt_anew = {
-            part: (at, self._of(self.part, part)[:, at][self.places])
-            for part, at in (inputs or {}).items()
+        """Return the predictions.
+
+        With ``order`` [rows], row i takes the values of ``inputs`` from row ``order[i]``.
+        """
+        permuted = {
+            part: (indices, _part(self.split, part)[:, indices][self.places])
+            for part, indices in (inputs or {}).items()
         }
-        found = []
+        outputs = []
         for start in range(0, len(self.places), self.size):
-            batch = take(self.part, self.places[start : start + self.size])  # a copy
-            for part, (at, values) in dealt_anew.items():
+            # `take` copies, so that the split itself stays as it is.
+            batch = take(self.split, self.places[start : start + self.size])
+            for part, (indices, values) in permuted.items():
                 assert order is not None
-                self._of(batch, part)[:, at] = values[
-                    torch.from_numpy(order[start : start + self.size])
-                ]
-            found.append(self.predict(batch))
-        return np.concatenate(found)
-
-    @staticmethod
-    def _of(batch: Batch, part: str) -> Tensor:
-        return batch.x[part] if isinstance(batch.x, dict) else batch.x
+                sources = torch.from_numpy(order[start : start + self.size])
+                _part(batch, part)[:, indices] = values[sources]
+            outputs.append(self.predict(batch))
+        return np.concatenate(outputs)
 
 
-def predictor(trainer: Trainer, model: Model, some: Batch) -> tuple[Callable[[Batch], Array], int]:
-    """What predicts batches as `validate` did, on its device and in its precision, and how many rows at once."""
+def _part(batch: Batch, name: str) -> Tensor:
+    return batch.x[name] if isinstance(batch.x, dict) else batch.x
+
+
+def predictor(
+    trainer: Trainer, model: Model, example: Batch
+) -> tuple[Callable[[Batch], Array], int]:
+    """Return a function that predicts batches as `validate` did, and its batch size.
+
+    It uses the device and precision of the Trainer. The batch size is chosen for rows like those
+    of ``example``.
+    """
     device, precision = trainer.strategy.root_device, trainer.precision_plugin
     model.to(device).eval()
 
@@ -107,84 +129,81 @@ def predictor(trainer: Trainer, model: Model, some: Batch) -> tuple[Callable[[Ba
             return np.asarray(model.predict_step(moved(batch), 0)["output"].cpu().numpy())
 
     with precision.val_step_context():
-        return predict, model.evaluation_batch_size(moved(some).x)
+        return predict, model.evaluation_batch_size(moved(example).x)
 
 
 def importances(
-    rows: Rows, outcomes: PredictionSet, columns: dict[str, Inputs], seed: int = 0
+    rows: Rows, predictions: PredictionSet, columns: dict[str, Inputs], seed: int = 0
 ) -> dict[str, Importance]:
-    """Each column's importance, the largest first; ``outcomes`` tell the targets, and the groups, of the same rows.
+    """Return each column's importance, the largest first.
 
-    All columns are permuted in the same ``REPEATS`` orders, drawn by ``seed``.
+    ``predictions`` has the targets and groups of the same rows. All columns are permuted in the
+    same ``REPEATS`` orders, which ``seed`` determines.
     """
     rng = np.random.default_rng(seed)
-    orders = [rng.permutation(len(outcomes)) for _ in range(REPEATS)]
-    plain = replace(outcomes, output=rows.outputs())
-    found = {}
+    orders = [rng.permutation(len(predictions)) for _ in range(REPEATS)]
+    plain = replace(predictions, output=rows.outputs())
+    unordered = {}
     for name, inputs in columns.items():
         outputs = (rows.outputs(inputs, order) for order in orders)
-        found[name] = importance(
-            plain, (replace(plain, output=output) for output in outputs), orders, seed
-        )
-    known = [name for name in found if found[name].value is not None]
-    ordered = sorted(known, key=lambda name: -(found[name].value or 0.0))
-    return {
-        name: found[name] for name in [*ordered, *(name for name in found if name not in known)]
-    }
+        permuted = (replace(plain, output=output) for output in outputs)
+        unordered[name] = importance(plain, permuted, orders, seed)
+    known = [name for name in unordered if unordered[name].value is not None]
+    unknown = [name for name in unordered if unordered[name].value is None]
+    ordered = sorted(known, key=lambda name: -(unordered[name].value or 0.0))
+    return {name: unordered[name] for name in [*ordered, *unknown]}
 
 
 def importance(
     plain: PredictionSet, permuted: Iterator[PredictionSet], orders: list[Array], seed: int = 0
 ) -> Importance:
-    """The mean over permutations of the metric before less the metric after (of errors, after less before).
+    """Return the mean over permutations of the metric before minus the metric after.
 
-    The interval is a paired bootstrap over rows, or groups. A row counts twice, by its target and by the value that it
-    gives to another row: with weights w the sums are those of all rows i, each weighing w_i, and what the permutation
-    changes weighs w_i w_j, with j the row that the value is from; to first order that is w_i + w_j - 1. Without the second
-    part intervals of strong columns are far too narrow.
+    For errors it is after minus before. The interval is a paired bootstrap over rows or groups.
+
+    A row counts twice: by its target, and by the value that it gives to another row. With weights
+    w the sums are those of all rows i weighted by w_i, and what the permutation changes is
+    weighted by w_i w_j, where j is the row that the value comes from. To first order that is
+    w_i + w_j - 1. Without the second term, intervals of strong columns are far too narrow.
     """
     if plain.missing:
-        return _none(plain)
+        return _undefined(plain)
     rng = np.random.default_rng(seed)
     unit, count = resampling_units(len(plain), plain.group, rng)
     before = sums_of(plain, unit, count)
     sums = [before]
     for order, after in zip(orders, permuted, strict=True):
         if after.missing:
-            return _none(after)
-        taken = sums_of(after, unit, count)
-        given = sums_of(after, unit[order], count) - sums_of(plain, unit[order], count)
-        sums.append(taken + given - given.sum(axis=0) / count)
-    units = Units(np.column_stack(sums), np.ones(count, np.int64))
+            return _undefined(after)
+        by_target = sums_of(after, unit, count)
+        by_value = sums_of(after, unit[order], count) - sums_of(plain, unit[order], count)
+        sums.append(by_target + by_value - by_value.sum(axis=0) / count)
+    units = units_of(np.column_stack(sums))
     statistic = _statistic(plain, before.shape[1])
     value = float(statistic(units.total)[0])
-    if count < FEW:
-        of = "rows" if plain.group is None else "groups"
-        return Importance(value, None, None, f"{count} {of} are too few to know how it varies")
-    found = paired(units, statistic, rng)[0]
-    return Importance(value, found.low, found.high)
+    if count < MIN_UNITS:
+        return Importance(value, None, None, too_few(unit_name(plain), count))
+    difference = paired(units, statistic, rng)[0]
+    return Importance(value, difference.low, difference.high)
 
 
-def _statistic(outcomes: PredictionSet, width: int) -> Statistic:
-    """Sums as they are and after each permutation, ``width`` of each, to the importance."""
-    name = DEFAULT_MONITOR[outcomes.task].split("/")[1]
-    place, known = names_of(outcomes).index(name), metric_info(name)
-    sign = -1 if known is not None and known.mode == "min" else 1
+def _statistic(predictions: PredictionSet, width: int) -> Statistic:
+    """Return the function from sums to the importance.
+
+    Its argument has ``width`` sums of the unpermuted rows, then ``width`` of each permutation.
+    """
+    place = names_of(predictions).index(headline_metric(predictions.task))
+    sign = headline_sign(predictions.task)
 
     def statistic(sums: Array) -> Array:
-        each = sums.reshape(*sums.shape[:-1], -1, width).clip(
-            0
-        )  # below 0 a sum of few rows may come by the approximation
-        values = scores(each, outcomes.task)[..., place]
+        # By the approximation, a sum of few rows may be below 0.
+        each = sums.reshape(*sums.shape[:-1], -1, width).clip(0)
+        values = scores(each, predictions.task)[..., place]
         return np.asarray(sign * (values[..., :1] - values[..., 1:]).mean(axis=-1, keepdims=True))
 
     return statistic
 
 
-def _none(outcomes: PredictionSet) -> Importance:
-    return Importance(
-        None,
-        None,
-        None,
-        f"the prediction of {outcomes.missing} of {len(outcomes)} rows is no number",
-    )
+def _undefined(predictions: PredictionSet) -> Importance:
+    why = f"{predictions.missing} of {len(predictions)} predictions are not finite numbers"
+    return Importance(None, None, None, why)

@@ -1,363 +1,233 @@
-"""95 % intervals for every metric, each by a method that covers; `docs/evaluation.md` has how well."""
+"""95 % confidence intervals for every metric, each by a method whose coverage is measured.
+
+``docs/evaluation.md`` and ``scripts/coverage.py`` have the coverage.
+"""
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
 
 import numpy as np
 
+from proj.engine.evaluation.areas import area_intervals, area_names
 from proj.engine.evaluation.counts import KINDS, names_of, ratio, scores, sums_of
-from proj.engine.evaluation.prediction_set import Array, PredictionSet
-from proj.engine.evaluation.ranks import auroc, average_precision
+from proj.engine.evaluation.limits import (
+    MIN_UNITS,
+    Interval,
+    support,
+    too_few,
+    unit_count,
+    unit_name,
+    wilson,
+)
+from proj.engine.evaluation.prediction_set import PredictionSet
 from proj.engine.evaluation.resampling import (
     RESAMPLES,
+    Statistic,
     Units,
-    Z,
     bca,
     resampling_units,
-    student,
     studentized,
+    units_of,
 )
+from proj.schema import Array
 
-PRIOR = 2  # rows
-FEW = 5  # units below which there is nothing to resample
-WIDEST = 100  # times an error, or as small a part of it, where a limit is no longer one
-AREAS = {"auroc": auroc, "average_precision": average_precision}
-
-
-class Interval(NamedTuple):
-    """A metric with its 95 % interval; None where there is none, and then ``why``."""
-
-    value: float | None
-    low: float | None
-    high: float | None
-    support: int  # rows, of a class its own ones
-    method: str = ""
-    why: str = ""
-
-    def entry(self) -> dict[str, Any]:
-        """For ``metrics.json``."""
-        return {name: value for name, value in self._asdict().items() if value != ""}
+# A limit of an error this many times larger or smaller than the error carries no information.
+MAX_LIMIT_RATIO = 100
 
 
-def intervals(outcomes: PredictionSet, seed: int = 0, areas: bool = True) -> dict[str, Interval]:
-    """All metrics that predictions give, with intervals over rows, or over groups where there are any.
+def intervals(predictions: PredictionSet, seed: int = 0, areas: bool = True) -> dict[str, Interval]:
+    """Return all metrics that predictions determine, with intervals over rows or groups of rows.
 
-    The same ``seed`` gives the same ones. Without ``areas``, which sort the rows for each class, it is faster.
+    The same ``seed`` gives the same intervals. Without ``areas``, which sort the rows for each
+    class, it is faster.
     """
-    if missing := outcomes.missing:
-        why = f"the prediction of {missing} of {len(outcomes)} rows is no number"
-        names = [
-            *names_of(outcomes),
-            *([] if outcomes.task == "regression" else _area_names(outcomes)),
-        ]
-        return {
-            name: Interval(None, None, None, support(outcomes, name), "", why) for name in names
-        }
+    if predictions.missing:
+        return _undefined(predictions)
     rng = np.random.default_rng(seed)
-    if outcomes.task == "regression":
-        return dict(_errors(outcomes, rng))
-    return dict([*_counts(outcomes, rng), *(_areas(outcomes) if areas else [])])
+    if predictions.task == "regression":
+        return dict(_error_intervals(predictions, rng))
+    counts = _count_intervals(predictions, rng)
+    return dict([*counts, *(area_intervals(predictions) if areas else [])])
 
 
 def mean_interval(values: Array, group: Array | None = None, seed: int = 0) -> Interval:
-    """The mean of a positive value for each row [rows], such as the loss."""
+    """Return the mean of a positive value of each row [rows], such as the loss."""
     rng = np.random.default_rng(seed)
     unit, count = resampling_units(len(values), group, rng)
     sums = np.column_stack([np.bincount(unit, minlength=count), np.bincount(unit, values, count)])
-    mean = float(values.mean())
-    return _resampled(mean, _units(sums), lambda s: s[..., 1:] / s[..., :1], rng, len(values))[0]
+    mean, kind = np.array([values.mean()]), "rows" if group is None else "groups"
+    return _bootstrap_t(
+        mean, units_of(sums), lambda s: s[..., 1:] / s[..., :1], rng, len(values), kind
+    )[0]
 
 
-def support(outcomes: PredictionSet, name: str) -> int:
-    """How many rows a metric is about: those of its class or label; of the positive class where there are two."""
-    kind, _, of = name.partition("/")
-    if (
-        outcomes.task == "regression"
-        or kind in ("accuracy", "loss")
-        or (not of and outcomes.task != "binary")
-    ):
-        return len(outcomes)
-    return int(outcomes.hits[:, outcomes.names.index(of) if of else 0].sum())
+def _undefined(predictions: PredictionSet) -> dict[str, Interval]:
+    why = f"{predictions.missing} of {len(predictions)} predictions are not finite numbers"
+    names = names_of(predictions)
+    if predictions.task != "regression":
+        names += area_names(predictions)
+    return {name: Interval(None, None, None, support(predictions, name), "", why) for name in names}
 
 
-def wilson(share: Array | float, count: Array | float) -> tuple[Array, Array]:
-    """Limits of a proportion of ``count`` cases: Wilson (1927), JASA 22:209. NaN where there is no case."""
-    share, count = np.asarray(share, float), np.asarray(count, float)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        middle = (share + Z**2 / (2 * count)) / (1 + Z**2 / count)
-        half = Z / (1 + Z**2 / count) * np.sqrt(share * (1 - share) / count + Z**2 / (4 * count**2))
-    none, every = (share == 0) & (count > 0), (share == 1) & (count > 0)
-    return np.where(none, 0.0, middle - half), np.where(every, 1.0, middle + half)
+def _describe_units(predictions: PredictionSet, units: Units) -> str:
+    """Return a description of what is resampled: ``200 rows``, ``2000 blocks of 9000 groups``."""
+    drawn, available = int(units.times.sum()), unit_count(predictions)
+    kind = unit_name(predictions)
+    return f"{drawn} {kind}" if drawn == available else f"{drawn} blocks of {available} {kind}"
 
 
-# Metrics made of counts
+# Metrics of counts
 
 
-def _counts(outcomes: PredictionSet, rng: np.random.Generator) -> Iterator[tuple[str, Interval]]:
-    """Wilson's limits where they hold, BCa's of resampled counts for macro averages, and for all where rows are grouped."""
-    task, grouped, names = outcomes.task, outcomes.group is not None, names_of(outcomes)
-    units = _count_units(outcomes, rng)
+def _count_intervals(
+    predictions: PredictionSet, rng: np.random.Generator
+) -> Iterator[tuple[str, Interval]]:
+    """Wilson's limits where they apply; BCa limits for macro averages, and for grouped rows."""
+    task, grouped, names = predictions.task, predictions.group is not None, names_of(predictions)
+    units = _count_units(predictions, rng)
     values = scores(units.total, task)
-    share = (
-        units.times.sum() / len(outcomes) if grouped else 1.0
-    )  # groups stand for as many rows as there are groups
-    low, high = _wilson_all(units.total, task, share)
+    # Grouped rows carry as much information as there are groups.
+    share = units.times.sum() / len(predictions) if grouped else 1.0
+    low, high = _wilson_limits(units.total, task, share)
     macro = np.array([task != "binary" and name in KINDS for name in names])
     resampled = macro | grouped
-    if resampled.any() and units.times.sum() >= FEW:
+    if resampled.any() and units.times.sum() >= MIN_UNITS:
         limits, varies = bca(units, lambda sums: scores(sums, task), rng)
         resampled &= varies
         low, high = np.where(resampled, limits[0], low), np.where(resampled, limits[1], high)
     else:
         resampled = np.zeros(len(names), bool)
-    drawn = f"BCa, {RESAMPLES} resamples of {int(units.times.sum())} {_kind(outcomes, units)}"
+    bca_method = f"BCa, {RESAMPLES} resamples of {_describe_units(predictions, units)}"
     for i, name in enumerate(names):
-        rows = support(outcomes, name)
+        value, rows = float(values[i]), support(predictions, name)
         if np.isnan(low[i]):
-            yield name, Interval(float(values[i]), None, None, rows, "", _convention(name))
+            yield name, Interval(value, None, None, rows, "", _zero_by_convention(name))
         else:
-            method = drawn if resampled[i] else "Wilson, of each class" if macro[i] else "Wilson"
-            yield name, Interval(float(values[i]), float(low[i]), float(high[i]), rows, method)
+            wilson_method = "Wilson, of each class" if macro[i] else "Wilson"
+            method = bca_method if resampled[i] else wilson_method
+            yield name, Interval(value, float(low[i]), float(high[i]), rows, method)
 
 
-def _convention(name: str) -> str:
-    why = {"precision": "it is never predicted", "recall": "no row is of it"}
-    return f"{why.get(name.split('/')[0], 'it is neither there nor predicted')}: 0/0, which counts as 0"
+def _zero_by_convention(name: str) -> str:
+    kind = name.split("/")[0]
+    reasons = {
+        "precision": "the class is never predicted",
+        "recall": "no row is of the class",
+        "f1": "the class neither occurs nor is predicted",
+    }
+    return f"{kind} is undefined because {reasons[kind]}; reported as 0"
 
 
-def _count_units(outcomes: PredictionSet, rng: np.random.Generator) -> Units:
-    """Rows of one target and one prediction are one unit, the cell of a confusion matrix, that occurs several times."""
-    if outcomes.task == "multilabel" or outcomes.group is not None:
-        unit, count = resampling_units(len(outcomes), outcomes.group, rng)
-        return _units(sums_of(outcomes, unit, count))
-    cell = outcomes.target * len(outcomes.names) + outcomes.predicted
+def _count_units(predictions: PredictionSet, rng: np.random.Generator) -> Units:
+    """Return rows as units; rows with equal target and prediction are one unit, with its count."""
+    if predictions.task == "multilabel" or predictions.group is not None:
+        unit, count = resampling_units(len(predictions), predictions.group, rng)
+        return units_of(sums_of(predictions, unit, count))
+    cell = predictions.target * len(predictions.names) + predictions.predicted
     _, unit, times = np.unique(cell, return_inverse=True, return_counts=True)
-    return Units(sums_of(outcomes, unit, len(times)) / times[:, None], times)
+    return Units(sums_of(predictions, unit, len(times)) / times[:, None], times)
 
 
-def _units(sums: Array) -> Units:
-    return Units(sums, np.ones(len(sums), np.int64))
+def _wilson_limits(total: Array, task: str, share: float) -> Array:
+    """Return the limits of all metrics of counts, [2, metrics].
 
-
-def _kind(outcomes: PredictionSet, units: Units) -> str:
-    of = "rows" if outcomes.group is None else "groups"
-    there = len(outcomes) if outcomes.group is None else int(outcomes.group.max()) + 1
-    return of if units.times.sum() == there else f"blocks of {there} {of}"
-
-
-def _wilson_all(total: Array, task: str, share: float) -> Array:
-    """Limits of all metrics of counts, [2, metrics], each count taken for ``share`` of it.
-
-    Accuracy, precision and recall are proportions; how many cases they are of is random for precision, which is taken as
-    it came out. F1 is 2J/(1+J) of the proportion J, the true ones among all that are predicted or there (Lam et al. 2023,
-    arXiv:2309.14621, "Wilson indirect"). A mean over classes has the limits of Zou and Donner (2008, Statistics in Medicine
-    27:1693) for independent ones; they are used where resampling cannot tell, when each class is all right or all wrong.
+    Each number of cases is multiplied by ``share``. Accuracy, precision and recall are
+    proportions. The number of cases of precision is random; its observed value is used. F1 is
+    2J/(1+J) of the proportion J of true positives among all that are predicted or actual (Lam et
+    al. 2023, arXiv:2309.14621, "Wilson indirect"). A mean over classes has the limits of Zou and
+    Donner (2008, Statistics in Medicine 27:1693) for independent estimates. They are needed where
+    resampling fails because each class is entirely correct or entirely wrong.
     """
-    true, named, there = total[2:].reshape(-1, 3).T
-    either = named + there - true
-    cases = [
-        (ratio(true, named), named),
-        (ratio(true, there), there),
-        (ratio(true, either), either),
-    ]
-    limits = [np.stack(wilson(part, count * share)) for part, count in cases]
+    true, named, actual = total[2:].reshape(-1, 3).T
+    either = named + actual - true
+    cases = [(true, named), (true, actual), (true, either)]
+    limits = [np.stack(wilson(ratio(part, count), count * share)) for part, count in cases]
     limits[2] = 2 * limits[2] / (1 + limits[2])
     accuracy = np.stack(wilson(total[1:2] / total[0], total[0] * share))
     if task == "binary":
         return np.concatenate([accuracy, *limits], axis=1)
-    values = [ratio(true, named), ratio(true, there), ratio(2 * true, named + there)]
-    count = int(
-        ((named + there > 0) | (task == "multilabel")).sum()
-    )  # of 0/0, some count as 0, and do not vary
+    values = [ratio(true, named), ratio(true, actual), ratio(2 * true, named + actual)]
+    # A label without cases counts as 0 in the mean and does not vary.
+    count = int(((named + actual > 0) | (task == "multilabel")).sum())
     macro = []
     for value, mean, (low, high) in zip(values, scores(total, task)[1:4], limits, strict=True):
         known = ~np.isnan(low)
-        half = [
+        below, above = (
             np.sqrt(((limit - value)[known] ** 2).sum()) / max(1, count) for limit in (low, high)
-        ]
-        macro.append([mean - half[0], mean + half[1]] if known.any() else [np.nan, np.nan])
-    return np.concatenate(
-        [accuracy, np.transpose(macro), *(limits if len(true) > 1 else [])], axis=1
-    )
-
-
-# Areas
-
-
-def _area_names(outcomes: PredictionSet) -> list[str]:
-    single = outcomes.task != "binary" and len(outcomes.names) > 1
-    return [
-        name
-        for kind in AREAS
-        for name in (kind, *([f"{kind}/{of}" for of in outcomes.names] if single else []))
-    ]
-
-
-def _areas(outcomes: PredictionSet) -> Iterator[tuple[str, Interval]]:
-    hits, given = outcomes.hits, outcomes.scores
-    for kind, area in AREAS.items():
-        values, influences = zip(
-            *(area(score, hit) for score, hit in zip(given.T, hits.T, strict=True)), strict=True
         )
-        known = [i for i, value in enumerate(values) if not np.isnan(value)]
-        if known:
-            influence = np.mean([influences[i] for i in known], axis=0)
-            numbers = [(int(hits[:, i].sum()), int((1 - hits[:, i]).sum())) for i in known]
-            yield (
-                kind,
-                _area(
-                    outcomes, kind, float(np.mean([values[i] for i in known])), influence, numbers
-                ),
-            )
-        else:
-            yield kind, _no_area(outcomes, kind)
-        if outcomes.task == "binary" or len(values) < 2:
-            continue
-        for i, name in enumerate(outcomes.names):
-            numbers = [(int(hits[:, i].sum()), int((1 - hits[:, i]).sum()))]
-            one = (
-                _area(outcomes, f"{kind}/{name}", values[i], influences[i], numbers)
-                if i in known
-                else _no_area(outcomes, f"{kind}/{name}")
-            )
-            yield f"{kind}/{name}", one
-
-
-def _no_area(outcomes: PredictionSet, name: str) -> Interval:
-    why = "it needs rows that are of the class and rows that are not"
-    return Interval(None, None, None, support(outcomes, name), "", why)
-
-
-def _area(
-    outcomes: PredictionSet,
-    name: str,
-    value: float,
-    influence: Array,
-    numbers: list[tuple[int, int]],
-) -> Interval:
-    """Limits of an area, or of a mean of areas of ``numbers`` of positive and negative rows, on the scale of logits.
-
-    The standard error is that of the influences (DeLong's for the area under the ROC curve), summed by group where there
-    are groups. Of few rows of one kind that is too small, by chance of which they are: the quantile is Student's, and
-    DeLong's variance is drawn towards that of Hanley and McNeil, as if it were known from ``PRIOR`` rows. Where all is right
-    or all wrong it is 0, and the limits are those of a single area of as many rows.
-    """
-    rows, kind = support(outcomes, name), name.split("/")[0]
-    units = len(outcomes) if outcomes.group is None else int(outcomes.group.max()) + 1
-    m, k = (sum(part) for part in zip(*numbers, strict=True))
-    if kind == "auroc" and value in (0.0, 1.0):
-        low, high = newcombe(value, m * units / len(outcomes), k * units / len(outcomes))
-        return Interval(value, low, high, rows, "Newcombe")
-    if value == 1.0:
-        return Interval(
-            value, float(wilson(value, m * units / len(outcomes))[0]), 1.0, rows, "Wilson"
-        )
-    if np.isnan(influence).any() or units < FEW:
-        fewest = min(units, *(count for pair in numbers for count in pair))
-        return Interval(
-            value, None, None, rows, "", f"{fewest} of them are too few to know how it varies"
-        )
-    if outcomes.group is not None:
-        influence = np.bincount(outcomes.group, influence) * np.sqrt(units / (units - 1))
-    variance = (influence**2).sum() / len(outcomes) ** 2
-    if (
-        kind == "auroc" and len(numbers) == 1 and outcomes.group is None and variance > 0
-    ):  # 0: all scores are equal
-        variance += (hanley(value, m, k) - variance) * PRIOR / (PRIOR + min(m, k))
-    half = student(min(m, k, units) - 1) * np.sqrt(variance) / (value * (1 - value))
-    middle = np.log(value / (1 - value))
-    low, high = (float(1 / (1 + np.exp(-(middle + side * half)))) for side in (-1, 1))
-    return Interval(
-        value,
-        low,
-        high,
-        rows,
-        "DeLong, of logits" if kind == "auroc" else "infinitesimal jackknife, of logits",
-    )
-
-
-def newcombe(area: float, m: float, k: float) -> tuple[float, float]:
-    """Limits of an area of 0 or 1 under the ROC curve of ``m`` positive and ``k`` negative rows.
-
-    Method 5 of Newcombe (2006, Statistics in Medicine 25:559): the variance is that of an area of the limit itself.
-    """
-    low, high = 0.0, 1.0
-    for _ in range(60):  # halved until it is exact
-        theta = (low + high) / 2
-        low, high = (theta, high) if (1 - theta) ** 2 > Z**2 * hanley(theta, m, k) else (low, theta)
-    return (low, 1.0) if area == 1 else (0.0, 1 - low)
-
-
-def hanley(area: float, m: float, k: float) -> float:
-    """The variance of an area for scores of exponential distributions, with the mean of both numbers for each.
-
-    Hanley and McNeil (1982), Radiology 143:29, as modified by Newcombe (2006).
-    """
-    more = (m + k) / 2 - 1
-    return area * (1 - area) * (1 + more * ((1 - area) / (2 - area) + area / (1 + area))) / (m * k)
+        macro.append([mean - below, mean + above] if known.any() else [np.nan, np.nan])
+    per_class = limits if len(true) > 1 else []
+    return np.concatenate([accuracy, np.transpose(macro), *per_class], axis=1)
 
 
 # Errors
 
 
-def _errors(outcomes: PredictionSet, rng: np.random.Generator) -> Iterator[tuple[str, Interval]]:
-    """Bootstrap-t limits; R² by the share of the variance that is left."""
-    unit, count = resampling_units(len(outcomes), outcomes.group, rng)
-    units, names = _units(sums_of(outcomes, unit, count)), names_of(outcomes)
-    r2 = np.array([name.startswith("r2") for name in names])
+def _error_intervals(
+    predictions: PredictionSet, rng: np.random.Generator
+) -> Iterator[tuple[str, Interval]]:
+    """Bootstrap-t limits. Those of R² come from 1 - R², the share of unexplained variance."""
+    unit, count = resampling_units(len(predictions), predictions.group, rng)
+    units, names = units_of(sums_of(predictions, unit, count)), names_of(predictions)
+    is_r2 = np.array([name.startswith("r2") for name in names])
 
     def positive(sums: Array) -> Array:
         values = scores(sums, "regression")
-        return np.where(r2, 1 - values, values)
+        return np.where(is_r2, 1 - values, values)
 
-    values = scores(units.total, "regression")
-    found = _resampled(np.where(r2, 1 - values, values), units, positive, rng, len(outcomes), r2)
-    drawn = f"bootstrap-t, {RESAMPLES} resamples of {count} {_kind(outcomes, units)}"
-    for name, interval in zip(names, found, strict=True):
-        interval = interval._replace(method=interval.method and drawn)
-        if name.startswith("r2") and interval.value is not None:
-            turned = [
-                None if v is None else 1 - v for v in (interval.value, interval.high, interval.low)
-            ]
-            interval = interval._replace(value=turned[0], low=turned[1], high=turned[2])
-        if name.startswith("r2") and interval.value is None:
-            why = "one row has no variance" if len(outcomes) == 1 else "the target does not vary"
-            interval = interval._replace(why=why)
-        yield name, interval
+    results = _bootstrap_t(
+        positive(units.total),
+        units,
+        positive,
+        rng,
+        len(predictions),
+        unit_name(predictions),
+        quotient=is_r2,
+    )
+    method = f"bootstrap-t, {RESAMPLES} resamples of {_describe_units(predictions, units)}"
+    for name, interval in zip(names, results, strict=True):
+        interval = interval._replace(method=interval.method and method)
+        yield name, _r2_of_unexplained(interval) if name.startswith("r2") else interval
 
 
-def _resampled(
-    value: Any,
+def _r2_of_unexplained(interval: Interval) -> Interval:
+    """Return the interval of R² given that of 1 - R²."""
+    if interval.value is None:
+        single = interval.support == 1
+        why = "a single row has no variance" if single else "the target does not vary"
+        return interval._replace(why=why)
+    value, low, high = (
+        None if limit is None else 1 - limit
+        for limit in (interval.value, interval.high, interval.low)
+    )
+    return interval._replace(value=value, low=low, high=high)
+
+
+def _bootstrap_t(
+    values: Array,
     units: Units,
-    statistic: Any,
+    statistic: Statistic,
     rng: np.random.Generator,
     rows: int,
+    kind: str,
     quotient: Array | bool = False,
 ) -> list[Interval]:
-    values = np.atleast_1d(value)
-    few = len(units.times) < FEW
-    limits = (
-        np.full((2, len(values)), np.nan) if few else studentized(units, statistic, rng, quotient)
-    )
-    found = []
-    for v, (low, high) in zip(values, limits.T, strict=True):
-        if np.isnan(v):
-            found.append(Interval(None, None, None, rows, "", "it is not defined"))
+    """Return an interval for each of the positive metrics ``values`` [metrics]."""
+    few = len(units.times) < MIN_UNITS
+    undefined = np.full((2, len(values)), np.nan)
+    limits = undefined if few else studentized(units, statistic, rng, quotient)
+    results = []
+    for value, low, high in zip(values.tolist(), *limits.tolist(), strict=True):
+        if np.isnan(value):
+            interval = Interval(None, None, None, rows, "", "the metric is undefined")
         elif np.isnan(low) or np.isnan(high):
-            why = (
-                f"{len(units.times)} of them are too few to know how it varies"
-                if few
-                else "it does not vary between rows"
-            )
-            found.append(Interval(float(v), None, None, rows, "", why))
-        elif high > WIDEST * v or v > WIDEST * low:
-            found.append(
-                Interval(float(v), None, None, rows, "", "a few rows make up nearly all of it")
-            )
+            constant = "it does not vary between rows"
+            why = too_few(kind, len(units.times)) if few else constant
+            interval = Interval(value, None, None, rows, "", why)
+        elif high > MAX_LIMIT_RATIO * value or value > MAX_LIMIT_RATIO * low:
+            why = "a few rows account for nearly all of it"
+            interval = Interval(value, None, None, rows, "", why)
         else:
-            found.append(
-                Interval(
-                    float(v), float(low), float(high), rows, f"bootstrap-t, {RESAMPLES} resamples"
-                )
-            )
-    return found
+            method = f"bootstrap-t, {RESAMPLES} resamples"
+            interval = Interval(value, low, high, rows, method)
+        results.append(interval)
+    return results

@@ -1,4 +1,4 @@
-"""Differences between two runs on the same rows: how large, how sure, and whether chance alone makes such."""
+"""Differences between two runs on the same rows, with intervals and p-values."""
 
 import math
 from collections.abc import Sequence
@@ -7,129 +7,161 @@ from typing import NamedTuple
 import numpy as np
 from scipy.stats import t as student
 
+from proj.engine.evaluation.areas import AREAS
 from proj.engine.evaluation.counts import names_of, scores, sums_of
-from proj.engine.evaluation.intervals import AREAS
 from proj.engine.evaluation.prediction_set import PredictionSet
-from proj.engine.evaluation.resampling import Statistic, Units, drawn, resampling_units
+from proj.engine.evaluation.resampling import (
+    Statistic,
+    Units,
+    bootstrap,
+    resampling_units,
+    units_of,
+)
 
-LEVEL = 0.05
+LEVEL = 0.05  # of significance
 
 
 class Difference(NamedTuple):
-    """A metric of one run less that of the first one, on the same rows."""
+    """A metric of one run minus that of the first one, on the same rows.
+
+    ``p`` is the probability of a difference at least as large for runs that are equally good.
+    """
 
     value: float
     low: float
     high: float
-    p: float  # how likely at least so much is, by chance, for runs that are equally good
+    p: float
     test: str
 
 
-def differences(one: PredictionSet, other: PredictionSet, seed: int = 0) -> dict[str, Difference]:
-    """Every metric of ``other`` less that of ``one``; what is not defined, or not known how it varies, is left out.
+def differences(first: PredictionSet, other: PredictionSet, seed: int = 0) -> dict[str, Difference]:
+    """Return every metric of ``other`` minus that of ``first``.
 
-    Metrics of counts and of errors by a paired bootstrap: the same rows, or groups, are drawn for both. Accuracy, where rows
-    are not grouped, by McNemar's test. Areas by the paired test of DeLong et al. (1988), and its like for average precision.
+    A difference that is undefined, or whose variance is unknown, is left out. Metrics of counts
+    and of errors are compared by a paired bootstrap, which draws the same rows or groups for both;
+    accuracy of ungrouped rows by McNemar's test; areas by the paired test of DeLong et al. (1988)
+    and its equivalent for average precision.
     """
-    rng, names = np.random.default_rng(seed), names_of(one)
-    unit, count = resampling_units(len(one), one.group, rng)
-    sums = np.column_stack([sums_of(one, unit, count), sums_of(other, unit, count)])
+    rng, names = np.random.default_rng(seed), names_of(first)
+    unit, count = resampling_units(len(first), first.group, rng)
+    sums = np.column_stack([sums_of(first, unit, count), sums_of(other, unit, count)])
     half = sums.shape[1] // 2
-    found = paired(
-        Units(sums, np.ones(count, np.int64)),
-        lambda s: scores(s[..., half:], one.task) - scores(s[..., :half], one.task),
+    compared = paired(
+        units_of(sums),
+        lambda s: scores(s[..., half:], first.task) - scores(s[..., :half], first.task),
         rng,
     )
     by_name = {
-        name: each for name, each in zip(names, found, strict=True) if not math.isnan(each.low)
+        name: difference
+        for name, difference in zip(names, compared, strict=True)
+        if not math.isnan(difference.low)
     }
-    if one.task == "regression":
+    if first.task == "regression":
         return by_name
-    if one.group is None:
-        right = [
-            np.equal(of.predicted, of.target).reshape(len(of), -1).all(axis=1)
-            for of in (one, other)
-        ]
-        p = mcnemar(int((right[0] & ~right[1]).sum()), int((right[1] & ~right[0]).sum()))
+    if first.group is None:
+        p = _mcnemar_of(first, other)
         by_name["accuracy"] = by_name["accuracy"]._replace(p=p, test="McNemar, mid-p")
-    areas = {kind: _area(one, other, kind) for kind in AREAS}
+    areas = {kind: _area_difference(first, other, kind) for kind in AREAS}
     return by_name | {kind: area for kind, area in areas.items() if area is not None}
 
 
 def paired(units: Units, statistic: Statistic, rng: np.random.Generator) -> list[Difference]:
-    """Differences by a studentized bootstrap, symmetric: Hall (1988), Annals of Statistics 16:927, as in `resampling.py`.
+    """Return differences by a symmetric studentized bootstrap.
 
-    Interval and p-value agree: 0 is within the one exactly where the other is above 0.05.
+    Hall (1988), Annals of Statistics 16:927, as in ``resampling.py``. The interval and the p-value
+    agree: the interval contains 0 exactly if the p-value is above 0.05.
     """
-    value, error, values, errors = drawn(units, statistic, rng)
-    # A resample without any of the rows in which the two differ has no error, and cannot tell how far off the difference is.
-    tells = np.asarray(errors > 1e-6 * error)
+    value, error, values, errors = bootstrap(units, statistic, rng)
+    # A resample without any row in which the two runs differ has no standard error, so it carries
+    # no information on the distribution of t.
+    informative = np.asarray(errors > 1e-6 * error)
     t = np.full(values.shape, np.nan)
-    np.divide(np.abs(values - value), errors, out=t, where=tells)
-    t[0, ~tells.any(axis=0)] = 0.0  # the two differ in no row, or in each alike
+    np.divide(np.abs(values - value), errors, out=t, where=informative)
+    t[0, ~informative.any(axis=0)] = 0.0  # the runs differ in no row, or equally in each
     with np.errstate(divide="ignore", invalid="ignore"):
-        p = (1 + (t >= np.abs(value) / error).sum(axis=0)) / (1 + tells.sum(axis=0))
+        exceeding = (t >= np.abs(value) / error).sum(axis=0)
+        p = (1 + exceeding) / (1 + informative.sum(axis=0))
     half = np.nanquantile(t, 1 - LEVEL, axis=0) * error
     return [
-        _certain(v) if e <= 1e-12 else Difference(v, v - h, v + h, chance, "paired bootstrap")
-        for v, h, chance, e in zip(*(of.tolist() for of in (value, half, p, error)), strict=True)
+        _constant(v) if e <= 1e-12 else Difference(v, v - h, v + h, chance, "paired bootstrap")
+        for v, h, chance, e in zip(
+            *(column.tolist() for column in (value, half, p, error)), strict=True
+        )
     ]
 
 
-def _certain(value: float) -> Difference:
-    """A difference that is the same on each row, as of a run with itself."""
-    return Difference(
-        value, value, value, 1.0 if abs(value) < 1e-12 else 0.0, "the same on each row"
+def _constant(value: float) -> Difference:
+    """Return a difference that is the same on each row, as of a run and itself."""
+    p = 1.0 if abs(value) < 1e-12 else 0.0
+    return Difference(value, value, value, p, "the same on each row")
+
+
+def _mcnemar_of(first: PredictionSet, other: PredictionSet) -> float:
+    first_correct, other_correct = (
+        np.equal(run.predicted, run.target).reshape(len(run), -1).all(axis=1)
+        for run in (first, other)
     )
+    only_first = int((first_correct & ~other_correct).sum())
+    only_other = int((other_correct & ~first_correct).sum())
+    return mcnemar(only_first, only_other)
 
 
-def mcnemar(one: int, other: int) -> float:
-    """Two-sided mid-p value of McNemar's test for how often only the one, and only the other, is right.
+def mcnemar(only_first: int, only_other: int) -> float:
+    """Return the two-sided mid-p value of McNemar's test.
 
-    Fagerland, Lydersen and Laake (2013), BMC Medical Research Methodology 13:91, who recommend it over the exact one.
+    The arguments are the numbers of rows that only the first, and only the other, run predicts
+    correctly. Fagerland, Lydersen and Laake (2013), BMC Medical Research Methodology 13:91,
+    recommend the mid-p value over the exact one.
     """
-    count, fewer = one + other, min(one, other)
+    count, fewer = only_first + only_other, min(only_first, only_other)
     if not count:
         return 1.0
     logs = [
         math.lgamma(count + 1) - math.lgamma(k + 1) - math.lgamma(count - k + 1)
         for k in range(fewer + 1)
     ]
-    chances = np.exp(np.array(logs) - count * math.log(2))
-    return float(min(1.0, 2 * chances.sum() - chances[-1]))
+    probabilities = np.exp(np.array(logs) - count * math.log(2))
+    return float(min(1.0, 2 * probabilities.sum() - probabilities[-1]))
 
 
-def _area(one: PredictionSet, other: PredictionSet, kind: str) -> Difference | None:
-    """Areas, or their means over the classes that have one; with Student's quantile, as in `intervals.py`."""
+def _area_difference(first: PredictionSet, other: PredictionSet, kind: str) -> Difference | None:
+    """Return the difference of areas, or of their means over the classes that have one.
+
+    The quantile is Student's, as in ``areas.py``. None: the variance is unknown.
+    """
     values, influences = [], []
-    for of in (one, other):
-        found = [AREAS[kind](score, hit) for score, hit in zip(of.scores.T, of.hits.T, strict=True)]
-        known = [area for area in found if not math.isnan(area[0])]
+    for run in (first, other):
+        columns = zip(run.scores.T, run.hits.T, strict=True)
+        areas = [AREAS[kind](score, hit) for score, hit in columns]
+        known = [area for area in areas if not math.isnan(area[0])]
         if not known or np.isnan([influence for _, influence in known]).any():
             return None
         values.append(float(np.mean([value for value, _ in known])))
         influences.append(np.mean([influence for _, influence in known], axis=0))
     moved = influences[1] - influences[0]
-    hits = one.hits[:, [0 < share < 1 for share in one.hits.mean(axis=0)]]
+    hits = first.hits[:, [0 < share < 1 for share in first.hits.mean(axis=0)]]
     freedom = min(hits.sum(), (1 - hits).sum()) - 1
-    if one.group is not None:
-        moved = np.bincount(one.group, moved)
+    if first.group is not None:
+        moved = np.bincount(first.group, moved)
         moved = moved * np.sqrt(len(moved) / max(1, len(moved) - 1))
         freedom = min(freedom, len(moved) - 1)
-    value, error = values[1] - values[0], float(np.sqrt((moved**2).sum()) / len(one))
+    value, error = values[1] - values[0], float(np.sqrt((moved**2).sum()) / len(first))
     if error < 1e-12:
-        return _certain(value)
+        return _constant(value)
     if freedom < 1:  # a single row of one kind
         return None
     t = student(freedom)
     half, p = float(t.ppf(1 - LEVEL / 2)) * error, 2 * float(t.sf(abs(value) / error))
-    return Difference(
-        value, value - half, value + half, p, "DeLong" if kind == "auroc" else "jackknife"
-    )
+    test = "DeLong" if kind == "auroc" else "jackknife"
+    return Difference(value, value - half, value + half, p, test)
 
 
 def holm(ps: Sequence[float]) -> list[float]:
-    """p-values for several runs, so that one of them is below 0.05 by chance in 5 % of all cases: Holm (1979)."""
+    """Return p-values adjusted for several comparisons: Holm (1979).
+
+    With them the probability that any of several equally good runs differs significantly is at
+    most 5 %.
+    """
     adjusted, most = [0.0] * len(ps), 0.0
     for rank, i in enumerate(sorted(range(len(ps)), key=lambda i: ps[i])):
         most = max(most, min(1.0, (len(ps) - rank) * ps[i]))

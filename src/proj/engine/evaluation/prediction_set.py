@@ -1,26 +1,36 @@
-"""What came out for the rows of a part: targets and predictions as arrays, read from a predictions file."""
+"""Targets and predictions of a split, read from its predictions file."""
 
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from pathlib import Path
 
 import numpy as np
 import polars as pl
 
+from proj.engine.runs import calibration
 from proj.engine.runs.predictions import decided
-from proj.schema import DEFAULT_THRESHOLD, Schema, Task
-
-Array: TypeAlias = np.ndarray[Any, Any]
+from proj.engine.runs.run import Run
+from proj.errors import UserError
+from proj.schema import DEFAULT_THRESHOLD, Array, Schema, Task
 
 
 @dataclass(frozen=True)
 class PredictionSet:
     """Targets and predictions of some rows.
 
-    ``target`` is [rows] class numbers, [rows, labels] of 0 and 1, or [rows, targets]. ``output`` is what
-    ``Model.predict_proba`` gives: [rows] (binary, of the positive class), [rows, classes], [rows, labels] or [rows, targets].
-    ``names`` are those of the classes, labels or targets. Rows of equal ``group`` [rows] belong together, such as those of
-    one customer; None: each row is for itself. ``thresholds`` are those of the positive class or of the labels, one for all
-    or one for each.
+    Attributes:
+        task: the task of the model.
+        names: names of the classes, labels or targets.
+        row: numbers of the rows in their source, [rows].
+        target: class numbers [rows], 0 and 1 [rows, labels], or numbers [rows, targets].
+        output: what ``Model.predict_proba`` returns: probabilities of the positive class [rows],
+            of the classes [rows, classes] or of the labels [rows, labels], or numbers
+            [rows, targets].
+        group: the number of each row's group [rows], such as the customer that it is about. Rows
+            of one group are not independent. None: each row is independent.
+        thresholds: threshold of the positive class, one of all labels, or one of each label.
+        columns: the columns of the predictions file other than probabilities: row numbers, targets
+            and predictions in the user's own labels, and columns of the source. None: the
+            predictions were not read from a file.
     """
 
     task: Task
@@ -30,12 +40,13 @@ class PredictionSet:
     output: Array
     group: Array | None = None
     thresholds: tuple[float, ...] = DEFAULT_THRESHOLD
+    columns: pl.DataFrame | None = None
 
     def __len__(self) -> int:
         return len(self.row)
 
     def __getitem__(self, rows: Array) -> "PredictionSet":
-        """Some of the rows; the groups are numbered anew, those among them alone."""
+        """Return a subset of the rows, with its groups numbered from 0."""
         group = None if self.group is None else np.unique(self.group[rows], return_inverse=True)[1]
         return replace(
             self,
@@ -43,37 +54,47 @@ class PredictionSet:
             target=self.target[rows],
             output=self.output[rows],
             group=group,
+            columns=None if self.columns is None else self.columns[np.arange(len(self))[rows]],
         )
 
     @property
     def predicted(self) -> Array:
-        """Class numbers [rows], labels [rows, labels], or numbers [rows, targets], as in the predictions file."""
+        """Predictions as in the predictions file.
+
+        Class numbers [rows], labels [rows, labels], or numbers [rows, targets].
+        """
         if self.task == "multiclass":
             return np.asarray(self.output.argmax(1))
         return self.output if self.task == "regression" else decided(self.output, self.thresholds)
 
     @property
     def hits(self) -> Array:
-        """Whether a row is of a class or has a label: [rows, classes] of 0 and 1; [rows, 1] of the positive class."""
+        """Whether a row is of a class or has a label: 0 and 1, [rows, classes].
+
+        For binary tasks of the positive class only: [rows, 1].
+        """
         if self.task == "multiclass":
             return np.asarray(self.target[:, None] == np.arange(len(self.names)), np.int64)
         return self.target.reshape(len(self), -1).astype(np.int64)
 
     @property
     def scores(self) -> Array:
-        """The probabilities beside ``hits``: [rows, classes]."""
+        """Probabilities in the shape of ``hits``."""
         return self.output.reshape(len(self), -1)
 
     @property
     def missing(self) -> int:
-        """Rows whose prediction is no finite number."""
+        """Number of rows whose prediction is not a finite number."""
         return int((~np.isfinite(self.output.reshape(len(self), -1))).any(axis=1).sum())
 
 
 def read_prediction_set(
     schema: Schema, table: pl.DataFrame, group: str | None = None
 ) -> PredictionSet:
-    """The outcomes in a table that `test` or `validate` wrote; ``group`` is a column of it."""
+    """Return the predictions in a table that `test` or `validate` wrote.
+
+    ``group`` names a column of the table.
+    """
     ends = [f"_{name}" for name in schema.target_names] if len(schema.target_names) > 1 else [""]
     starts = {"regression": "prediction", "multilabel": "probability"}
     if schema.task in starts:
@@ -82,13 +103,41 @@ def read_prediction_set(
         output = table.select(f"{starts[schema.task]}{end}" for end in ends).to_numpy()
     else:
         names = schema.class_names
-        numbers = pl.Series(range(len(names)))
-        target = (
-            table["target"]
-            .replace_strict(pl.Series(list(schema.classes)), numbers, return_dtype=pl.Int64)
-            .to_numpy()
-        )
+        labels, numbers = pl.Series(list(schema.classes)), pl.Series(range(len(names)))
+        target = table["target"].replace_strict(labels, numbers, return_dtype=pl.Int64).to_numpy()
         output = table.select(f"probability_{name}" for name in names).to_numpy()
         output = output[:, 1] if schema.task == "binary" else output
     groups = None if group is None else table[group].rank("dense").to_numpy().astype(np.int64) - 1
     return PredictionSet(schema.task, names, table["row"].to_numpy(), target, output, groups)
+
+
+def load_predictions(run: Run, verb: str, schema: Schema) -> PredictionSet:
+    """Read what `validate` or `test` wrote for each row, with the thresholds that it applied.
+
+    The rows are grouped by the group column of the run's data, if it has one.
+
+    Raises:
+        UserError: if a file is damaged.
+    """
+    table = read_table(run.path / verb / "predictions.parquet")
+    group = ((run.config.get("data") or {}).get("init_args") or {}).get("group")
+    # A column of the source has a prefix if its name is that of a column of predictions.
+    column = next((name for name in (f"kept_{group}", group) if name in table.columns), None)
+    shown = [name for name in table.columns if not name.startswith("probability")]
+    predictions = replace(read_prediction_set(schema, table, column), columns=table.select(shown))
+    applied = run.path / verb / calibration.FILE
+    if applied.is_file():
+        thresholds = calibration.read(applied).settings(schema)[1]
+        predictions = replace(predictions, thresholds=thresholds)
+    return predictions
+
+
+def read_table(path: Path) -> pl.DataFrame:
+    """Read a table in the folder of a run; raise UserError if it is damaged."""
+    try:
+        return pl.read_parquet(path)
+    except pl.exceptions.PolarsError as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"{path} is damaged: {reason}; run `{path.parent.name}` again to replace it."
+        ) from error

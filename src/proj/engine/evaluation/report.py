@@ -1,6 +1,5 @@
-"""The verb report: all that a run's folder tells, as one page."""
+"""Write the report of a run: everything in its folder as one HTML page."""
 
-import argparse
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,319 +10,274 @@ import yaml
 from torch.utils.tensorboard import SummaryWriter
 
 from proj.data.base import Finding
-from proj.engine import PACKAGE, console, html
-from proj.engine.callbacks.monitoring import flatten_config
+from proj.engine import PACKAGE, html
 from proj.engine.console import number
-from proj.engine.evaluation import by_column, by_row, calibrate
-from proj.engine.evaluation.figure_sets import figures_of, learning, reliability
-from proj.engine.evaluation.prediction_set import Array, PredictionSet
-from proj.engine.evaluation.scoring import Entries, load_predictions, small_sample_warnings
+from proj.engine.evaluation import calibrate, report_sections
+from proj.engine.evaluation.counts import headline_metric
+from proj.engine.evaluation.figure_sets import NamedFigure, figures_of, learning, reliability
+from proj.engine.evaluation.prediction_set import PredictionSet
+from proj.engine.evaluation.results import run_seed
+from proj.engine.evaluation.scoring import Metrics, small_sample_warnings
 from proj.engine.evaluation.tensorboard import log_figures
 from proj.engine.html import Html, Section
 from proj.engine.runs import calibration
-from proj.engine.runs.run import Run, atomic_write, find_run, read_checkpoint, read_json
-from proj.errors import UserError
-from proj.metrics import DEFAULT_MONITOR, metric_info
-from proj.schema import Schema
+from proj.engine.runs.run import Run, atomic_write, flatten_config, read_json
+from proj.metrics import metric_info
+from proj.schema import Array, Schema
 
-SCALARS = 1_000  # points of a learning curve that are read
-
-
-def report(args: list[str]) -> None:
-    """Write the page of a run that has been tested."""
-    parser = parser_of("report", "Write report.html for a run that has been tested.")
-    parser.add_argument(
-        "run", nargs="?", help="a run's name or folder; the newest finished one if not given"
-    )
-    run = find_run(Path("lightning_logs"), parser.parse_args(args).run)
-    console.say(f"report: {write_report(run, schema_of(run))}")
+MAX_CURVE_POINTS = 1_000  # of a learning curve that are read
 
 
-def parser_of(verb: str, what: str) -> argparse.ArgumentParser:
-    """The parser of one of this room's verbs: a mistake is a UserError."""
+def write_report(
+    run: Run,
+    schema: Schema,
+    predictions: PredictionSet,
+    metrics: Metrics,
+    tensorboard_step: int | None = None,
+) -> Path:
+    """Write ``report.html`` into the run's folder and return its path.
 
-    def refuse(message: str) -> Any:
-        raise UserError(f"{verb}: {message}.")
-
-    parser = argparse.ArgumentParser(
-        f"python -m {PACKAGE} {verb}", description=what, allow_abbrev=False
-    )
-    parser.error = refuse  # type: ignore[method-assign]
-    return parser
-
-
-def schema_of(run: Run) -> Schema:
-    """The schema that the run's checkpoint carries."""
-    schema = read_checkpoint(run.checkpoint("best")).get("schema")
-    if not schema:
-        raise UserError(
-            f"{run.path}: expected a run of one of our models, its checkpoint has no schema; read "
-            "test/metrics.json instead."
-        )
-    return Schema.from_dict(schema)
-
-
-def write_report(run: Run, schema: Schema, step: int | None = None) -> Path:
-    """``report.html`` in the run's folder, from what is there alone.
-
-    With the optimizer ``step`` of the checkpoint that was tested, TensorBoard is shown the figures, too.
+    Args:
+        run: a run that has been tested; everything else is read from its folder.
+        schema: the schema of its data.
+        predictions: the predictions of the test split.
+        metrics: the metrics of the test split with their intervals.
+        tensorboard_step: log the figures to TensorBoard, too, at this optimizer step.
     """
-    scored = run.path / "test" / "metrics.json"
-    if not scored.is_file() or not scored.with_name("predictions.parquet").is_file():
-        raise UserError(
-            f"{run.path} has not been tested: expected {scored} and the predictions beside it; run "
-            f"`test --run {run.path.name}` first."
-        )
-    metrics: Entries = read_json(scored)
-    outcomes = load_predictions(run, "test", schema)
-    drawn = list(figures_of(outcomes))
-    sections = [
-        Section("Result on the test part", list(_result(metrics, outcomes, run))),
-        Section(
-            "Figures",
-            [html.figures(*((figure, caption) for _, figure, caption in drawn))] if drawn else [],
-        ),
-        Section("Calibration", list(_calibration(run, outcomes))),
-        Section("Mistakes", list(by_row.mistakes(run, outcomes))),
-        Section(
-            "Slices",
-            list(
-                by_column.worst_slices(
-                    run, outcomes, metrics.get(DEFAULT_MONITOR[schema.task].split("/")[1], {})
-                )
-            ),
-        ),
-        Section("Importance of the columns", list(by_column.importance(run))),
-        Section("Training", list(_training(run, schema))),
-        Section("Data", list(_data(run, schema, outcomes))),
-        Section("How the intervals were made", [html.listed(_methods(metrics))]),
-        Section("Do it again", list(_again(run))),
-    ]
+    drawn = list(figures_of(predictions))
     path = run.path / "report.html"
-    content = html.page(f"Run {run.path.name}", _lead(run, schema, metrics), sections)
+    content = html.page(
+        f"Run {run.path.name}",
+        _lead(run, schema, metrics),
+        _sections(run, schema, predictions, metrics, drawn),
+    )
     atomic_write(path, lambda file: file.write(content.encode()))
-    if step is not None:
+    if tensorboard_step is not None:
         with SummaryWriter(str(run.path)) as writer:
-            log_figures(writer, "test", drawn, step)
+            log_figures(writer, "test", drawn, tensorboard_step)
     return path
 
 
-def _lead(run: Run, schema: Schema, metrics: Entries) -> Html:
-    name, manifest, config = (
-        DEFAULT_MONITOR[schema.task].split("/")[1],
-        run.manifest,
-        flatten_config(run.config),
-    )
+def _sections(
+    run: Run,
+    schema: Schema,
+    predictions: PredictionSet,
+    metrics: Metrics,
+    drawn: list[NamedFigure],
+) -> Iterator[Section]:
+    columns = report_sections.saved_columns(run, predictions)
+    figures = [html.figures(*((each.figure, each.caption) for each in drawn))] if drawn else []
+    mistakes = report_sections.mistakes(run, predictions, columns)
+    slices = report_sections.worst_slices(predictions, columns, metrics, run_seed(run))
+    missing_values = report_sections.missing_values(schema, predictions, columns)
+    yield Section("Results on the test split", list(_metrics(metrics, predictions, run)))
+    yield Section("Figures", figures)
+    yield Section("Calibration", list(_calibration(run, predictions)))
+    yield Section("Mistakes", list(mistakes))
+    yield Section("Slices", list(slices))
+    yield Section("Importance of the columns", list(report_sections.importance(run)))
+    yield Section("Training", list(_training(run, schema)))
+    yield Section("Data", [*_data(run, schema, predictions), *missing_values])
+    yield Section("How the intervals were computed", [html.listed(_methods(metrics))])
+    yield Section("Reproduce this run", list(_reproduce(run)))
+
+
+def _lead(run: Run, schema: Schema, metrics: Metrics) -> Html:
+    name, manifest, config = headline_metric(schema.task), run.manifest, flatten_config(run.config)
     model, net, data = (
         str(config.get(key, "")).rpartition(".")[2] for key in ("model", "model.net", "data")
     )
-    what = f"{model}{f' with the net {net}' if net else ''} on {config.get('data.path', data)}, {schema.task}."
-    status = manifest["status"] + (
-        f" on {manifest['end'][:16].replace('T', ' at ')} UTC" if manifest.get("end") else ""
-    )
-    return Html(
-        html.text(what)
-        + html.text(f"{name} {with_limits(metrics.get(name, {}))}. Training {status}.")
-    )
+    with_net = f" with the net {net}" if net else ""
+    what = f"{model}{with_net} on {config.get('data.path', data)}, {schema.task}."
+    status = manifest["status"]
+    if manifest.get("end"):
+        status += f" on {manifest['end'][:16].replace('T', ' at ')} UTC"
+    headline = f"{name} {_with_limits(metrics.get(name, {}))}. Training {status}."
+    return html.text(what) + html.text(headline)
 
 
-def with_limits(entry: dict[str, Any]) -> str:
-    """A value and its interval in words."""
-    limits = (
-        "" if entry.get("low") is None else f" ({number(entry['low'])} to {number(entry['high'])})"
-    )
-    return number(entry.get("value")) + limits
+def _with_limits(entry: dict[str, Any]) -> str:
+    """Return a value followed by its interval in parentheses."""
+    limits = _limits(entry)
+    return number(entry.get("value")) + (f" ({limits})" if limits else "")
 
 
-def _result(metrics: Entries, outcomes: PredictionSet, run: Run) -> Iterator[Html]:
-    for line in small_sample_warnings(metrics, outcomes.task):
+def _limits(entry: dict[str, Any]) -> str:
+    """Return an interval as text, empty if there is none."""
+    if entry.get("low") is None:
+        return ""
+    return f"{number(entry['low'])} to {number(entry['high'])}"
+
+
+# Metrics
+
+
+def _metrics(metrics: Metrics, predictions: PredictionSet, run: Run) -> Iterator[Html]:
+    for line in small_sample_warnings(metrics, predictions.task, "test"):
         yield html.note(line[0].upper() + line[1:])
-    if outcomes.missing:
+    if predictions.missing:
         yield html.note(
-            f"{outcomes.missing} of {len(outcomes)} predictions are no numbers, so there are no figures, "
-            "mistakes and slices."
+            f"{predictions.missing} of {len(predictions)} predictions are not finite numbers; "
+            "figures, mistakes and slices are left out."
         )
-    validated = run.path / "validate" / "metrics.json"
-    other: Entries = read_json(validated) if validated.is_file() else {}
+    yield _metrics_table(metrics, run)
+    if any("/" in name for name in metrics):
+        yield _class_table(metrics, predictions)
+
+
+def _metrics_table(metrics: Metrics, run: Run) -> Html:
+    path = run.path / "validate" / "metrics.json"
+    validation: Metrics = read_json(path) if path.is_file() else {}
     rows = []
     for name, entry in metrics.items():
-        if "/" not in name:
-            known = metric_info(name)
-            limits = [
-                number(entry[side]) if entry.get(side) is not None else ""
-                for side in ("low", "high")
-            ]
-            more = [with_limits(other.get(name, {}))] if other else []
-            value = html.remarked(number(entry.get("value")), entry.get("why", ""))
-            rows.append(
-                [
-                    name,
-                    known.unit if known else "",
-                    value,
-                    *limits,
-                    str(entry.get("support", "")),
-                    *more,
-                ]
-            )
-    header = [
-        "metric",
-        "unit",
-        "value",
-        "from",
-        "to",
-        "rows",
-        *(["on the validation part"] if other else []),
-    ]
-    yield html.table("Metrics with 95 % intervals", header, rows, numbers=len(header) - 2)
-    single = [name.split("/", 1) for name in metrics if "/" in name]
-    if single:
-        kinds, names = (list(dict.fromkeys(part[i] for part in single)) for i in (0, 1))
-        lines = [
-            [
-                of,
-                str(metrics.get(f"{kinds[0]}/{of}", {}).get("support", "")),
-                *(_cell(metrics.get(f"{kind}/{of}", {})) for kind in kinds),
-            ]
-            for of in names
+        if "/" in name:
+            continue
+        info = metric_info(name)
+        value = html.remarked(number(entry.get("value")), entry.get("why", ""))
+        limits = [
+            number(entry[side]) if entry.get(side) is not None else "" for side in ("low", "high")
         ]
-        what = {"multilabel": "label", "regression": "target"}.get(outcomes.task, "class")
-        yield html.table(f"For each {what}", [what, "rows", *kinds], lines, numbers=len(kinds) + 1)
+        row = [name, info.unit if info else "", value, *limits, str(entry.get("support", ""))]
+        rows.append([*row, _with_limits(validation.get(name, {}))] if validation else row)
+    header = ["metric", "unit", "value", "from", "to", "rows"]
+    header += ["on the validation split"] if validation else []
+    return html.table("Metrics with 95 % intervals", header, rows, numbers=len(header) - 2)
 
 
-def _cell(entry: dict[str, Any]) -> Html:
-    limits = (
-        "" if entry.get("low") is None else f"{number(entry['low'])} to {number(entry['high'])}"
-    )
-    return html.remarked(number(entry.get("value")), limits)
+def _class_table(metrics: Metrics, predictions: PredictionSet) -> Html:
+    """Return a table with a row for each class, label or target."""
+    split_names = [name.split("/", 1) for name in metrics if "/" in name]
+    kinds = list(dict.fromkeys(kind for kind, _ in split_names))
+    rows = []
+    for class_name in dict.fromkeys(name for _, name in split_names):
+        entries = [metrics.get(f"{kind}/{class_name}", {}) for kind in kinds]
+        cells = [html.remarked(number(entry.get("value")), _limits(entry)) for entry in entries]
+        rows.append([class_name, str(entries[0].get("support", "")), *cells])
+    what = {"multilabel": "label", "regression": "target"}.get(predictions.task, "class")
+    header = [what, "rows", *kinds]
+    return html.table(f"For each {what}", header, rows, numbers=len(kinds) + 1)
 
 
-def _calibration(run: Run, outcomes: PredictionSet) -> Iterator[Html]:
-    """What the calibration that `test` applied has changed; it keeps a copy beside its metrics."""
-    applied = run.path / "test" / calibration.FILE
-    if outcomes.missing or not applied.is_file():
-        return
-    found = calibration.read(applied)
-    before = calibrate.uncalibrated(outcomes, found)
-    what = str(found)
-    yield html.text(
-        f"{what[0].upper()}{what[1:]}; fitted on {found.rows} validation rows for {found.checkpoint}. "
-        "Metrics of the validation part are of the model without it."
-    )
-    rows = [
-        [name, number(a), number(b)] for name, a, b in calibrate.compared(before, outcomes, found)
-    ]
-    yield html.table(
-        "The test part without and with it", ["metric", "before", "after"], rows, numbers=2
-    )
-    if found.thresholds is not None and len(found.thresholds) > 1:
-        lines = [[name, f"{at:.3g}"] for name, at in found.thresholds.items()]
-        yield html.table("Thresholds", ["label", "threshold"], lines, numbers=1)
-    if found.temperature is not None:
-        yield html.figures(
-            reliability(before, "Before calibrating"), reliability(outcomes, "After calibrating")
+def _methods(metrics: Metrics) -> Iterator[str]:
+    """Yield the metrics of each interval method, and what the intervals do not cover."""
+    methods = (entry["method"] for entry in metrics.values() if entry.get("method"))
+    for method in dict.fromkeys(methods):
+        names = (name for name, entry in metrics.items() if entry.get("method") == method)
+        kinds = (name.split("/")[0] + ("/…" if "/" in name else "") for name in names)
+        yield f"{', '.join(dict.fromkeys(kinds))}: {method}"
+    if any(name.split("/")[0] == "f1" for name in metrics):
+        yield (
+            "The number of rows that precision and F1 are about depends on the predictions; the "
+            "interval takes it as fixed."
         )
+    else:
+        yield (
+            "If large errors are rare, few rows cannot show how large they may be; the true "
+            "interval is wider then."
+        )
+
+
+# Calibration
+
+
+def _calibration(run: Run, predictions: PredictionSet) -> Iterator[Html]:
+    """Yield what the calibration that `test` applied changes; `test` copies its file."""
+    applied = run.path / "test" / calibration.FILE
+    if predictions.missing or not applied.is_file():
+        return
+    fitted = calibration.read(applied)
+    before = calibrate.uncalibrated(predictions, fitted)
+    what = str(fitted)
+    yield html.text(
+        f"{what[0].upper()}{what[1:]}; fitted on {fitted.rows} validation rows for "
+        f"{fitted.checkpoint}. Metrics of the validation split are those of the uncalibrated model."
+    )
+    changes = calibrate.compare_calibration(before, predictions, fitted)
+    rows = [[name, number(old), number(new)] for name, old, new in changes]
+    caption, header = "The test split without and with calibration", ["metric", "before", "after"]
+    yield html.table(caption, header, rows, numbers=2)
+    if fitted.thresholds is not None and len(fitted.thresholds) > 1:
+        lines = [[name, f"{threshold:.3g}"] for name, threshold in fitted.thresholds.items()]
+        yield html.table("Thresholds", ["label", "threshold"], lines, numbers=1)
+    if fitted.temperature is not None:
+        yield html.figures(
+            reliability(before, "Before calibration"), reliability(predictions, "After calibration")
+        )
+
+
+# Training and data
 
 
 def _training(run: Run, schema: Schema) -> Iterator[Html]:
-    wanted = list(dict.fromkeys(["loss", DEFAULT_MONITOR[schema.task].split("/")[1]]))
-    drawn = list(learning(scalars(run), wanted))
+    metrics = list(dict.fromkeys(["loss", headline_metric(schema.task)]))
+    drawn = list(learning(read_scalars(run), metrics))
     if drawn:
         yield html.figures(*drawn)
     rows = [[key, str(value)] for key, value in flatten_config(run.config).items()]
     yield html.table("The experiment", ["setting", "value"], rows)
 
 
-def scalars(run: Run) -> dict[str, tuple[Array, Array]]:
-    """What TensorBoard was told: steps and values by tag."""
+def read_scalars(run: Run) -> dict[str, tuple[Array, Array]]:
+    """Return the optimizer steps and values of each scalar in a run's TensorBoard files."""
     if not any(run.path.glob("events.out.tfevents.*")):
         return {}
-    from tensorboard.backend.event_processing.event_accumulator import (
-        EventAccumulator,  # a second, for runs that need it
-    )
+    # Importing it takes a second, and not every run needs it.
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    # of a run that went on, it would say that what comes after the step to go on from was drawn anew
+    # It warns if a resumed run wrote some steps twice, which is correct.
     logging.getLogger("tensorboard").setLevel(logging.ERROR)
-    events = EventAccumulator(str(run.path), size_guidance={"scalars": SCALARS})
-    events.Reload()
-    found = {tag: events.Scalars(tag) for tag in events.Tags()["scalars"]}
-    return {
-        tag: (np.array([e.step for e in of]), np.array([e.value for e in of]))
-        for tag, of in found.items()
-    }
+    accumulator = EventAccumulator(str(run.path), size_guidance={"scalars": MAX_CURVE_POINTS})
+    accumulator.Reload()
+    scalars = {}
+    for tag in accumulator.Tags()["scalars"]:
+        events = accumulator.Scalars(tag)
+        steps, values = [event.step for event in events], [event.value for event in events]
+        scalars[tag] = (np.array(steps), np.array(values))
+    return scalars
 
 
-def _data(run: Run, schema: Schema, outcomes: PredictionSet) -> Iterator[Html]:
-    groups = "" if outcomes.group is None else f", in {len(np.unique(outcomes.group))} groups"
-    yield html.text(f"{schema.rows} training rows, {len(outcomes)} test rows{groups}.")
-    findings = run.path / "findings.json"
-    found = read_json(findings) if findings.is_file() else []
-    if found:
-        yield html.note("What is odd about the data:")
-        yield html.listed(str(Finding(**finding)) for finding in found)
-    if schema.class_counts:
-        there = outcomes.hits.sum(axis=0)
-        there = (
-            np.array([len(outcomes) - there[0], there[0]]) if outcomes.task == "binary" else there
-        )
-        rows = [
-            [
-                name,
-                str(train),
-                f"{train / max(1, schema.rows):.1%}",
-                str(test),
-                f"{test / len(outcomes):.1%}",
-            ]
-            for name, train, test in zip(
-                schema.class_names, schema.class_counts, there, strict=True
-            )
-        ]
-        header = ["class", "training rows", "share", "test rows", "share"]
-        yield html.table("How often each class occurs", header, rows, numbers=4)
-    yield from by_column.missing(run, schema, outcomes)
+def _data(run: Run, schema: Schema, predictions: PredictionSet) -> Iterator[Html]:
+    group = predictions.group
+    groups = "" if group is None else f", in {len(np.unique(group))} groups"
+    yield html.text(f"{schema.rows} training rows, {len(predictions)} test rows{groups}.")
+    path = run.path / "findings.json"
+    findings = read_json(path) if path.is_file() else []
+    if findings:
+        yield html.note("Findings of the data checks:")
+        yield html.listed(str(Finding(**finding)) for finding in findings)
+    if not schema.class_counts:
+        return
+    test_counts = predictions.hits.sum(axis=0).tolist()
+    if predictions.task == "binary":
+        test_counts = [len(predictions) - test_counts[0], test_counts[0]]
+    rows = []
+    counts = zip(schema.class_names, schema.class_counts, test_counts, strict=True)
+    for name, train, test in counts:
+        train_share, test_share = train / max(1, schema.rows), test / len(predictions)
+        rows.append([name, str(train), f"{train_share:.1%}", str(test), f"{test_share:.1%}"])
+    header = ["class", "training rows", "share", "test rows", "share"]
+    yield html.table("How often each class occurs", header, rows, numbers=4)
 
 
-def _methods(metrics: Entries) -> Iterator[str]:
-    """Which metrics have their interval by which method."""
-    for method in dict.fromkeys(
-        entry["method"] for entry in metrics.values() if entry.get("method")
-    ):
-        names = list(
-            dict.fromkeys(
-                name.split("/")[0] + ("/…" if "/" in name else "")
-                for name, entry in metrics.items()
-                if entry.get("method") == method
-            )
-        )
-        yield f"{', '.join(names)}: {method}"
-    yield (
-        "Precision and F1 are of as many rows as the model happens to predict; the interval takes that number as it is."
-        if any(name.split("/")[0] == "f1" for name in metrics)
-        else "Errors of few rows with rare large ones are wider than any interval from these rows can know."
-    )
-
-
-def _again(run: Run) -> Iterator[Html]:
+def _reproduce(run: Run) -> Iterator[Html]:
     manifest = run.manifest
     git = manifest.get("git") or {}
+    commit = "not in a repository"
+    if git:
+        commit = f"{git['commit']}{', with changes' if git.get('dirty') else ''}"
+    packages, hardware = manifest.get("packages", {}), manifest.get("hardware", {})
     facts = {
         "command": " ".join(manifest.get("command", [])),
         "seed": manifest.get("seed"),
-        "commit": f"{git['commit']}{', with changes' if git.get('dirty') else ''}"
-        if git
-        else "not in a repository",
+        "commit": commit,
         "data": manifest.get("data"),
-        "packages": ", ".join(
-            f"{name} {version}" for name, version in manifest.get("packages", {}).items()
-        ),
-        "hardware": ", ".join(
-            f"{key} {value}" for key, value in manifest.get("hardware", {}).items()
-        ),
+        "packages": ", ".join(f"{name} {version}" for name, version in packages.items()),
+        "hardware": ", ".join(f"{key} {value}" for key, value in hardware.items()),
         "start": manifest.get("start"),
         "end": manifest.get("end"),
     }
-    yield html.table(
-        "The run", ["what", "value"], [[key, str(value)] for key, value in facts.items()]
-    )
-    yield html.text("This, saved as experiment.yaml, does the same again:")
+    rows = [[key, str(value)] for key, value in facts.items()]
+    yield html.table("The run", ["what", "value"], rows)
+    yield html.text("Save this configuration as experiment.yaml and train again:")
     yield html.code(f"python -m {PACKAGE} fit --config experiment.yaml")
     yield html.code(yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True))

@@ -1,4 +1,4 @@
-"""The headline metric of rows that have something in common by one column: where the model is worst."""
+"""Slices of a split: the headline metric of rows that share a value of one column."""
 
 from datetime import datetime, timedelta
 from itertools import pairwise
@@ -8,20 +8,27 @@ import numpy as np
 import polars as pl
 
 from proj.engine.evaluation.artifacts import OTHER
-from proj.engine.evaluation.counts import names_of, scores, sums_of
-from proj.engine.evaluation.intervals import Interval, intervals
-from proj.engine.evaluation.prediction_set import Array, PredictionSet
-from proj.metrics import DEFAULT_MONITOR, metric_info
+from proj.engine.evaluation.counts import (
+    headline_metric,
+    headline_sign,
+    names_of,
+    scores,
+    sums_of,
+)
+from proj.engine.evaluation.intervals import intervals
+from proj.engine.evaluation.limits import Interval
+from proj.engine.evaluation.prediction_set import PredictionSet
+from proj.schema import Array
 
-LEVELS = 20  # categories that are told apart, the most frequent ones
-BINS = 4
-FEWEST = 10  # rows
-WORST = 15
+MAX_CATEGORIES = 20  # that have a slice each, the most frequent ones
+BINS = 4  # of numbers and dates
+MIN_SLICE_ROWS = 10
+SHOWN_SLICES = 15
 MISSING = "(missing)"
 
 
 class Slice(NamedTuple):
-    """Rows that are alike in one column."""
+    """Rows that share a value, or a range of values, of one column."""
 
     column: str
     value: str
@@ -30,86 +37,103 @@ class Slice(NamedTuple):
 
 
 class Slices(NamedTuple):
-    """The worst ones, and what became of the others."""
+    """The worst slices, and how many others there are.
+
+    Attributes:
+        worst: the slices with the worst metric.
+        scored: number of slices with a metric.
+        small: number of slices with fewer than ``MIN_SLICE_ROWS`` rows.
+        undefined: number of slices without a positive row or prediction, whose F1 is 0/0.
+        constant: number of columns in which all rows have the same value.
+    """
 
     worst: list[Slice]
-    told: int  # slices with a metric
-    small: int  # of fewer than ``FEWEST`` rows
-    undefined: int  # without any positive row or prediction, so that F1 is 0/0
-    alike: int  # columns in which all rows are alike
+    scored: int
+    small: int
+    undefined: int
+    constant: int
 
 
 def slices(
-    outcomes: PredictionSet, columns: pl.DataFrame, seed: int = 0, most: int = WORST
+    predictions: PredictionSet, columns: pl.DataFrame, seed: int = 0, most: int = SHOWN_SLICES
 ) -> Slices:
-    """Slices by each of the ``columns``, which are of the same rows; outcomes must be numbers.
+    """Return the ``most`` worst slices by each of the ``columns``, which are of the same rows.
 
-    The worst are those with the worst value, not the surest: of equal ones the larger comes first.
+    All predictions must be finite. Slices are ordered by value, not by certainty; of equal ones
+    the larger comes first.
     """
-    name = DEFAULT_MONITOR[outcomes.task].split("/")[1]
-    place, known = names_of(outcomes).index(name), metric_info(name)
-    sign = -1 if known is not None and known.mode == "min" else 1
-    found: list[tuple[float, int, str, str, Array]] = []
-    small = undefined = alike = 0
+    name, sign = headline_metric(predictions.task), headline_sign(predictions.task)
+    place = names_of(predictions).index(name)
+    candidates: list[tuple[float, int, str, str, Array]] = []
+    small = undefined = constant = 0
     for column in columns:
         code, labels = binned(column)
-        sums = sums_of(outcomes, code, len(labels))
-        rows, values = sums[:, 0].astype(int), scores(sums, outcomes.task)[:, place]
+        sums = sums_of(predictions, code, len(labels))
+        rows, values = sums[:, 0].astype(int), scores(sums, predictions.task)[:, place]
         if (rows > 0).sum() < 2:
-            alike += 1
+            constant += 1
             continue
         for i in np.flatnonzero(rows):
-            if rows[i] < FEWEST:
+            if rows[i] < MIN_SLICE_ROWS:
                 small += 1
-            elif outcomes.task != "regression" and not sums[i, 2:].any():
+            elif predictions.task != "regression" and not sums[i, 2:].any():
                 undefined += 1
             else:
-                found.append(
-                    (sign * values[i], -rows[i], column.name, labels[i], np.flatnonzero(code == i))
-                )
+                members = np.flatnonzero(code == i)
+                candidates.append((sign * values[i], -rows[i], column.name, labels[i], members))
     worst = [
-        Slice(column, label, len(rows), intervals(outcomes[rows], seed, areas=False)[name])
-        for *_, column, label, rows in sorted(found, key=lambda one: one[:4])[:most]
+        Slice(column, label, len(rows), intervals(predictions[rows], seed, areas=False)[name])
+        for *_, column, label, rows in sorted(candidates, key=lambda entry: entry[:4])[:most]
     ]
-    return Slices(worst, len(found), small, undefined, alike)
+    return Slices(worst, len(candidates), small, undefined, constant)
 
 
 def binned(values: pl.Series) -> tuple[Array, list[str]]:
-    """The number of each row's slice [rows], and what to call each slice: categories, or quarters of numbers and moments."""
-    if values.dtype == pl.String:
-        counts = values.drop_nulls().value_counts().rows()
-        kept = [
-            name for name, _ in sorted(counts, key=lambda one: (-one[1], one[0])) if name != OTHER
-        ][:LEVELS]
-        numbered = values.replace_strict(
-            [*kept, None],
-            [*range(len(kept)), len(kept) + 1],
-            default=len(kept),
-            return_dtype=pl.Int64,
-        )
-        return numbered.to_numpy(), [*kept, OTHER, MISSING]
-    numbers = values.to_physical().cast(pl.Float64).to_numpy()
-    given = numbers[~np.isnan(numbers)]
-    levels = np.unique(given)
-    of = (
-        (lambda ms: datetime(1970, 1, 1) + timedelta(milliseconds=ms))
-        if values.dtype.is_temporal()
-        else float
+    """Return the number of each row's slice [rows], and the label of each slice.
+
+    Slices are categories, or quarters of numbers and dates.
+    """
+    return _categories(values) if values.dtype == pl.String else _quarters(values)
+
+
+def _categories(values: pl.Series) -> tuple[Array, list[str]]:
+    counts = values.drop_nulls().value_counts().rows()
+    by_frequency = sorted(counts, key=lambda count: (-count[1], count[0]))
+    names = [name for name, _ in by_frequency if name != OTHER][:MAX_CATEGORIES]
+    numbered = values.replace_strict(
+        [*names, None],
+        [*range(len(names)), len(names) + 1],
+        default=len(names),
+        return_dtype=pl.Int64,
     )
+    return numbered.to_numpy(), [*names, OTHER, MISSING]
+
+
+def _quarters(values: pl.Series) -> tuple[Array, list[str]]:
+    is_date = values.dtype.is_temporal()
+
+    def label(number: float) -> str:
+        return format_value(
+            datetime(1970, 1, 1) + timedelta(milliseconds=number) if is_date else number
+        )
+
+    numbers = values.to_physical().cast(pl.Float64).to_numpy()
+    known = numbers[~np.isnan(numbers)]
+    levels = np.unique(known)
     if len(levels) <= BINS:
-        cuts, names = levels[:-1], [shown(of(level)) for level in levels]
+        cuts, names = levels[:-1], [label(float(level)) for level in levels]
     else:
-        quarters = np.quantile(given, np.arange(1, BINS) / BINS, method="inverted_cdf")
-        cuts = np.unique(np.minimum(quarters, levels[-2]))  # something is above the last one
-        limits = [shown(of(cut)) for cut in cuts]
+        quarters = np.quantile(known, np.arange(1, BINS) / BINS, method="inverted_cdf")
+        cuts = np.unique(np.minimum(quarters, levels[-2]))  # so that the last slice has rows
+        limits = [label(float(cut)) for cut in cuts]
         between = [f"above {low} up to {high}" for low, high in pairwise(limits)]
         names = [f"up to {limits[0]}", *between, f"above {limits[-1]}"]
     code = np.where(np.isnan(numbers), len(names), np.searchsorted(cuts, numbers))
     return code, [*names, MISSING]
 
 
-def shown(value: float | str | datetime | None) -> str:
-    """A value of a column in a few characters; nothing where it is missing."""
+def format_value(value: float | str | datetime | None) -> str:
+    """Return a short text for a value of a column, empty if it is missing."""
     if isinstance(value, float):
         return f"{value:.6g}"
     return "" if value is None else str(value).removesuffix(" 00:00:00")

@@ -1,4 +1,4 @@
-"""The page's figures in TensorBoard: of the validation part while training goes on, of the test part after ``test``."""
+"""Log the figures of reports to TensorBoard, during training and after `test`."""
 
 import time
 from collections.abc import Iterable
@@ -9,36 +9,39 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.tensorboard import SummaryWriter
 
-from proj.engine.callbacks.step_outputs import as_arrays, gather_chunks
+from proj.engine.callbacks.prediction_writer import as_arrays, gather_chunks
 from proj.models.base import Model
+from proj.schema import Array
 
 if TYPE_CHECKING:
-    from proj.engine.evaluation.figure_sets import Drawn
+    from proj.engine.evaluation.figure_sets import NamedFigure
 
-SECONDS = 60.0  # at least, from one drawing to the next
-SHARE = 0.01  # of the time, at most
+MIN_SECONDS_BETWEEN_FIGURES = 60.0
+MAX_SHARE_OF_TIME = 0.01  # that drawing may take
 
 
 class FigureLogger(Callback):
-    """Draws what a validation during ``fit`` gave, once a minute, or less often where drawing takes long.
+    """Callback that logs the figures of a validation during ``fit`` once a minute at most.
 
-    Training of less than a minute has no figures, and does not pay for them: ``test`` draws some.
+    Where drawing takes long it logs less often, so that it takes at most ``MAX_SHARE_OF_TIME``. A
+    run of less than a minute has no figures of the validation split: `test` draws its own.
     """
 
     def __init__(self) -> None:
-        self.chunks: list[dict[str, np.ndarray[Any, Any]]] = []
+        self.chunks: list[dict[str, Array]] = []
         self.due = False
-        self.wait, self.drawn = SECONDS, time.monotonic()
+        self.wait, self.last_drawn = MIN_SECONDS_BETWEEN_FIGURES, time.monotonic()
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.wait, self.drawn = SECONDS, time.monotonic()
+        self.wait, self.last_drawn = MIN_SECONDS_BETWEEN_FIGURES, time.monotonic()
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        wanted = isinstance(pl_module, Model) and any(
-            isinstance(to, TensorBoardLogger) for to in trainer.loggers
-        )
-        if wanted and not trainer.sanity_checking:  # by one clock for all processes
-            self.due = bool(trainer.strategy.broadcast(time.monotonic() - self.drawn >= self.wait))
+        if trainer.sanity_checking or not isinstance(pl_module, Model):
+            return
+        if any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers):
+            # The clock of process 0 decides for all processes.
+            elapsed = time.monotonic() - self.last_drawn
+            self.due = bool(trainer.strategy.broadcast(elapsed >= self.wait))
 
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any
@@ -53,31 +56,34 @@ class FigureLogger(Callback):
         chunks, self.chunks = gather_chunks(self.chunks), []
         if chunks:
             assert isinstance(pl_module, Model)
-            assert pl_module.schema is not None
-            from proj.engine.evaluation.figure_sets import (
-                figures_of,  # these take a second to import
-            )
-            from proj.engine.evaluation.prediction_set import read_prediction_set
-            from proj.engine.runs.predictions import frame
-
-            columns: dict[str, Any] = {
-                name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]
-            }
-            drawn = list(
-                figures_of(
-                    read_prediction_set(pl_module.schema, frame(pl_module.schema, **columns))
-                )
-            )
+            drawn = _draw(pl_module, chunks)
             for logger in trainer.loggers:
                 if isinstance(logger, TensorBoardLogger):
                     log_figures(logger.experiment, "val", drawn, trainer.global_step)
-        self.drawn = time.monotonic()
-        self.wait = max(SECONDS, (self.drawn - begin) / SHARE)
+        self.last_drawn = time.monotonic()
+        duration = self.last_drawn - begin
+        self.wait = max(MIN_SECONDS_BETWEEN_FIGURES, duration / MAX_SHARE_OF_TIME)
 
 
-def log_figures(writer: SummaryWriter, stage: str, drawn: "Iterable[Drawn]", step: int) -> None:
-    """Figures as images of an optimizer step."""
+def _draw(model: Model, chunks: list[dict[str, Array]]) -> "list[NamedFigure]":
+    # Importing matplotlib takes a second, and a short run draws nothing.
+    from proj.engine.evaluation.figure_sets import figures_of
+    from proj.engine.evaluation.prediction_set import read_prediction_set
+    from proj.engine.runs.predictions import frame
+
+    assert model.schema is not None
+    columns: dict[str, Any] = {
+        name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]
+    }
+    return list(figures_of(read_prediction_set(model.schema, frame(model.schema, **columns))))
+
+
+def log_figures(
+    writer: SummaryWriter, split: str, drawn: "Iterable[NamedFigure]", step: int
+) -> None:
+    """Log figures as images at an optimizer step."""
+    # Importing matplotlib takes a second, and a short run draws nothing.
     from proj.engine.html import pixels
 
     for name, figure, _ in drawn:
-        writer.add_image(f"{stage}/{name}", pixels(figure), step, dataformats="HWC")
+        writer.add_image(f"{split}/{name}", pixels(figure), step, dataformats="HWC")

@@ -1,6 +1,8 @@
-"""Checkpoint files that say whether they are whole: torch's zip archive with a checksum as the archive's comment.
+"""Checkpoint files with a checksum, so that damage is detected.
 
-Any reader of zip files ignores the comment, `torch.load` too. It checks nothing itself: a flipped bit is another weight.
+The file is torch's zip archive with the SHA-256 of its content as the archive's comment. Readers of
+zip files, ``torch.load`` included, ignore the comment. ``torch.load`` itself checks nothing: a
+flipped bit would be another weight.
 """
 
 import hashlib
@@ -10,59 +12,62 @@ from typing import IO, Any
 import torch
 
 MARK = b"sha256 of all before: "
-LENGTH = len(MARK) + hashlib.sha256().digest_size * 2
-NO_COMMENT, COMMENT = (
-    bytes(2),
-    LENGTH.to_bytes(2, "little"),
-)  # a zip archive ends with the length of its comment, and it
+COMMENT_LENGTH = len(MARK) + hashlib.sha256().digest_size * 2
+
+# A zip archive ends with the length of its comment in two bytes, followed by the comment.
+NO_COMMENT = bytes(2)
+COMMENT_LENGTH_BYTES = COMMENT_LENGTH.to_bytes(2, "little")
+
+READ_SIZE = 2**20
 
 
 def save(checkpoint: dict[str, Any], file: IO[bytes]) -> None:
-    """Write a checkpoint as ``torch.save`` does, and the SHA-256 of it behind."""
-    hashed = _Hashed(file)
-    torch.save(checkpoint, hashed)  # type: ignore[arg-type]  # which wants no more than `write`
-    hashed.close()
+    """Write a checkpoint as ``torch.save`` does, and append its SHA-256 as the zip comment."""
+    hashing_file = _HashingFile(file)
+    torch.save(checkpoint, hashing_file)  # type: ignore[arg-type]  # It needs only `write`.
+    hashing_file.close()
 
 
 def is_whole(path: Path) -> bool:
-    """Whether a file is one that ``save`` wrote, to its last byte."""
-    left, digest = path.stat().st_size - LENGTH, hashlib.sha256()
-    if left < len(COMMENT):
+    """Return whether a file is one that ``save`` wrote, unchanged to its last byte."""
+    remaining, digest = path.stat().st_size - COMMENT_LENGTH, hashlib.sha256()
+    if remaining < len(COMMENT_LENGTH_BYTES):
         return False
     with path.open("rb") as file:
-        while left > 0:
-            block = file.read(min(left, 2**20))
-            if not block:
+        while remaining > 0:
+            content = file.read(min(remaining, READ_SIZE))
+            if not content:
                 return False
-            digest.update(block)
-            left -= len(block)
+            digest.update(content)
+            remaining -= len(content)
         return file.read() == MARK + digest.hexdigest().encode()
 
 
-class _Hashed:
-    """Hands on what is written, hashes it, and holds back the last two bytes: the length of a comment that is to come."""
+class _HashingFile:
+    """Pass on and hash what is written.
+
+    The last two bytes are held back: at the end, they are the length of the archive's comment.
+    """
 
     def __init__(self, file: IO[bytes]) -> None:
-        self.file, self.digest, self.held = file, hashlib.sha256(), b""
+        self.file, self.digest, self.held_back = file, hashlib.sha256(), b""
 
     def write(self, content: Any) -> int:
         view = memoryview(content).cast("B")
-        tail = self.held + bytes(view[-2:])
-        self._pass(tail[:-2] if len(view) < 2 else self.held)
-        self._pass(view[:-2])
-        self.held = tail[-2:]
+        tail = self.held_back + bytes(view[-2:])
+        self._pass_on(tail[:-2] if len(view) < 2 else self.held_back)
+        self._pass_on(view[:-2])
+        self.held_back = tail[-2:]
         return len(view)
 
     def flush(self) -> None:
         self.file.flush()
 
     def close(self) -> None:
-        assert self.held == NO_COMMENT, (
-            "torch.save wrote something else than a zip archive without a comment"
-        )
-        self._pass(COMMENT)
+        assert self.held_back == NO_COMMENT, "torch.save wrote no zip archive without a comment"
+        self._pass_on(COMMENT_LENGTH_BYTES)
         self.file.write(MARK + self.digest.hexdigest().encode())
 
-    def _pass(self, content: bytes | memoryview) -> None:
+    def _pass_on(self, content: bytes | memoryview) -> None:
         self.digest.update(content)
         self.file.write(content)

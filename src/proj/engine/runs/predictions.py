@@ -1,23 +1,23 @@
 """Predictions as a table, in the user's own labels and units."""
 
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import polars as pl
 
 from proj.errors import UserError
-from proj.schema import DEFAULT_THRESHOLD, Schema
-
-Array: TypeAlias = np.ndarray[Any, Any]
+from proj.schema import DEFAULT_THRESHOLD, Array, Schema
 
 WRITERS = {".parquet": pl.DataFrame.write_parquet, ".csv": pl.DataFrame.write_csv}
 
 
 def decided(probability: Array, thresholds: tuple[float, ...] = DEFAULT_THRESHOLD) -> Array:
-    """Whether a row is of the positive class [rows], or has each label [rows, labels]: 0 and 1.
+    """Return the decisions, 0 or 1, for probabilities.
 
-    ``thresholds`` are one for all, or one for each label.
+    Args:
+        probability: of the positive class [rows] or of each label [rows, labels].
+        thresholds: one for all, or one for each label. A larger probability gives 1.
     """
     return (probability > np.asarray(thresholds, probability.dtype)).astype(np.int64)
 
@@ -29,42 +29,63 @@ def frame(
     target: Array | None = None,
     thresholds: tuple[float, ...] = DEFAULT_THRESHOLD,
 ) -> pl.DataFrame:
-    """One line a row, in row order: ``row``, targets where they are known, predictions, probabilities.
+    """Return targets, predictions and probabilities as a table in row order.
 
-    ``output`` is what ``Model.predict_proba`` gives: [rows] (binary), [rows, classes], [rows, labels] or [rows, targets].
-    Several targets or labels have their names behind ``target_`` and ``prediction_``.
+    The columns are ``row``, ``target`` if it is known, ``prediction`` and ``probability_CLASS``.
+    With several targets or labels, each name is appended: ``prediction_NAME``.
+
+    Args:
+        schema: the schema of the model's data.
+        row: each row's number in its source [rows].
+        output: what ``Model.predict_proba`` returns: [rows] (binary), [rows, classes],
+            [rows, labels] or [rows, targets].
+        target: class numbers [rows], or [rows, labels] or [rows, targets].
+        thresholds: see ``decided``.
     """
-    columns: dict[str, Array] = {"row": row}
+    columns = {"row": row}
     if schema.task in ("binary", "multiclass"):
-        probability = np.stack([1 - output, output], axis=1) if schema.task == "binary" else output
-        predicted = decided(output, thresholds) if schema.task == "binary" else output.argmax(1)
-        labels = np.asarray(schema.classes)
-        if target is not None:
-            columns["target"] = labels[target]
-        columns["prediction"] = labels[predicted]
-        columns |= {
-            f"probability_{name}": probability[:, i] for i, name in enumerate(schema.class_names)
-        }
+        columns |= _class_columns(schema, output, target, thresholds)
     else:
-        multilabel = schema.task == "multilabel"
-        ends = (
-            [f"_{name}" for name in schema.target_names] if len(schema.target_names) > 1 else [""]
-        )
-        predicted = decided(output, thresholds) if multilabel else output
-        if target is not None:
-            columns |= {
-                f"target{end}": target[:, i].astype(predicted.dtype) for i, end in enumerate(ends)
-            }
-        columns |= {f"prediction{end}": predicted[:, i] for i, end in enumerate(ends)}
-        if multilabel:
-            columns |= {f"probability{end}": output[:, i] for i, end in enumerate(ends)}
+        columns |= _target_columns(schema, output, target, thresholds)
     return pl.DataFrame(columns).sort("row")
 
 
+def _class_columns(
+    schema: Schema, output: Array, target: Array | None, thresholds: tuple[float, ...]
+) -> dict[str, Array]:
+    if schema.task == "binary":
+        probability = np.stack([1 - output, output], axis=1)
+        predicted = decided(output, thresholds)
+    else:
+        probability, predicted = output, output.argmax(1)
+    labels = np.asarray(schema.classes)
+    columns: dict[str, Array] = {} if target is None else {"target": labels[target]}
+    columns["prediction"] = labels[predicted]
+    names = enumerate(schema.class_names)
+    return columns | {f"probability_{name}": probability[:, i] for i, name in names}
+
+
+def _target_columns(
+    schema: Schema, output: Array, target: Array | None, thresholds: tuple[float, ...]
+) -> dict[str, Array]:
+    is_multilabel, names = schema.task == "multilabel", schema.target_names
+    suffixes = [f"_{name}" for name in names] if len(names) > 1 else [""]
+    predicted = decided(output, thresholds) if is_multilabel else output
+    columns: dict[str, Array] = {}
+    if target is not None:
+        target = target.astype(predicted.dtype)
+        columns |= {f"target{suffix}": target[:, i] for i, suffix in enumerate(suffixes)}
+    columns |= {f"prediction{suffix}": predicted[:, i] for i, suffix in enumerate(suffixes)}
+    if is_multilabel:
+        columns |= {f"probability{suffix}": output[:, i] for i, suffix in enumerate(suffixes)}
+    return columns
+
+
 def writer(path: Path) -> Any:
-    """The polars method that writes this kind of file, by its ending."""
+    """Return the polars method that writes a table to a file with this ending."""
     if path.suffix not in WRITERS:
         raise UserError(
-            f"--output: expected a name that ends in {' or '.join(WRITERS)}, got {path.name}."
+            f"--output: expected a file name that ends in {' or '.join(WRITERS)}, got {path.name}; "
+            "change the ending."
         )
     return WRITERS[path.suffix]

@@ -1,4 +1,4 @@
-"""Runs: one folder each, its files, and how to find it again."""
+"""Run folders: create, find and lock them, and read and write their files."""
 
 import json
 import math
@@ -23,188 +23,210 @@ from proj.engine.class_paths import update_class_paths
 from proj.errors import UserError, nearest
 
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
+
+# Packages whose versions the manifest records.
 PACKAGES = ("torch", "lightning", "torchmetrics", "jsonargparse", "numpy", "polars", "scikit-learn")
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run's folder; the handle for every verb after ``fit``."""
+    """The folder of a run, and what its files hold."""
 
     path: Path
 
     @property
     def config(self) -> dict[str, Any]:
+        """The experiment, with the class paths of older versions replaced by today's."""
+        path = self.path / "config.yaml"
         try:
-            config = yaml.safe_load((self.path / "config.yaml").read_text())
+            config = yaml.safe_load(path.read_text())
         except (OSError, yaml.YAMLError) as error:
+            reason = " ".join(str(error).split())
             raise UserError(
-                f"{self.path / 'config.yaml'} is damaged: {' '.join(str(error).split())}."
+                f"{path} is damaged: {reason}; restore it or delete the run."
             ) from error
         if not isinstance(config, dict):
             raise UserError(
-                f"{self.path / 'config.yaml'} is damaged: expected an experiment, got {config!r}."
+                f"{path} is damaged: expected an experiment, got {config!r}; restore it or delete "
+                "the run."
             )
         updated: dict[str, Any] = update_class_paths(config)
         return updated
 
     @property
     def manifest(self) -> dict[str, Any]:
+        """Command, seed, versions, commit, data fingerprint, hardware, start, end and status."""
+        path = self.path / "manifest.json"
         try:
-            manifest: dict[str, Any] = json.loads((self.path / "manifest.json").read_text())
+            manifest: dict[str, Any] = json.loads(path.read_text())
         except (OSError, ValueError) as error:
             raise UserError(
-                f"{self.path / 'manifest.json'} cannot be read: {error}; delete the run, or mend it."
+                f"{path} cannot be read: {error}; restore it or delete the run."
             ) from error
         if not {"start", "status"} <= manifest.keys():
             raise UserError(
-                f"{self.path / 'manifest.json'} is damaged: expected a start and a status; delete the run."
+                f"{path} is damaged: expected a start and a status; restore it or delete the run."
             )
         return manifest
 
     def write_manifest(self, **changes: Any) -> None:
-        old = self.manifest if (self.path / "manifest.json").exists() else {}
-        atomic_write(
-            self.path / "manifest.json",
-            lambda file: file.write(json.dumps(old | changes, indent=2).encode()),
-        )
+        """Add entries to the manifest or replace them."""
+        path = self.path / "manifest.json"
+        old = self.manifest if path.exists() else {}
+        atomic_write(path, lambda file: file.write(json.dumps(old | changes, indent=2).encode()))
+
+    def metrics(self, split: str) -> dict[str, dict[str, Any]]:
+        """Return the metrics of the split ``val`` or ``test``, as ``metrics.json`` holds them.
+
+        Returns:
+            By metric name the ``value``, None if it is not defined, and where they are known the
+            limits ``low`` and ``high`` of its 95 % confidence interval and the ``support``.
+
+        Raises:
+            UserError: the verb that computes them has not been run, or the file is damaged.
+        """
+        verb = {"val": "validate", "test": "test"}.get(split)
+        if verb is None:
+            raise UserError(f"metrics: expected the split val or test, got {split!r}; change it.")
+        path = self.path / verb / "metrics.json"
+        if not path.is_file():
+            raise UserError(
+                f"{path}: expected the metrics of the {split} split, found no file; write it with "
+                f"`{verb} --run {self.path.name}`."
+            )
+        metrics: dict[str, dict[str, Any]] = read_json(path)
+        return metrics
 
     def checkpoint(self, which: str) -> Path:
-        """The file of ``best``, ``last`` or a checkpoint named by its path."""
-        path = (
-            self.path / "checkpoints" / f"{which}.ckpt"
-            if which in ("best", "last")
-            else Path(which)
-        )
+        """Return the file of the checkpoint ``best`` or ``last``, or one given by its path."""
+        folder = self.path / "checkpoints"
+        path = folder / f"{which}.ckpt" if which in ("best", "last") else Path(which)
         if not path.is_file():
-            there = [str(p) for p in sorted((self.path / "checkpoints").glob("*.ckpt"))]
+            checkpoints = [str(file) for file in sorted(folder.glob("*.ckpt"))]
             raise UserError(
-                f"--ckpt_path: no checkpoint {path}; expected best, last or a file.{nearest(str(path), there)}"
+                f"--ckpt_path: no checkpoint {path}; expected best, last or a file."
+                f"{nearest(str(path), checkpoints)}"
             )
         return path
 
 
-def read_json(path: Path) -> Any:
-    """What a file of a run's folder holds; raises UserError if it is damaged."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(
-            f"{path} is damaged: {error}; `test` or `validate` writes it anew."
-        ) from error
+# Creating and finding runs
 
 
 def create_run(root: Path, name: str | None) -> Run:
-    """Make a run's folder: ``root/name``, or the next ``root/version_N``. Two callers never get the same one."""
+    """Create the folder ``root/name``, or the next ``root/version_N``.
+
+    Two processes never get the same folder.
+    """
     check_name(root, name)
     try:
         root.mkdir(parents=True, exist_ok=True)
         if name is not None:
             (root / name).mkdir()
             return Run(root / name)
-        taken = [re.fullmatch(r"version_([0-9]+)", path.name) for path in root.glob("version_*")]
-        number = max((int(match[1]) for match in taken if match), default=-1) + 1
+        versions = [re.fullmatch(r"version_([0-9]+)", path.name) for path in root.glob("version_*")]
+        number = max((int(match[1]) for match in versions if match), default=-1) + 1
         while True:
             try:
                 (root / f"version_{number}").mkdir()
                 return Run(root / f"version_{number}")
-            except FileExistsError:  # somebody was faster
+            except FileExistsError:  # Another process was faster.
                 number += 1
     except OSError as error:
         raise UserError(
-            f"cannot make the folder of a run in {root}: {error}; set trainer.default_root_dir."
+            f"cannot create the folder of a run in {root}: {error}; set trainer.default_root_dir."
         ) from error
 
 
 def check_name(root: Path, name: str | None) -> None:
-    """Raise UserError unless a new run may have this name; None is the next number, which it may."""
+    """Raise UserError unless a new run may have this name; None means the next number."""
     if name is None:
         return
     if not re.fullmatch(r"\w[\w.-]{0,99}", name, re.ASCII):
         raise UserError(
-            f"--name: expected up to 100 letters, digits, dots, _ and -, not a dot first, got {name!r}."
+            "--name: expected up to 100 letters, digits, dots, _ and -, the first one not a dot or "
+            f"-, got {name!r}; choose another name."
         )
     if (root / name).exists():
         raise UserError(
-            f"--name: there is a run {root / name} already; choose another name, or delete it."
+            f"--name: the run {root / name} exists already; choose another name, or delete it."
         )
 
 
 def run_folders(root: Path) -> list[Run]:
-    """All runs in ``root``, in no order, whether their files can be read or not."""
+    """Return all runs in ``root``, in no order, whether or not their files can be read."""
     return [Run(path.parent) for path in root.glob("*/manifest.json")]
 
 
 def list_runs(root: Path) -> list[Run]:
-    """All runs in ``root``, the newest first."""
+    """Return all runs in ``root``, the newest first."""
     return sorted(
         run_folders(root), key=lambda run: (run.manifest["start"], run.path.name), reverse=True
     )
 
 
 def find_run(root: Path, name: str | None, which: str = "best") -> Run:
-    """The run of this name or path, or without one the newest that is finished and has the checkpoint ``which``."""
+    """Return the run with this name or path.
+
+    Without a name, return the newest finished run that has the checkpoint ``which``.
+    """
     if name is not None:
-        for path in (Path(name), root / name):
-            if (path / "config.yaml").is_file():
-                return Run(path)
-        there = [run.path.name for run in run_folders(root)]
-        raise UserError(
-            f"no run {name} in {root}; expected a run's name or folder.{nearest(name, there)}"
-        )
-    every = list_runs(root)
-    finished = [run for run in every if run.manifest["status"] == "finished"]
+        return _named_run(root, name)
+    runs = list_runs(root)
+    finished = [run for run in runs if run.manifest["status"] == "finished"]
     for run in finished:
         if which not in ("best", "last") or (run.path / "checkpoints" / f"{which}.ckpt").is_file():
             return run
-        rank_zero_warn(f"{run.path} is finished and has no {which}.ckpt: passed over.")
+        rank_zero_warn(f"{run.path} is finished but has no {which}.ckpt: skipped.")
     if finished:
         raise UserError(
-            f"no finished run in {root} has a {which}.ckpt; name a run with --run and --ckpt_path."
+            f"no finished run in {root} has a {which}.ckpt; select a run and a checkpoint with "
+            "--run and --ckpt_path."
         )
-    state = f"{len(every)} runs in {root}, none finished" if every else f"no run in {root} yet"
+    count = f"{len(runs)} run{'s' if len(runs) > 1 else ''} in {root}, none finished"
     raise UserError(
-        f"{state}: expected a finished one; train first, with `fit --config FILE`, or name one with --run."
+        f"{count if runs else f'no run in {root} yet'}: expected a finished one; train first, with "
+        "`fit --config FILE`, or select a run with --run."
+    )
+
+
+def _named_run(root: Path, name: str) -> Run:
+    for path in (Path(name), root / name):
+        if (path / "config.yaml").is_file():
+            return Run(path)
+    names = [run.path.name for run in run_folders(root)]
+    raise UserError(
+        f"no run {name} in {root}; expected a run's name or folder.{nearest(name, names)}"
     )
 
 
 def find_matching_run(root: Path, model: Any, data: Any, files: list[str]) -> Run:
-    """The newest finished run with this model and data."""
+    """Return the newest finished run with this model and data config.
+
+    ``files`` are the config files that they come from, for the message.
+    """
     finished = [run for run in list_runs(root) if run.manifest["status"] == "finished"]
     for run in finished:
         if run.config.get("model") == model and run.config.get("data") == data:
             return run
     raise UserError(
-        f"no finished run in {root} has the model and data of {' + '.join(files)} ({len(finished)} finished runs); "
-        "train it first, with `fit --config`, or name a run with --run."
+        f"no finished run in {root} has the model and data of {' + '.join(files)} (finished runs: "
+        f"{len(finished)}); train it with `fit --config`, or select a run with --run."
     )
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """A checkpoint's content: plain values and tensors only."""
-    if not path.is_file():
-        raise UserError(f"no checkpoint {path}; expected a file that `fit` wrote.")
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        Exception
-    ) as error:  # torch.load raises many kinds for a damaged file; all mean the same to the user
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(
-            f"{path} cannot be read as a checkpoint: it is cut off, damaged, or holds more than plain values and tensors "
-            f"({reason[:120]})."
-        ) from error
-    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
-        raise UserError(f"{path}: expected a checkpoint with a state_dict, got a file without one.")
-    security.check_callback_paths(checkpoint, path)
-    if "config" in checkpoint:
-        checkpoint["config"] = update_class_paths(checkpoint["config"])
-    return checkpoint
+# Files
 
 
 def atomic_write(path: Path, fill: Callable[[IO[bytes]], Any], keep: str | None = None) -> None:
-    """Write a file atomically: into a temporary file beside it, to the disk, then under its name.
+    """Write a file completely or not at all.
 
-    ``keep`` is the name that the file of before gets, if it is to be kept.
+    The content goes into a temporary file beside it, is flushed to the disk, and is renamed.
+
+    Args:
+        path: the file. Its folder is created.
+        fill: writes the content.
+        keep: name that an existing file gets; None replaces it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
@@ -218,7 +240,7 @@ def atomic_write(path: Path, fill: Callable[[IO[bytes]], Any], keep: str | None 
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-    if os.name == "posix":  # the names, too
+    if os.name == "posix":  # The new names are durable only when the folder is flushed, too.
         folder = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(folder)
@@ -226,25 +248,88 @@ def atomic_write(path: Path, fill: Callable[[IO[bytes]], Any], keep: str | None 
             os.close(folder)
 
 
+def read_json(path: Path) -> Any:
+    """Return the content of a JSON file in a run's folder; raise UserError if it is damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(
+            f"{path} is damaged: {error}; write it again with `test` or `validate`."
+        ) from error
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Return a checkpoint of plain values and tensors.
+
+    The class paths of older versions in its config are replaced by today's. Raises UserError if the
+    file is missing, damaged, or holds other objects.
+    """
+    if not path.is_file():
+        raise UserError(f"no checkpoint {path}; expected a file that `fit` wrote.")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises many kinds for a damaged file.
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(
+            f"{path} cannot be read as a checkpoint: it is cut off, damaged, or holds more than "
+            f"plain values and tensors ({reason[:120]}); use another checkpoint."
+        ) from error
+    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
+        raise UserError(
+            f"{path}: expected a checkpoint with a state_dict, got a file without one; use another "
+            "file."
+        )
+    security.check_callback_paths(checkpoint, path)
+    if "config" in checkpoint:
+        checkpoint["config"] = update_class_paths(checkpoint["config"])
+    return checkpoint
+
+
 def metric_entries(values: dict[str, float]) -> dict[str, dict[str, Any]]:
-    """Metrics as they are in ``metrics.json``; None stands for a value that is not defined or infinite: JSON has neither."""
+    """Return metrics in the form of ``metrics.json``.
+
+    None stands for a value that is undefined or infinite, because JSON has neither.
+    """
     return {
         name: {"value": value if math.isfinite(value) else None} for name, value in values.items()
     }
 
 
 def write_metrics(path: Path, metrics: dict[str, dict[str, Any]]) -> None:
-    """``{"f1": {"value": 0.97, …}, …}``, each with its interval where there is one."""
+    """Write ``metrics.json``: ``{"f1": {"value": 0.97, "low": 0.95, "high": 0.98, …}, …}``."""
     atomic_write(path, lambda file: file.write(json.dumps(metrics, indent=2).encode()))
+
+
+def flatten_config(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return the leaves of a config by dotted key, without ``class_path`` and ``init_args``.
+
+    >>> flatten_config({"model": {"class_path": "M", "init_args": {"lr": 0.1}}})
+    {'model': 'M', 'model.lr': 0.1}
+    """
+    leaves: dict[str, Any] = {}
+    for name, value in config.items():
+        key = prefix if name in ("class_path", "init_args") else f"{prefix}.{name}".strip(".")
+        if isinstance(value, dict):
+            leaves |= flatten_config(value, key)
+        elif value is not None:
+            leaves[key] = value if isinstance(value, bool | int | float | str) else str(value)
+    return leaves
+
+
+# Training
 
 
 @contextmanager
 def lock_run(run: Run) -> Iterator[None]:
-    """Nobody else trains into this run meanwhile. The lock goes with the process, however it ends."""
+    """Prevent other processes from training into the run's folder.
+
+    The system releases the lock when the process ends, however it ends. Raises UserError if another
+    process holds it. Windows has no such lock.
+    """
     if os.name != "posix":
         yield
         return
-    import fcntl
+    import fcntl  # It exists on POSIX systems only.
 
     folder = os.open(run.path, os.O_RDONLY)
     try:
@@ -252,7 +337,8 @@ def lock_run(run: Run) -> Iterator[None]:
             fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise UserError(
-                f"{run.path} is being trained by another process: expected it to be stopped; wait for it."
+                f"{run.path} is being trained by another process: expected none; wait for it, or "
+                "stop it."
             ) from error
         yield
     finally:
@@ -266,48 +352,50 @@ def record_manifest(
     seed: int,
     fingerprint: str,
     device: torch.device,
-    again: bool = False,
+    resumed: bool = False,
 ) -> Iterator[None]:
-    """Keep the manifest while the run trains: what it is at the start, how it ended at the end.
+    """Write the manifest at the start of training, and its status and time at the end.
 
-    ``again`` is for a run that is gone on with: it keeps the time of its start, and each further one is noted.
+    A resumed run keeps its command and start time, and the time of the resume is added.
     """
-    begun = (
-        {"resumed": [*run.manifest.get("resumed", []), _now()]}
-        if again
-        else {"start": _now(), "command": command}
-    )
+    if resumed:
+        start: dict[str, Any] = {"resumed": [*run.manifest.get("resumed", []), _now()]}
+    else:
+        start = {"start": _now(), "command": command}
     run.write_manifest(
-        **begun,
+        **start,
         seed=seed,
         status="running",
         end=None,
         packages={name: metadata.version(name) for name in PACKAGES},
-        git=git_state(),
+        git=_git_state(),
         data=fingerprint,
         hardware=_hardware(device),
     )
     try:
         yield
     except BaseException as error:
-        status = "stopped" if isinstance(error, KeyboardInterrupt | SystemExit) else "failed"
+        stopped = isinstance(error, KeyboardInterrupt | SystemExit)
         try:
-            run.write_manifest(status=status, end=_now())
-        except OSError as full:  # the first error says more
+            run.write_manifest(status="stopped" if stopped else "failed", end=_now())
+        except OSError as write_error:  # The first error says more, so it is the one to raise.
             rank_zero_warn(
-                f"the manifest of {run.path} cannot be written: {full}; it still says that the run is training."
+                f"the manifest of {run.path} cannot be written: {write_error}; its status is still "
+                "running."
             )
         raise
     run.write_manifest(status="finished", end=_now())
 
 
-def git_state() -> dict[str, Any] | None:
-    """Commit of the working directory, and whether it has changes; None outside a repository or without git."""
+def _git_state() -> dict[str, Any] | None:
+    """Return commit and uncommitted changes of the working directory.
+
+    None outside a repository or without git.
+    """
 
     def git(*args: str) -> str:
-        return subprocess.run(
-            ["git", *args], capture_output=True, text=True, check=True
-        ).stdout.strip()
+        done = subprocess.run(["git", *args], capture_output=True, text=True, check=True)
+        return done.stdout.strip()
 
     try:
         return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
@@ -316,10 +404,9 @@ def git_state() -> dict[str, Any] | None:
 
 
 def _hardware(device: torch.device) -> dict[str, Any]:
-    on_cuda = device.type == "cuda"  # to ask for a name takes memory on the GPU
-    gpus = (
-        [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if on_cuda else []
-    )
+    gpus = []
+    if device.type == "cuda":  # The query reserves memory on the GPU, so it is made only for CUDA.
+        gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
         "machine": platform.platform(),
         "cpus": os.cpu_count(),

@@ -1,4 +1,4 @@
-"""Weights from a checkpoint into a model: all of them, or what fits."""
+"""Load weights from a checkpoint into a model: all of them, or those that fit."""
 
 from typing import Any
 
@@ -9,9 +9,11 @@ from proj.errors import UserError
 from proj.models.base import Model
 from proj.schema import Schema
 
+MAX_MISMATCHES_SHOWN = 3
+
 
 def give_schema(model: LightningModule, checkpoint: dict[str, Any]) -> None:
-    """Hand the checkpoint's schema to a model that takes one, and let it build its net."""
+    """Give the checkpoint's schema to one of our models and build its net from it."""
     if isinstance(model, Model) and checkpoint.get("schema") is not None:
         model.schema = Schema.from_dict(checkpoint["schema"])
         model.configure_model()
@@ -20,15 +22,20 @@ def give_schema(model: LightningModule, checkpoint: dict[str, Any]) -> None:
 def check_weights(model: LightningModule, state: dict[str, Tensor], source: str) -> None:
     """Raise UserError unless ``state`` has exactly the model's tensors."""
     if problems := mismatches(model.state_dict(), state):
-        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+        shown = "; ".join(problems[:MAX_MISMATCHES_SHOWN])
+        rest = len(problems) - MAX_MISMATCHES_SHOWN
+        more = f" and {rest} more" if rest > 0 else ""
         raise UserError(
-            f"{source} is a checkpoint of another model than {type(model).__name__}: {'; '.join(problems[:3])}{more}; "
-            "leave out the flags that change the model, or name the run it belongs to with --run."
+            f"{source} is a checkpoint of another model than {type(model).__name__}: "
+            f"{shown}{more}; remove the flags that change the model, or select the run with --run."
         )
 
 
 def load_fitting(model: LightningModule, state: dict[str, Tensor], source: str) -> str:
-    """Copy every tensor whose name and shape are the model's; returns what did and did not fit, in one line."""
+    """Copy every tensor whose name and shape match the model's.
+
+    Returns one line that says what did and did not fit. Raises UserError if nothing fits.
+    """
     own = model.state_dict()
     fitting = {
         name: value
@@ -38,19 +45,20 @@ def load_fitting(model: LightningModule, state: dict[str, Tensor], source: str) 
     problems = mismatches(own, state)
     if not fitting:
         raise UserError(
-            f"--init_from: nothing in {source} fits the model: {'; '.join(problems[:3])}."
+            f"--init_from: nothing in {source} fits the model: "
+            f"{'; '.join(problems[:MAX_MISMATCHES_SHOWN])}; choose another checkpoint."
         )
     model.load_state_dict(fitting, strict=False)
-    rest = f"; not taken: {'; '.join(problems)}" if problems else ""
+    rest = f"; not loaded: {'; '.join(problems)}" if problems else ""
     return f"{len(fitting)} of {len(own)} tensors from {source}{rest}"
 
 
-def mismatches(own: dict[str, Tensor], given: dict[str, Tensor]) -> list[str]:
-    problems = [f"{name} is missing in it" for name in own if name not in given]
-    problems += [f"{name} is not in the model" for name in given if name not in own]
-    for name in own.keys() & given.keys():
-        if own[name].shape != given[name].shape:
-            problems.append(
-                f"{name} has shape {list(given[name].shape)}, the model's {list(own[name].shape)}"
-            )
+def mismatches(own: dict[str, Tensor], state: dict[str, Tensor]) -> list[str]:
+    """Return a line for each tensor of a model or a state whose name or shape the other lacks."""
+    problems = [f"{name} is missing in it" for name in own if name not in state]
+    problems += [f"{name} is not in the model" for name in state if name not in own]
+    for name in own.keys() & state.keys():
+        shape, own_shape = list(state[name].shape), list(own[name].shape)
+        if shape != own_shape:
+            problems.append(f"{name} has shape {shape}, the model's {own_shape}")
     return sorted(problems)

@@ -1,48 +1,60 @@
-"""Where training starts, if not from nothing: from weights, or from a checkpoint that it goes on from."""
+"""Initial weights and checkpoints for training."""
 
 from pathlib import Path
 
 from proj.engine.callbacks.best_checkpoint import InitialWeights
+from proj.engine.callbacks.resume_state import check_resumable
 from proj.engine.config.experiment import ExperimentCLI, differences
 from proj.engine.runs.run import find_run, read_checkpoint
 from proj.errors import UserError
 
+# Settings of a run whose value may differ from the checkpoint's: the weights stay the same.
+INTERCHANGEABLE = ("init_args.compile:",)
+# Settings that a scheduler's length is computed from.
+LENGTH_FLAGS = ("max_epochs", "max_steps")
+
 
 def initial_weights(cli: ExperimentCLI) -> list[InitialWeights]:
-    """The run or checkpoint of ``--init_from``."""
+    """Return a callback that loads the weights of ``--init_from``; an empty list without it."""
     source = cli.option("init_from")
     if source is None:
         return []
-    path = (
-        Path(source) if source.endswith(".ckpt") else find_run(cli.root, source).checkpoint("best")
-    )
+    is_file = source.endswith(".ckpt")
+    path = Path(source) if is_file else find_run(cli.root, source).checkpoint("best")
     return [InitialWeights(read_checkpoint(path)["state_dict"], str(path))]
 
 
 def checkpoint_to_continue(cli: ExperimentCLI) -> Path | None:
-    """The checkpoint of ``fit --ckpt_path``, if it is one of this very model: its optimizer and schedule go on."""
-    if (given := cli.option("ckpt_path")) is None:
+    """Return the checkpoint of ``fit --ckpt_path``, which training continues in a new run.
+
+    Raises UserError unless it holds the training state of the same model, optimizer and schedule.
+    """
+    option = cli.option("ckpt_path")
+    if option is None:
         return None
-    path = Path(given)
+    path = Path(option)
     checkpoint = read_checkpoint(path)
     if "loops" not in checkpoint or "optimizer_states" not in checkpoint:
         raise UserError(
-            f"--ckpt_path: {path} holds weights only; start from them with --init_from."
+            f"--ckpt_path: expected a checkpoint of training, {path} holds weights only; start "
+            "from them with --init_from."
         )
-    before = checkpoint.get("config", cli.experiment)
-    changes = differences(before["model"], cli.experiment["model"])
+    check_resumable(checkpoint, path)
+    recorded = checkpoint.get("config", cli.experiment)
     changes = [
-        line for line in changes if not line.startswith("init_args.compile:")
-    ]  # the weights are interchangeable
+        line
+        for line in differences(recorded["model"], cli.experiment["model"])
+        if not line.startswith(INTERCHANGEABLE)
+    ]
     if getattr(cli.model, "scheduler", None) is not None:
-        keys = ("max_epochs", "max_steps")  # a schedule's length
-        lengths = [
-            {key: config["trainer"][key] for key in keys} for config in (before, cli.experiment)
-        ]
-        changes += differences(lengths[0], lengths[1])
+        recorded_length, length = (
+            {flag: config["trainer"][flag] for flag in LENGTH_FLAGS}
+            for config in (recorded, cli.experiment)
+        )
+        changes += differences(recorded_length, length)
     if changes:
         raise UserError(
-            f"--ckpt_path: training goes on with the model, optimizer and schedule of {path}, and these differ: "
+            f"--ckpt_path: expected the model, optimizer and schedule of {path}, got differences: "
             f"{'; '.join(changes)}. Leave the settings as they were, or use --init_from."
         )
     return path

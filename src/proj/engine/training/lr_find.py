@@ -1,8 +1,11 @@
-"""``fit --lr_find``: a learning rate to start from, by Lightning's range test (Smith 2017, "Cyclical Learning Rates")."""
+"""``fit --lr_find``: find an initial learning rate with Lightning's range test.
+
+Smith 2017, "Cyclical Learning Rates for Training Neural Networks".
+"""
 
 import copy
 import tempfile
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.tuner.tuning import Tuner
@@ -11,7 +14,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from proj.engine import console
 from proj.engine.config.experiment import ExperimentCLI
 from proj.engine.exit_codes import as_user_error, signal_exit_codes
-from proj.engine.training.preflight import KEPT
+from proj.engine.training.preflight import STEP_FLAGS
 from proj.errors import UserError
 from proj.models.base import Model
 
@@ -22,34 +25,56 @@ STEPS = 100
 
 
 def find_learning_rate(cli: ExperimentCLI) -> tuple[float, "Figure"]:
-    """The rate at which the loss falls most steeply while the rate grows step by step, and the curve; on copies of all."""
+    """Return the learning rate at which the loss falls most steeply, and the curve.
+
+    The rate grows from step to step. Training uses a copy of the model and leaves no trace.
+    """
+    _check_supported(cli)
+    with isolate_rng(), as_user_error("no learning rate can be found"):
+        finder = _range_test(cli)
+    rate = finder.suggestion() if finder else None
+    if finder is None or rate is None:
+        raise UserError(
+            "--lr_find: expected finite losses that fall at some rate, got none; set "
+            "--model.optimizer.lr."
+        )
+    from matplotlib.figure import Figure  # Importing it takes long.
+
+    figure = Figure(figsize=(7, 4))
+    finder.plot(suggest=True, ax=figure.subplots())
+    return float(rate), figure
+
+
+def _check_supported(cli: ExperimentCLI) -> None:
+    """Raise UserError unless the experiment has one of our models on one device."""
     if not isinstance(cli.model, Model):
         raise UserError(
-            f"--lr_find: expected one of this package's models, got {type(cli.model).__name__}; "
-            "Lightning's LearningRateFinder is a callback for others."
+            f"--lr_find: expected a model of this package, got {type(cli.model).__name__}; use "
+            "Lightning's callback LearningRateFinder for other models."
         )
-    given = cli.config_init.trainer
-    if (
-        given.devices not in ("auto", 1, "1")
-        or given.num_nodes > 1
-        or str(given.strategy) != "auto"
-    ):
+    flags = cli.config_init.trainer
+    one_device = flags.devices in ("auto", 1, "1") and flags.num_nodes <= 1
+    if not one_device or str(flags.strategy) != "auto":
         raise UserError(
-            "--lr_find: expected one device; find the rate on one, then give it with --model.optimizer.lr."
+            "--lr_find: expected one device, got several or a strategy; find the rate on one "
+            "device, then set it with --model.optimizer.lr."
         )
     if cli.model.scheduler is not None:
         console.warn(
-            "--lr_find: model.scheduler sets rates of its own, which what is found may not change."
+            "--lr_find: model.scheduler sets learning rates of its own, which the found rate may "
+            "not change."
         )
-    with (
-        isolate_rng(),
-        tempfile.TemporaryDirectory() as folder,
-        as_user_error("no learning rate can be found"),
-    ):
-        model = copy.deepcopy(cli.model)
-        model.compile_mode, model.scheduler = "none", None
+
+
+def _range_test(cli: ExperimentCLI) -> Any:
+    """Run Lightning's range test on a copy of the model; None if it was interrupted."""
+    assert isinstance(cli.model, Model)
+    model = copy.deepcopy(cli.model)
+    model.compile_mode, model.scheduler = "none", None
+    flags = {flag: cli.config_init.trainer[flag] for flag in STEP_FLAGS}
+    with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
-            **{name: given[name] for name in KEPT},
+            **flags,
             devices=1,
             max_epochs=-1,
             default_root_dir=folder,
@@ -58,16 +83,6 @@ def find_learning_rate(cli: ExperimentCLI) -> tuple[float, "Figure"]:
             enable_model_summary=False,
         )
         with signal_exit_codes(trainer):
-            finder = Tuner(trainer).lr_find(
+            return Tuner(trainer).lr_find(
                 model, datamodule=cli.datamodule, num_training=STEPS, update_attr=False
             )
-    rate = finder.suggestion() if finder else None
-    if finder is None or rate is None:
-        raise UserError(
-            "--lr_find: the losses of the test tell nothing; expected finite ones, give --model.optimizer.lr."
-        )
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 4))
-    finder.plot(suggest=True, ax=figure.subplots())
-    return rate, figure

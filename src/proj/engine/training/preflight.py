@@ -1,4 +1,4 @@
-"""What can be known before the first epoch."""
+"""Run one batch of each stage before the first epoch, to find mistakes early."""
 
 import copy
 import logging
@@ -19,8 +19,8 @@ from proj.engine.exit_codes import as_user_error, signal_exit_codes
 from proj.errors import UserError, nearest
 from proj.models.base import Model
 
-# Flags of the Trainer that decide whether a step works at all.
-KEPT = (
+# Flags of the Trainer that decide whether a step works at all. Trial Trainers get the same values.
+STEP_FLAGS = (
     "accelerator",
     "precision",
     "gradient_clip_val",
@@ -34,65 +34,82 @@ KEPT = (
 
 
 def preflight(cli: ExperimentCLI, callbacks: Sequence[Callback]) -> None:
-    """Set up the data, build the net and run one batch of each stage, on a copy of the model and one device.
+    """Set up the data, build the net and run one batch of each stage.
 
-    Raises UserError where the Trainer cannot be built as asked, where a step fails, or where a metric that is to be
-    monitored is not logged. Generators are put back.
+    The model is a copy and the device is one. Random generators are restored.
+
+    Raises:
+        UserError: the Trainer cannot be built with these flags, a step fails, or a monitored metric
+            is not logged.
     """
-    with _quiet():
-        cli.build_trainer(Path("not claimed"), [])
-    options = {name: cli.config_init.trainer[name] for name in KEPT}
-    with isolate_rng(), _quiet(), as_user_error("a first batch does not go through"):
-        model = copy.deepcopy(cli.model)
-        if isinstance(model, Model):
-            model.compile_mode = "none"  # compiling takes longer than the check
-        trainer = Trainer(
-            **options,
-            devices=1,
-            fast_dev_run=True,
-            logger=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            callbacks=list(callbacks),
+    with _silenced():
+        cli.build_trainer(Path("not created"), [])
+    with isolate_rng(), _silenced(), as_user_error("a first batch does not go through"):
+        logged = _run_first_batches(cli, callbacks)
+    for option, metric in cli.monitored().items():
+        if metric is not None and metric not in logged:
+            raise UserError(_missing_metric(option, metric, logged))
+    cli.monitors()  # It raises if the mode of a metric is unknown.
+
+
+def _run_first_batches(cli: ExperimentCLI, callbacks: Sequence[Callback]) -> set[str]:
+    """Train, validate and test on one batch each; return the names of the metrics of ``fit``."""
+    model, data = copy.deepcopy(cli.model), cli.datamodule
+    if isinstance(model, Model):
+        model.compile_mode = "none"  # Compiling takes longer than the check.
+    trainer = Trainer(
+        **{flag: cli.config_init.trainer[flag] for flag in STEP_FLAGS},
+        devices=1,
+        fast_dev_run=True,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=list(callbacks),
+    )
+    with signal_exit_codes(trainer):
+        trainer.fit(model, datamodule=data)
+        _check_last_batch(model, data)
+        logged = set(trainer.callback_metrics)
+        if can_test(model, data):
+            trainer.test(model, datamodule=data, verbose=False)
+    return logged
+
+
+def _missing_metric(option: str, metric: str, logged: set[str]) -> str:
+    """Return the message for a monitored metric that is not logged."""
+    no_validation = not any(name.startswith("val/") for name in logged)
+    if metric.startswith("val/") and no_validation:
+        return (
+            f"{option}.monitor: expected a logged metric, got {metric!r}, but the val split has no "
+            "rows; set data.val_fraction, or choose by --checkpoint.monitor train/loss."
         )
-        with signal_exit_codes(trainer):
-            trainer.fit(model, datamodule=cli.datamodule)
-            _last_batch(model, cli.datamodule)
-            logged = set(trainer.callback_metrics)
-            if _can_test(model, cli.datamodule):
-                trainer.test(model, datamodule=cli.datamodule, verbose=False)
-    for key, monitor in cli.monitored().items():
-        if monitor is not None and monitor not in logged:
-            if monitor.startswith("val/") and not any(name.startswith("val/") for name in logged):
-                raise UserError(
-                    f"{key}.monitor: there is no {monitor!r}, the validation part has no rows; set "
-                    "data.val_fraction, or choose by --checkpoint.monitor train/loss."
-                )
-            raise UserError(
-                f"{key}.monitor: no metric {monitor!r} is logged in fit.{nearest(monitor, sorted(logged))}"
-            )
-    cli.monitors()  # raises where it is not known which way is better
+    hint = nearest(metric, sorted(logged))
+    return f"{option}.monitor: no metric {metric!r} is logged in fit.{hint}"
 
 
-def _last_batch(model: LightningModule, data: LightningDataModule | None) -> None:
-    """The last batch of an epoch may have one row, which batch normalisation has no variance of."""
+def _check_last_batch(model: LightningModule, data: LightningDataModule | None) -> None:
+    """Raise UserError if the last batch of an epoch has one row and the net cannot train on it.
+
+    Batch normalization, for example, has no variance for one row.
+    """
     if not isinstance(model, Model) or not isinstance(data, DataModule) or not data.batch_size:
         return
-    part = data.splits["train"]
-    if len(part.row) % data.batch_size == 1:
-        model.train()
-        try:
-            model.forward_loss(
-                model.trainer.strategy.batch_to_device(take(part, torch.tensor([0]))), "train"
-            )
-        except ValueError as error:
-            raise UserError(
-                f"data.batch_size: of {len(part.row)} training rows, the last batch of {data.batch_size} has one row, which "
-                f"does not go through the net ({error}); take another size."
-            ) from error
+    rows = data.rows("train")
+    if rows % data.batch_size != 1:
+        return
+    row = take(data.splits["train"], torch.tensor([0]))
+    model.train()
+    try:
+        model.forward_loss(model.trainer.strategy.batch_to_device(row), "train")
+    except ValueError as error:
+        raise UserError(
+            f"data.batch_size: of {rows} training rows, the last batch of {data.batch_size} has "
+            f"one row, which does not go through the net ({error}); choose another size."
+        ) from error
 
 
-def _can_test(model: LightningModule, data: LightningDataModule | None) -> bool:
+def can_test(model: LightningModule, data: LightningDataModule | None) -> bool:
+    """Return whether the model has a test step and the data have a test split."""
     if not is_overridden("test_step", model):
         return False
     if isinstance(data, DataModule):
@@ -101,8 +118,8 @@ def _can_test(model: LightningModule, data: LightningDataModule | None) -> bool:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """What Lightning has to say it says again in the real run."""
+def _silenced() -> Iterator[None]:
+    """Suppress Lightning's messages and all warnings: the real run repeats them."""
     logger = logging.getLogger("lightning.pytorch")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""``fit --resume``: go on with a run in its own folder, as if nothing had happened."""
+"""``fit --resume``: continue a run in its own folder, to the same bits as if never interrupted."""
 
 import os
 from collections.abc import Sequence
@@ -9,6 +9,7 @@ from lightning.pytorch import Callback
 
 from proj.data.base import DataModule
 from proj.engine import console
+from proj.engine.callbacks.resume_state import check_resumable
 from proj.engine.config.arguments import Arguments
 from proj.engine.config.experiment import ExperimentCLI, differences, first_process
 from proj.engine.runs import checkpoint_file
@@ -28,10 +29,17 @@ from proj.engine.training.train import RUN_VARIABLE, train
 from proj.errors import UserError
 from proj.schema import Schema
 
-# Settings that another value of changes how far training goes, or what it shows, not what it does.
-LONGER = ("trainer.max_epochs", "trainer.max_steps", "trainer.max_time", "early_stopping.patience")
-FREE = (
-    *LONGER,
+# Settings that decide how long training takes. A scheduler's length is computed from some of them.
+LENGTH_SETTINGS = (
+    "trainer.max_epochs",
+    "trainer.max_steps",
+    "trainer.max_time",
+    "early_stopping.patience",
+)
+SCHEDULE_SETTINGS = ("trainer.max_epochs", "trainer.max_steps")
+# Settings that may change in a resumed run: they do not change what a step does.
+CHANGEABLE_SETTINGS = (
+    *LENGTH_SETTINGS,
     "trainer.min_epochs",
     "trainer.min_steps",
     "trainer.enable_progress_bar",
@@ -45,108 +53,148 @@ FREE = (
 )
 
 
-def resume(arguments: Arguments, args: list[str], callbacks: Sequence[Callback] = ()) -> None:
-    """Go on with a run from its newest checkpoint that is whole."""
-    run = _run(arguments)
+def resume(arguments: Arguments, args: list[str], callbacks: Sequence[Callback] = ()) -> Run:
+    """Resume a run from its newest intact checkpoint.
+
+    Args:
+        arguments: the parsed command line.
+        args: the command line, for the manifest.
+        callbacks: callbacks beside those of the experiment.
+    """
+    run = _find_run(arguments)
     recorded = run.config
     cli = ExperimentCLI("fit", [recorded, *arguments.configs], arguments.flags)
-    for option in ("name", "ckpt_path"):
-        if cli.option(option) is not None:
-            raise UserError(
-                f"--resume goes on in the run's own folder, from its own checkpoint: leave out --{option}."
-            )
-    changes = differences(
-        {**recorded, "init_from": cli.experiment.get("init_from")}, cli.experiment
-    )
-    fixed = [line for line in changes if line.split(":")[0] not in _free(cli)]
-    if fixed:
-        raise UserError(
-            f"--resume: these settings of {run.path} cannot change while it is trained: {'; '.join(fixed)}. "
-            "Leave them as they were, or start a new run from its weights with --init_from."
-        )
-    if run.manifest["status"] == "finished" and not any(
-        line.startswith(LONGER) for line in changes
-    ):
+    initial = {"init_from": cli.experiment.get("init_from")}  # The run may have none recorded.
+    changes = differences({**recorded, **initial}, cli.experiment)
+    _check_options(cli)
+    _check_changes(run, cli, changes)
+    is_longer = any(line.startswith(LENGTH_SETTINGS) for line in changes)
+    if run.manifest["status"] == "finished" and not is_longer:
         console.say(
-            f"{run.path} is complete; `test --run {run.path.name}` evaluates it, a larger --trainer.max_epochs "
-            "trains it longer."
+            f"{run.path} is complete; `test --run {run.path.name}` evaluates it, a larger "
+            "--trainer.max_epochs trains it longer."
         )
-        return
-    path, checkpoint = newest(run)
-    if 0 < (epochs := cli.experiment["trainer"]["max_epochs"] or -1) <= checkpoint["epoch"]:
-        raise UserError(
-            f"trainer.max_epochs: expected more than the {checkpoint['epoch']} epochs that {run.path} has been "
-            f"trained for, got {epochs}."
-        )
-    give_schema(cli.model, checkpoint)
-    if isinstance(cli.datamodule, DataModule) and checkpoint.get("schema"):
-        cli.datamodule.schema = Schema.from_dict(checkpoint["schema"])
+        return run
+    path, checkpoint = newest_checkpoint(run)
+    _check_epochs(run, cli, checkpoint)
+    _restore_schema(cli, checkpoint)
+    command = ["fit", *args]
     if not first_process():
-        train(cli, run, ["fit", *args], callbacks, path, again=True)
-        return
+        train(cli, run, command, callbacks, path, resumed=True)
+        return run
     with lock_run(run):
-        _tidy(path)
+        _clean_up(path)
         preflight(cli, [])
-        if getattr(cli.datamodule, "fingerprint", "") != run.manifest["data"]:
-            raise UserError(
-                f"--resume: the data have changed since {run.path} was begun: expected what it was trained on; "
-                "bring it back, or start a new run from its weights with --init_from."
-            )
+        _check_data(run, cli)
         for line in changes:
             console.say(f"not as recorded: {line}")
         if changes:
             atomic_write(run.path / "config.yaml", lambda file: file.write(cli.as_yaml().encode()))
-        console.say(
-            f"resumed: {path} of epoch {checkpoint['epoch']}, step {checkpoint['global_step']}"
+        progress = f"epoch {checkpoint['epoch']}, step {checkpoint['global_step']}"
+        console.say(f"resumed: {path} of {progress}")
+        train(cli, run, command, callbacks, path, resumed=True)
+    return run
+
+
+def newest_checkpoint(run: Run) -> tuple[Path, dict[str, Any]]:
+    """Return the newest intact checkpoint for a resume, and its content.
+
+    Damaged ones are skipped with a warning. Raises UserError if none is left, or if another version
+    wrote it.
+    """
+    folder = run.path / "checkpoints"
+    paths = [path for name in (LAST, PREVIOUS) if (path := folder / name).is_file()]
+    # A user's plugin may write checkpoints without our checksum.
+    has_plugins = bool(run.config["trainer"].get("plugins"))
+    for path in paths:
+        if checkpoint_file.is_whole(path) or has_plugins:
+            checkpoint = read_checkpoint(path)
+            check_resumable(checkpoint, path)
+            return path, checkpoint
+        if first_process():
+            console.warn(f"{path} is damaged: skipped.")
+    problem = "none is intact" if paths else "there is none"
+    raise UserError(
+        f"--resume: expected {LAST} or {PREVIOUS} in {folder}, {problem}; train a new run with "
+        "`fit --config`."
+    )
+
+
+def _find_run(arguments: Arguments) -> Run:
+    """Return the run of ``--resume``; without a name, process 0's run or the newest one."""
+    if arguments.resume:
+        return find_run(arguments.root, arguments.resume)
+    if path := os.environ.get(RUN_VARIABLE):
+        return Run(Path(path))
+    runs = list_runs(arguments.root)
+    if not runs:
+        raise UserError(
+            f"--resume: expected a run to resume, there is none in {arguments.root}; train one "
+            "with `fit --config`."
         )
-        train(cli, run, ["fit", *args], callbacks, path, again=True)
+    return runs[0]
 
 
-def _run(arguments: Arguments) -> Run:
-    if not arguments.resume:
-        if told := os.environ.get(RUN_VARIABLE):  # by process 0
-            return Run(Path(told))
-        if not (every := list_runs(arguments.root)):
+def _check_options(cli: ExperimentCLI) -> None:
+    """Raise UserError if options are set that contradict ``--resume``."""
+    for option in ("name", "ckpt_path"):
+        if cli.option(option) is not None:
             raise UserError(
-                f"--resume: expected a run to go on with, there is none in {arguments.root}."
+                "--resume continues in the run's own folder, from its own checkpoint: remove "
+                f"--{option}."
             )
-        return every[0]
-    return find_run(arguments.root, arguments.resume)
 
 
-def _free(cli: ExperimentCLI) -> set[str]:
-    """The settings that may change: not the length of training where a schedule is stretched over it."""
-    scheduled = getattr(cli.model, "scheduler", None) is not None
-    return {
-        key
-        for key in FREE
-        if not (scheduled and key in ("trainer.max_epochs", "trainer.max_steps"))
-    }
+def _check_changes(run: Run, cli: ExperimentCLI, changes: list[str]) -> None:
+    """Raise UserError if a setting has changed that must not change during a run.
+
+    ``changes`` are lines of the form ``key: old -> new``.
+    """
+    changeable = set(CHANGEABLE_SETTINGS)
+    if getattr(cli.model, "scheduler", None) is not None:
+        changeable -= set(SCHEDULE_SETTINGS)
+    refused = [line for line in changes if line.split(":")[0] not in changeable]
+    if refused:
+        raise UserError(
+            f"--resume: these settings of {run.path} cannot change while it is trained: "
+            f"{'; '.join(refused)}. Leave them as they were, or start a new run from its weights "
+            "with --init_from."
+        )
 
 
-def _tidy(used: Path) -> None:
-    """Put away what a killed process left half written, and a damaged file that would take the place of a whole one."""
+def _check_epochs(run: Run, cli: ExperimentCLI, checkpoint: dict[str, Any]) -> None:
+    """Raise UserError if the run has already been trained for ``trainer.max_epochs``."""
+    max_epochs = cli.experiment["trainer"]["max_epochs"] or -1
+    if 0 < max_epochs <= checkpoint["epoch"]:
+        raise UserError(
+            f"trainer.max_epochs: expected more than the {checkpoint['epoch']} epochs that "
+            f"{run.path} has been trained for, got {max_epochs}; set a larger number."
+        )
+
+
+def _check_data(run: Run, cli: ExperimentCLI) -> None:
+    """Raise UserError if the data are not those that the run was started with."""
+    if getattr(cli.datamodule, "fingerprint", "") != run.manifest["data"]:
+        raise UserError(
+            f"--resume: the data have changed since {run.path} was started: expected the data that "
+            "it was trained on; restore them, or start a new run from its weights with --init_from."
+        )
+
+
+def _restore_schema(cli: ExperimentCLI, checkpoint: dict[str, Any]) -> None:
+    """Give the checkpoint's schema to the model and the data module, so it is not fitted again."""
+    give_schema(cli.model, checkpoint)
+    if isinstance(cli.datamodule, DataModule) and checkpoint.get("schema"):
+        cli.datamodule.schema = Schema.from_dict(checkpoint["schema"])
+
+
+def _clean_up(used: Path) -> None:
+    """Remove unfinished files of a killed process, and put a damaged ``last.ckpt`` aside.
+
+    Otherwise the damaged file would replace the intact ``previous.ckpt`` at the next save.
+    """
     for path in used.parent.glob(".*.ckpt.*"):
         path.unlink()
-    damaged = used.with_name(LAST)
-    if used.name != LAST and damaged.exists():
-        damaged.replace(damaged.with_suffix(".damaged"))
-
-
-def newest(run: Run) -> tuple[Path, dict[str, Any]]:
-    """The newest checkpoint to go on from that is whole, and its content; the others are named."""
-    there = [
-        path for name in (LAST, PREVIOUS) if (path := run.path / "checkpoints" / name).is_file()
-    ]
-    for path in there:
-        if checkpoint_file.is_whole(path) or run.config["trainer"].get(
-            "plugins"
-        ):  # one of these may write files of its own
-            return path, read_checkpoint(path)
-        if first_process():
-            console.warn(f"{path} is damaged: passed over.")
-    what = "is whole" if there else "is there"
-    raise UserError(
-        f"--resume: expected {LAST} or {PREVIOUS} in {run.path / 'checkpoints'}, none {what}; "
-        "train anew with `fit --config`."
-    )
+    last = used.with_name(LAST)
+    if used.name != LAST and last.exists():
+        last.replace(last.with_suffix(".damaged"))

@@ -1,11 +1,12 @@
-"""A run in training: the Trainer around it, its manifest, what is said at the end."""
+"""Train a run: Trainer, manifest, and the messages at the end."""
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from proj.engine import PACKAGE, console
@@ -15,7 +16,7 @@ from proj.engine.exit_codes import as_user_error, signal_exit_codes
 from proj.engine.memory import keep_freed_memory
 from proj.engine.runs.run import Run, metric_entries, read_checkpoint, record_manifest
 
-# Where process 0 tells the processes it starts which folder it claimed.
+# Environment variable with the run's folder, which process 0 creates, for the processes it starts.
 RUN_VARIABLE = f"{PACKAGE.upper()}_RUN"
 
 
@@ -25,51 +26,75 @@ def train(
     command: list[str],
     callbacks: Sequence[Callback],
     checkpoint: Path | None,
-    again: bool = False,
+    resumed: bool = False,
 ) -> None:
-    """Train into ``run``'s folder, from a checkpoint if there is one; ``again`` if the run has been trained before."""
+    """Train into the run's folder.
+
+    Args:
+        command: the command line, for the manifest.
+        callbacks: callbacks beside those of the experiment.
+        checkpoint: training continues from it; None starts anew.
+        resumed: whether the checkpoint is the run's own.
+    """
     first_step = read_checkpoint(checkpoint)["global_step"] if checkpoint else 0
-    trainer = cli.build_trainer(
-        run.path, [*cli.fit_callbacks(run.path), *callbacks], first_step + 1 if again else None
-    )
-    keep_freed_memory(trainer.strategy.root_device)
+    purge_step = first_step + 1 if resumed else None
+    trainer = cli.build_trainer(run.path, [*cli.fit_callbacks(run.path), *callbacks], purge_step)
+    device = trainer.strategy.root_device
+    keep_freed_memory(device)
     if not first_process():
-        with signal_exit_codes(trainer):
-            trainer.fit(
-                cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint, weights_only=True
-            )
+        _fit(cli, trainer, checkpoint)
         return
-    os.environ[RUN_VARIABLE] = str(run.path)
-    fingerprint = getattr(cli.datamodule, "fingerprint", "")
-    device, seed = trainer.strategy.root_device, cli.experiment["seed_everything"]
     console.say(f"run: {run.path} on {trainer.num_devices} x {device.type}")
+    fingerprint = getattr(cli.datamodule, "fingerprint", "")
+    seed = cli.experiment["seed_everything"]
     try:
         with (
-            record_manifest(run, command, seed, fingerprint, device, again),
-            signal_exit_codes(trainer),
+            _run_variable(run),
+            record_manifest(run, command, seed, fingerprint, device, resumed),
         ):
-            trainer.fit(
-                cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint, weights_only=True
-            )
-    except (
-        Exception
-    ):  # of whatever kind, since it is raised again: here it matters only how far training came
-        if trainer.global_step == first_step and not again:
-            shutil.rmtree(run.path)  # what never made a step is no run
-            if not any(cli.root.iterdir()):
-                cli.root.rmdir()
+            _fit(cli, trainer, checkpoint)
+    except Exception:
+        if trainer.global_step == first_step and not resumed:
+            _delete(run, cli.root)
             with as_user_error("training cannot start"):
                 raise
         raise
+    _show_result(run, trainer)
+
+
+def _fit(cli: ExperimentCLI, trainer: Trainer, checkpoint: Path | None) -> None:
+    with signal_exit_codes(trainer):
+        trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint, weights_only=True)
+
+
+@contextmanager
+def _run_variable(run: Run) -> Iterator[None]:
+    """Tell the processes that Lightning starts which folder the run has."""
+    os.environ[RUN_VARIABLE] = str(run.path)
+    try:
+        yield
     finally:
         del os.environ[RUN_VARIABLE]
+
+
+def _delete(run: Run, root: Path) -> None:
+    """Delete the folder of a run that has made no step, and the folder of runs if it is empty."""
+    shutil.rmtree(run.path)
+    if not any(root.iterdir()):
+        root.rmdir()
+
+
+def _show_result(run: Run, trainer: Trainer) -> None:
+    """Print the metrics of the best epoch, the length of the training, and the run's folder."""
     for saver in trainer.checkpoint_callbacks:
         if isinstance(saver, BestCheckpoint) and saver.best_metrics:
-            shown = {
-                n: v for n, v in saver.best_metrics.items() if not n.startswith(("train", "lr-"))
+            metrics = {
+                name: value
+                for name, value in saver.best_metrics.items()
+                if not name.startswith(("train", "lr-"))
             }
             title = f"best epoch, by {saver.monitor}" if saver.monitor else "last epoch"
-            console.show_metrics(title, metric_entries(shown))
+            console.show_metrics(title, metric_entries(metrics))
     console.say(f"trained: {trainer.current_epoch} epochs, {trainer.global_step} steps")
     console.say(f"run: {run.path}")
     if any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers):

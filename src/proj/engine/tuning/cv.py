@@ -1,4 +1,4 @@
-"""``cv``: how well an experiment does on rows it has not seen, over all rows and several seeds."""
+"""``cv``: cross-validate an experiment, over all rows and several seeds."""
 
 import argparse
 import json
@@ -6,281 +6,226 @@ import signal
 import statistics
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import polars as pl
-import torch
 import yaml
 from rich.table import Column, Table
-from scipy.stats import t as student
 
-from proj.engine import PACKAGE, console, security
+from proj.engine import console
 from proj.engine.config.arguments import read_arguments
 from proj.engine.config.experiment import ExperimentCLI, differences
+from proj.engine.config.parser import VerbParser
+from proj.engine.exit_codes import stop_signals
 from proj.engine.runs.run import Run, atomic_write, lock_run, read_checkpoint
-from proj.engine.tuning.plan import from_one, several_devices, threads
-from proj.engine.tuning.scores import scores
-from proj.engine.tuning.worker import Job
-from proj.engine.tuning.workers import Failed, Interrupted, Pool
+from proj.engine.tuning.fold_scores import (
+    FoldRun,
+    Metrics,
+    out_of_fold_metrics,
+    summarize_folds,
+)
+from proj.engine.tuning.plan import positive_int, uses_several_devices
+from proj.engine.tuning.pool import JobFailed, JobInterrupted, Pool
+from proj.engine.tuning.worker import make_job
 from proj.errors import TrainingError, UserError
-
-
-class Training(NamedTuple):
-    """One fold of one seed."""
-
-    seed: int
-    fold: int
-    folder: Path
-    flags: list[str]
-
-
-class Interval(NamedTuple):
-    value: float  # the mean over the trainings
-    std: float
-    low: float
-    high: float
+from proj.models.base import Model
 
 
 def cv(args: list[str]) -> None:
     """Cross-validate an experiment."""
-    given, rest = _arguments(args)
-    experiment = ["--config", given.config, *rest]
-    parsed = read_arguments(experiment, "fit")
-    cli = ExperimentCLI("fit", parsed.configs, parsed.flags)
-    folder = Path(given.output or cli.root / "studies" / f"{Path(given.config).stem}_cv")
+    options, experiment_flags = _parse(args)
+    fit_args = ["--config", options.config, *experiment_flags]
+    arguments = read_arguments(fit_args, "fit")
+    cli = ExperimentCLI("fit", arguments.configs, arguments.flags)
+    folder = Path(options.output or cli.root / "studies" / f"{Path(options.config).stem}_cv")
     if "fold" not in cli.experiment["data"]["init_args"]:
         raise UserError(
-            f"cv: expected a data module with folds, one of ours, got {cli.experiment['data']['class_path']}."
+            "data: expected a data module with the option fold, which those of this package have, "
+            f"got {cli.experiment['data']['class_path']}; use one of this package."
         )
     folder.mkdir(parents=True, exist_ok=True)
+    one_process_per_job = uses_several_devices(cli.experiment)
     with lock_run(Run(folder)):
-        _claim(folder, {"folds": given.folds, "seeds": given.seeds, **cli.experiment})
-        trainings = list(_trainings(cli, folder, given.folds, given.seeds))
-        _train(trainings, experiment, given.workers, cli)
-        _show(folder, trainings, given.folds)
-        if given.refit:
-            _refit(folder, trainings, experiment, cli)
+        _record(folder, {"folds": options.folds, "seeds": options.seeds, **cli.experiment})
+        fold_runs = list(_plan_runs(cli.experiment, folder, options.folds, options.seeds))
+        _train(fold_runs, fit_args, options.workers, one_process_per_job)
+        _write_results(folder, fold_runs, options.folds, isinstance(cli.model, Model))
+        if options.refit:
+            _refit(folder, fold_runs, fit_args, one_process_per_job)
 
 
-def _arguments(args: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    about = "Cross-validate an experiment. Further flags are for every training."
-    parser = argparse.ArgumentParser(
-        f"python -m {PACKAGE} cv", allow_abbrev=False, description=about
+def _parse(args: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Return the options of ``cv`` and the flags for the experiment."""
+    parser = VerbParser(
+        "cv", "Cross-validate an experiment. Further flags apply to the experiment of every run."
     )
     parser.add_argument("-c", "--config", required=True, help="the experiment")
-    parser.add_argument(
-        "--folds", type=from_one, default=5, help="so many tests, each on other rows"
-    )
+    parser.add_argument("--folds", type=positive_int, default=5, help="number of folds")
     parser.add_argument(
         "--seeds",
-        type=from_one,
+        type=positive_int,
         default=1,
-        help="repetitions with other folds and other first weights",
+        help="number of repetitions, each with other folds and other initial weights",
     )
-    parser.add_argument("--workers", type=from_one, default=1, help="trainings at the same time")
     parser.add_argument(
-        "--refit", action="store_true", help="at last, train on all rows, for as long as was best"
+        "--workers", type=positive_int, default=1, help="number of runs at the same time"
     )
-    parser.add_argument("--output", help="the folder, instead of lightning_logs/studies/NAME_cv")
-
-    def refuse(message: str) -> Any:
-        raise UserError(f"cv: {message}.")
-
-    parser.error = refuse  # type: ignore[method-assign]
+    parser.add_argument(
+        "--refit",
+        action="store_true",
+        help="afterwards train on all rows, for the median of the folds' best numbers of epochs",
+    )
+    parser.add_argument(
+        "--output", help="folder of the results; default: lightning_logs/studies/NAME_cv"
+    )
     return parser.parse_known_args(args)
 
 
-def _claim(folder: Path, about: dict[str, Any]) -> None:
-    """Write down what is trained here; UserError where it is something else."""
+def _record(folder: Path, settings: dict[str, Any]) -> None:
+    """Write ``cv.yaml``; raises UserError if the folder has a cross-validation that differs."""
     file = folder / "cv.yaml"
-    if file.exists() and (changes := differences(yaml.safe_load(file.read_text()), about)):
-        raise UserError(
-            f"{folder} is the cross-validation of something else: {'; '.join(changes)[:500]}. Change it back, "
-            "or name another folder with --output."
-        )
-    atomic_write(file, lambda stream: stream.write(yaml.safe_dump(about, sort_keys=False).encode()))
+    if file.exists():
+        changes = differences(yaml.safe_load(file.read_text()), settings)
+        if changes:
+            raise UserError(
+                f"{folder}: expected the settings with which this cross-validation began, got "
+                f"different settings: {'; '.join(changes)[:500]}; undo the changes, or choose "
+                "another folder with --output."
+            )
+    content = yaml.safe_dump(settings, sort_keys=False).encode()
+    atomic_write(file, lambda stream: stream.write(content))
 
 
-def _trainings(cli: ExperimentCLI, folder: Path, folds: int, seeds: int) -> Iterator[Training]:
-    split_seed = cli.experiment["data"]["init_args"]["split_seed"]
-    for i in range(seeds):
-        seed = cli.experiment["seed_everything"] + i
+def _plan_runs(
+    experiment: dict[str, Any], folder: Path, folds: int, seeds: int
+) -> Iterator[FoldRun]:
+    first_seed = experiment["seed_everything"]
+    first_split_seed = experiment["data"]["init_args"]["split_seed"]
+    for repetition in range(seeds):
+        seed = first_seed + repetition
+        seed_flags = ["--seed_everything", str(seed)]
+        seed_flags += ["--data.split_seed", str(first_split_seed + repetition)]
         for fold in range(folds):
-            flags = [
-                "--seed_everything",
-                str(seed),
-                "--data.split_seed",
-                str(split_seed + i),
-                "--data.fold",
-                f"[test, {fold}, {folds}]",
-            ]
-            yield Training(seed, fold, folder / f"seed_{seed}_fold_{fold}", flags)
+            flags = [*seed_flags, "--data.fold", f"[test, {fold}, {folds}]"]
+            yield FoldRun(seed, fold, folder / f"seed_{seed}_fold_{fold}", flags)
 
 
 def _train(
-    trainings: list[Training], experiment: list[str], workers: int, cli: ExperimentCLI
+    fold_runs: list[FoldRun], fit_args: list[str], workers: int, one_process_per_job: bool
 ) -> None:
-    pool = Pool(
-        workers, several_devices(cli.experiment), threads(workers), torch.cuda.device_count()
-    )
+    """Train and test all fold runs; raises TrainingError if any failed."""
+    pool = Pool(workers, one_process_per_job)
 
-    def train(training: Training) -> str:
-        """Why it failed, or nothing."""
-        job = Job(
-            folder=str(training.folder),
-            fit=[*experiment, *training.flags],
-            log=f"{training.folder}.txt",
-            metric=None,
-            test=True,
-            allow=security.allowed_packages,
-        )
+    def train(fold_run: FoldRun) -> str:
+        """Return an empty string, or why the run failed."""
         try:
-            pool.run(job, lambda step, value: False)
-        except Failed as failed:
-            return str(failed)
-        console.say(f"seed {training.seed}, fold {training.fold}: tested")
+            pool.run(make_job(fold_run.folder, [*fit_args, *fold_run.flags], test=True))
+        except JobFailed as failed:
+            return f"{fold_run.folder}: {failed}"
+        except JobInterrupted:
+            return f"{fold_run.folder}: stopped by a signal"
+        console.say(f"seed {fold_run.seed}, fold {fold_run.fold}: tested")
         return ""
 
-    with _stopping(pool) as stopped, ThreadPoolExecutor(workers) as executor:
+    with stop_signals(pool.stop), ThreadPoolExecutor(workers) as executor:
         try:
-            reasons = list(executor.map(train, trainings))
-        except Interrupted:
-            reasons = []
+            failures = [failure for failure in executor.map(train, fold_runs) if failure]
         finally:
             pool.close()
-    if stopped:
-        console.say("stopped; the same command goes on.")
-        raise SystemExit(128 + stopped[0])
-    if failed := [
-        f"{training.folder}: {reason}"
-        for training, reason in zip(trainings, reasons, strict=True)
-        if reason
-    ]:
+    if pool.signal:
+        console.say("stopped; run the same command again to continue.")
+        raise SystemExit(128 + pool.signal)
+    if failures:
         raise TrainingError(
-            f"{len(failed)} of {len(trainings)} trainings failed: {'; '.join(failed)[:500]}"
+            f"{len(failures)} of {len(fold_runs)} runs failed: {'; '.join(failures)[:500]}"
         )
 
 
-@contextmanager
-def _stopping(pool: Pool) -> Iterator[list[int]]:
-    """SIGINT and SIGTERM stop the trainings, which are gone on with the next time; the list has the signal then."""
-    stopped: list[int] = []
+def _write_results(
+    folder: Path, fold_runs: list[FoldRun], folds: int, has_predictions: bool
+) -> None:
+    """Write ``metrics.json`` and ``predictions.parquet`` and print a table of the metrics.
 
-    def stop(number: int, frame: Any) -> None:
-        stopped.append(number)
-        pool.stop()
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stopped
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def interval(values: list[float], folds: int) -> Interval:
-    """Mean, standard deviation and 95 % interval of the scores of all folds.
-
-    The trainings share most of their rows, so the variance of the mean is larger than that of independent scores, by the
-    correction of Nadeau and Bengio (2003), "Inference for the Generalization Error": (1/n + test rows / training rows) s².
+    The predictions have each row once for each seed, by a model that was not trained on it.
     """
-    mean = statistics.fmean(values)
-    if len(values) < 2:
-        return Interval(mean, 0.0, mean, mean)
-    std = statistics.stdev(values)
-    half = student.ppf(0.975, len(values) - 1) * std * (1 / len(values) + 1 / (folds - 1)) ** 0.5
-    return Interval(mean, std, mean - half, mean + half)
-
-
-def _show(folder: Path, trainings: list[Training], folds: int) -> None:
-    """The scores as a table, ``metrics.json``, and the predictions for all rows, each by a model that has not seen it."""
-    each = [
-        json.loads((training.folder / "test" / "metrics.json").read_text())
-        for training in trainings
-    ]
-    predictions = pl.concat(map(_predictions, trainings), how="diagonal_relaxed").sort(
-        "seed", "row"
+    entries = _summarize(
+        fold_runs, folds, out_of_fold_metrics(fold_runs) if has_predictions else {}
     )
-    atomic_write(folder / "predictions.parquet", predictions.write_parquet)
-    together = scores(predictions, Run(trainings[0].folder).config["model"]["class_path"])
-    found = {}
-    table = Table(
-        "metric",
-        *(
-            Column(title, justify="right")
-            for title in ("mean", "std", "95 % interval", "out of fold")
-        ),
-    )
-    for name in each[0]:
-        values = [
-            scored[name]["value"]
-            for scored in each
-            if name in scored and scored[name]["value"] is not None
-        ]
-        if not values:
-            continue
-        of = interval(values, folds)
-        found[name] = {**of._asdict(), "folds": values, "out_of_fold": together.get(name)}
-        if "/" not in name:
-            known = f"{together[name]:.4f}" if name in together else ""
-            table.add_row(
-                name, f"{of.value:.4f}", f"{of.std:.4f}", f"{of.low:.4f} to {of.high:.4f}", known
-            )
-    atomic_write(
-        folder / "metrics.json", lambda stream: stream.write(json.dumps(found, indent=2).encode())
-    )
-    console.show(table)
+    content = json.dumps(entries, indent=2).encode()
+    atomic_write(folder / "metrics.json", lambda stream: stream.write(content))
+    console.show(_metrics_table(entries))
     console.say(f"metrics: {folder / 'metrics.json'}")
-    console.say(f"predictions: {folder / 'predictions.parquet'}")
+    if has_predictions:
+        tables = [fold_run.predictions() for fold_run in fold_runs]
+        table = pl.concat(tables, how="diagonal_relaxed").sort("seed", "row")
+        atomic_write(folder / "predictions.parquet", table.write_parquet)
+        console.say(f"predictions: {folder / 'predictions.parquet'}")
 
 
-def _predictions(training: Training) -> pl.DataFrame:
-    table = pl.read_parquet(training.folder / "test" / "predictions.parquet")
-    return table.select(
-        pl.lit(training.seed).alias("seed"), pl.lit(training.fold).alias("fold"), pl.all()
-    )
+def _summarize(fold_runs: list[FoldRun], folds: int, out_of_fold: dict[str, float]) -> Metrics:
+    """Return the entries of ``metrics.json``, without metrics that no fold defines."""
+    run_metrics = [fold_run.metrics() for fold_run in fold_runs]
+    entries: Metrics = {}
+    for name in run_metrics[0]:
+        values = [
+            metrics[name]["value"]
+            for metrics in run_metrics
+            if name in metrics and metrics[name]["value"] is not None
+        ]
+        if values:
+            mean, std, low, high = summarize_folds(values, folds)
+            entries[name] = {
+                "value": mean,
+                "std": std,
+                "low": low,
+                "high": high,
+                "folds": values,
+                "out_of_fold": out_of_fold.get(name),
+            }
+    return entries
+
+
+def _metrics_table(entries: Metrics) -> Table:
+    """Return a table of the metrics, without those of single classes and targets."""
+    titles = ("mean", "std", "95 % interval", "out of fold")
+    table = Table("metric", *(Column(title, justify="right") for title in titles))
+    for name, entry in entries.items():
+        if "/" not in name:
+            pooled = "" if entry["out_of_fold"] is None else f"{entry['out_of_fold']:.4f}"
+            interval = f"{entry['low']:.4f} to {entry['high']:.4f}"
+            table.add_row(name, f"{entry['value']:.4f}", f"{entry['std']:.4f}", interval, pooled)
+    return table
 
 
 def _refit(
-    folder: Path, trainings: list[Training], experiment: list[str], cli: ExperimentCLI
+    folder: Path, fold_runs: list[FoldRun], fit_args: list[str], one_process_per_job: bool
 ) -> None:
-    """Train on all rows, for as many epochs as were best in the folds: their median."""
+    """Train on all rows, for the median of the folds' best numbers of epochs."""
     epochs = [
-        read_checkpoint(training.folder / "checkpoints" / "best.ckpt")["epoch"] + 1
-        for training in trainings
+        read_checkpoint(Run(fold_run.folder).checkpoint("best"))["epoch"] + 1
+        for fold_run in fold_runs
     ]
-    count = round(statistics.median(epochs))
-    console.say(f"refit: {count} epochs; the folds were best after {min(epochs)} to {max(epochs)}")
-    flags = [
-        "--data.val_fraction",
-        "0",
-        "--data.test_fraction",
-        "0",
-        "--trainer.max_epochs",
-        str(count),
-        "--early_stopping.patience",
-        "null",
-        "--checkpoint.monitor",
-        "train/loss",
-    ]
-    job = Job(
-        folder=str(folder / "refit"),
-        fit=[*experiment, *flags],
-        log=f"{folder / 'refit'}.txt",
-        metric=None,
-        test=False,
-        allow=security.allowed_packages,
-    )
-    pool = Pool(1, apart=False, threads=threads(1))
+    median = round(statistics.median(epochs))
+    console.say(f"refit: {median} epochs; the folds were best after {min(epochs)} to {max(epochs)}")
+    flags = {
+        "--data.val_fraction": "0",
+        "--data.test_fraction": "0",
+        "--trainer.max_epochs": str(median),
+        "--early_stopping.patience": "null",
+        "--checkpoint.monitor": "train/loss",
+    }
+    run_folder = folder / "refit"
+    refit_args = [*fit_args, *(word for flag in flags.items() for word in flag)]
+    pool = Pool(1, one_process_per_job)
     try:
-        with _stopping(pool) as stopped:
-            pool.run(job, lambda step, value: False)
-    except Failed as failed:
+        with stop_signals(pool.stop):
+            pool.run(make_job(run_folder, refit_args))
+    except JobFailed as failed:
         raise TrainingError(f"refit: {failed}") from failed
-    except Interrupted:
-        raise SystemExit(128 + stopped[0]) from None
+    except JobInterrupted:
+        console.say("stopped; run the same command again to continue.")
+        raise SystemExit(128 + (pool.signal or signal.SIGTERM)) from None
     finally:
         pool.close()
-    console.say(f"model: {folder / 'refit' / 'checkpoints' / 'last.ckpt'}")
+    console.say(f"model: {run_folder / 'checkpoints' / 'last.ckpt'}")

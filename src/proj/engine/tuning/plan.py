@@ -1,10 +1,10 @@
-"""A study's file: the experiment, what is searched, how, and how much of it."""
+"""Plan of a study: the command line of ``tune`` and the study file."""
 
 import argparse
 import inspect
-import os
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal, NamedTuple
 
 import optuna
@@ -13,41 +13,70 @@ from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
 
 from proj import metrics
-from proj.engine import PACKAGE
 from proj.engine.config.arguments import read_arguments
 from proj.engine.config.experiment import ExperimentCLI
-from proj.engine.tuning.space import Parameter, corners, flags, read_space
+from proj.engine.config.parser import VerbParser
+from proj.engine.tuning.space import Parameter, corners, read_space, to_flags
 from proj.errors import UserError, nearest
 
+# Type of each key of a study file, for isinstance and in words.
 KEYS = {
-    "experiment": str,
-    "metric": str,
-    "mode": str,
-    "trials": int,
-    "minutes": int | float,
-    "seed": int,
-    "seeds": int,
-    "folds": int,
-    "sampler": dict,
-    "pruner": dict,
-    "space": dict,
+    "experiment": (str, "the path of an experiment"),
+    "metric": (str, "the name of a metric"),
+    "mode": (str, "min or max"),
+    "trials": (int, "an integer"),
+    "minutes": (int | float, "a number"),
+    "seed": (int, "an integer"),
+    "seeds": (int, "an integer"),
+    "folds": (int, "an integer"),
+    "sampler": (dict, "class_path and init_args"),
+    "pruner": (dict, "class_path and init_args"),
+    "space": (dict, "keys of the experiment with the values to try"),
 }
+LOWEST = {"seed": 0, "minutes": 0.01}
+DEFAULT_LOWEST = 1
 
 
 class Repeat(NamedTuple):
-    """One of the trainings whose mean is a trial's value."""
+    """One training run of a trial; the trial's value is the mean over its repeats.
 
-    suffix: str  # of the run's name
+    Attributes:
+        suffix: end of the name of the run's folder.
+        flags: flags of ``fit`` that set the seed and the fold.
+    """
+
+    suffix: str
     flags: list[str]
 
 
-class Plan(NamedTuple):
+class StudyPlan(NamedTuple):
+    """Everything that ``tune`` needs to know about a study.
+
+    Attributes:
+        name: name of the study file without its ending.
+        fit_args: arguments of ``fit`` that all trials share.
+        experiment: the resolved experiment, plain values.
+        metric: validation metric to optimize, in the direction ``mode``.
+        n_trials: budget as a number of trials; None if it is a time.
+        minutes: budget as a time; None if it is a number of trials.
+        seed: seed of the sampler.
+        repeats: training runs of each trial.
+        sampler: class path and options of a class of ``optuna.samplers``.
+        pruner: class path and options of a class of ``optuna.pruners``; None: no pruning.
+        space: parameters to search.
+        folder: the study's folder.
+        storage: URL of a shared database; None: a journal file in ``folder``.
+        workers: number of trials at the same time.
+        one_process_per_job: start a new process for each training run. Runs on several devices need
+            this, because Lightning starts their further processes with the same arguments.
+    """
+
     name: str
-    experiment: list[str]  # arguments of `fit`, for every trial
-    resolved: dict[str, Any]
+    fit_args: list[str]
+    experiment: dict[str, Any]
     metric: str
     mode: Literal["min", "max"]
-    trials: int | None
+    n_trials: int | None
     minutes: float | None
     seed: int
     repeats: list[Repeat]
@@ -57,27 +86,20 @@ class Plan(NamedTuple):
     folder: Path
     storage: str | None
     workers: int
-    apart: bool  # trials on several devices, each in processes of their own
+    one_process_per_job: bool
 
     def make_sampler(self, seed: int) -> BaseSampler:
         sampler: BaseSampler = build(self.sampler, optuna.samplers, "sampler", {"seed": seed})
         return sampler
 
     def make_pruner(self) -> BasePruner:
-        pruner: BasePruner = (
-            build(self.pruner, optuna.pruners, "pruner")
-            if self.pruner
-            else optuna.pruners.NopPruner()
-        )
+        if not self.pruner:
+            return optuna.pruners.NopPruner()
+        pruner: BasePruner = build(self.pruner, optuna.pruners, "pruner")
         return pruner
 
 
-def threads(workers: int) -> int:
-    """Of each worker: its share of the cores, or what the user has set."""
-    return int(os.environ.get("OMP_NUM_THREADS", 0)) or max(1, (os.cpu_count() or 1) // workers)
-
-
-def several_devices(experiment: dict[str, Any]) -> bool:
+def uses_several_devices(experiment: dict[str, Any]) -> bool:
     trainer = experiment["trainer"]
     return (
         trainer["devices"] not in (1, "1", "auto")
@@ -86,85 +108,86 @@ def several_devices(experiment: dict[str, Any]) -> bool:
     )
 
 
-def read_plan(args: list[str]) -> Plan:
-    """The command line of ``tune``, and the file it names. Every key of the space is tried on the parser."""
-    given, rest = _arguments(args)
-    file = Path(given.config)
-    section = _read(file)
-    experiment = ["--config", section["experiment"], *rest]
-    parsed = read_arguments(experiment, "fit")
-    for values in corners(space := read_space(section["space"])):
-        parsed_once = read_arguments([*experiment, *flags(values)], "fit")
-        ExperimentCLI("fit", parsed_once.configs, parsed_once.flags, instantiate=False)
-    cli = ExperimentCLI("fit", parsed.configs, parsed.flags)
-    metric = section.get("metric") or cli.monitored()["checkpoint"]
-    if metric is None or metric.startswith(("train/", "test/")):
-        raise UserError(
-            f"{file}: metric: expected a metric of the validation part, as in val/f1, got {metric}."
-        )
-    known = metrics.metric_info(metric)
-    mode = section.get("mode") or (known.mode if known else None)
-    if mode not in ("min", "max"):
-        raise UserError(f"{file}: mode: expected min or max for the metric {metric}, got {mode}.")
-    plan = Plan(
+def read_plan(args: list[str]) -> StudyPlan:
+    """Return the plan of a command line of ``tune``.
+
+    Raises:
+        UserError: a flag, the study file, the experiment or a corner of the space is not valid.
+    """
+    options, experiment_flags = _parse(args)
+    file = Path(options.config)
+    section = _read_study_file(file)
+    fit_args = ["--config", section["experiment"], *experiment_flags]
+    arguments = read_arguments(fit_args, "fit")
+    space = read_space(section["space"])
+    _check_space(space, fit_args)
+    cli = ExperimentCLI("fit", arguments.configs, arguments.flags)
+    metric, mode = _read_objective(file, section, cli)
+    plan = StudyPlan(
         name=file.stem,
-        experiment=experiment,
-        resolved=cli.experiment,
+        fit_args=fit_args,
+        experiment=cli.experiment,
         metric=metric,
         mode=mode,
-        trials=given.n_trials or section.get("trials"),
+        n_trials=options.n_trials or section.get("trials"),
         minutes=section.get("minutes"),
         seed=section.get("seed", 0),
-        repeats=list(_repeats(section, cli)),
+        repeats=list(_repeats(section, cli.experiment["seed_everything"])),
         sampler=section["sampler"],
         pruner=section.get("pruner"),
         space=space,
-        folder=Path(given.output or cli.root / "studies" / file.stem),
-        storage=given.storage,
-        workers=given.workers,
-        apart=several_devices(cli.experiment),
+        folder=Path(options.output or cli.root / "studies" / file.stem),
+        storage=options.storage,
+        workers=options.workers,
+        one_process_per_job=uses_several_devices(cli.experiment),
     )
-    if (plan.trials is None) == (plan.minutes is None):
-        raise UserError(
-            f"{file}: expected a budget, either trials or minutes, got {'both' if plan.trials else 'neither'}."
-        )
-    plan.make_sampler(0), plan.make_pruner()  # so that a mistake is known now
+    if (plan.n_trials is None) == (plan.minutes is None):
+        given = "both" if plan.n_trials else "neither"
+        raise UserError(f"{file}: expected a budget, either trials or minutes, got {given}.")
+    # Build both now, so that a mistake in the study file ends the command before the first trial.
+    plan.make_sampler(0)
+    plan.make_pruner()
     return plan
 
 
-def _arguments(args: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    about = "Search for better settings. Further flags are for every trial."
-    parser = argparse.ArgumentParser(
-        f"python -m {PACKAGE} tune", allow_abbrev=False, description=about
+def _parse(args: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Return the options of ``tune`` and the flags for the experiment."""
+    parser = VerbParser(
+        "tune",
+        "Search for better hyperparameters. Further flags apply to the experiment of every trial.",
     )
     parser.add_argument(
-        "-c", "--config", required=True, help="the study's file, as those in configs/tune/"
+        "-c", "--config", required=True, help="study file; configs/tune/ has examples"
     )
-    parser.add_argument("--n_trials", type=from_one, help="trials in all, instead of the file's")
+    parser.add_argument(
+        "--n_trials", type=positive_int, help="total number of trials, instead of the file's"
+    )
     parser.add_argument(
         "--storage",
-        help="a database to share the study through, postgresql://…; else a file in its folder",
+        help="URL of a database that shares the study between machines (postgresql://…); "
+        "default: a journal file in the study's folder",
     )
-    parser.add_argument("--workers", type=from_one, default=1, help="trials at the same time")
     parser.add_argument(
-        "--output", help="the study's folder, instead of lightning_logs/studies/NAME"
+        "--workers", type=positive_int, default=1, help="number of trials at the same time"
     )
-    parser.error = _refuse  # type: ignore[method-assign]
+    parser.add_argument(
+        "--output", help="folder of the study; default: lightning_logs/studies/NAME"
+    )
     return parser.parse_known_args(args)
 
 
-def from_one(text: str) -> int:
-    number = int(text)
+def positive_int(text: str) -> int:
+    """Convert an option of the command line to an integer of at least 1."""
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
     if number < 1:
-        raise argparse.ArgumentTypeError(f"expected a number from 1 up, got {text}")
+        raise argparse.ArgumentTypeError(f"expected an integer of at least 1, got {text}")
     return number
 
 
-def _refuse(message: str) -> Any:
-    raise UserError(f"tune: {message}.")
-
-
-def _read(file: Path) -> dict[str, Any]:
+def _read_study_file(file: Path) -> dict[str, Any]:
     try:
         section = yaml.safe_load(file.read_text(encoding="utf-8"))
     except OSError as error:
@@ -173,17 +196,10 @@ def _read(file: Path) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(section, dict):
-        raise UserError(
-            f"{file}: expected the keys of a study ({', '.join(KEYS)}), got {section!r}."
-        )
+        keys = ", ".join(KEYS)
+        raise UserError(f"{file}: expected the keys of a study ({keys}), got {section!r}.")
     for key, value in section.items():
-        if key not in KEYS:
-            raise UserError(f"{file}: no such key {key!r} in a study.{nearest(str(key), KEYS)}")
-        if value is not None and (not isinstance(value, KEYS[key]) or isinstance(value, bool)):
-            raise UserError(f"{file}: {key}: expected {KEYS[key]}, got {value!r}.")
-        least = {"seed": 0, "minutes": 0.01}.get(key, 1)
-        if isinstance(value, int | float) and value < least:
-            raise UserError(f"{file}: {key}: expected a number from {least} up, got {value}.")
+        _check_key(file, key, value)
     for key in ("experiment", "sampler", "space"):
         if not section.get(key):
             raise UserError(
@@ -192,47 +208,100 @@ def _read(file: Path) -> dict[str, Any]:
     return section
 
 
-def _repeats(section: dict[str, Any], cli: ExperimentCLI) -> Iterator[Repeat]:
-    """The trainings of a trial: one, or one for each seed and each fold of the rows that are not for testing."""
+def _check_key(file: Path, key: Any, value: Any) -> None:
+    if key not in KEYS:
+        raise UserError(f"{file}: no such key {key!r} in a study.{nearest(str(key), KEYS)}")
+    key_type, description = KEYS[key]
+    # A bool is an int for isinstance.
+    if value is not None and (not isinstance(value, key_type) or isinstance(value, bool)):
+        raise UserError(f"{file}: {key}: expected {description}, got {value!r}.")
+    lowest = LOWEST.get(key, DEFAULT_LOWEST)
+    if isinstance(value, int | float) and value < lowest:
+        raise UserError(f"{file}: {key}: expected a number of at least {lowest}, got {value}.")
+
+
+def _check_space(space: list[Parameter], fit_args: list[str]) -> None:
+    """Parse the experiment with each corner of the space; raises UserError if one is not valid."""
+    for settings in corners(space):
+        arguments = read_arguments([*fit_args, *to_flags(settings)], "fit")
+        ExperimentCLI("fit", arguments.configs, arguments.flags, instantiate=False)
+
+
+def _read_objective(
+    file: Path, section: dict[str, Any], cli: ExperimentCLI
+) -> tuple[str, Literal["min", "max"]]:
+    """Return the metric to optimize and its direction."""
+    metric = section.get("metric") or cli.monitored()["checkpoint"]
+    if metric is None or metric.startswith(("train/", "test/")):
+        raise UserError(
+            f"{file}: metric: expected a metric of the validation split, as in val/f1, "
+            f"got {metric}."
+        )
+    info = metrics.metric_info(metric)
+    mode = section.get("mode") or (info.mode if info else None)
+    if mode not in ("min", "max"):
+        raise UserError(f"{file}: mode: expected min or max for the metric {metric}, got {mode}.")
+    return metric, mode
+
+
+def _repeats(section: dict[str, Any], first_seed: int) -> Iterator[Repeat]:
+    """Yield one repeat, or one for each seed and each fold of the rows outside the test split."""
     seeds, folds = section.get("seeds") or 1, section.get("folds")
-    first = cli.experiment["seed_everything"]
-    for seed in range(first, first + seeds):
-        by_seed = ["--seed_everything", str(seed)] if seeds > 1 else []
+    for seed in range(first_seed, first_seed + seeds):
+        seed_flags = ["--seed_everything", str(seed)] if seeds > 1 else []
         for fold in range(folds or 1):
-            by_fold = ["--data.fold", f"[val, {fold}, {folds}]"] if folds else []
-            name = f"_seed_{seed}" * (seeds > 1) + f"_fold_{fold}" * bool(folds)
-            yield Repeat(name, [*by_seed, *by_fold])
+            fold_flags = ["--data.fold", f"[val, {fold}, {folds}]"] if folds else []
+            suffix = f"_seed_{seed}" * (seeds > 1) + f"_fold_{fold}" * bool(folds)
+            yield Repeat(suffix, [*seed_flags, *fold_flags])
 
 
-def build(section: Any, module: Any, where: str, given: dict[str, Any] | None = None) -> Any:
-    """An object of a class of one of Optuna's modules, from its class path and options; ``given`` are ours to set."""
-    names = [name for name in module.__all__ if isinstance(getattr(module, name), type)]
+def build(section: Any, module: ModuleType, key: str, fixed: dict[str, Any] | None = None) -> Any:
+    """Build an object of a class that one of Optuna's modules exports.
+
+    Args:
+        section: ``class_path`` and ``init_args``; an option may be such a section itself.
+        module: ``optuna.samplers`` or ``optuna.pruners``.
+        key: key of the section, for error messages.
+        fixed: options that the study sets and the file must not; passed if the class takes them.
+
+    Raises:
+        UserError: the class, an option or a value is not valid.
+    """
+    cls, options = _read_class(section, module, key)
+    accepted = inspect.signature(cls.__init__).parameters
+    fixed = fixed or {}
+    for option, value in options.items():
+        if option in fixed:
+            raise UserError(
+                f"{key}.{option}: expected no value, because the study derives it from its seed "
+                f"and the number of the trial, got {value!r}; leave it out."
+            )
+        if option not in accepted:
+            raise UserError(
+                f"{key}.{option}: {cls.__name__} has no such option.{nearest(option, accepted)}"
+            )
+        if isinstance(value, dict) and "class_path" in value:
+            options[option] = build(value, module, f"{key}.{option}")
+    options |= {option: value for option, value in fixed.items() if option in accepted}
+    try:
+        return cls(**options)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{key}: {cls.__name__} cannot be built: {error}.") from error
+
+
+def _read_class(section: Any, module: ModuleType, key: str) -> tuple[type[Any], dict[str, Any]]:
+    """Return the class and a copy of the options of a ``class_path`` section."""
     if (
         not isinstance(section, dict)
         or not isinstance(section.get("class_path"), str)
         or section.keys() - {"class_path", "init_args"}
     ):
-        raise UserError(f"{where}: expected class_path and init_args, got {section!r}.")
-    path, options = section["class_path"], section.get("init_args") or {}
+        raise UserError(f"{key}: expected class_path and init_args, got {section!r}.")
+    path = section["class_path"]
+    names = [name for name in module.__all__ if isinstance(getattr(module, name), type)]
     name = path.removeprefix(f"{module.__name__}.")
     if name not in names:
         raise UserError(
-            f"{where}: expected a class of {module.__name__}, got {path}.{nearest(name, names)}"
+            f"{key}: expected a class of {module.__name__}, got {path}.{nearest(name, names)}"
         )
-    made = getattr(module, name)
-    known = inspect.signature(made.__init__).parameters
-    if given and (wrong := given.keys() & options.keys()):
-        raise UserError(
-            f"{where}.{min(wrong)}: it is made of the study's seed and the trial's number; leave it out."
-        )
-    for option, value in options.items():
-        if option not in known:
-            raise UserError(f"{where}.{option}: {name} has no such option.{nearest(option, known)}")
-        if isinstance(value, dict) and "class_path" in value:
-            options = {**options, option: build(value, module, f"{where}.{option}")}
-    try:
-        return made(
-            **options, **{key: value for key, value in (given or {}).items() if key in known}
-        )
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{where}: {name} cannot be built: {error}.") from error
+    return getattr(module, name), dict(section.get("init_args") or {})

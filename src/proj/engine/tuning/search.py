@@ -1,181 +1,189 @@
-"""``tune``: search for better settings, in processes apart, until the budget is used up."""
+"""``tune``: run the trials of a study in worker processes until its budget is used up."""
 
 import math
-import signal
 import statistics
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from typing import Any
+from contextlib import nullcontext
 
 import optuna
-import torch
 from optuna import Study, Trial
 from optuna.trial import FrozenTrial, TrialState
 
-from proj.engine import console, security
+from proj.engine import console
+from proj.engine.exit_codes import stop_signals
 from proj.engine.runs.run import Run, lock_run
-from proj.engine.tuning.plan import Plan, read_plan, threads
-from proj.engine.tuning.results import Board, write_results
-from proj.engine.tuning.sampler import place
-from proj.engine.tuning.space import flags, suggest
-from proj.engine.tuning.study import left, make_again, open_study, trials
-from proj.engine.tuning.worker import Job
-from proj.engine.tuning.workers import Failed, Interrupted, Pool
+from proj.engine.tuning.plan import StudyPlan, read_plan
+from proj.engine.tuning.pool import JobFailed, JobInterrupted, Pool
+from proj.engine.tuning.space import suggest, to_flags
+from proj.engine.tuning.study import (
+    enqueue_retry,
+    open_study,
+    remaining_trials,
+    trial_index,
+    trials_by_index,
+    was_interrupted,
+)
+from proj.engine.tuning.study_report import StudyDisplay, write_results
+from proj.engine.tuning.worker import Job, make_job
 from proj.errors import TrainingError, UserError
 
 
 def tune(args: list[str]) -> None:
-    """Search for better settings."""
+    """Search for better hyperparameters."""
     plan = read_plan(args)
     plan.folder.mkdir(parents=True, exist_ok=True)
     with nullcontext() if plan.storage else lock_run(Run(plan.folder)):
-        search = Search(plan, open_study(plan))
-        with search.signals(), search.board.shown():
-            search.go_on()
-        write_results(search.study, plan)
-    if search.signal:
-        console.say(f"stopped; the same command goes on: {plan.folder}")
-        raise SystemExit(128 + search.signal)
-    if not any(trial.state == TrialState.COMPLETE for trial in trials(search.study).values()):
-        reasons = [trial.user_attrs.get("reason", "") for trial in trials(search.study).values()]
-        raise TrainingError(
-            f"no trial of {plan.folder} came to an end: {reasons[-1] if reasons else 'none was started'}"
-        )
+        study = open_study(plan)
+        pool = Pool(plan.workers, plan.one_process_per_job)
+        search = Search(plan, study, pool)
+        with stop_signals(pool.stop), search.display.live():
+            search.run()
+        write_results(study, plan)
+    if pool.signal:
+        console.say(f"stopped; run the same command again to continue: {plan.folder}")
+        raise SystemExit(128 + pool.signal)
+    trials = trials_by_index(study).values()
+    if not any(trial.state == TrialState.COMPLETE for trial in trials):
+        reasons = [trial.user_attrs.get("reason", "") for trial in trials]
+        reason = reasons[-1] if reasons else "no trial was started"
+        raise TrainingError(f"no trial of {plan.folder} was completed: {reason}")
 
 
 class Search:
-    """A study at work.
+    """Run the trials of a study.
 
-    Attributes:
-        signal: the one that has stopped it, or 0.
+    Args:
+        plan: what to search and how.
+        study: the opened study.
+        pool: the workers that train.
     """
 
-    def __init__(self, plan: Plan, study: Study) -> None:
-        self.plan, self.study, self.signal = plan, study, 0
-        self.pool = Pool(plan.workers, plan.apart, threads(plan.workers), torch.cuda.device_count())
-        self.board = Board(study, plan)
-        self.begun, self.worked = time.monotonic(), float(study.user_attrs.get("seconds", 0.0))
+    def __init__(self, plan: StudyPlan, study: Study, pool: Pool) -> None:
+        self.plan, self.study, self.pool = plan, study, pool
+        self.display = StudyDisplay(study, plan)
+        # Seconds of work on the study, also by earlier commands, up to ``clock``.
+        self.seconds = float(study.user_attrs.get("seconds", 0.0))
+        self.clock = time.monotonic()
 
-    def go_on(self) -> None:
-        """Make trials until the budget of the whole study is used up."""
+    def run(self) -> None:
+        """Run trials until the budget of the whole study is used up or a signal stops the pool."""
         try:
-            while not self.signal and (wanted := self._wanted()) != 0:
-                if wanted is None or wanted > 0:
-                    timeout = (
-                        None if self.plan.minutes is None else 60 * self.plan.minutes - self.worked
-                    )
-                    self.study.optimize(
-                        self.objective,
-                        n_trials=wanted,
-                        timeout=timeout,
-                        n_jobs=self.plan.workers,
-                        catch=(Failed, Interrupted),
-                        callbacks=[self._after],
-                    )
-                else:  # others, on other machines, are at the last ones, and may die
+            while not self.pool.signal:
+                n_trials = self._trials_to_start()
+                if n_trials != 0:
+                    self._optimize(n_trials)
+                elif self._others_are_running():
+                    # Their processes may die, which leaves their trials to this one.
                     time.sleep(1)
                     optuna.storages.fail_stale_trials(self.study)
+                else:
+                    return
         finally:
             self.pool.close()
-            for trial in trials(self.study).values():
-                if (
-                    trial.state == TrialState.FAIL
-                    and trial.user_attrs.get("interrupted") == trial.number
-                ):
-                    make_again(self.study, trial)
+            self._retry_interrupted()
 
-    def _wanted(self) -> int | None:
-        """How many trials to start now; -1 to wait for others'; None for as many as there is time for."""
-        if self.plan.minutes is not None:
-            return None if self.worked < 60 * self.plan.minutes else 0
-        wanted = left(self.study, self.plan)
-        running = self.plan.storage and self.study.get_trials(
-            deepcopy=False, states=[TrialState.RUNNING]
+    def _trials_to_start(self) -> int | None:
+        """Return how many trials to start; None for as many as there is time for."""
+        if self.plan.minutes is None:
+            return remaining_trials(self.study, self.plan.n_trials)
+        return None if self.seconds < 60 * self.plan.minutes else 0
+
+    def _others_are_running(self) -> bool:
+        """Return whether processes on other machines still work on trials of a counted budget."""
+        if self.plan.minutes is not None or self.plan.storage is None:
+            return False
+        return bool(self.study.get_trials(deepcopy=False, states=[TrialState.RUNNING]))
+
+    def _optimize(self, n_trials: int | None) -> None:
+        minutes = self.plan.minutes
+        self.study.optimize(
+            self.objective,
+            n_trials=n_trials,
+            timeout=None if minutes is None else 60 * minutes - self.seconds,
+            n_jobs=self.plan.workers,
+            catch=(JobFailed, JobInterrupted),
+            callbacks=[self._after_trial],
         )
-        return wanted or (-1 if running else 0)
 
-    def objective(self, trial: Trial) -> float:
-        """The mean of the metric over a trial's trainings."""
-        here = place(self.study, self.study.get_trials(deepcopy=False)[trial.number])
-        if self.plan.trials is not None and here >= self.plan.trials:
-            trial.set_user_attr("reason", "the budget was used up on another machine meanwhile")
-            raise Failed("beyond the budget")
-        trial.set_user_attr("settings", values := suggest(trial, self.plan.space))
-        alone, scores = len(self.plan.repeats) == 1, []
-        for number, repeat in enumerate(self.plan.repeats):
-            folder = self.plan.folder / f"trial_{here}{repeat.suffix}"
-            job = Job(
-                folder=str(folder),
-                fit=[*self.plan.experiment, *flags(values), *repeat.flags],
-                log=f"{folder}.txt",
-                metric=self.plan.metric if alone else None,
-                test=False,
-                allow=security.allowed_packages,
-            )
-            judge = Judge(self.study, trial)
-            metrics = self._done(job, judge, trial)
-            if judge.pruned:
-                raise optuna.TrialPruned
-            if (score := metrics.get(self.plan.metric)) is None:
-                raise UserError(
-                    f"metric: the model logs no {self.plan.metric}; it logs {', '.join(metrics)}."
-                )
-            scores.append(score)
-            if (
-                not alone
-                and judge(number, statistics.fmean(scores))
-                and number + 1 < len(self.plan.repeats)
-            ):
-                raise optuna.TrialPruned
-        if math.isnan(value := statistics.fmean(scores)):
-            trial.set_user_attr("reason", f"{self.plan.metric} is not a number")
-            raise Failed("not a number")
-        return value
+    def _retry_interrupted(self) -> None:
+        """Enqueue the trials that a signal interrupted, for the next command."""
+        for trial in trials_by_index(self.study).values():
+            if trial.state == TrialState.FAIL and was_interrupted(trial):
+                enqueue_retry(self.study, trial)
 
-    def _done(self, job: Job, judge: "Judge", trial: Trial) -> dict[str, float]:
-        try:
-            return self.pool.run(job, judge)
-        except Failed as failed:
-            trial.set_user_attr("reason", str(failed))
-            raise
-        except Interrupted:
-            trial.set_user_attr("interrupted", trial.number)
-            raise
-
-    def _after(self, study: Study, trial: FrozenTrial) -> None:
+    def _after_trial(self, study: Study, trial: FrozenTrial) -> None:
         now = time.monotonic()
-        self.worked, self.begun = self.worked + now - self.begun, now
-        study.set_user_attr("seconds", self.worked)
-        self.board.tell(trial)
-        if self.signal or left(study, self.plan) == 0:
+        self.seconds, self.clock = self.seconds + now - self.clock, now
+        study.set_user_attr("seconds", self.seconds)
+        self.display.trial_ended(trial)
+        if self.pool.signal or remaining_trials(study, self.plan.n_trials) == 0:
             study.stop()
 
-    @contextmanager
-    def signals(self) -> Iterator[None]:
-        """SIGINT and SIGTERM stop the trials, which are gone on with the next time; a second one kills them."""
+    def objective(self, trial: Trial) -> float:
+        """Return the mean of the metric over the repeats of a trial."""
+        plan = self.plan
+        index = trial_index(self.study, self.study.get_trials(deepcopy=False)[trial.number])
+        if plan.n_trials is not None and index >= plan.n_trials:
+            trial.set_user_attr("reason", "another machine used up the budget in the meantime")
+            raise JobFailed("beyond the budget")
+        settings = suggest(trial, plan.space)
+        trial.set_user_attr("settings", settings)
+        has_repeats = len(plan.repeats) > 1
+        scores: list[float] = []
+        for number, repeat in enumerate(plan.repeats):
+            job = make_job(
+                plan.folder / f"trial_{index}{repeat.suffix}",
+                [*plan.fit_args, *to_flags(settings), *repeat.flags],
+                # With repeats, pruning compares the means over repeats instead of the epochs.
+                metric=None if has_repeats else plan.metric,
+            )
+            reporter = PruningReporter(self.study, trial)
+            scores.append(self._score(job, trial, reporter))
+            if has_repeats:
+                reporter(number, statistics.fmean(scores))
+            is_last = number + 1 == len(plan.repeats)
+            if reporter.pruned and not (has_repeats and is_last):
+                raise optuna.TrialPruned
+        value = statistics.fmean(scores)
+        if math.isnan(value):
+            trial.set_user_attr("reason", f"{plan.metric} is not a number")
+            raise JobFailed("not a number")
+        return value
 
-        def stop(number: int, frame: Any) -> None:
-            self.signal = number
-            self.pool.stop()
-
-        before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    def _score(self, job: Job, trial: Trial, reporter: "PruningReporter") -> float:
+        """Run a job and return the metric of its best epoch."""
         try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+            metrics = self.pool.run(job, reporter)
+        except JobFailed as failed:
+            trial.set_user_attr("reason", str(failed))
+            raise
+        except JobInterrupted:
+            # A retry inherits this value, so it names the attempt that was interrupted.
+            trial.set_user_attr("interrupted", trial.number)
+            raise
+        if self.plan.metric not in metrics and not reporter.pruned:
+            raise UserError(
+                f"metric: expected a metric that the model logs ({', '.join(metrics)}), got "
+                f"{self.plan.metric}; correct it in the study file."
+            )
+        return metrics.get(self.plan.metric, math.nan)
 
 
-class Judge:
-    """Takes the values of a trial as they come and says whether they are enough to give it up."""
+class PruningReporter:
+    """Report the values of a trial to Optuna's pruner and return whether to stop the trial.
+
+    Attributes:
+        pruned: whether any answer was to stop.
+    """
 
     def __init__(self, study: Study, trial: Trial) -> None:
         self.study, self.trial, self.pruned = study, trial, False
 
     def __call__(self, step: int, value: float) -> bool:
         known = self.study.get_trials(deepcopy=False)[self.trial.number].intermediate_values
-        if step not in known and not math.isnan(value):  # a trial that goes on tells some again
+        # A retried trial repeats the epochs after its last checkpoint.
+        if step not in known and not math.isnan(value):
             self.trial.report(value, step)
-        self.pruned = self.pruned or self.trial.should_prune()
+        # Percentile pruners return numpy.bool, which JSON does not accept.
+        self.pruned = self.pruned or bool(self.trial.should_prune())
         return self.pruned

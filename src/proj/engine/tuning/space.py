@@ -1,4 +1,4 @@
-"""What a study searches through: keys of an experiment, each with its values."""
+"""Search space of a study: keys of the experiment, each with the values to try."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -8,19 +8,24 @@ from optuna.trial import BaseTrial
 
 from proj.errors import UserError, nearest
 
-NUMBERS = {
+# Optuna's method for each kind of number.
+NUMBER_KINDS = {
     "float": "suggest_float",
     "log": "suggest_float",
     "int": "suggest_int",
     "log_int": "suggest_int",
 }
-KINDS = (*NUMBERS, "choice")
+KINDS = (*NUMBER_KINDS, "choice")
 
 
 class Parameter(NamedTuple):
-    """A key, as a flag has it, and its values: ``low`` and ``high`` of numbers, or the values to choose from.
+    """One key of the search space.
 
-    ``when`` says which values other keys must have for this one to be there at all.
+    Attributes:
+        key: the key of the experiment, written as on the command line (``model.optimizer.lr``).
+        kind: one of ``KINDS``.
+        values: the lowest and the highest number, or the values to choose from.
+        when: values that other keys must have; otherwise the parameter is not set.
     """
 
     key: str
@@ -29,89 +34,90 @@ class Parameter(NamedTuple):
     when: dict[str, list[Any]]
 
     def suggest(self, trial: BaseTrial) -> Any:
-        if self.kind in NUMBERS:
-            suggest = getattr(trial, NUMBERS[self.kind])
-            return suggest(self.key, *self.values, log=self.kind.startswith("log"))
-        return json.loads(
-            trial.suggest_categorical(self.key, [json.dumps(value) for value in self.values])
-        )
+        """Return the value that the trial's sampler proposes."""
+        if self.kind in NUMBER_KINDS:
+            suggest_number = getattr(trial, NUMBER_KINDS[self.kind])
+            return suggest_number(self.key, *self.values, log=self.kind.startswith("log"))
+        # Optuna stores choices as text; JSON keeps lists and null apart from their spelling.
+        choices = [json.dumps(value) for value in self.values]
+        return json.loads(trial.suggest_categorical(self.key, choices))
 
 
 def read_space(section: Any) -> list[Parameter]:
-    """The section ``space`` of a study's file; UserError where it does not say what it should."""
+    """Return the parameters of the section ``space`` of a study file.
+
+    Raises:
+        UserError: the section, a kind, a value or a condition is not valid.
+    """
     if not isinstance(section, dict) or not section:
         raise UserError(
-            f"space: expected keys of the experiment and what to try for each, got {section!r}."
+            f"space: expected keys of the experiment with the values to try, got {section!r}."
         )
     space: list[Parameter] = []
-    for key, value in section.items():
-        if (
-            not isinstance(value, dict)
-            or len(kinds := [kind for kind in value if kind != "when"]) != 1
-        ):
+    for key, entry in section.items():
+        kinds = [kind for kind in entry if kind != "when"] if isinstance(entry, dict) else []
+        if len(kinds) != 1:
             raise UserError(
-                f"space.{key}: expected one of {', '.join(KINDS)}, as in {{log: [1e-4, 1e-1]}}, got {value!r}."
+                f"space.{key}: expected one of {', '.join(KINDS)}, as in {{log: [1e-4, 1e-1]}}, "
+                f"got {entry!r}."
             )
-        if kinds[0] not in KINDS:
-            raise UserError(f"space.{key}: no such kind {kinds[0]!r}.{nearest(kinds[0], KINDS)}")
-        parameter = Parameter(
-            key, kinds[0], value[kinds[0]], _conditions(key, value.get("when", {}), space)
-        )
-        _check(parameter)
+        kind = kinds[0]
+        if kind not in KINDS:
+            raise UserError(f"space.{key}: no such kind {kind!r}.{nearest(kind, KINDS)}")
+        conditions = _read_conditions(key, entry.get("when", {}), space)
+        parameter = Parameter(key, kind, entry[kind], conditions)
+        _check_values(parameter)
         space.append(parameter)
     return space
 
 
-def _conditions(key: str, when: Any, before: list[Parameter]) -> dict[str, list[Any]]:
+def _read_conditions(key: str, when: Any, preceding: list[Parameter]) -> dict[str, list[Any]]:
+    """Return the allowed values by key; a condition refers to choices that precede it."""
     if not isinstance(when, dict):
         raise UserError(
-            f"space.{key}.when: expected keys and their values, as in {{model.net: MLP}}, got {when!r}."
+            f"space.{key}.when: expected keys and their values, as in {{model.net: MLP}}, "
+            f"got {when!r}."
         )
     conditions = {
         other: value if isinstance(value, list) else [value] for other, value in when.items()
     }
     choices = {
-        parameter.key: parameter.values for parameter in before if parameter.kind == "choice"
+        parameter.key: parameter.values for parameter in preceding if parameter.kind == "choice"
     }
     for other, values in conditions.items():
         if other not in choices or not all(value in choices[other] for value in values):
             raise UserError(
-                f"space.{key}.when: expected a choice that stands before it and some of its values, "
+                f"space.{key}.when: expected an earlier choice and some of its values, "
                 f"got {other}: {values}.{nearest(other, choices)}"
             )
     return conditions
 
 
-def _check(parameter: Parameter) -> None:
+def _check_values(parameter: Parameter) -> None:
     key, kind, values = parameter.key, parameter.kind, parameter.values
-    where = f"space.{key}.{kind}"
+    path = f"space.{key}.{kind}"
     if not isinstance(values, list) or not values:
-        raise UserError(f"{where}: expected a list, got {values!r}.")
+        raise UserError(f"{path}: expected a list, got {values!r}.")
     if kind == "choice":
         if len({json.dumps(value) for value in values}) < len(values):
-            raise UserError(f"{where}: expected different values, got {values}.")
+            raise UserError(f"{path}: expected different values, got {values}.")
         return
-    wanted = int if kind.endswith("int") else int | float
-    if len(values) != 2 or not all(
-        isinstance(value, wanted) and not isinstance(value, bool) for value in values
-    ):
-        hint = (
-            " (YAML takes 1e-4 for a text: write 1.0e-4)"
-            if any(isinstance(value, str) for value in values)
-            else ""
-        )
-        raise UserError(
-            f"{where}: expected two numbers, the least and the largest, got {values}{hint}."
-        )
-    if not values[0] < values[1] or (kind.startswith("log") and values[0] <= 0):
-        raise UserError(
-            f"{where}: expected a least number{' above 0' if kind.startswith('log') else ''} and a larger one, "
-            f"got {values}."
-        )
+    number_type = int if kind.endswith("int") else int | float
+    are_numbers = all(
+        isinstance(value, number_type) and not isinstance(value, bool) for value in values
+    )
+    if len(values) != 2 or not are_numbers:
+        has_text = any(isinstance(value, str) for value in values)
+        hint = " (YAML reads 1e-4 as text: write 1.0e-4)" if has_text else ""
+        raise UserError(f"{path}: expected two numbers, lowest and highest, got {values}{hint}.")
+    low, high = values
+    if not low < high or (kind.startswith("log") and low <= 0):
+        limit = " above 0" if kind.startswith("log") else ""
+        raise UserError(f"{path}: expected a lowest number{limit} and a higher one, got {values}.")
 
 
 def assign(space: list[Parameter], value_of: Callable[[Parameter], Any]) -> dict[str, Any]:
-    """A value for every parameter whose conditions hold."""
+    """Return ``value_of`` each parameter whose conditions hold, by key."""
     values: dict[str, Any] = {}
     for parameter in space:
         if all(values.get(key) in allowed for key, allowed in parameter.when.items()):
@@ -120,27 +126,33 @@ def assign(space: list[Parameter], value_of: Callable[[Parameter], Any]) -> dict
 
 
 def suggest(trial: BaseTrial, space: list[Parameter]) -> dict[str, Any]:
+    """Return the settings that the trial's sampler proposes."""
     return assign(space, lambda parameter: parameter.suggest(trial))
 
 
 def corners(space: list[Parameter]) -> Iterator[dict[str, Any]]:
-    """Assignments in which each choice and each end of a range comes up at least once."""
+    """Yield settings that together contain each choice and both ends of each range."""
     by_key = {parameter.key: parameter for parameter in space}
+
+    def fix_conditions(key: str, fixed: dict[str, Any]) -> None:
+        """Add the first value that each condition of ``key`` allows, recursively."""
+        for other, allowed in by_key[key].when.items():
+            fixed.setdefault(other, allowed[0])
+            fix_conditions(other, fixed)
+
+    def fixed_or_first(fixed: dict[str, Any]) -> Callable[[Parameter], Any]:
+        return lambda parameter: fixed.get(parameter.key, parameter.values[0])
+
     for parameter in space:
         for value in parameter.values:
             fixed = {parameter.key: value}
-            for key in list(fixed):  # what has to be chosen for it to be there
-                wanted = [key]
-                while wanted:
-                    for other, allowed in by_key[wanted.pop()].when.items():
-                        fixed.setdefault(other, allowed[0])
-                        wanted.append(other)
-            yield assign(space, lambda other, fixed=fixed: fixed.get(other.key, other.values[0]))  # type: ignore[misc]
+            fix_conditions(parameter.key, fixed)
+            yield assign(space, fixed_or_first(fixed))
 
 
-def flags(values: dict[str, Any]) -> list[str]:
-    """Values as flags of the command line."""
-    texts = {
-        key: value if isinstance(value, str) else json.dumps(value) for key, value in values.items()
-    }
-    return [word for key, text in texts.items() for word in (f"--{key}", text)]
+def to_flags(settings: dict[str, Any]) -> list[str]:
+    """Return settings as flags of the command line."""
+    flags = []
+    for key, value in settings.items():
+        flags += [f"--{key}", value if isinstance(value, str) else json.dumps(value)]
+    return flags

@@ -1,53 +1,149 @@
-"""The study in its storage: opened, mended, and what its trials have come to."""
+"""Optuna study with deterministic sampling, so that interruptions do not change its result.
 
-import contextlib
+A trial that dies is retried as a new trial of Optuna's. Its index stays the same, and so do its
+folder and its proposed parameters.
+"""
+
+import hashlib
 import json
 import logging
 import re
 import time
 import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import optuna
 from optuna import Study
+from optuna.distributions import BaseDistribution
 from optuna.exceptions import DuplicatedStudyError, ExperimentalWarning
-from optuna.storages import (
-    BaseStorage,
-    JournalStorage,
-    RDBStorage,
-    RetryHeartbeatStaleTrialCallback,
-)
+from optuna.samplers import BaseSampler, GridSampler, QMCSampler
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage
+from optuna.storages import RetryHeartbeatStaleTrialCallback as RetryStaleTrial
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
 from proj.engine import console
 from proj.engine.config.experiment import differences
-from proj.engine.tuning.plan import Plan
-from proj.engine.tuning.sampler import PlaceSampler, place
+from proj.engine.tuning.plan import StudyPlan
 from proj.errors import UserError
 
-HEARTBEAT = (
-    5  # seconds; a `tune` on another machine that has not been heard of for four of them is dead
-)
+# A `tune` on another machine counts as dead after four missed heartbeats.
+HEARTBEAT_SECONDS = 5
+GRACE_SECONDS = 4 * HEARTBEAT_SECONDS
 
 warnings.simplefilter("ignore", ExperimentalWarning)
-make_again = RetryHeartbeatStaleTrialCallback(inherit_intermediate_values=True)
+# Add a waiting trial with the parameters and the intermediate values of a trial that has failed.
+enqueue_retry = RetryStaleTrial(inherit_intermediate_values=True)
 
 
-def _is_news(record: logging.LogRecord) -> bool:
-    """Optuna tells of trials that fail with a traceback of our own code; the board tells of them with the reason."""
-    return not re.match(r"Trial \d+ failed", record.getMessage())
+def trial_index(study: Study, trial: FrozenTrial) -> int:
+    """Return the number that the trial would have if no trial had ever been retried."""
+    original = RetryStaleTrial.retried_trial_number(trial)
+    number = trial.number if original is None else original
+    retries = sum(
+        other.number < number and RetryStaleTrial.retried_trial_number(other) is not None
+        for other in study.get_trials(deepcopy=False)
+    )
+    return number - retries
 
 
-def open_study(plan: Plan) -> Study:
-    """The study of a plan, new or as it was left. UserError where it is one of another experiment."""
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    for handler in logging.getLogger("optuna").handlers:
-        handler.addFilter(_is_news)
-    sampler, pruner = PlaceSampler(plan.make_sampler, plan.seed), plan.make_pruner()
+def trials_by_index(study: Study) -> dict[int, FrozenTrial]:
+    """Return the trials by index, of a retried trial the latest attempt."""
+    trials = study.get_trials(deepcopy=False)
+    return dict(sorted((trial_index(study, trial), trial) for trial in trials))
+
+
+def remaining_trials(study: Study, n_trials: int | None) -> int | None:
+    """Return the number of trials still to start; None if the budget is a time."""
+    if n_trials is None:
+        return None
+    trials = study.get_trials(deepcopy=False)
+    started = sum(RetryStaleTrial.retried_trial_number(trial) is None for trial in trials)
+    waiting = sum(trial.state == TrialState.WAITING for trial in trials)
+    return max(0, n_trials - started) + waiting
+
+
+def retry_trial(study: Study, number: int) -> None:
+    """Fail a running trial and enqueue its retry, which continues in the same folder."""
+    study.tell(number, state=TrialState.FAIL)
+    enqueue_retry(study, study.get_trials(deepcopy=True)[number])
+
+
+def was_interrupted(trial: FrozenTrial) -> bool:
+    """Return whether a signal interrupted this attempt at the trial."""
+    return trial.user_attrs.get("interrupted") == trial.number
+
+
+class DeterministicSampler(BaseSampler):
+    """Sample each trial with a seed of its own, so that interruptions do not change the proposals.
+
+    The parameters of a trial depend on the study's seed, the trial index and the trials that have
+    ended, but not on the process that samples them or on the time.
+
+    Args:
+        make_sampler: builds the sampler of Optuna's from a seed.
+        seed: seed of the study.
+    """
+
+    def __init__(self, make_sampler: Callable[[int], BaseSampler], seed: int) -> None:
+        self.make_sampler, self.seed = make_sampler, seed
+        # Samplers of the running trials, by trial number.
+        self.samplers: dict[int, BaseSampler] = {}
+
+    def _sampler_of(self, study: Study, trial: FrozenTrial, parameter: str = "") -> BaseSampler:
+        key = f"{self.seed} {trial_index(study, trial)} {parameter}"
+        digest = hashlib.sha256(key.encode()).digest()
+        sampler = self.make_sampler(int.from_bytes(digest[:4], "little"))
+        if isinstance(sampler, GridSampler | QMCSampler):
+            # These samplers go through one sequence, which must be the same for all trials.
+            return self.make_sampler(self.seed)
+        return sampler
+
+    def before_trial(self, study: Study, trial: FrozenTrial) -> None:
+        self.samplers[trial.number] = self._sampler_of(study, trial)
+        self.samplers[trial.number].before_trial(study, trial)
+
+    def infer_relative_search_space(
+        self, study: Study, trial: FrozenTrial
+    ) -> dict[str, BaseDistribution]:
+        return self.samplers[trial.number].infer_relative_search_space(study, trial)
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        return self.samplers[trial.number].sample_relative(study, trial, search_space)
+
+    def sample_independent(
+        self,
+        study: Study,
+        trial: FrozenTrial,
+        param_name: str,
+        param_distribution: BaseDistribution,
+    ) -> Any:
+        # A retried trial has some parameters already. A generator for each parameter keeps the
+        # others independent of how many were sampled before.
+        sampler = self._sampler_of(study, trial, param_name)
+        return sampler.sample_independent(study, trial, param_name, param_distribution)
+
+    def after_trial(
+        self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None
+    ) -> None:
+        if sampler := self.samplers.pop(trial.number, None):
+            sampler.after_trial(study, trial, state, values)
+
+
+def open_study(plan: StudyPlan) -> Study:
+    """Create or load the study of a plan.
+
+    Raises:
+        UserError: the study has another experiment or space, or its storage cannot be opened.
+    """
+    _silence_optuna()
+    sampler, pruner = DeterministicSampler(plan.make_sampler, plan.seed), plan.make_pruner()
     direction: Literal["minimize", "maximize"] = "minimize" if plan.mode == "min" else "maximize"
-    storage = _storage(plan)
+    storage = _open_storage(plan)
     try:
         study = optuna.create_study(
             storage=storage,
@@ -56,110 +152,121 @@ def open_study(plan: Plan) -> Study:
             sampler=sampler,
             pruner=pruner,
         )
-        study.set_user_attr("about", _about(plan))
+        study.set_user_attr("about", _description(plan))
     except DuplicatedStudyError:
         study = optuna.load_study(
             storage=storage, study_name=plan.name, sampler=sampler, pruner=pruner
         )
-        for _ in range(50):  # until who made it has said what it is about
-            if "about" in study.user_attrs:
-                break
-            time.sleep(0.1)
-    about = study.user_attrs.get("about", {})
-    if changes := differences(about, _about(plan)):
-        raise UserError(
-            f"the study {plan.name} in {plan.storage or plan.folder} is of another experiment or space: "
-            f"{'; '.join(changes)[:500]}. Change it back, or name another folder with --output."
-        )
-    if plan.storage is None:  # we alone work on it, so nobody works on what it takes for running
+        _wait_for_description(study)
+    _check_description(study, plan)
+    if plan.storage is None:
+        # The lock on the folder excludes other processes, so these trials were interrupted.
         for trial in study.get_trials(deepcopy=False, states=[TrialState.RUNNING]):
-            again(study, trial.number)
+            retry_trial(study, trial.number)
     return study
 
 
-def _about(plan: Plan) -> dict[str, Any]:
-    """What makes it this study, as plain values."""
+def _silence_optuna() -> None:
+    """Hide Optuna's messages and its tracebacks of failed trials: ``tune`` gives the reason."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    for handler in logging.getLogger("optuna").handlers:
+        handler.addFilter(_is_no_failed_trial)
+
+
+def _is_no_failed_trial(record: logging.LogRecord) -> bool:
+    return not re.match(r"Trial \d+ failed", record.getMessage())
+
+
+def _description(plan: StudyPlan) -> dict[str, Any]:
+    """Return what must stay the same when a study continues, as plain values."""
     space = {
         parameter.key: [parameter.kind, parameter.values, parameter.when]
         for parameter in plan.space
     }
-    about = {
-        "experiment": plan.resolved,
+    description = {
+        "experiment": plan.experiment,
         "metric": plan.metric,
         "mode": plan.mode,
         "seed": plan.seed,
         "space": space,
         "sampler": plan.sampler,
         "pruner": plan.pruner,
-        "repeats": [of.suffix for of in plan.repeats],
+        "repeats": [repeat.suffix for repeat in plan.repeats],
     }
-    plain: dict[str, Any] = json.loads(json.dumps(about))
+    plain: dict[str, Any] = json.loads(json.dumps(description))
     return plain
 
 
-def _storage(plan: Plan) -> BaseStorage:
+def _wait_for_description(study: Study) -> None:
+    """Wait up to 5 s for the process that has just created the study to describe it."""
+    for _ in range(50):
+        if "about" in study.user_attrs:
+            return
+        time.sleep(0.1)
+
+
+def _check_description(study: Study, plan: StudyPlan) -> None:
+    changes = differences(study.user_attrs.get("about", {}), _description(plan))
+    if not changes:
+        return
+    remedy = "rename the study file" if plan.storage else "choose another folder with --output"
+    raise UserError(
+        f"{plan.storage or plan.folder}: expected the experiment and space with which the study "
+        f"{plan.name} began, got another experiment or space: {'; '.join(changes)[:500]}; undo the "
+        f"changes, or {remedy}."
+    )
+
+
+def _open_storage(plan: StudyPlan) -> BaseStorage:
     if plan.storage is None:
-        journal = plan.folder / "study.journal"
-        plan.folder.mkdir(parents=True, exist_ok=True)
-        for lock in plan.folder.glob(f"{journal.name}.lock*"):  # of a process that was killed
-            lock.unlink()
-        mend(journal)
-        return JournalStorage(JournalFileBackend(str(journal)))
+        return _open_journal(plan.folder)
     try:
         return RDBStorage(
             plan.storage,
-            heartbeat_interval=HEARTBEAT,
-            grace_period=4 * HEARTBEAT,
-            heartbeat_stale_trial_callback=make_again,
+            heartbeat_interval=HEARTBEAT_SECONDS,
+            grace_period=GRACE_SECONDS,
+            heartbeat_stale_trial_callback=enqueue_retry,
         )
     except ImportError as error:
+        scheme = plan.storage.partition(":")[0]
         raise UserError(
-            f"--storage: {plan.storage.partition(':')[0]} needs a package that is not there: {error}."
+            f"--storage: {scheme} needs a package that is not installed: {error}; install it."
         ) from error
-    except Exception as error:  # of SQLAlchemy or of the database's driver, of many kinds
-        said = " ".join(str(error).split())[:300]
+    except Exception as error:  # SQLAlchemy and the database drivers raise errors of many types.
+        message = " ".join(str(error).split())[:300]
         raise UserError(
-            f"--storage: expected a database that can be reached, got {type(error).__name__}: {said}."
+            f"--storage: expected a database that can be reached, got {type(error).__name__}: "
+            f"{message}; check the URL and the server."
         ) from error
 
 
-def mend(journal: Path) -> None:
-    """Cut off a last record that a killed process has left half written: Optuna would append to it and read neither."""
+def _open_journal(folder: Path) -> JournalStorage:
+    """Open the journal of a study; the caller holds the lock on its folder."""
+    journal = folder / "study.journal"
+    folder.mkdir(parents=True, exist_ok=True)
+    # Only a process that was killed can have left a lock of Optuna's.
+    for lock in folder.glob(f"{journal.name}.lock*"):
+        lock.unlink()
+    truncate_torn_record(journal)
+    return JournalStorage(JournalFileBackend(str(journal)))
+
+
+def truncate_torn_record(journal: Path) -> None:
+    """Remove a last record that a killed process wrote only in part.
+
+    Optuna would append the next record to it, and then could read neither.
+    """
     if not journal.exists():
         return
     content = journal.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
-    with contextlib.suppress(ValueError):
-        last = whole[whole.rfind(b"\n", 0, -1) + 1 :]
-        json.loads(last or b"{}")
-        last = b""
-    if last:  # ends as a line should and is none
-        whole = whole[: -len(last)]
-    if len(whole) < len(content):
-        console.warn(
-            f"{journal}: a record that was cut off is left out ({len(content) - len(whole)} bytes)."
-        )
+    complete = content[: content.rfind(b"\n") + 1]
+    last_record = complete[complete.rfind(b"\n", 0, -1) + 1 :]
+    try:
+        json.loads(last_record or b"{}")
+    except ValueError:
+        complete = complete[: -len(last_record)]
+    torn_bytes = len(content) - len(complete)
+    if torn_bytes:
+        console.warn(f"{journal}: removed an incomplete last record ({torn_bytes} bytes).")
         with journal.open("rb+") as file:
-            file.truncate(len(whole))
-
-
-def again(study: Study, number: int) -> None:
-    """Give a trial up, and have another one made of it that goes on in its folder."""
-    study.tell(number, state=TrialState.FAIL)
-    make_again(study, study.get_trials(deepcopy=True)[number])
-
-
-def trials(study: Study) -> dict[int, FrozenTrial]:
-    """The trials by their places: of those that were made again, the last."""
-    return dict(sorted((place(study, trial), trial) for trial in study.get_trials(deepcopy=False)))
-
-
-def left(study: Study, plan: Plan) -> int | None:
-    """Trials still to be started; None where the budget is a time."""
-    if plan.trials is None:
-        return None
-    every = study.get_trials(deepcopy=False)
-    started = sum(
-        RetryHeartbeatStaleTrialCallback.retried_trial_number(trial) is None for trial in every
-    )
-    return max(0, plan.trials - started) + sum(trial.state == TrialState.WAITING for trial in every)
+            file.truncate(len(complete))

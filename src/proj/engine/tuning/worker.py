@@ -1,9 +1,11 @@
-"""A process that trains one job after another, so that imports are paid once: ``python -m proj.tune.worker``.
+"""Worker process that trains one job after another: ``python -m proj.engine.tuning.worker``.
 
-A job is a line of JSON on its input: arguments of ``fit``, the run's folder, and what else is to be done. On its output go
-the values of a metric after each validation, each answered by whether to stop, and what has come of the job. What training
-prints goes into the job's log. With a job as its argument it does that one alone: under DDP, Lightning starts all further
-processes with the same arguments.
+Reusing the process saves the imports. Each line of its input is a job as JSON. Its output are lines
+of JSON, too: the monitored metric after each validation, which the parent process answers with
+whether to stop, and the outcome of each job. What training prints goes to the job's log file.
+
+With a job as its argument the process runs that job and exits. Under DDP, Lightning starts the
+further processes with the same arguments.
 """
 
 import json
@@ -22,46 +24,84 @@ from typing import Any, TypedDict
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from proj.engine import security
-from proj.engine.cli import exit_code
-from proj.engine.commands.evaluation import test
 from proj.engine.commands.fit import fit
+from proj.engine.commands.test import test
 from proj.engine.config.experiment import first_process
+from proj.engine.exit_codes import exit_code
 from proj.engine.runs import checkpoint_file
 from proj.engine.runs.run import LAST, PREVIOUS, Run, lock_run, read_checkpoint
 from proj.errors import TrainingError, UserError
 
 QUIET = ["--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false"]
+LOCK_TIMEOUT_SECONDS = 60
 
 
 class Job(TypedDict):
-    folder: str  # of the run
-    fit: list[str]
+    """One training run for a worker, as plain values.
+
+    Attributes:
+        folder: the run's folder.
+        fit_args: arguments of ``fit``.
+        log: file for everything that training prints.
+        metric: metric to report after each validation; None: report nothing.
+        test: whether to run ``test`` after training.
+        allow: packages that the experiment may import, as in ``--allow``.
+    """
+
+    folder: str
+    fit_args: list[str]
     log: str
-    metric: str | None  # to report after each validation
+    metric: str | None
     test: bool
-    allow: list[str]  # packages
+    allow: list[str]
+
+
+def make_job(
+    folder: Path, fit_args: list[str], metric: str | None = None, test: bool = False
+) -> Job:
+    """Return a job that logs beside the run's folder and may import this process's packages."""
+    return Job(
+        folder=str(folder),
+        fit_args=fit_args,
+        log=f"{folder}.txt",
+        metric=metric,
+        test=test,
+        allow=security.allowed_packages,
+    )
 
 
 class Channel:
-    """Lines of JSON, to and from the process that started this one. When that is gone, training saves and stops."""
+    """Lines of JSON from and to the parent process.
+
+    When the parent process ends, training saves a checkpoint and stops.
+    """
 
     def __init__(self) -> None:
-        self.out = os.fdopen(os.dup(1), "w", buffering=1)
-        self.lines: queue.Queue[Any] = queue.Queue()
+        self.output = os.fdopen(os.dup(1), "w", buffering=1)
+        self.messages: queue.Queue[Any] = queue.Queue()
         threading.Thread(target=self._listen, daemon=True).start()
 
     def _listen(self) -> None:
         for line in sys.stdin:
-            self.lines.put(json.loads(line))
-        self.lines.put(None)
+            self.messages.put(json.loads(line))
+        self.messages.put(None)
         os.kill(os.getpid(), signal.SIGTERM)
 
     def send(self, **message: Any) -> None:
-        self.out.write(json.dumps(message) + "\n")
+        self.output.write(json.dumps(message) + "\n")
+
+    def receive(self) -> Any:
+        """Return the next message; None after the parent process has ended."""
+        return self.messages.get()
 
 
-class Report(Callback):
-    """Tells a metric after the first validation of each epoch, and stops training where the answer is to."""
+class MetricReporter(Callback):
+    """Report a metric after the first validation of each epoch; stop training on request.
+
+    Args:
+        metric: name of the metric.
+        channel: connection to the parent process; None in all processes but the first.
+    """
 
     def __init__(self, metric: str, channel: Channel | None) -> None:
         self.metric, self.channel, self.epoch = metric, channel, -1
@@ -71,33 +111,39 @@ class Report(Callback):
             return
         self.epoch, stop = trainer.current_epoch, False
         if self.channel is not None:
-            self.channel.send(step=self.epoch, value=trainer.callback_metrics[self.metric].item())
-            stop = bool(self.channel.lines.get())
+            value = trainer.callback_metrics[self.metric].item()
+            self.channel.send(epoch=self.epoch, value=value)
+            stop = bool(self.channel.receive())
         trainer.should_stop = trainer.should_stop or bool(trainer.strategy.broadcast(stop))
 
 
-def work(job: Job, channel: Channel | None) -> None:
-    """Train into the job's folder, or go on there where a worker died; a run that is complete is left as it is."""
+def train(job: Job, channel: Channel | None) -> None:
+    """Train and test as the job says.
+
+    A run that was interrupted is resumed. A run that is finished stays as it is.
+    """
     folder = Path(job["folder"])
-    callbacks = [Report(job["metric"], channel)] if job["metric"] else []
-    _wait_for(folder)
-    go_on = any(
-        (path := folder / "checkpoints" / name).is_file() and checkpoint_file.is_whole(path)
-        for name in (LAST, PREVIOUS)
-    )
-    if not go_on and folder.exists() and first_process():
+    callbacks = [MetricReporter(job["metric"], channel)] if job["metric"] else []
+    _wait_for_lock(folder)
+    checkpoints = [folder / "checkpoints" / name for name in (LAST, PREVIOUS)]
+    resumable = any(path.is_file() and checkpoint_file.is_whole(path) for path in checkpoints)
+    if not resumable and folder.exists() and first_process():
         shutil.rmtree(folder)
-    if not (go_on and Run(folder).manifest["status"] == "finished"):
-        fit(
-            ["--resume", str(folder), *QUIET] if go_on else [*job["fit"], *QUIET], folder, callbacks
-        )
+    if not resumable:
+        fit([*job["fit_args"], *QUIET], folder, callbacks)
+    elif Run(folder).manifest["status"] != "finished":
+        fit(["--resume", str(folder), *QUIET], folder, callbacks)
     if job["test"] and not (folder / "test" / "metrics.json").exists():
         test(["--run", str(folder), *QUIET])
 
 
-def _wait_for(folder: Path) -> None:
-    """Until nobody trains there any more: a worker whose `tune` was killed saves before it ends."""
-    for _ in range(600):
+def _wait_for_lock(folder: Path) -> None:
+    """Wait until no other process trains into the folder.
+
+    A worker whose parent process was killed saves a checkpoint before it ends.
+    """
+    end = time.monotonic() + LOCK_TIMEOUT_SECONDS
+    while time.monotonic() < end:
         try:
             with lock_run(Run(folder)) if folder.exists() and first_process() else nullcontext():
                 return
@@ -105,13 +151,14 @@ def _wait_for(folder: Path) -> None:
             time.sleep(0.1)
 
 
-def done(job: Job, channel: Channel | None) -> dict[str, Any]:
-    """Do a job; its exit code, and the metrics of its best epoch or why there are none."""
-    Path(job["log"]).parent.mkdir(parents=True, exist_ok=True)
-    log = os.open(job["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    for stream in (1, 2):
-        os.dup2(log, stream)
-    os.close(log)
+def execute(job: Job, channel: Channel | None) -> dict[str, Any]:
+    """Run a job and return its outcome.
+
+    Returns:
+        ``code``, the exit code that the verb would have; with code 0 ``metrics``, the metrics of
+        the best epoch, otherwise ``reason``, the error message.
+    """
+    _redirect_output(Path(job["log"]))
     for package in job["allow"]:
         security.allow_package(package)
     reason = ""
@@ -119,7 +166,7 @@ def done(job: Job, channel: Channel | None) -> dict[str, Any]:
     def call() -> None:
         nonlocal reason
         try:
-            work(job, channel)
+            train(job, channel)
         except (UserError, TrainingError) as error:
             reason = str(error)
             raise
@@ -127,16 +174,8 @@ def done(job: Job, channel: Channel | None) -> dict[str, Any]:
     try:
         if code := exit_code(call):
             return {"code": code, "reason": reason}
-        callbacks = read_checkpoint(Path(job["folder"]) / "checkpoints" / LAST)[
-            "callbacks"
-        ].values()
-        return {
-            "code": 0,
-            "metrics": next(
-                state["best_metrics"] for state in callbacks if "best_metrics" in state
-            ),
-        }
-    except Exception as error:  # it ends this trial alone
+        return {"code": 0, "metrics": best_metrics(Path(job["folder"]))}
+    except Exception as error:  # A bug in user code ends this job only; the log has the traceback.
         traceback.print_exc()
         return {"code": 1, "reason": f"{type(error).__name__}: {error}"}
     finally:
@@ -144,16 +183,34 @@ def done(job: Job, channel: Channel | None) -> dict[str, Any]:
         sys.stderr.flush()
 
 
+def best_metrics(folder: Path) -> dict[str, float]:
+    """Return the metrics of a run's best epoch."""
+    states = read_checkpoint(folder / "checkpoints" / LAST)["callbacks"].values()
+    metrics: dict[str, float] = next(
+        state["best_metrics"] for state in states if "best_metrics" in state
+    )
+    return metrics
+
+
+def _redirect_output(log: Path) -> None:
+    """Append everything that this process prints to the log."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for stream in (1, 2):
+        os.dup2(descriptor, stream)
+    os.close(descriptor)
+
+
 def main() -> None:
     channel = Channel() if first_process() else None
     if len(sys.argv) > 1:
-        outcome = done(json.loads(sys.argv[1]), channel)
+        outcome = execute(json.loads(sys.argv[1]), channel)
         if channel is not None:
             channel.send(**outcome)
         sys.exit(outcome["code"])
     assert channel is not None
-    while (job := channel.lines.get()) is not None:
-        channel.send(**done(job, channel))
+    while (job := channel.receive()) is not None:
+        channel.send(**execute(job, channel))
 
 
 if __name__ == "__main__":

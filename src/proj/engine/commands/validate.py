@@ -1,0 +1,198 @@
+"""The verb `validate`: score a run on the validation split; calibrate it; rank its columns."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Trainer
+from rich.table import Column, Table
+
+from proj.data.base import DataModule
+from proj.data.loader import take
+from proj.engine import console
+from proj.engine.callbacks.prediction_writer import PredictionWriter
+from proj.engine.config.experiment import ExperimentCLI, first_process
+from proj.engine.console import number
+from proj.engine.evaluation import calibrate
+from proj.engine.evaluation.artifacts import places
+from proj.engine.evaluation.calibrate import CalibrationRequest
+from proj.engine.evaluation.counts import headline_metric
+from proj.engine.evaluation.importance import REPEATS, Rows, importances, inputs_of, predictor
+from proj.engine.evaluation.prediction_set import PredictionSet, load_predictions
+from proj.engine.evaluation.restore import restore
+from proj.engine.evaluation.results import logged_metrics, run_seed, save_metrics, show_location
+from proj.engine.evaluation.scoring import Metrics, add_intervals, small_sample_warnings
+from proj.engine.exit_codes import as_user_error, signal_exit_codes
+from proj.engine.memory import keep_freed_memory
+from proj.engine.runs import calibration
+from proj.engine.runs.calibration import Calibration
+from proj.engine.runs.run import Run, atomic_write
+from proj.errors import UserError
+from proj.models.base import Model
+from proj.schema import Schema
+
+
+def validate(args: list[str]) -> None:
+    """Compute a run's metrics on the validation split.
+
+    Depending on the flags, also fit a calibration and compute the importance of the columns.
+    """
+    run, cli, checkpoint, _ = restore("validate", args)
+    fast_dev_run = bool(cli.config_init.trainer.fast_dev_run)
+    wants_importance = bool(cli.config.get("importance"))
+    if wants_importance:
+        check_importance(cli.model, cli.datamodule, fast_dev_run)
+    request = _calibration_request(cli, checkpoint, fast_dev_run)
+    writer = PredictionWriter(run.path / "validate" / "predictions.parquet")
+    trainer = cli.build_trainer(run.path, [] if fast_dev_run else [writer])
+    keep_freed_memory(trainer.strategy.root_device)
+    with signal_exit_codes(trainer), as_user_error("validate fails"):
+        trainer.validate(
+            cli.model,
+            datamodule=cli.datamodule,
+            ckpt_path=checkpoint,
+            weights_only=True,
+            verbose=False,
+        )
+    if not trainer.is_global_zero:
+        return
+    if fast_dev_run:
+        console.say("fast_dev_run: completed; nothing is saved.")
+        return
+    metrics = logged_metrics(trainer.callback_metrics, "val")
+    # Metrics of this split are those of the uncalibrated model.
+    calibration.keep(None, run.path / "validate")
+    if writer.written and isinstance(cli.model, Model):
+        predictions = _score(run, cli.model, checkpoint, metrics, request)
+        if wants_importance:
+            save_importance(run, trainer, cli.model, cli.datamodule, predictions, checkpoint)
+    else:
+        save_metrics(run, "validate", checkpoint, metrics, [], writer.written)
+    show_location(run)
+
+
+def _score(
+    run: Run,
+    model: Model,
+    checkpoint: Path,
+    metrics: Metrics,
+    request: CalibrationRequest | None,
+) -> PredictionSet:
+    """Add intervals to the metrics of one of our models, fit the calibration; return the rows."""
+    assert model.schema is not None
+    schema = model.schema
+    predictions = load_predictions(run, "validate", schema)
+    fitted = None
+    if request is not None:
+        fitted = calibrate.fit_calibration(request, predictions, schema, checkpoint)
+    metrics = add_intervals(metrics, predictions, schema, run_seed(run))
+    warnings = small_sample_warnings(metrics, schema.task, "validation")
+    save_metrics(run, "validate", checkpoint, metrics, warnings, has_predictions=True)
+    if fitted is not None:
+        show_calibration(fitted, predictions, schema)
+        _save_calibration(fitted, checkpoint)
+    return predictions
+
+
+# Calibration
+
+
+def _calibration_request(
+    cli: ExperimentCLI, checkpoint: Path, fast_dev_run: bool
+) -> CalibrationRequest | None:
+    """Return what the flags ask to fit; None if they are not given."""
+    flags = cli.option("calibrate"), cli.option("threshold")
+    if flags == (None, None):
+        path = checkpoint.with_name(calibration.FILE)
+        if path.is_file() and first_process():
+            console.say(f"{path} is not applied to the split it was fitted on")
+        return None
+    if fast_dev_run:
+        raise UserError(
+            "--calibrate, --threshold: expected the whole validation split, got "
+            "--trainer.fast_dev_run; leave it out."
+        )
+    task = cli.model.task if isinstance(cli.model, Model) else None
+    return calibrate.parse_request(*flags, task)
+
+
+def show_calibration(fitted: Calibration, predictions: PredictionSet, schema: Schema) -> None:
+    """Print what was fitted to the predictions, and what it changes there."""
+    after = calibrate.calibrated(predictions, fitted, schema)
+    console.say(f"fitted on {fitted.rows} rows: {fitted}")
+    headings = [Column(name, justify="right") for name in ("before", "after")]
+    table = Table("on the validation split", *headings)
+    for name, *values in calibrate.compare_calibration(predictions, after, fitted):
+        table.add_row(name, *map(number, values))
+    console.show(table)
+    console.say(
+        "the calibration was fitted on these rows, so this table is too optimistic; `test` gives "
+        "an unbiased result."
+    )
+    for name, count in calibrate.rarely_predicted(after, fitted):
+        console.warn(
+            f"--threshold: only {count} validation rows are above the threshold of {name}; "
+            "metrics of so few rows are mostly noise."
+        )
+
+
+def _save_calibration(fitted: Calibration, checkpoint: Path) -> None:
+    path = checkpoint.with_name(calibration.FILE)
+    fitted.write(path)
+    console.say(
+        f"calibration: {path}; test, predict and proj.load apply it until you delete the file"
+    )
+
+
+# Importance
+
+
+def check_importance(model: Any, data: Any, fast_dev_run: bool) -> None:
+    """Raise UserError unless the importance of columns can be computed."""
+    if fast_dev_run:
+        raise UserError(
+            "--importance: expected the whole validation split, got trainer.fast_dev_run; leave "
+            "one of them out."
+        )
+    if not isinstance(model, Model) or not isinstance(data, DataModule) or model.schema is None:
+        raise UserError(
+            "--importance: expected a model and a data module of this package, got "
+            f"{type(model).__name__} and {type(data).__name__}; leave it out."
+        )
+    inputs_of(model.schema)
+
+
+def save_importance(
+    run: Run,
+    trainer: Trainer,
+    model: Model,
+    data: DataModule,
+    predictions: PredictionSet,
+    checkpoint: Path,
+) -> None:
+    """Write permutation importance to ``validate/importance.json``, and show it as a table.
+
+    This process computes it alone, whatever the number of processes.
+    """
+    assert model.schema is not None
+    columns, split = inputs_of(model.schema), data.splits["val"]
+    console.say(
+        f"importance: {len(columns)} columns × {REPEATS} permutations, and once unpermuted: "
+        f"{len(columns) * REPEATS + 1} passes over {len(predictions)} validation rows"
+    )
+    indices = places(split, predictions.row)
+    rows = Rows(split, indices, *predictor(trainer, model, take(split, indices[:2])))
+    importance = importances(rows, predictions, columns, run_seed(run))
+    entries = {name: entry.entry() for name, entry in importance.items()}
+    metric = headline_metric(predictions.task)
+    path = run.path / "validate" / "importance.json"
+    content = {
+        "metric": metric,
+        "checkpoint": checkpoint.name,
+        "rows": len(predictions),
+        "repeats": REPEATS,
+        "columns": entries,
+    }
+    atomic_write(path, lambda file: file.write(json.dumps(content, indent=2).encode()))
+    console.show_importance(metric, entries)
+    console.say(f"importance: {path}; `report {run.path.name}` adds it to the report")

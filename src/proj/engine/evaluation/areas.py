@@ -1,0 +1,172 @@
+"""Areas under the ROC and the precision-recall curve, with their 95 % intervals.
+
+Each area comes with every row's influence on it. The sum of squared influences, divided by the
+squared number of rows, is the variance of the area.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from proj.engine.evaluation.limits import (
+    MIN_UNITS,
+    Interval,
+    hanley,
+    newcombe,
+    student_quantile,
+    support,
+    too_few,
+    unit_count,
+    wilson,
+)
+from proj.engine.evaluation.prediction_set import PredictionSet
+from proj.schema import Array
+
+# DeLong's variance is averaged with a prior variance that has the weight of so many rows.
+PRIOR_ROWS = 2
+
+
+def auroc(score: Array, hit: Array) -> tuple[float, Array]:
+    """Return the area under the ROC curve and each row's influence [rows].
+
+    ``score`` is [rows], ``hit`` is 0 and 1, [rows]. Both results are NaN unless there are rows of
+    both kinds. The variance by the influences is that of DeLong, DeLong and Clarke-Pearson (1988,
+    Biometrics 44:837), with components from midranks as in Sun and Xu (2014, IEEE Signal
+    Processing Letters 21:1389).
+    """
+    positive = hit == 1
+    m, k = int(positive.sum()), int((~positive).sum())
+    influence = np.full(len(score), np.nan)
+    if not m or not k:
+        return np.nan, influence
+    ranks = midranks(score)
+    # The share of rows of the other kind that the row is ranked correctly against.
+    share = np.empty(len(score))
+    share[positive] = (ranks[positive] - midranks(score[positive])) / k
+    share[~positive] = 1 - (ranks[~positive] - midranks(score[~positive])) / m
+    area = float(share[positive].mean())
+    # The variance is not known from a single row of one kind: its influence is infinite or NaN.
+    with np.errstate(divide="ignore", invalid="ignore"):
+        each = np.where(positive, 1 / np.sqrt(m * (m - 1.0)), 1 / np.sqrt(k * (k - 1.0)))
+        influence = (share - area) * each * len(score)
+    return area, influence
+
+
+def average_precision(score: Array, hit: Array) -> tuple[float, Array]:
+    """Return the average precision and each row's influence [rows].
+
+    Both are NaN unless there are rows of both kinds. The value is the sum over thresholds of
+    precision times the increase of recall, as in scikit-learn. The influence is its derivative by
+    the row's weight (the infinitesimal jackknife of Efron 1982, chapter 6): a positive row counts
+    by the precision at its threshold, and every row changes the precision at its own threshold
+    and at all lower ones.
+    """
+    rows, positives = len(score), int(hit.sum())
+    if not 0 < positives < rows:
+        return np.nan, np.full(rows, np.nan)
+    levels, place = np.unique(-score, return_inverse=True)  # from the highest score down
+    gained = np.bincount(place, hit, len(levels))
+    true = gained.cumsum()
+    named = np.bincount(place, minlength=len(levels)).cumsum()
+    precision = true / named
+    value = float((gained * precision).sum() / positives)
+    # What a positive and a negative row add to the precision at their own and lower thresholds.
+    raised, lowered = (
+        np.cumsum((gained * change / named**2)[::-1])[::-1] for change in (named - true, true)
+    )
+    moved = np.where(hit == 1, raised[place], -lowered[place])
+    own = hit * (precision[place] - value) + moved
+    return value, np.asarray(own * rows / positives)
+
+
+def midranks(values: Array) -> Array:
+    """Return the ranks of values from 1 up: [rows]. Equal values share the mean of their ranks."""
+    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return np.asarray((counts.cumsum() - (counts - 1) / 2)[place])
+
+
+AREAS = {"auroc": auroc, "average_precision": average_precision}
+
+
+def area_names(predictions: PredictionSet) -> list[str]:
+    """Return the names of the areas, in the order of ``area_intervals``."""
+    per_class = predictions.task != "binary" and len(predictions.names) > 1
+    names = []
+    for kind in AREAS:
+        names.append(kind)
+        if per_class:
+            names += [f"{kind}/{class_name}" for class_name in predictions.names]
+    return names
+
+
+def area_intervals(predictions: PredictionSet) -> Iterator[tuple[str, Interval]]:
+    """Yield the name and interval of each mean area, and of the area of each class."""
+    hits = predictions.hits
+    columns = list(zip(predictions.scores.T, hits.T, strict=True))
+    rows_of_each_kind = [(int(hit.sum()), int((1 - hit).sum())) for hit in hits.T]
+    for kind, area in AREAS.items():
+        values, influences = zip(*(area(score, hit) for score, hit in columns), strict=True)
+        known = [i for i, value in enumerate(values) if not np.isnan(value)]
+        if known:
+            mean = float(np.mean([values[i] for i in known]))
+            influence = np.mean([influences[i] for i in known], axis=0)
+            counts = [rows_of_each_kind[i] for i in known]
+            yield kind, _area_interval(predictions, kind, mean, influence, counts)
+        else:
+            yield kind, _undefined_area(predictions, kind)
+        if predictions.task == "binary" or len(values) < 2:
+            continue
+        for i, class_name in enumerate(predictions.names):
+            name, counts = f"{kind}/{class_name}", [rows_of_each_kind[i]]
+            if i in known:
+                yield name, _area_interval(predictions, name, values[i], influences[i], counts)
+            else:
+                yield name, _undefined_area(predictions, name)
+
+
+def _undefined_area(predictions: PredictionSet, name: str) -> Interval:
+    why = "the area is undefined because it needs rows of the class and rows of others"
+    return Interval(None, None, None, support(predictions, name), "", why)
+
+
+def _area_interval(
+    predictions: PredictionSet,
+    name: str,
+    value: float,
+    influence: Array,
+    counts: list[tuple[int, int]],
+) -> Interval:
+    """Return the limits of an area, or of a mean of areas, computed on the logit scale.
+
+    ``counts`` are the numbers of positive and negative rows of each area. The standard error is
+    that of the influences (DeLong's for the area under the ROC curve), summed by group if rows are
+    grouped. With few rows of one kind it is too small, because which rows they are is chance.
+    Therefore the quantile is Student's, and DeLong's variance is averaged with that of Hanley and
+    McNeil, which has the weight of ``PRIOR_ROWS`` rows. If the ranking is perfect or reversed the
+    variance is 0; the limits are those of a single area of as many rows then.
+    """
+    rows, kind = support(predictions, name), name.split("/")[0]
+    units = unit_count(predictions)
+    m, k = (sum(numbers) for numbers in zip(*counts, strict=True))
+    if kind == "auroc" and value in (0.0, 1.0):
+        low, high = newcombe(value, m * units / len(predictions), k * units / len(predictions))
+        return Interval(value, low, high, rows, "Newcombe")
+    if value == 1.0:
+        low = float(wilson(value, m * units / len(predictions))[0])
+        return Interval(value, low, 1.0, rows, "Wilson")
+    if np.isnan(influence).any() or units < MIN_UNITS:
+        fewest = min(units, *(count for pair in counts for count in pair))
+        what = "rows of a class" if predictions.group is None else "groups, or rows of a class"
+        return Interval(value, None, None, rows, "", too_few(what, fewest))
+    if predictions.group is not None:
+        influence = np.bincount(predictions.group, influence) * np.sqrt(units / (units - 1))
+    variance = (influence**2).sum() / len(predictions) ** 2
+    # The variance is 0 if all scores are equal; it stays 0 then.
+    single_area = kind == "auroc" and len(counts) == 1 and predictions.group is None
+    if single_area and variance > 0:
+        variance += (hanley(value, m, k) - variance) * PRIOR_ROWS / (PRIOR_ROWS + min(m, k))
+    half = student_quantile(min(m, k, units) - 1) * np.sqrt(variance) / (value * (1 - value))
+    middle = np.log(value / (1 - value))
+    low, high = (float(1 / (1 + np.exp(-(middle + side * half)))) for side in (-1, 1))
+    method = "DeLong" if kind == "auroc" else "infinitesimal jackknife"
+    return Interval(value, low, high, rows, f"{method}, of logits")

@@ -1,0 +1,126 @@
+"""Restore a run for `validate`, `test` and `predict`: its experiment, checkpoint and model."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.model_helpers import is_overridden
+
+from proj.data.base import DataModule
+from proj.engine import console
+from proj.engine.config.arguments import Arguments, read_arguments
+from proj.engine.config.experiment import ExperimentCLI, differences, first_process
+from proj.engine.runs import calibration
+from proj.engine.runs.calibration import Calibration
+from proj.engine.runs.run import Run, find_matching_run, find_run, read_checkpoint
+from proj.engine.runs.weights import check_weights, give_schema
+from proj.errors import UserError
+from proj.models.base import Model
+from proj.schema import Schema
+
+# Options of our data modules that do not change which rows are in which split.
+IRRELEVANT_OPTIONS = {
+    f"init_args.{name}"
+    for name in ("batch_size", "shuffle", "predict_path", "cache_dir", "flip", "crop", "erase")
+}
+
+
+class RestoredRun(NamedTuple):
+    """A run with its experiment, changed by the user's flags, and one of its checkpoints.
+
+    ``step`` is the optimizer step of the checkpoint.
+    """
+
+    run: Run
+    cli: ExperimentCLI
+    checkpoint: Path
+    step: int
+
+
+def restore(verb: str, args: list[str]) -> RestoredRun:
+    """Find the run that the command line names, and build its experiment and model.
+
+    Raises:
+        UserError: if there is no such run or checkpoint, or the checkpoint does not fit the model.
+    """
+    arguments = read_arguments(args, verb)
+    if {"-h", "--help"} & set(arguments.flags):
+        ExperimentCLI(verb, [], ["--help"])  # prints the help and exits
+    which = arguments.flag("--ckpt_path") or "best"
+    run = _find_run(verb, arguments, which)
+    recorded = run.config
+    cli = ExperimentCLI(verb, [recorded, *arguments.configs], arguments.flags)
+    path = run.checkpoint(which)
+    checkpoint = read_checkpoint(path)
+    if "pytorch-lightning_version" not in checkpoint:
+        raise UserError(
+            f"{path}: expected a checkpoint that `fit` wrote, got weights only; start a run with "
+            "--init_from."
+        )
+    _restore_model(cli, checkpoint, path)
+    if first_process():
+        console.say(f"run: {run.path}, {path.name}")
+        _show_differences(verb, run, recorded, cli)
+    return RestoredRun(run, cli, path, checkpoint["global_step"])
+
+
+def _find_run(verb: str, arguments: Arguments, which: str) -> Run:
+    """Return the run of --run; else the newest one like --config, or the newest one."""
+    if arguments.run is None and arguments.files:
+        wanted = ExperimentCLI(verb, arguments.configs, [], instantiate=False).experiment
+        return find_matching_run(arguments.root, wanted["model"], wanted["data"], arguments.files)
+    return find_run(arguments.root, arguments.run, which)
+
+
+def _restore_model(cli: ExperimentCLI, checkpoint: dict[str, Any], path: Path) -> None:
+    """Give model and data the checkpoint's schema, and check that the weights fit."""
+    give_schema(cli.model, checkpoint)
+    is_built = isinstance(cli.model, Model) and cli.model.schema is not None
+    if is_built or not is_overridden("configure_model", cli.model):
+        check_weights(cli.model, checkpoint["state_dict"], str(path))
+    if isinstance(cli.datamodule, DataModule) and checkpoint.get("schema"):
+        cli.datamodule.schema = Schema.from_dict(checkpoint["schema"])
+
+
+def _show_differences(verb: str, run: Run, recorded: dict[str, Any], cli: ExperimentCLI) -> None:
+    """Print what differs from the recorded experiment, and warn of what may mislead."""
+    for line in differences({**recorded, "init_from": None}, cli.experiment):
+        console.say(f"not as recorded: {line}")
+    status = run.manifest["status"]
+    if status != "finished":
+        console.warn(f"{run.path} is not finished; its status is {status}.")
+    if verb != "predict":
+        warn_of_other_rows(run, recorded["data"], cli)
+
+
+def warn_of_other_rows(run: Run, recorded: dict[str, Any], cli: ExperimentCLI) -> None:
+    """Warn if the scored rows may differ from those of the split at training.
+
+    Rows that the run was trained on may be among them then.
+    """
+    changes = [
+        line
+        for line in differences(recorded, cli.experiment["data"])
+        if line.split(":")[0] not in IRRELEVANT_OPTIONS
+    ]
+    if isinstance(cli.datamodule, DataModule) and not changes:
+        cli.datamodule.prepare_data()
+        cli.datamodule.setup("fit")
+        if cli.datamodule.fingerprint != run.manifest["data"]:
+            changes = ["the source has changed since"]
+    if changes:
+        console.warn(
+            f"rows that the run was trained on may be among those scored: {'; '.join(changes)}."
+        )
+
+
+def apply_calibration(model: LightningModule, checkpoint: Path) -> Calibration | None:
+    """Apply to one of our models what `validate` fitted for the checkpoint; print what it is."""
+    if not isinstance(model, Model):
+        return None
+    applied, warning = calibration.apply(model, checkpoint)
+    if first_process() and applied:
+        console.say(f"calibrated: {applied}")
+    elif first_process() and warning:
+        console.warn(warning)
+    return applied

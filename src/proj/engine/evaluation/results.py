@@ -1,0 +1,78 @@
+"""The results of `validate` and `test` in the folder of a run: read, write and show them."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from proj.engine import console
+from proj.engine.evaluation.scoring import Metrics
+from proj.engine.runs.run import Run, metric_entries, read_checkpoint, write_metrics
+from proj.errors import UserError
+from proj.schema import Schema
+
+
+def check_tested(run: Run, *files: str) -> None:
+    """Raise UserError unless the run's ``test/`` folder has the files."""
+    missing = [f"test/{name}" for name in files if not (run.path / "test" / name).is_file()]
+    if missing:
+        raise UserError(
+            f"{run.path} has not been tested: expected {' and '.join(missing)} in it; run "
+            f"`test --run {run.path.name}` first."
+        )
+
+
+def read_schema(run: Run) -> Schema:
+    """Return the schema in the run's best checkpoint; raise UserError if it has none."""
+    schema = read_checkpoint(run.checkpoint("best")).get("schema")
+    if not schema:
+        raise UserError(
+            f"{run.path}: expected a run of one of our models, got a checkpoint without a schema; "
+            "read test/metrics.json instead."
+        )
+    return Schema.from_dict(schema)
+
+
+def run_seed(run: Run) -> int:
+    """Return the seed of the run's experiment, which also determines its intervals."""
+    return int(run.config.get("seed_everything") or 0)
+
+
+def logged_metrics(logged: Mapping[str, Tensor], split: str) -> Metrics:
+    """Return what a Trainer logged for a split (its ``callback_metrics``) as for metrics.json."""
+    values = {name.removeprefix(f"{split}/"): value.item() for name, value in logged.items()}
+    return metric_entries(values)
+
+
+def save_metrics(
+    run: Run,
+    verb: str,
+    checkpoint: Path,
+    metrics: Metrics,
+    warnings: Iterable[str],
+    has_predictions: bool,
+) -> None:
+    """Write ``metrics.json`` into the folder of a verb, and show the metrics with warnings.
+
+    Also print the path of the metrics, and of the predictions if they were written.
+    """
+    path = run.path / verb / "metrics.json"
+    write_metrics(path, metrics)
+    console.show_metrics(f"{verb}, {run.path.name}, {checkpoint.name}", metrics)
+    for warning in warnings:
+        console.warn(warning)
+    console.say(f"metrics: {path}")
+    if has_predictions:
+        console.say(f"predictions: {path.with_name('predictions.parquet')}")
+
+
+def show_location(run: Run) -> None:
+    """Print where the run is, and how to look at it in TensorBoard if it has curves."""
+    console.say(f"run: {run.path}")
+    if has_tensorboard(run):
+        console.say(f"watch: tensorboard --logdir {run.path.parent}")
+
+
+def has_tensorboard(run: Run) -> bool:
+    """Return whether the run has logged to TensorBoard."""
+    return any(run.path.glob("events.out.tfevents.*"))

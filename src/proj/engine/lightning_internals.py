@@ -1,0 +1,133 @@
+"""Every undocumented attribute of Lightning that this package touches, one function for each.
+
+No other module touches one. ``tests/engine/test_lightning_internals.py`` fails when a new version
+of Lightning removes or changes any of them.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.plugins import CheckpointIO, TorchCheckpointIO
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+
+# Progress of the training loop
+
+
+def count_optimizer_steps(trainer: Any, steps: int) -> None:
+    """Add ``steps`` to ``trainer.global_step``, for optimizer steps that Lightning did not make."""
+    progress = trainer.fit_loop.epoch_loop.automatic_optimization.optim_progress
+    progress.optimizer.step.increment_by(steps)
+
+
+def set_step_limit(trainer: Trainer, max_steps: int) -> None:
+    """Set the number of optimizer steps after which training ends; -1 for no limit."""
+    trainer.fit_loop.epoch_loop.max_steps = max_steps
+
+
+def is_restarting(trainer: Trainer) -> bool:
+    """Return whether the current epoch is resumed from a checkpoint that was written during it."""
+    return bool(trainer.fit_loop.restarting)
+
+
+def is_accumulating(trainer: Trainer) -> bool:
+    """Return whether the gradients of the current batch wait for an optimizer step."""
+    return (trainer.fit_loop.batch_idx + 1) % trainer.accumulate_grad_batches > 0
+
+
+def set_accumulation(trainer: Trainer, batches: int) -> None:
+    """Set the number of batches whose gradients are summed for one optimizer step."""
+    trainer.accumulate_grad_batches = batches
+
+
+def restore_metrics(trainer: Trainer, metrics: dict[str, Any]) -> None:
+    """Put logged metrics back, so that callbacks and schedulers can read them after a resume."""
+    trainer.callback_metrics.update(metrics)
+
+
+# Validation
+
+
+def validation_follows(trainer: Any, batch_idx: int) -> bool:
+    """Return whether Lightning validates after this training batch.
+
+    The rule is that of ``_TrainingEpochLoop._should_check_val_fx``. False for validations at
+    certain times, because they are not known in advance.
+    """
+    interval = trainer.val_check_batch
+    if not trainer.enable_validation or interval in (None, float("inf")):
+        return False
+    if trainer.check_val_every_n_epoch is None:
+        batch_idx = trainer.fit_loop.total_batch_idx
+    elif (trainer.current_epoch + 1) % trainer.check_val_every_n_epoch:
+        return False
+    return bool((batch_idx + 1) % interval == 0)
+
+
+def set_validation_interval(trainer: Any, batches: int) -> None:
+    """Validate after each ``batches`` calls of ``training_step``; to be set before training."""
+    trainer.val_check_interval = batches
+
+
+# Learning-rate schedulers
+
+
+def schedulers(trainer: Trainer) -> list[tuple[LRScheduler | ReduceLROnPlateau, str]]:
+    """Return each scheduler of the run with its interval, ``step`` or ``epoch``."""
+    return [(config.scheduler, config.interval) for config in trainer.lr_scheduler_configs]
+
+
+def step_plateau_schedulers(trainer: Trainer, epochs: int) -> None:
+    """Step each ``ReduceLROnPlateau`` that is due after ``epochs`` epochs.
+
+    Lightning does this at the end of an epoch, after all callbacks.
+    """
+    for config in trainer.lr_scheduler_configs:
+        due = config.interval == "epoch" and epochs % config.frequency == 0
+        if not (config.reduce_on_plateau and due):
+            continue
+        value = trainer.callback_metrics.get(str(config.monitor))
+        if value is not None or config.strict:
+            trainer.lightning_module.lr_scheduler_step(config.scheduler, value)
+
+
+# Checkpoints
+
+
+def has_default_checkpoint_io(trainer: Trainer) -> bool:
+    """Return whether checkpoints are written by Lightning's default plugin, not a user's own."""
+    return type(trainer.strategy.checkpoint_io) is TorchCheckpointIO
+
+
+def set_checkpoint_io(trainer: Trainer, checkpoint_io: CheckpointIO) -> None:
+    """Let ``checkpoint_io`` read and write the checkpoints of a Trainer that is already built."""
+    trainer.strategy.checkpoint_io = checkpoint_io
+
+
+def train_loader_state(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """Return the state of the training data loader in a checkpoint."""
+    state: dict[str, Any] = checkpoint["loops"]["fit_loop"]["state_dict"]["combined_loader"][0]
+    return state
+
+
+def restore_model_checkpoint(callback: ModelCheckpoint, state: dict[str, Any], file: Path) -> None:
+    """Load the state of a ``ModelCheckpoint`` that keeps one ``file``, whose folder may have moved.
+
+    ``ModelCheckpoint.load_state_dict`` forgets the best score when the folder's path has changed,
+    and it does not restore ``current_score``.
+    """
+    path = str(file) if state["best_model_path"] else ""
+    moved = {
+        "dirpath": callback.dirpath,
+        "best_model_path": path,
+        "kth_best_model_path": path if state["kth_best_model_path"] else "",
+        "best_k_models": {str(file): score for score in state["best_k_models"].values()},
+    }
+    ModelCheckpoint.load_state_dict(callback, {**state, **moved})
+    callback.current_score = state["current_score"]
+
+
+def validations_without_improvement(callback: EarlyStopping) -> int:
+    """Return the number of consecutive validations without an improvement."""
+    return callback.wait_count

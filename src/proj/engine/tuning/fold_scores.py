@@ -1,0 +1,145 @@
+"""Scores of a cross-validation: summaries over the fold runs and out-of-fold metrics."""
+
+import math
+import statistics
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import polars as pl
+from scipy.stats import t as student_t
+
+from proj.engine.evaluation.counts import names_of, scores, sums_of
+from proj.engine.evaluation.prediction_set import PredictionSet, read_prediction_set
+from proj.engine.runs import calibration
+from proj.engine.runs.run import Run, read_checkpoint, read_json
+from proj.schema import Array, Schema
+
+# Content of a metrics.json: entries such as {"value": 0.97} by name.
+Metrics = dict[str, dict[str, Any]]
+# Largest difference between a metric of `test` and the same metric of its predictions file, which
+# has the probabilities in single precision; relative to values above 1.
+TOLERANCE = 1e-5
+
+
+class FoldRun(NamedTuple):
+    """The run of one fold and one seed.
+
+    Attributes:
+        seed: seed of the experiment.
+        fold: number of the fold that is the test split, from 0.
+        folder: the run's folder.
+        flags: flags of ``fit`` that set the seed and the fold.
+    """
+
+    seed: int
+    fold: int
+    folder: Path
+    flags: list[str]
+
+    def metrics(self) -> Metrics:
+        metrics: Metrics = read_json(self.folder / "test" / "metrics.json")
+        return metrics
+
+    def predictions(self) -> pl.DataFrame:
+        """The test predictions, after columns with the seed and the fold."""
+        table = pl.read_parquet(self.folder / "test" / "predictions.parquet")
+        seed, fold = pl.lit(self.seed).alias("seed"), pl.lit(self.fold).alias("fold")
+        return table.select(seed, fold, pl.all())
+
+
+class FoldSummary(NamedTuple):
+    """Mean, standard deviation and 95 % interval of a metric over all fold runs."""
+
+    mean: float
+    std: float
+    low: float
+    high: float
+
+
+def summarize_folds(values: list[float], folds: int) -> FoldSummary:
+    """Return the mean, the standard deviation and the 95 % interval of a metric.
+
+    The training splits overlap, so the variance of the mean is larger than for independent values.
+    The interval uses the correction of Nadeau and Bengio (2003), "Inference for the Generalization
+    Error": (1/n + test rows / training rows) s², with Student's t distribution.
+
+    Args:
+        values: the metric of each run, all folds of all seeds.
+        folds: number of folds of each seed.
+    """
+    mean = statistics.fmean(values)
+    if len(values) < 2:
+        return FoldSummary(mean, 0.0, mean, mean)
+    std = statistics.stdev(values)
+    scale = std * (1 / len(values) + 1 / (folds - 1)) ** 0.5
+    half_width = student_t.ppf(0.975, len(values) - 1) * scale
+    return FoldSummary(mean, std, mean - half_width, mean + half_width)
+
+
+def out_of_fold_metrics(fold_runs: list[FoldRun]) -> dict[str, float]:
+    """Return metrics of the test predictions of all folds together, the mean over the seeds.
+
+    The definitions are those of ``engine.evaluation.counts`` for the task of the runs' schema. Left
+    out are metrics that are not defined, and metrics that the model defines in another way: those
+    whose value of any fold is not that of the fold's predictions.
+    """
+    predictions = [_read_predictions(Run(fold_run.folder)) for fold_run in fold_runs]
+    if len({fold.names for fold in predictions}) > 1:
+        return {}  # The folds do not know the same classes.
+    by_seed: dict[int, list[PredictionSet]] = {}
+    for fold_run, fold in zip(fold_runs, predictions, strict=True):
+        by_seed.setdefault(fold_run.seed, []).append(fold)
+    values = np.mean([_pooled_scores(folds) for folds in by_seed.values()], axis=0)
+    names = names_of(predictions[0])
+    for fold_run, fold in zip(fold_runs, predictions, strict=True):
+        names = _matching_names(names, fold, fold_run.metrics())
+    by_name = dict(zip(names_of(predictions[0]), values.tolist(), strict=True))
+    return {name: by_name[name] for name in names if math.isfinite(by_name[name])}
+
+
+def _read_predictions(run: Run) -> PredictionSet:
+    """Return the test predictions of a run, with the thresholds that ``test`` applied."""
+    schema = Schema.from_dict(read_checkpoint(run.checkpoint("best"))["schema"])
+    folder = run.path / "test"
+    predictions = read_prediction_set(schema, pl.read_parquet(folder / "predictions.parquet"))
+    applied = folder / calibration.FILE
+    if not applied.is_file():
+        return predictions
+    return replace(predictions, thresholds=calibration.read(applied).settings(schema)[1])
+
+
+def _pooled_scores(folds: list[PredictionSet]) -> Array:
+    """Return the metrics [metrics] of the rows of several folds together."""
+    task = folds[0].task
+    if task != "regression":
+        # Counts add up, and each fold may have thresholds of its own.
+        return scores(np.sum([_total(fold) for fold in folds], axis=0), task)
+    # The sums of a regression are centered on the mean target, which must be that of all folds.
+    pooled = replace(
+        folds[0],
+        row=np.concatenate([fold.row for fold in folds]),
+        target=np.concatenate([fold.target for fold in folds]),
+        output=np.concatenate([fold.output for fold in folds]),
+    )
+    return scores(_total(pooled), task)
+
+
+def _total(predictions: PredictionSet) -> Array:
+    """Return the sums [sums] over all rows."""
+    total: Array = sums_of(predictions, np.zeros(len(predictions), np.int64), 1)[0]
+    return total
+
+
+def _matching_names(names: list[str], fold: PredictionSet, metrics: Metrics) -> list[str]:
+    """Return the names of the metrics whose written value is that of the predictions."""
+    computed = dict(zip(names_of(fold), scores(_total(fold), fold.task).tolist(), strict=True))
+
+    def matches(name: str) -> bool:
+        written = metrics.get(name, {}).get("value")
+        if written is None:
+            return True  # It is not defined in this fold.
+        return bool(abs(computed[name] - written) <= TOLERANCE * max(1.0, abs(written)))
+
+    return [name for name in names if matches(name)]

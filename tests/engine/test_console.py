@@ -1,0 +1,78 @@
+"""Tables and lines that the verbs print."""
+
+from typing import Any
+
+import pytest
+
+from proj.data.base import Finding
+from proj.engine import console
+from proj.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("count", "nouns", "text"),
+    [
+        (1, ("run",), "1 run"),
+        (0, ("run",), "0 runs"),
+        (1200, ("row",), "1,200 rows"),
+        (2, ("category", "categories"), "2 categories"),
+    ],
+)
+def test_a_noun_agrees_with_its_count(count: int, nouns: Any, text: str) -> None:
+    """Output would say "1 runs"."""
+    assert console.plural(count, *nouns) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, "not defined"),
+        (0.0, "0.0000"),
+        (0.97, "0.9700"),
+        (0.01234567, "0.012346"),
+        (1234.5678, "1234.6"),
+        (-5.0, "-5.0000"),
+    ],
+)
+def test_numbers_keep_enough_digits(value: float | None, text: str) -> None:
+    """Small and large numbers would lose the digits that distinguish them."""
+    assert console.number(value) == text
+
+
+def test_metrics_are_printed_with_classes_intervals_and_reasons(capsys: Any) -> None:
+    """A value, an interval or the reason for a missing value would not be shown."""
+    metrics = {
+        "f1": {"value": 0.5, "low": 0.25, "high": 0.75},
+        "val/loss": {"value": 2.0},
+        "f1/[red] :cat:": {"value": 0.125, "low": None, "why": "there are no positive rows"},
+        "recall/[red] :cat:": {"value": None, "why": "there are no positive rows"},
+    }
+    console.show_metrics("test", metrics)
+    printed = capsys.readouterr().out
+    for text in ("test\n", "0.5000", "0.2500 – 0.7500", "2.0000", "[red] :cat:", "not defined"):
+        assert text in printed
+    assert "f1/[red] :cat:, recall/[red] :cat:: there are no positive rows." in printed
+
+
+def test_importance_says_in_which_direction_the_metric_changes(capsys: Any) -> None:
+    """The rise of an error would be shown as a drop, or columns be left out silently."""
+    columns = {f"column_{i}": {"value": 0.1, "low": 0.0, "high": 0.2} for i in range(3)}
+    console.show_importance("rmse", columns, limit=2)
+    printed = capsys.readouterr().out
+    assert "rise of rmse" in printed
+    assert "column_2" not in printed
+    assert "1 more column in the file." in printed
+    console.show_importance("f1", columns)
+    assert "drop of f1" in capsys.readouterr().out
+
+
+def test_findings_are_warnings_or_one_error(capsys: Any) -> None:
+    """`--strict` would pass on odd data, or a finding would go unseen without it."""
+    findings = [Finding("column id is unique", "it identifies rows", "drop it")]
+    console.show_findings(findings)
+    assert capsys.readouterr().err == (
+        "warning: column id is unique: it identifies rows; drop it.\n"
+    )
+    with pytest.raises(UserError, match="--strict: expected no findings, got 1: column id"):
+        console.show_findings(findings, strict=True)
+    console.show_findings([], strict=True)

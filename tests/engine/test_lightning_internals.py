@@ -1,0 +1,243 @@
+"""Each undocumented attribute of Lightning that the package touches, exercised on a real Trainer.
+
+A test here fails when a new version of Lightning removes or changes such an attribute.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.plugins import TorchCheckpointIO
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from proj.engine import lightning_internals as internals
+from proj.engine.runs.run import read_checkpoint
+
+pytestmark = pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers")
+
+BATCHES = 6
+
+
+class StatefulLoader(DataLoader[Tensor]):
+    """A loader with a state, which Lightning saves in checkpoints."""
+
+    def state_dict(self) -> dict[str, int]:
+        return {"position": 7}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        pass
+
+
+class Line(LightningModule):
+    """A model of one weight, with ReduceLROnPlateau if ``plateau``."""
+
+    def __init__(self, plateau: bool = False) -> None:
+        super().__init__()
+        self.layer, self.plateau = nn.Linear(1, 1), plateau
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        loss: Tensor = self.layer(batch).square().mean()
+        self.log("loss", loss)
+        return loss
+
+    def validation_step(self, batch: Tensor, batch_idx: int) -> None:
+        self.log("score", torch.tensor(1.0))
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.SGD(self.parameters(), 0.1)
+        if not self.plateau:
+            return optimizer
+        scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=0, factor=0.5)
+        return [optimizer], [{"scheduler": scheduler, "interval": "epoch", "monitor": "score"}]
+
+    def train_dataloader(self) -> StatefulLoader:
+        return StatefulLoader(torch.ones(BATCHES, 1))  # type: ignore[arg-type]
+
+    def val_dataloader(self) -> DataLoader[Tensor]:
+        return DataLoader(torch.ones(2, 1))  # type: ignore[arg-type]
+
+
+def trainer_of(*callbacks: Callback, **flags: Any) -> Trainer:
+    return Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=any(isinstance(c, ModelCheckpoint) for c in callbacks),
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        callbacks=list(callbacks),
+        **{"max_epochs": 1, **flags},
+    )
+
+
+class Hook(Callback):
+    """Call a function after each training batch."""
+
+    def __init__(self, function: Any) -> None:
+        self.function = function
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self.function(trainer, batch_idx)
+
+
+def test_counted_steps_are_in_global_step_and_in_the_checkpoint() -> None:
+    trainer = trainer_of(Hook(lambda trainer, _: internals.count_optimizer_steps(trainer, 3)))
+    trainer.fit(Line())
+    assert trainer.global_step == BATCHES * 4
+    trainer.save_checkpoint("a.ckpt")
+    assert read_checkpoint(Path("a.ckpt"))["global_step"] == BATCHES * 4
+
+
+def test_a_step_limit_that_is_set_late_ends_training() -> None:
+    trainer = trainer_of(Hook(lambda trainer, _: internals.set_step_limit(trainer, 4)))
+    trainer.fit(Line())
+    assert trainer.global_step == 4
+
+
+def test_an_epoch_that_is_resumed_is_restarting() -> None:
+    def save(trainer: Trainer, batch_idx: int) -> None:
+        if batch_idx == 3:
+            trainer.save_checkpoint("a.ckpt")
+
+    trainer_of(Hook(save)).fit(Line())
+    restarting: list[bool] = []
+
+    class Record(Callback):
+        def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            restarting.append(internals.is_restarting(trainer))
+
+    trainer_of(Record(), max_epochs=2).fit(Line(), ckpt_path="a.ckpt", weights_only=True)
+    assert restarting == [True, False]
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_accumulation_is_seen_and_can_be_set(late: bool) -> None:
+    waiting: list[bool] = []
+    steps: list[int] = []
+
+    def record(trainer: Trainer, batch_idx: int) -> None:
+        if late:
+            internals.set_accumulation(trainer, 3)
+        waiting.append(internals.is_accumulating(trainer))
+        steps.append(trainer.global_step)
+
+    trainer = trainer_of(Hook(record), accumulate_grad_batches=1 if late else 3)
+    trainer.fit(Line())
+    assert waiting == [True, True, False] * 2
+    assert steps == ([1, 1, 2, 2, 2, 3] if late else [0, 0, 1, 1, 1, 2])
+
+
+def test_restored_metrics_can_be_read() -> None:
+    trainer = trainer_of()
+    internals.restore_metrics(trainer, {"score": torch.tensor(0.25)})
+    assert trainer.callback_metrics["score"] == 0.25
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ({}, [6]),
+        ({"val_check_interval": 2}, [2, 4, 6]),
+        ({"val_check_interval": 0.5}, [3, 6]),
+        ({"check_val_every_n_epoch": 2}, [12]),
+        ({"check_val_every_n_epoch": None, "val_check_interval": 4}, [4, 8, 12]),
+        ({"limit_val_batches": 0}, []),
+    ],
+)
+def test_it_is_known_whether_a_validation_follows(
+    flags: dict[str, Any], expected: list[int]
+) -> None:
+    """The forecast is compared with the validations that Lightning runs."""
+    forecast: list[int] = []
+    validated: list[int] = []
+
+    class Record(Callback):
+        def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+            if internals.validation_follows(trainer, args[-1]):
+                forecast.append(trainer.global_step)
+
+        def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            validated.append(trainer.global_step)
+
+    trainer_of(Record(), **{"max_epochs": 2, **flags}).fit(Line())
+    per_epoch = [step for step in expected if step <= BATCHES]
+    if flags.get("check_val_every_n_epoch", 1) == 1:
+        expected = [step + epoch * BATCHES for epoch in range(2) for step in per_epoch]
+    assert forecast == validated == expected
+
+
+def test_the_validation_interval_can_be_set_before_training() -> None:
+    validated: list[int] = []
+
+    class Record(Callback):
+        def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            internals.set_validation_interval(trainer, 2)
+
+        def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            validated.append(trainer.global_step)
+
+    trainer_of(Record()).fit(Line())
+    assert validated == [2, 4, 6]
+
+
+def test_plateau_schedulers_are_found_and_stepped() -> None:
+    trainer = trainer_of()
+    trainer.fit(Line(plateau=True))
+    ((scheduler, interval),) = internals.schedulers(trainer)
+    assert isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau)
+    assert interval == "epoch"
+    assert scheduler.get_last_lr() == [0.1]
+    internals.step_plateau_schedulers(trainer, 1)  # a second epoch without improvement
+    assert scheduler.get_last_lr() == [0.05]
+
+
+def test_the_checkpoint_io_can_be_replaced() -> None:
+    saved: list[str] = []
+
+    class Recording(TorchCheckpointIO):
+        def save_checkpoint(
+            self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
+        ) -> None:
+            saved.append(Path(path).name)
+
+    trainer = trainer_of()
+    assert internals.has_default_checkpoint_io(trainer)
+    internals.set_checkpoint_io(trainer, Recording())
+    assert not internals.has_default_checkpoint_io(trainer)
+    trainer.fit(Line())
+    trainer.save_checkpoint("a.ckpt")
+    assert saved == ["a.ckpt"]
+
+
+def test_the_loaders_state_is_in_the_checkpoint() -> None:
+    trainer = trainer_of()
+    trainer.fit(Line())
+    trainer.save_checkpoint("a.ckpt")
+    assert internals.train_loader_state(read_checkpoint(Path("a.ckpt"))) == {"position": 7}
+
+
+def test_the_best_score_is_restored_in_a_folder_that_moved(work: Path) -> None:
+    def saver(folder: str) -> ModelCheckpoint:
+        return ModelCheckpoint(work / folder, filename="best", monitor="score", mode="max")
+
+    before = saver("before")
+    trainer_of(before).fit(Line())
+    (work / "before").rename(work / "after")
+    after = saver("after")
+    file = work / "after" / "best.ckpt"
+    internals.restore_model_checkpoint(after, before.state_dict(), file)
+    assert after.best_model_score == after.current_score == 1.0
+    assert after.best_model_path == after.kth_best_model_path == str(file)
+    assert after.best_k_models == {str(file): torch.tensor(1.0)}
+
+
+def test_validations_without_improvement_are_counted() -> None:
+    stopping = EarlyStopping("score", patience=9, mode="max")
+    trainer_of(stopping, max_epochs=4).fit(Line())
+    assert internals.validations_without_improvement(stopping) == 3
