@@ -60,7 +60,7 @@ def test_an_option_of_another_verb_is_refused(experiment: Any, cli: Cli) -> None
 
 def test_the_last_of_repeated_flags_counts() -> None:
     """Runs would be looked for in another folder than the one they are written to."""
-    arguments = read_arguments(["--a", "1", "--trainer.default_root_dir=x", "--a=2"])
+    arguments = read_arguments(["--a", "1", "--trainer.default_root_dir=x", "--a=2"], "test")
     assert arguments.flag("--a") == "2"
     assert arguments.flag("--b") is None
     assert arguments.root == Path("x/lightning_logs")

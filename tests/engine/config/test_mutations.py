@@ -98,7 +98,7 @@ def test_parsing_works_or_the_error_names_the_key(file: Path, work: Path) -> Non
     for mutation in distinct_mutations(file):
         MUTATED_FILE.write_text(yaml.safe_dump(mutation.config))
         try:
-            arguments = read_arguments(["--config", str(MUTATED_FILE)])
+            arguments = read_arguments(["--config", str(MUTATED_FILE)], "check")
             ExperimentCLI("fit", arguments.configs, arguments.flags, instantiate=False)
         except UserError as error:
             message, key = str(error), mutation.path[-1]

@@ -50,7 +50,7 @@ class Arguments(NamedTuple):
         return value
 
 
-def read_arguments(args: list[str], verb: str = "test") -> Arguments:
+def read_arguments(args: list[str], verb: str) -> Arguments:
     """Separate config files and the options that select a run from the flags of an experiment.
 
     Raises:
