@@ -20,14 +20,8 @@ def __getattr__(name: str) -> Any:
         return metadata.version(__name__)
     if name in ("data", "metrics", "models", "nets"):
         return import_module(f"{__name__}.{name}")
-    if name == "fit":
-        from proj.engine.api import fit
-
-        return fit
-    if name == "load":
-        from proj.engine.predictor import load
-
-        return load
+    if module := {"fit": "engine.api", "load": "engine.predictor"}.get(name):
+        return getattr(import_module(f"{__name__}.{module}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

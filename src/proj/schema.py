@@ -245,7 +245,7 @@ class Schema:
                 f"Schema: expected class numbers from 0 to {len(schema.classes) - 1} in y, got "
                 f"{int(y.min())} to {int(y.max())}; name all classes in the order of the numbers."
             )
-        mean, std = _mean_and_std([x for x, _ in batches])
+        mean, std = mean_and_std([x.numpy() for x, _ in batches])
         counts: tuple[int, ...] = ()
         if schema.task == "multilabel":
             counts = tuple(int(count) for count in y.sum(dim=0))
@@ -253,7 +253,7 @@ class Schema:
             counts = tuple(y.flatten().long().bincount(minlength=len(schema.classes)).tolist())
         fields: dict[str, Any] = {"input_mean": mean, "input_std": std, "class_counts": counts}
         if schema.task == "regression":
-            fields["target_mean"], fields["target_std"] = _mean_and_std([y])
+            fields["target_mean"], fields["target_std"] = mean_and_std([y.numpy()])
         input_type = str(example.dtype).removeprefix("torch.")
         return replace(schema, input_type=input_type, rows=len(y), **fields)
 
@@ -273,16 +273,20 @@ class Schema:
             ) from error
 
 
-def _mean_and_std(batches: list[Tensor]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return mean and standard deviation over all axes but the second, in float64."""
-    scale = 255.0 if batches[0].dtype == torch.uint8 else 1.0
-    columns = [(batch.double() / scale).transpose(0, 1).flatten(1) for batch in batches]
-    count = sum(values.shape[1] for values in columns)
-    mean = torch.stack([values.sum(1) for values in columns]).sum(0) / count
-    squares = [(values - mean[:, None]).square().sum(1) for values in columns]
-    std = (torch.stack(squares).sum(0) / count).sqrt()
-    std[std == 0] = 1.0  # A constant feature stays as it is.
-    return tuple(mean.tolist()), tuple(std.tolist())
+def mean_and_std(chunks: list[Array]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and standard deviation over all axes but the second, in float64.
+
+    ``chunks`` are consecutive rows. uint8 images count as numbers from 0 to 1, and a constant
+    feature or channel has the standard deviation 1.
+    """
+    axes = (0, *range(2, chunks[0].ndim))
+    scale = 255.0 if chunks[0].dtype == np.uint8 else 1.0
+    count = sum(chunk.size for chunk in chunks) / chunks[0].shape[1]
+    mean = sum(chunk.sum(axis=axes, dtype=np.float64) for chunk in chunks) / count
+    centered = (chunk - mean.reshape(-1, *[1] * (len(axes) - 1)) for chunk in chunks)
+    std = np.sqrt(sum(np.square(chunk).sum(axis=axes) for chunk in centered) / count)
+    std[std == 0] = scale
+    return tuple((mean / scale).tolist()), tuple((std / scale).tolist())
 
 
 def _tuples(values: dict[str, Any]) -> dict[str, Any]:

@@ -13,14 +13,12 @@ from proj.data.base import DataModule
 from proj.data.splits import Fold, split
 from proj.data.targets import Targets
 from proj.errors import UserError, nearest
-from proj.schema import SPLITS, Array, Batch, Schema, Task
+from proj.schema import SPLITS, Array, Batch, Schema, Task, mean_and_std
 
 BUNDLED = ("breast_cancer", "diabetes", "digits", "iris", "linnerud", "wine")
 
 CHANNELS = (1, 3, 4)  # of images
-CHUNK = (
-    2**14
-)  # rows per step of the statistics, which would otherwise take several times the memory
+CHUNK = 2**14  # rows; statistics of all rows at once take several times the memory
 
 
 class ArrayDataModule(DataModule):
@@ -350,21 +348,13 @@ def _take(values: Array, rows: Array) -> Array:
 
 def _fit(x: Array, targets: Targets, names: tuple[str, ...]) -> Schema:
     """Return the schema of the training split, ``x`` [rows, features or channels, ...]."""
-    axes = (0, *range(2, x.ndim))
-    scale = 255.0 if x.dtype == np.uint8 else 1.0
-    count = x.size / x.shape[1]
-    chunks = [x[start : start + CHUNK] for start in range(0, len(x), CHUNK)]
-    mean = sum(chunk.sum(axis=axes, dtype=np.float64) for chunk in chunks) / count
-    centered = (chunk - mean.reshape(-1, *[1] * (x.ndim - 2)) for chunk in chunks)
-    std = np.sqrt(sum(np.square(chunk).sum(axis=axes) for chunk in centered) / count)
-    # Leave a constant feature or channel as it is.
-    std[std == 0] = scale
+    mean, std = mean_and_std([x[start : start + CHUNK] for start in range(0, len(x), CHUNK)])
     return Schema(
         input_shape=tuple(x.shape[1:]),
         input_type=str(x.dtype),
         input_names=names if len(names) == x.shape[1] else tuple(str(i) for i in range(x.shape[1])),
-        input_mean=tuple((mean / scale).tolist()),
-        input_std=tuple((std / scale).tolist()),
+        input_mean=mean,
+        input_std=std,
         rows=len(x),
         columns=(),
         **targets.fit(),

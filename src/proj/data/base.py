@@ -215,8 +215,8 @@ def yaml_text(value: str | list[str]) -> str:
     return text.removesuffix("...\n").strip()
 
 
-def describe_targets(schema: Schema) -> str:
-    """Return the classes with their shares of the training rows, or the names of the targets."""
+def summarize_targets(schema: Schema) -> str:
+    """Return the classes with their shares of the training rows, or the target names."""
     if not schema.class_counts:
         return "numbers: " + ", ".join(schema.target_names)
     counts = zip(schema.class_names, schema.class_counts, strict=True)

@@ -206,7 +206,7 @@ def test_training_without_a_validation_has_no_best_checkpoint_and_says_so(
     with pytest.warns(UserWarning, match="no validation took place, so there is no best.ckpt"):
         cli("fit", "--config", config, "--trainer.max_steps", "3")
     with pytest.warns(UserWarning, match="version_0 is finished but has no best.ckpt: skipped"):
-        assert "no finished run in lightning_logs has a best.ckpt; name a run" in cli(
+        assert "no finished run in lightning_logs has a best.ckpt; select a run" in cli(
             "test", code=2
         )
     cli("test", "--ckpt_path", "last")
@@ -276,7 +276,9 @@ def test_two_processes_train_and_agree_with_one_on_every_metric(experiment: Any,
     assert alone["prediction"].equals(table["prediction"])
     # The validation within fit, on two processes, equals that of one process.
     state = next(
-        v for k, v in checkpoint(which="best")["callbacks"].items() if k.startswith("Checkpoint")
+        v
+        for k, v in checkpoint(which="best")["callbacks"].items()
+        if k.startswith("BestCheckpoint")
     )
     cli("validate", *one_device)
     assert scores("version_0", "validate")["f1"] == pytest.approx(

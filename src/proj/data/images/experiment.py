@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from proj.data.base import MODEL_CLASSES, class_weight_line, describe_targets, yaml_text
+from proj.data.base import MODEL_CLASSES, class_weight_line, summarize_targets, yaml_text
 from proj.data.images.decode import read_shape, run_parallel
 from proj.data.images.sources import ImageSet
 from proj.schema import Schema
@@ -43,7 +43,7 @@ seed_everything: 0
 trainer:
   max_epochs: {epochs}{longer}
 model:
-  class_path: {MODEL_CLASSES[schema.task]} # {describe_targets(schema)}
+  class_path: {MODEL_CLASSES[schema.task]} # {summarize_targets(schema)}
   init_args:
     net: {{class_path: CNN, init_args: {{width: 40{", mirror: true" if flip else ""}}}}}
     optimizer: {{class_path: AdamW, init_args: {{weight_decay: 0.01}}}}

@@ -4,7 +4,7 @@ from proj.data.base import (
     MODEL_CLASSES,
     Finding,
     class_weight_line,
-    describe_targets,
+    summarize_targets,
     yaml_text,
 )
 from proj.schema import Schema
@@ -43,7 +43,7 @@ model:
   init_args:
     path: {yaml_text(path)}
     target: {target}
-    task: {schema.task} # {describe_targets(schema)}
+    task: {schema.task} # {summarize_targets(schema)}
     columns:{dropped or " {} # NAME: number, category, date or drop"}
     batch_size: {batch_size(rows)}
     val_fraction: 0.15
