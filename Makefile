@@ -1,27 +1,30 @@
-# All of it runs in .venv, which is made when it is missing or when its lists of packages have changed.
+# Every target runs in .venv, which is made if it is missing or if its list of packages has changed.
 PYTHON ?= python3
 BIN := .venv/bin
+# Bytecode is compiled once at installation, on all cores. Without it, each start takes twice as long.
+unexport PYTHONDONTWRITEBYTECODE
 INSTALL = $(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable
+COMPILE = $(BIN)/python -m compileall -qq -j 0 -x '/tests?/' .venv/lib/python3*/site-packages src
 
 .PHONY: fit test test-slow lint format
 
-fit: .venv/installed  ## train on real data, test, show where to look
+fit: .venv/installed  ## train on a real data set, test, print where the results are
 	$(BIN)/python -m proj fit --config configs/digits.yaml
 	$(BIN)/python -m proj test
 
-test: .venv/installed-dev  ## the whole suite, but for what is slow
+test: .venv/installed-dev  ## run all tests except the slow ones
 	$(BIN)/python -m pytest
 
-test-slow: .venv/installed-dev
+test-slow: .venv/installed-dev  ## run the slow tests
 	$(BIN)/python -m pytest -m slow
 
-lint: .venv/installed-dev  ## formatting, mistakes, types, who imports whom
+lint: .venv/installed-dev  ## check formatting, style, types and the import direction
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-format: .venv/installed-dev
+format: .venv/installed-dev  ## format the code and fix what ruff can fix
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
@@ -30,10 +33,13 @@ format: .venv/installed-dev
 		{ echo "expected Python 3.11 or newer, got $$($(PYTHON) --version); run make PYTHON=python3.x" >&2; exit 2; }
 	$(PYTHON) -m venv .venv
 
+# A file of a package that does not compile is not needed either.
 .venv/installed: .venv/bin/python pyproject.toml constraints.txt
 	$(INSTALL) '.[tune]'
+	-@$(COMPILE)
 	@touch $@
 
 .venv/installed-dev: .venv/bin/python pyproject.toml constraints.txt
 	$(INSTALL) '.[dev]'
+	-@$(COMPILE)
 	@touch .venv/installed $@

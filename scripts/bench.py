@@ -1,22 +1,28 @@
-"""How fast training is, beside loops written by hand, plain Lightning and scikit-learn.
+"""Compare the speed of training with plain loops, plain Lightning and scikit-learn.
 
-usage: python scripts/bench.py [--work tiny mid conv test report growth start] [--rounds 5] [--json FILE]
-                               [--accelerator gpu]
+usage: python scripts/bench.py [--work tiny mid conv test report growth start] [--rounds 5]
+                               [--json FILE] [--accelerator gpu]
 
-tiny, mid, conv: everyone trains the same net on the same batches with Adam, validates after each epoch with the same
-metrics, and must reach the same accuracy. This project runs through ``main(args)`` with everything on: TensorBoard,
-checkpoints, progress, early stopping. Each has a process of its own, and they take turns, so that whatever else the machine
-does falls on all alike. A turn is an epoch; of tiny, whose epochs take a fraction of a second, it is four, of which the
-first does not count: a process that has waited for seconds is slow for a while. A ratio is the median, over all turns but
-the first of each round, of the time the loop by hand took just before and just after, by one's own. What comes before the
-first step, compiling included, is shown apart. A round starts everyone anew. With --accelerator gpu everyone trains on a
-GPU but scikit-learn, which is left out, and the loops by hand have all rows there.
+tiny, mid, conv: all contenders train the same net on the same batches with Adam, validate after
+each epoch with the same metrics, and must reach the same accuracy. This project runs through
+``main(args)`` with TensorBoard, checkpoints, progress bar and early stopping. Each contender
+has its own process, and the processes take turns, so that other load on the machine affects all
+alike. A turn is one epoch. The epochs of tiny take a fraction of a second, so its turn is four
+epochs, and the first one does not count because a process is slow after it has waited. The
+ratio is the time of the plain loop just before and just after, divided by the contender's own
+time: the median over all turns except the first of each round. The time before the first step,
+including compilation, is shown separately. A round starts all processes anew. With
+--accelerator gpu all contenders except scikit-learn train on a GPU; the plain loops keep all
+rows there.
 
-test: a million rows through ``test``, from its first batch to the predictions in their file, beside loops by hand with the
-same metrics. report: ``test`` of a hundred thousand rows of ten classes, with intervals, figures and page, in a process that
-has not drawn before, and what it takes beyond the forward passes. growth: seconds a million rows, and peak memory, from ten
-thousand to ten million rows, each in a process of its own. start: from the command to the first step, data of a few rows,
-beside ``import lightning.pytorch`` alone.
+test: a million rows through ``test``, from the first batch to the predictions file, compared
+with plain loops that compute the same metrics.
+report: ``test`` of a hundred thousand rows of ten classes, with intervals, figures and report,
+in a process that has not drawn before, and the part of it beyond the forward passes.
+growth: seconds per million rows and peak memory, from ten thousand to ten million rows, each in
+its own process.
+start: the time from the command to the first step on a small data set, compared with ``import
+lightning.pytorch``.
 """
 
 import argparse
@@ -66,7 +72,7 @@ PACKAGE = next(path.parent.name for path in Path(__file__).parent.parent.glob("s
 
 
 class Net(nn.Sequential):
-    """Linear layers of the given sizes."""
+    """Linear layers of these sizes with ReLU between them."""
 
     def __init__(self, sizes: list[int]) -> None:
         layers: list[nn.Module] = []
@@ -76,7 +82,7 @@ class Net(nn.Sequential):
 
 
 class Conv(nn.Sequential):
-    """Two convolutions at full size: a step takes tens of milliseconds."""
+    """Two convolutions at full resolution: a step takes tens of milliseconds."""
 
     def __init__(self, sizes: list[int]) -> None:
         width, classes = sizes
@@ -93,6 +99,8 @@ class Conv(nn.Sequential):
 
 
 class Work(NamedTuple):
+    """A net, a data set and the number of epochs."""
+
     net: type[nn.Module]
     sizes: list[int]
     rows: int
@@ -100,12 +108,12 @@ class Work(NamedTuple):
     classes: int
     batch: int
     turns: int
-    turn: int = 1  # epochs in a turn
+    epochs_per_turn: int = 1
     accelerator: str = "cpu"
 
     @property
     def epochs(self) -> int:
-        return self.turns * self.turn
+        return self.turns * self.epochs_per_turn
 
     @property
     def device(self) -> torch.device:
@@ -120,67 +128,75 @@ WORK = {
 
 
 class Result(NamedTuple):
+    """The speed of one evaluation."""
+
     start: float  # seconds before the first step
-    rate: float  # rows a second from there to the end
+    rate: float  # rows per second from the first step to the end
     accuracy: float
 
 
 class Race(NamedTuple):
+    """The speed of one contender in one round."""
+
     start: float  # seconds before the first step
-    seconds: list[float]  # an epoch, for each turn
+    seconds: list[float]  # per epoch, for each turn
     accuracy: float  # of the best epoch, on the validation rows
 
 
 class Turns:
-    """One's side of taking turns: a turn is begun when the other side says so, and told when it is over."""
+    """The contender's end of a connection that decides when it may train.
 
-    def __init__(self, line: Connection, length: int) -> None:
-        self.line, self.length = line, length
+    It sends the seconds of the last turn and waits for the message that starts the next one.
+    """
+
+    def __init__(self, connection: Connection, length: int) -> None:
+        self.connection, self.length = connection, length
         self.epoch = 0
         self.begin = time.perf_counter()
 
     def wait(self) -> None:
-        """Called before each epoch."""
-        place = self.epoch % self.length
-        if place == 0:
-            self.line.send(time.perf_counter() - self.begin)
-            self.line.recv()
-        if place < 2:  # the second, if there is one: what counts begins after the first
+        """Wait for the next turn; to be called before each epoch."""
+        position = self.epoch % self.length
+        if position == 0:
+            self.connection.send(time.perf_counter() - self.begin)
+            self.connection.recv()
+        # In a turn of several epochs the first one does not count.
+        if position < 2:
             self.begin = time.perf_counter()
         self.epoch += 1
 
 
 def arrays(work: Work, test: int = 0) -> dict[str, np.ndarray[Any, Any]]:
-    """Rows to train on, a fifth as many to validate with, and some to test."""
+    """Return rows to train on, a fifth as many for validation, and ``test`` rows to test."""
     rng = np.random.default_rng(0)
     weights = rng.normal(size=(work.features, work.classes))
-    if work.net is Conv:  # what a mean over 4 by 4 pixels can tell
+    if work.net is Conv:  # Classes that a mean over 4 by 4 pixels can distinguish.
         weights = (
             rng.normal(size=(7, 7, work.classes))
             .repeat(4, 0)
             .repeat(4, 1)
             .reshape(work.features, work.classes)
         )
-    found = {}
-    for part, rows in {"train": work.rows, "val": work.rows // 5, "test": test}.items():
+    data = {}
+    for split, rows in {"train": work.rows, "val": work.rows // 5, "test": test}.items():
         if rows:
-            found[f"x_{part}"] = x = rng.standard_normal(
+            data[f"x_{split}"] = x = rng.standard_normal(
                 size=(rows, work.features), dtype=np.float32
             )
-            found[f"y_{part}"] = (x @ weights).argmax(1)
-    return found
+            data[f"y_{split}"] = (x @ weights).argmax(1)
+    return data
 
 
-def by_hand(
+def plain_loop(
     work: Work, folder: Path, turns: Turns, fused: bool | None = None, loader: bool = False
 ) -> float:
-    """The tutorial's loop, over slices of the tensors or over a DataLoader."""
+    """Train with the tutorial's loop, over slices of the tensors or over a DataLoader."""
     data = {name: values.to(work.device) for name, values in tensors(folder).items()}
     net = work.net(work.sizes).to(work.device)
     optimizer = torch.optim.Adam(net.parameters(), fused=fused)
     x, y = data["x_train"], data["y_train"]
     batches = DataLoader(TensorDataset(x, y), work.batch, shuffle=True) if loader else None
-    share = 0.0
+    accuracy = 0.0
     for _ in range(work.epochs):
         turns.wait()
         net.train()
@@ -198,8 +214,8 @@ def by_hand(
                 data["x_val"].split(work.batch), data["y_val"].split(work.batch), strict=True
             ):
                 metrics.update(net(a), b)
-        share = max(share, metrics.compute()["accuracy"].item())
-    return share
+        accuracy = max(accuracy, metrics.compute()["accuracy"].item())
+    return accuracy
 
 
 def tensors(folder: Path) -> dict[str, Tensor]:
@@ -219,7 +235,7 @@ def four_metrics(classes: int) -> MetricCollection:
 
 
 class Plain(L.LightningModule):
-    """What Lightning's documentation shows."""
+    """A module as Lightning's documentation shows it."""
 
     def __init__(self, work: Work) -> None:
         super().__init__()
@@ -248,21 +264,21 @@ class Plain(L.LightningModule):
 
 
 def scikit_learn(work: Work, folder: Path, turns: Turns) -> float:
-    """MLPClassifier, an epoch a call, with the same metrics after each."""
+    """Train MLPClassifier one epoch per call, with the same metrics after each."""
     data = tensors(folder)
     x, y, x_val, y_val = (data[name].numpy() for name in ("x_train", "y_train", "x_val", "y_val"))
-    net, share = MLPClassifier(work.sizes[1:-1], batch_size=work.batch, alpha=0.0), 0.0
+    net, accuracy = MLPClassifier(work.sizes[1:-1], batch_size=work.batch, alpha=0.0), 0.0
     for _ in range(work.epochs):
         turns.wait()
         net.partial_fit(x, y, classes=range(work.classes))
         predicted = net.predict(x_val)
-        share = max(share, float(accuracy_score(y_val, predicted)))
+        accuracy = max(accuracy, float(accuracy_score(y_val, predicted)))
         precision_recall_fscore_support(y_val, predicted, average="macro")
-    return share
+    return accuracy
 
 
 class Clock(L.Callback):
-    """When training or testing began and ended, and how well it did; in between, its epochs take turns."""
+    """Callback that records when training or testing began and ended, and the best accuracy."""
 
     last: "Clock"
     turns: Turns | None = None
@@ -276,15 +292,15 @@ class Clock(L.Callback):
         self.begin = time.perf_counter()
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._look(trainer)
+        self._update_accuracy(trainer)
         if self.turns is not None:
             self.turns.wait()
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.end = time.perf_counter()
-        self._look(trainer)
+        self._update_accuracy(trainer)
 
-    def _look(self, trainer: L.Trainer) -> None:
+    def _update_accuracy(self, trainer: L.Trainer) -> None:
         self.accuracy = max(self.accuracy, float(trainer.callback_metrics.get("val/accuracy", 0.0)))
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -317,43 +333,28 @@ def plain_lightning(work: Work, folder: Path, turns: Turns) -> float:
 
 
 def command(work: Work, folder: Path) -> list[str]:
-    return [
-        "fit",
-        "--data",
-        "Arrays",
-        "--data.path",
-        str(folder / "data.npz"),
-        "--data.test_fraction",
-        "0",
-        "--data.batch_size",
-        str(work.batch),
-        "--model",
-        "MulticlassClassifier",
-        "--model.net",
-        f"{work.net.__module__}.{work.net.__name__}",
-        "--model.net.sizes",
-        str(work.sizes),
-        "--trainer.max_epochs",
-        str(work.epochs),
-        "--trainer.accelerator",
-        work.accelerator,
-        "--trainer.devices",
-        "1",
-        "--trainer.default_root_dir",
-        str(folder),
-        "--trainer.callbacks",
-        f"{Clock.__module__}.Clock",
-        "--early_stopping.patience",
-        "1000",
-        "--allow",
-        "__main__",
-        "--allow",
-        "__mp_main__",
-    ]
+    """Return the command line of ``fit`` for this project."""
+    flags = {
+        "data": "ArrayDataModule",
+        "data.path": folder / "data.npz",
+        "data.test_fraction": 0,
+        "data.batch_size": work.batch,
+        "model": "MulticlassClassifier",
+        "model.net": f"{work.net.__module__}.{work.net.__name__}",
+        "model.net.sizes": work.sizes,
+        "trainer.max_epochs": work.epochs,
+        "trainer.accelerator": work.accelerator,
+        "trainer.devices": 1,
+        "trainer.default_root_dir": folder,
+        "trainer.callbacks": f"{Clock.__module__}.Clock",
+        "early_stopping.patience": 1000,
+    }
+    pairs = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
+    return ["fit", *pairs, "--allow", "__main__", "--allow", "__mp_main__"]
 
 
 def call(args: list[str]) -> None:
-    code = import_module(f"{PACKAGE}.cli").main(args)
+    code = import_module(f"{PACKAGE}.engine.cli").main(args)
     assert code == 0, code
 
 
@@ -367,20 +368,20 @@ def compiled(work: Work, folder: Path, turns: Turns) -> float:
     return ours(work, folder, turns, "--model.compile", "step")
 
 
-def fused(work: Work, folder: Path, turns: Turns) -> float:
-    return by_hand(work, folder, turns, fused=True)
+def plain_loop_fused(work: Work, folder: Path, turns: Turns) -> float:
+    return plain_loop(work, folder, turns, fused=True)
 
 
-def over_a_loader(work: Work, folder: Path, turns: Turns) -> float:
-    return by_hand(work, folder, turns, loader=True)
+def plain_loop_with_loader(work: Work, folder: Path, turns: Turns) -> float:
+    return plain_loop(work, folder, turns, loader=True)
 
 
 Contender = Callable[[Work, Path, Turns], float]
 
 CONTENDERS: dict[str, Contender] = {
-    "by hand, slices": by_hand,
-    "by hand, slices, fused Adam": fused,
-    "by hand, DataLoader": over_a_loader,
+    "plain loop, slices": plain_loop,
+    "plain loop, slices, fused Adam": plain_loop_fused,
+    "plain loop, DataLoader": plain_loop_with_loader,
     "plain Lightning": plain_lightning,
     PACKAGE: ours,
     "scikit-learn": scikit_learn,
@@ -388,60 +389,60 @@ CONTENDERS: dict[str, Contender] = {
 }
 
 
-def in_turns(run: Contender, work: Work, folder: Path, line: Connection) -> None:
-    """A contender's process."""
+def run_contender(train: Contender, work: Work, folder: Path, connection: Connection) -> None:
+    """Train in turns; the target of a contender's process."""
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     torch.manual_seed(0)
     with silence():
-        turns = Turns(line, work.turn)
-        share = run(work, folder, turns)
-    line.send(time.perf_counter() - turns.begin)
-    line.recv()
-    line.send(share)
+        turns = Turns(connection, work.epochs_per_turn)
+        accuracy = train(work, folder, turns)
+    connection.send(time.perf_counter() - turns.begin)
+    connection.recv()
+    connection.send(accuracy)
 
 
-def training(work: Work, rounds: int) -> dict[str, list[Race]]:
-    """For each contender what every round gave."""
-    every = CONTENDERS if work.net is Net else dict(list(CONTENDERS.items())[:5])
+def measure_training(work: Work, rounds: int) -> dict[str, list[Race]]:
+    """Return the races of all rounds for each contender."""
+    contenders = CONTENDERS if work.net is Net else dict(list(CONTENDERS.items())[:5])
     if work.accelerator != "cpu":
-        every = {who: run for who, run in every.items() if run is not scikit_learn}
-    races: dict[str, list[Race]] = {who: [] for who in every}
+        contenders = {who: run for who, run in contenders.items() if run is not scikit_learn}
+    races: dict[str, list[Race]] = {who: [] for who in contenders}
     for _ in range(rounds):
         with tempfile.TemporaryDirectory() as folder:
             np.savez(Path(folder) / "data.npz", **arrays(work))
-            for who, race in race_of(work, Path(folder), every).items():
+            for who, race in run_round(work, Path(folder), contenders).items():
                 races[who].append(race)
     return races
 
 
-def race_of(work: Work, folder: Path, every: dict[str, Contender]) -> dict[str, Race]:
-    """One round: all are started, one after the other, and then train in turn."""
-    spawn, lines, processes = multiprocessing.get_context("spawn"), {}, []
+def run_round(work: Work, folder: Path, contenders: dict[str, Contender]) -> dict[str, Race]:
+    """Start all contenders one after the other, then let them train in turns."""
+    spawn = multiprocessing.get_context("spawn")
+    connections, workers = {}, []
     starts: dict[str, float] = {}
-    for who, run in every.items():
-        lines[who], line = spawn.Pipe()
-        processes.append(spawn.Process(target=in_turns, args=(run, work, folder, line)))
-        processes[-1].start()
-        line.close()
-        starts[who] = lines[who].recv()
-    seconds: dict[str, list[float]] = {who: [] for who in every}
+    for who, train in contenders.items():
+        connections[who], other_end = spawn.Pipe()
+        workers.append(spawn.Process(target=run_contender, args=(train, work, folder, other_end)))
+        workers[-1].start()
+        other_end.close()
+        starts[who] = connections[who].recv()
+    seconds: dict[str, list[float]] = {who: [] for who in contenders}
     for _ in range(work.turns):
-        for who, line in lines.items():
-            line.send(None)
-            seconds[who].append(line.recv() / max(1, work.turn - 1))
-    shares = {}
-    for who, line in lines.items():
-        line.send(None)
-        shares[who] = line.recv()
-    for process in processes:
-        process.join()
-    return {who: Race(starts[who], seconds[who], shares[who]) for who in every}
+        for who, connection in connections.items():
+            connection.send(None)
+            seconds[who].append(connection.recv() / max(1, work.epochs_per_turn - 1))
+    accuracies = {}
+    for who, connection in connections.items():
+        connection.send(None)
+        accuracies[who] = connection.recv()
+    for worker in workers:
+        worker.join()
+    return {who: Race(starts[who], seconds[who], accuracies[who]) for who in contenders}
 
 
-def interleaved(
-    contenders: dict[str, Callable[[], Result]], rounds: int
-) -> dict[str, list[Result]]:
+def alternate(contenders: dict[str, Callable[[], Result]], rounds: int) -> dict[str, list[Result]]:
+    """Run each contender once per round."""
     results: dict[str, list[Result]] = {who: [] for who in contenders}
     for _ in range(rounds):
         for who, run in contenders.items():
@@ -457,66 +458,69 @@ def silence() -> Iterator[None]:
         yield
 
 
-def testing(rounds: int) -> dict[str, list[Result]]:
-    """A million rows of tiny, by the metrics and the loss that ``test`` computes."""
-    work = WORK["tiny"]._replace(turns=1, turn=1)
+def measure_test(rounds: int) -> dict[str, list[Result]]:
+    """Evaluate a million rows of tiny with the metrics and the loss that ``test`` computes."""
+    work = WORK["tiny"]._replace(turns=1, epochs_per_turn=1)
     with tempfile.TemporaryDirectory() as name, silence():
         folder = Path(name)
         data = arrays(work, test=1_000_000)
         np.savez(folder / "data.npz", **data)
         call(command(work, folder))
         run = next((folder / "lightning_logs").iterdir())
-        state = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
-        net = Net(work.sizes)
-        net.load_state_dict(
-            {key.removeprefix("net."): v for key, v in state.items() if key.startswith("net.")}
-        )
+        net = trained_net(run, work)
         x, y = torch.from_numpy(data["x_test"]), torch.from_numpy(data["y_test"])
-
-        def tested_by_hand(batch: int) -> Result:
-            begin = time.perf_counter()
-            counted = MetricCollection(
-                {
-                    **four_metrics(work.classes),
-                    "auroc": MulticlassAUROC(work.classes),
-                    "average_precision": MulticlassAveragePrecision(work.classes),
-                }
-            )
-            mean = MeanMetric()
-            net.eval()
-            with torch.no_grad():
-                for a, b in zip(x.split(batch), y.split(batch), strict=True):
-                    outputs = net(a)
-                    mean.update(cross_entropy(outputs, b), len(b))
-                    counted.update(outputs.softmax(1), b)
-            share = counted.compute()["accuracy"].item()
-            mean.compute()
-            return Result(0.0, len(x) / (time.perf_counter() - begin), share)
-
-        def tested() -> Result:
-            start = time.perf_counter()
-            call(["test", "--run", str(run)])
-            clock = Clock.last
-            return Result(clock.begin - start, len(x) / (clock.end - clock.begin), clock.accuracy)
-
-        return interleaved(
-            {
-                "by hand, batches of 64": lambda: tested_by_hand(64),
-                "by hand, batches of 8192": lambda: tested_by_hand(8192),
-                PACKAGE: tested,
-            },
-            rounds,
-        )
+        contenders = {
+            "plain loop, batches of 64": lambda: plain_test(net, x, y, 64, work.classes),
+            "plain loop, batches of 8192": lambda: plain_test(net, x, y, 8192, work.classes),
+            PACKAGE: lambda: our_test(run, len(x)),
+        }
+        return alternate(contenders, rounds)
 
 
-def tested_ten_classes(run: Path) -> float:
+def trained_net(run: Path, work: Work) -> nn.Module:
+    state = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
+    net = Net(work.sizes)
+    net.load_state_dict(
+        {key.removeprefix("net."): v for key, v in state.items() if key.startswith("net.")}
+    )
+    return net.eval()
+
+
+def plain_test(net: nn.Module, x: Tensor, y: Tensor, batch_size: int, classes: int) -> Result:
+    begin = time.perf_counter()
+    metrics = MetricCollection(
+        {
+            **four_metrics(classes),
+            "auroc": MulticlassAUROC(classes),
+            "average_precision": MulticlassAveragePrecision(classes),
+        }
+    )
+    mean_loss = MeanMetric()
+    with torch.no_grad():
+        for inputs, targets in zip(x.split(batch_size), y.split(batch_size), strict=True):
+            outputs = net(inputs)
+            mean_loss.update(cross_entropy(outputs, targets), len(targets))
+            metrics.update(outputs.softmax(1), targets)
+    accuracy = metrics.compute()["accuracy"].item()
+    mean_loss.compute()
+    return Result(0.0, len(x) / (time.perf_counter() - begin), accuracy)
+
+
+def our_test(run: Path, rows: int) -> Result:
+    begin = time.perf_counter()
+    call(["test", "--run", str(run)])
+    clock = Clock.last
+    return Result(clock.begin - begin, rows / (clock.end - clock.begin), clock.accuracy)
+
+
+def seconds_of_test(run: Path) -> float:
     begin = time.perf_counter()
     with silence():
         call(["test", "--run", str(run), "--allow", "__main__", "--allow", "__mp_main__"])
     return time.perf_counter() - begin
 
 
-def forward_passes(folder: Path, work: Work) -> float:
+def seconds_of_forward_passes(folder: Path, work: Work) -> float:
     net, x = work.net(work.sizes).eval(), tensors(folder)["x_test"]
     begin = time.perf_counter()
     with torch.no_grad():
@@ -525,8 +529,9 @@ def forward_passes(folder: Path, work: Work) -> float:
     return time.perf_counter() - begin
 
 
-def reporting(console: Console, rounds: int) -> dict[str, Any]:
-    work = WORK["tiny"]._replace(sizes=[10, 50, 10], classes=10, turns=1, turn=1)
+def measure_report(console: Console, rounds: int) -> dict[str, Any]:
+    """Measure ``test`` with its report, and the part of it beyond the forward passes."""
+    work = WORK["tiny"]._replace(sizes=[10, 50, 10], classes=10, turns=1, epochs_per_turn=1)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         np.savez(folder / "data.npz", **arrays(work, test=100_000))
@@ -534,27 +539,29 @@ def reporting(console: Console, rounds: int) -> dict[str, Any]:
             call(command(work, folder))
         run = next((folder / "lightning_logs").iterdir())
         with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
-            took = [pool.apply(tested_ten_classes, (run,)) for _ in range(rounds)]
-        forward = [forward_passes(folder, work) for _ in range(rounds)]
-    beyond = statistics.median(took) - statistics.median(forward)
-    table = Table("test of 100,000 rows, ten classes", "seconds", "least to most")
-    for what, seconds in {"all of it": took, "forward passes alone": forward}.items():
-        table.add_row(
-            what, f"{statistics.median(seconds):.2f}", f"{min(seconds):.2f} to {max(seconds):.2f}"
-        )
-    table.add_row("beyond them", f"{beyond:.2f}", "")
+            total = [pool.apply(seconds_of_test, (run,)) for _ in range(rounds)]
+        forward = [seconds_of_forward_passes(folder, work) for _ in range(rounds)]
+    beyond = statistics.median(total) - statistics.median(forward)
+    table = Table("test of 100,000 rows, ten classes", "seconds", "range")
+    for name, seconds in {"total": total, "forward passes": forward}.items():
+        table.add_row(name, *median_and_range(seconds))
+    table.add_row("beyond the forward passes", f"{beyond:.2f}", "")
     console.print(table)
-    return {"took": took, "forward": forward, "beyond": beyond}
+    return {"took": total, "forward": forward, "beyond": beyond}
 
 
-def written(rows: int, folder: Path) -> None:
+def median_and_range(seconds: list[float]) -> tuple[str, str]:
+    return f"{statistics.median(seconds):.2f}", f"{min(seconds):.2f} to {max(seconds):.2f}"
+
+
+def write_rows(rows: int, folder: Path) -> None:
     np.savez(folder / "data.npz", **arrays(WORK["tiny"]._replace(rows=rows)))
 
 
-def grown(rows: int, folder: Path) -> tuple[float, float]:
-    """Seconds a million rows of tiny, in training with all that belongs to it, and the peak of memory in MB."""
+def train_rows(rows: int, folder: Path) -> tuple[float, float]:
+    """Train tiny on so many rows; return the seconds per million rows and the peak memory in MB."""
     warnings.filterwarnings("ignore")
-    work = WORK["tiny"]._replace(rows=rows, turns=max(1, 1_000_000 // rows), turn=1)
+    work = WORK["tiny"]._replace(rows=rows, turns=max(1, 1_000_000 // rows), epochs_per_turn=1)
     with silence():
         call(command(work, folder))
     seconds = Clock.last.end - Clock.last.begin
@@ -562,36 +569,35 @@ def grown(rows: int, folder: Path) -> tuple[float, float]:
 
 
 def peak_memory() -> float:
-    """Of this process, in MB. ``ru_maxrss`` would begin with that of the process that started it."""
-    if (status := Path("/proc/self/status")).is_file():
-        return (
-            int(
-                next(
-                    line for line in status.read_text().splitlines() if line.startswith("VmHWM")
-                ).split()[1]
-            )
-            / 1000
-        )
+    """Return the peak memory of this process in MB.
+
+    ``ru_maxrss`` is inherited from the process that started this one, so Linux' own count is used
+    if there is one.
+    """
+    status = Path("/proc/self/status")
+    if status.is_file():
+        lines = status.read_text().splitlines()
+        return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 1000
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
 
 
-def growth(console: Console) -> dict[str, Any]:
-    table = Table("rows", "data, MB", "seconds a million rows", "peak memory, MB")
-    found = {}
+def measure_growth(console: Console) -> dict[str, Any]:
+    """Measure time and memory for ten thousand to ten million rows."""
+    table = Table("rows", "data, MB", "seconds per million rows", "peak memory, MB")
+    results = {}
     for rows in (10_000, 100_000, 1_000_000, 10_000_000):
         with (
             tempfile.TemporaryDirectory() as folder,
             multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool,
         ):
-            pool.apply(
-                written, (rows, Path(folder))
-            )  # in a process apart, whose memory does not count
-            seconds, memory = pool.apply(grown, (rows, Path(folder)))
+            # Another process writes the data, so that its memory does not count.
+            pool.apply(write_rows, (rows, Path(folder)))
+            seconds, memory = pool.apply(train_rows, (rows, Path(folder)))
         size = rows * 1.2 * (10 * 4 + 8) / 1e6
         table.add_row(f"{rows:,}", f"{size:,.0f}", f"{seconds:.2f}", f"{memory:,.0f}")
-        found[str(rows)] = {"seconds": seconds, "memory": memory}
+        results[str(rows)] = {"seconds": seconds, "memory": memory}
     console.print(table)
-    return found
+    return results
 
 
 FIRST_STEP = """
@@ -603,81 +609,78 @@ class First(Callback):
 """
 
 
-def start(console: Console, rounds: int) -> dict[str, Any]:
-    work = WORK["tiny"]._replace(rows=200, turns=1, turn=1)
-    took: dict[str, list[float]] = {
-        "import lightning.pytorch": [],
-        f"python -m {PACKAGE} fit, to the first step": [],
+IMPORT_LIGHTNING = (
+    "import lightning.pytorch, time, sys; print('first step at', time.time(), file=sys.stderr)"
+)
+
+
+def measure_start(console: Console, rounds: int) -> dict[str, Any]:
+    """Measure the time from the command to the first training step."""
+    work = WORK["tiny"]._replace(rows=200, turns=1, epochs_per_turn=1)
+    data = (
+        "--data ArrayDataModule --data.path data.npz --model MulticlassClassifier --model.net MLP"
+    )
+    trainer = "--trainer.max_epochs 1 --trainer.accelerator cpu --trainer.callbacks first.First"
+    commands = {
+        "import lightning.pytorch": ["-c", IMPORT_LIGHTNING],
+        f"python -m {PACKAGE} fit, to the first step": [
+            *("-m", PACKAGE, "fit"),
+            *data.split(),
+            *trainer.split(),
+        ],
     }
+    results: dict[str, list[float]] = {name: [] for name in commands}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         np.savez(folder / "data.npz", **arrays(work))
         (folder / "first.py").write_text(FIRST_STEP)
-        flags = [
-            "fit",
-            "--data",
-            "Arrays",
-            "--data.path",
-            "data.npz",
-            "--model",
-            "MulticlassClassifier",
-            "--model.net",
-            "MLP",
-            "--trainer.max_epochs",
-            "1",
-            "--trainer.accelerator",
-            "cpu",
-            "--trainer.callbacks",
-            "first.First",
-        ]
-        commands = [
-            [
-                "-c",
-                "import lightning.pytorch, time, sys; print('first step at', time.time(), file=sys.stderr)",
-            ],
-            ["-m", PACKAGE, *flags],
-        ]
-        env = os.environ | {
-            "PYTHONDONTWRITEBYTECODE": ""
-        }  # the first round leaves bytecode, as anyone's first start does
         for _ in range(rounds + 1):
-            for taken, arguments in zip(took.values(), commands, strict=True):
-                begin = time.time()
-                done = subprocess.run(
-                    [sys.executable, *arguments],
-                    cwd=folder,
-                    env=env,
-                    capture_output=True,
-                    text=True,
-                    check=True,
-                )
-                taken.append(float(done.stderr.split("first step at ")[1].split()[0]) - begin)
-    table = Table("process", "seconds", "least to most")
-    for what, seconds in took.items():
-        del seconds[0]  # of cold files
-        table.add_row(
-            what, f"{statistics.median(seconds):.2f}", f"{min(seconds):.2f} to {max(seconds):.2f}"
-        )
+            for name, arguments in commands.items():
+                results[name].append(seconds_to_first_step(arguments, folder))
+    table = Table("process", "seconds", "range")
+    for name, seconds in results.items():
+        del seconds[0]  # The first round reads cold files and writes bytecode.
+        table.add_row(name, *median_and_range(seconds))
     console.print(table)
-    return took
+    return results
+
+
+def seconds_to_first_step(arguments: list[str], folder: Path) -> float:
+    # Bytecode is written, as in a user's first start.
+    env = os.environ | {"PYTHONDONTWRITEBYTECODE": ""}
+    command = [sys.executable, *arguments]
+    begin = time.time()
+    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=True)
+    return float(done.stderr.split("first step at ")[1].split()[0]) - begin
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    alone = {"report": reporting, "start": start}
-    kinds = [*WORK, "test", "growth", *alone]
+    kinds = [*WORK, "test", "report", "growth", "start"]
     parser.add_argument("--work", nargs="+", choices=kinds, default=kinds)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", type=Path)
     parser.add_argument(
         "--accelerator", choices=["cpu", "gpu"], default="cpu", help="for tiny, mid and conv"
     )
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    machine = {
+    results: dict[str, Any] = {"machine": machine(arguments.accelerator)}
+    results["rounds"] = arguments.rounds
+    console = Console(width=120)
+    console.print(", ".join(f"{name} {value}" for name, value in results["machine"].items()))
+    for kind in arguments.work:
+        results[kind] = measure(kind, console, arguments.rounds, arguments.accelerator)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(results, indent=2))
+
+
+def machine(accelerator: str) -> dict[str, Any]:
+    """Return what the measured speed depends on."""
+    values: dict[str, Any] = {
         "processor": platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
@@ -685,91 +688,86 @@ def main() -> None:
         "torch": torch.__version__,
         "lightning": L.__version__,
     }
-    if given.accelerator == "gpu":
-        machine["gpu"] = torch.cuda.get_device_name()
-    out: dict[str, Any] = {"machine": machine, "rounds": given.rounds}
-    console = Console(width=120)
-    console.print(", ".join(f"{name} {value}" for name, value in machine.items()))
-    for name in given.work:
-        if name in WORK:
-            work = WORK[name]._replace(accelerator=given.accelerator)
-            out[name] = told(console, f"{name}: {work}", work.rows, training(work, given.rounds))
-        elif name == "test":
-            out[name] = report(console, "test: a million rows of tiny", testing(given.rounds))
-        else:
-            out[name] = growth(console) if name == "growth" else alone[name](console, given.rounds)
-    if given.json:
-        given.json.write_text(json.dumps(out, indent=2))
+    if accelerator == "gpu":
+        values["gpu"] = torch.cuda.get_device_name()
+    return values
 
 
-def told(console: Console, title: str, rows: int, races: dict[str, list[Race]]) -> dict[str, Any]:
-    hand = next(iter(races.values()))
-    table = Table(
-        "who",
-        "rows a second",
-        "ratio",
-        "half of the turns",
-        "rounds",
-        "before the first step, s",
-        "accuracy",
-    )
+def measure(kind: str, console: Console, rounds: int, accelerator: str) -> dict[str, Any]:
+    """Measure one kind of work, print a table, and return the numbers."""
+    if kind in WORK:
+        work = WORK[kind]._replace(accelerator=accelerator)
+        races = measure_training(work, rounds)
+        return summarize_training(console, f"{kind}: {work}", work.rows, races)
+    if kind == "test":
+        return summarize_test(console, "test: a million rows of tiny", measure_test(rounds))
+    if kind == "growth":
+        return measure_growth(console)
+    return {"report": measure_report, "start": measure_start}[kind](console, rounds)
+
+
+def summarize_training(
+    console: Console, title: str, rows: int, races: dict[str, list[Race]]
+) -> dict[str, Any]:
+    loop = next(iter(races.values()))
+    columns = ["rows per second", "ratio", "quartiles of the turns", "rounds"]
+    table = Table("contender", *columns, "seconds before the first step", "accuracy")
     summary = {}
     for who, rounds in races.items():
         ratios = [
-            paired(race.seconds, other.seconds) for race, other in zip(rounds, hand, strict=True)
+            turn_ratios(race.seconds, other.seconds)
+            for race, other in zip(rounds, loop, strict=True)
         ]
-        every = [ratio for each in ratios for ratio in each]
-        low, ratio, high = statistics.quantiles(every, n=4)
+        low, ratio, high = statistics.quantiles([r for turns in ratios for r in turns], n=4)
         rate = rows / statistics.median(second for race in rounds for second in race.seconds[1:])
         start = statistics.median(race.start for race in rounds)
         accuracy = statistics.median(race.accuracy for race in rounds)
-        each = [statistics.median(of) for of in ratios]
+        by_round = [statistics.median(turns) for turns in ratios]
         table.add_row(
             who,
             f"{rate:,.0f}",
             f"{ratio:.2f}",
             f"{low:.2f} to {high:.2f}",
-            " ".join(f"{one:.2f}" for one in each),
+            " ".join(f"{value:.2f}" for value in by_round),
             f"{start:.1f}",
             f"{accuracy:.3f}",
         )
-        summary[who] = {
-            "rate": rate,
-            "ratio": ratio,
-            "rounds": each,
-            "start": start,
-            "accuracy": accuracy,
-        }
+        summary[who] = {"rate": rate, "ratio": ratio, "rounds": by_round}
+        summary[who] |= {"start": start, "accuracy": accuracy}
     console.print(title)
     console.print(table)
     check_accuracy(summary)
     return summary
 
 
-def paired(ours: list[float], hand: list[float]) -> list[float]:
-    """How much longer the loop by hand took, just before and after, than each turn but the first; itself: than itself."""
-    after = [*hand[1:], hand[-1]]  # by hand comes first in each turn
-    return [
-        (a + b) / 2 / own if ours is not hand else 1.0
-        for a, b, own in list(zip(hand, after, ours, strict=True))[1:]
-    ]
+def turn_ratios(seconds: list[float], loop: list[float]) -> list[float]:
+    """Return the time of the plain loop around each turn but the first, over the turn's own time.
+
+    The plain loop is the first in each turn, so the loop of the next turn comes just after.
+    """
+    if seconds is loop:
+        return [1.0] * (len(loop) - 1)
+    following = [*loop[1:], loop[-1]]
+    turns = list(zip(loop, following, seconds, strict=True))
+    return [(before + after) / 2 / own for before, after, own in turns[1:]]
 
 
 def check_accuracy(summary: dict[str, Any]) -> None:
-    reached = [entry["accuracy"] for entry in summary.values()]
-    assert max(reached) - min(reached) < 0.05, "not the same training: the accuracies differ"
+    accuracies = [entry["accuracy"] for entry in summary.values()]
+    assert max(accuracies) - min(accuracies) < 0.05, "the accuracies differ: not the same training"
 
 
-def report(console: Console, title: str, results: dict[str, list[Result]]) -> dict[str, Any]:
-    hand = next(iter(results.values()))
-    table = Table(
-        "who", "rows a second", "least to most", "ratio", "before the first step, s", "accuracy"
-    )
+def summarize_test(
+    console: Console, title: str, results: dict[str, list[Result]]
+) -> dict[str, Any]:
+    loop = next(iter(results.values()))
+    columns = ["rows per second", "range", "ratio", "seconds before the first batch", "accuracy"]
+    table = Table("contender", *columns)
     summary = {}
     for who, runs in results.items():
         rates = [run.rate for run in runs]
         ratio = statistics.median(
-            run.rate / first.rate for run, first in zip(runs, hand, strict=True)
+            run.rate / first.rate for run, first in zip(runs, loop, strict=True)
         )
         start = statistics.median(run.start for run in runs)
         accuracy = statistics.median(run.accuracy for run in runs)

@@ -1,10 +1,13 @@
-"""Rename the package: folder, imports, configs, console script and docs.
+"""Rename the package: folder, imports, configs, console script and documents.
 
 usage: python scripts/rename.py NAME
+
+Only files that git tracks are changed, and of these neither data nor recorded runs.
 """
 
 import keyword
 import re
+import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,7 +15,12 @@ from typing import NoReturn
 
 ROOT = Path(__file__).resolve().parent.parent
 OLD = next(path.parent.name for path in ROOT.glob("src/*/__main__.py"))
-LEFT_ALONE = {".git", ".venv", "lightning_logs", "__pycache__"}  # and whatever is not text
+# A CSV or JSON file may be data, in which the name is a value like any other.
+CODE_AND_TEXT = {
+    *("", ".cfg", ".css", ".html", ".in", ".ini", ".ipynb", ".j2", ".js", ".md", ".py", ".pyi"),
+    *(".rst", ".sh", ".toml", ".txt", ".yaml", ".yml"),
+}
+RUNS = "lightning_logs"
 
 
 def stop(message: str) -> NoReturn:
@@ -20,28 +28,51 @@ def stop(message: str) -> NoReturn:
     sys.exit(2)
 
 
+def check_name(name: str) -> None:
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or keyword.iskeyword(name) or find_spec(name):
+        stop(
+            "expected a new name of lower-case letters, digits and _, that no installed package "
+            f"has, got {name!r}"
+        )
+
+
+def files_to_change() -> list[Path]:
+    """Return the tracked files that hold code or text."""
+    try:
+        command = ["git", "ls-files", "-z"]
+        listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        stop(
+            f"expected a git repository, so that only tracked files are changed, got {ROOT}; "
+            "run: git init && git add ."
+        )
+    names = [Path(name) for name in listed.stdout.split("\0") if name]
+    return [
+        ROOT / name
+        for name in names
+        if name.suffix in CODE_AND_TEXT and RUNS not in name.parts and (ROOT / name).is_file()
+    ]
+
+
 def main() -> None:
     if len(sys.argv) != 2:
         stop("expected one argument: python scripts/rename.py NAME")
     name = sys.argv[1]
-    if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or keyword.iskeyword(name) or find_spec(name):
-        stop(
-            f"expected a new name of lower-case letters, digits and _, that no installed package has, got {name!r}"
-        )
+    check_name(name)
     word = re.compile(rf"\b{OLD}\b")
-    for path in sorted(ROOT.rglob("*")):
-        if path.is_file() and not LEFT_ALONE & set(path.relative_to(ROOT).parts):
-            try:
-                text = path.read_text(encoding="utf-8")
-            except UnicodeDecodeError:
-                continue
-            if word.search(text):
-                path.write_text(word.sub(name, text), encoding="utf-8")
+    for path in files_to_change():
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            continue
+        if word.search(text):
+            path.write_text(word.sub(name, text), encoding="utf-8")
     (ROOT / "src" / OLD).rename(ROOT / "src" / name)
     print(
-        f"{OLD} is {name} now. Delete .venv and src/*.egg-info, then install it anew, or run: make format test"
+        f"Renamed {OLD} to {name}. Delete .venv and src/*.egg-info and install the package again, "
+        "or run: make format test"
     )
-    print("Runs made before name the old classes: keep a clone to use them, or train them again.")
+    print("Runs that exist already name the old classes: keep a clone to use them, or train again.")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,11 @@
 #!/usr/bin/env bash
-# Train on several nodes of a SLURM cluster, across time limits:  sbatch scripts/slurm.sh configs/digits.yaml
-# Two minutes before the limit SLURM sends SIGTERM; training writes its checkpoint and ends with exit code 143, the job is
-# queued again under the same number, and goes on in the run that has this number as its name.
+# Train on several nodes of a SLURM cluster, across time limits.
+#
+# usage: sbatch scripts/slurm.sh configs/digits.yaml
+#
+# SLURM sends SIGTERM two minutes before the time limit. Training then writes a checkpoint and ends
+# with exit code 143, and the job is queued again under the same number. The run is named after this
+# number, so the job resumes it.
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1
 #SBATCH --gres=gpu:1
@@ -17,9 +21,12 @@ run="slurm_$SLURM_JOB_ID"
 if [[ -f lightning_logs/$run/checkpoints/last.ckpt ]]; then
     arguments=(fit --resume "$run")
 else
-    rm -rf "lightning_logs/$run" # stopped before there was anything to go on from
-    arguments=(fit --config "$config" --name "$run" --trainer.num_nodes "$SLURM_NNODES"
-        --trainer.devices "$SLURM_NTASKS_PER_NODE" --trainer.strategy ddp --trainer.enable_progress_bar false)
+    rm -rf "lightning_logs/$run" # a run without a checkpoint cannot be resumed
+    arguments=(
+        fit --config "$config" --name "$run" --trainer.num_nodes "$SLURM_NNODES"
+        --trainer.devices "$SLURM_NTASKS_PER_NODE" --trainer.strategy ddp
+        --trainer.enable_progress_bar false
+    )
 fi
 
 srun --kill-on-bad-exit=0 --wait=60 python -m proj "${arguments[@]}"

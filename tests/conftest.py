@@ -1,5 +1,6 @@
-"""What the tests share: a folder of their own to work in, the command line, and small data of every task."""
+"""Fixtures that the tests share: a working folder, the command line, small data for every task."""
 
+import gc
 import importlib.util
 import json
 import os
@@ -16,55 +17,98 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
+import processes
 from proj.engine.cli import main
 from proj.schema import Schema
 
-torch.set_num_threads(1)  # the suite runs in two processes
-
 ROOT = Path(__file__).parent.parent
+TESTS = Path(__file__).parent
+# The tests that render figures, by the beginning of their path: they look at figures or reports, or
+# show that everything works together. In the others figures are made, but rendered blank.
+RENDERED = (
+    "engine/callbacks/test_monitoring",
+    "engine/evaluation/test_report",
+    "engine/evaluation/test_importance",
+    "engine/evaluation/test_tensorboard",
+    "engine/training",
+    "engine/tuning/test_search",
+    "test_",
+)
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 QUIET = ["--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false"]
-Cli = Callable[..., int]
+Cli = Callable[..., Any]
+SERVER = pytest.StashKey[processes.Server]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if config.option.markexpr != "cuda":  # the other tests are about the CPU, and fork
+    """Prepare a process that runs tests, and start the server of processes once per session."""
+    if config.option.markexpr != "cuda":  # The other tests are about the CPU.
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    is_worker = hasattr(config, "workerinput")
+    if not is_worker:
+        config.stash[SERVER] = processes.Server()
+    if is_worker or not config.getoption("numprocesses", None):
+        # With xdist the first process only hands out tests: importing torch there takes seconds.
+        # The garbage collector would look through the imported modules again and again.
+        gc.disable()
+        import torch
+
+        torch.set_num_threads(1)  # The suite runs in two processes.
+
+
+def pytest_collection_finish() -> None:
+    """Exclude what was imported so far from garbage collection."""
+    gc.collect()
+    gc.freeze()
+    gc.enable()
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if SERVER in config.stash:
+        config.stash[SERVER].close()
 
 
 @pytest.fixture(autouse=True)
 def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Each test works in an empty folder, and what it imports from there is forgotten after it."""
+    """Change to an empty folder for each test, and forget the modules imported from there."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     yield tmp_path
-    here = [
+    imported = [
         name
         for name, module in sys.modules.items()
         if str(getattr(module, "__file__", None)).startswith(str(tmp_path))
     ]
-    for name in here:
+    for name in imported:
         del sys.modules[name]
+
+
+@pytest.fixture(autouse=True)
+def blank_figures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Render blank figures in tests that do not look at them: rendering is most of `test`."""
+    if request.path.relative_to(TESTS).as_posix().startswith(RENDERED):
+        return
+    monkeypatch.setenv(processes.BLANK_FIGURES, "1")
+    processes.render_blank_figures(monkeypatch.setattr)
 
 
 @pytest.fixture
 def cli(capsys: pytest.CaptureFixture[str]) -> Cli:
-    """The command line in this process; raises unless the exit code is the expected one."""
+    """Call the command line in this process and check its exit code.
 
-    def call(*args: str, code: int = 0) -> str:
+    Returns what it printed: on standard output, or its error message for another code than 0.
+    """
+
+    def call(*args: Any, code: int = 0) -> str:
         verb, *rest = map(str, args)
-        quiet = (
-            []
-            if any(arg.endswith("help") for arg in rest)
-            or verb not in ("fit", "test", "validate", "predict")
-            else QUIET
-        )
+        prints_help = any(arg.endswith("help") for arg in rest)
+        if verb in ("fit", "test", "validate", "predict") and not prints_help:
+            rest += QUIET
         capsys.readouterr()
-        got = main([verb, *rest, *quiet])
+        exit_code = main([verb, *rest])
         printed = capsys.readouterr()
-        assert got == code, f"exit code {got}:\n{printed.out}\n{printed.err}"
+        assert exit_code == code, f"exit code {exit_code}:\n{printed.out}\n{printed.err}"
         if code == 2:
             assert "Traceback" not in printed.err
             assert printed.err.count("\n") == 1, printed.err
@@ -76,7 +120,7 @@ def cli(capsys: pytest.CaptureFixture[str]) -> Cli:
 def make_arrays(
     task: str, rows: int = 120, features: int = 6, seed: int = 0
 ) -> dict[str, np.ndarray[Any, Any]]:
-    """Data that a linear model learns somewhat: ``x`` [rows, features] and ``y`` of the task."""
+    """Return ``x`` [rows, features] and ``y`` of a task, which a linear model learns in part."""
     rng = np.random.default_rng(seed)
     x = rng.normal(size=(rows, features)).astype(np.float32)
     scores = x @ rng.normal(size=(features, 3)) + rng.normal(size=(rows, 3))
@@ -113,7 +157,10 @@ MODELS = {
 
 @pytest.fixture
 def experiment(work: Path) -> Callable[..., Path]:
-    """Write data and an experiment of a task; returns the config's path. Options: sections merged over the default."""
+    """Write data and an experiment of a task, and return the path of the experiment.
+
+    Keyword arguments are sections of the experiment, merged over the defaults.
+    """
 
     def write(task: str = "multiclass", rows: int = 120, **sections: dict[str, Any]) -> Path:
         np.savez(work / "data.npz", **make_arrays(task, rows))
@@ -124,7 +171,10 @@ def experiment(work: Path) -> Callable[..., Path]:
                 "class_path": MODELS[task],
                 "init_args": {"net": {"class_path": "MLP", "init_args": {"hidden": [8]}}},
             },
-            "data": {"class_path": "Arrays", "init_args": {"path": "data.npz", "batch_size": 16}},
+            "data": {
+                "class_path": "ArrayDataModule",
+                "init_args": {"path": "data.npz", "batch_size": 16},
+            },
         }
         for name, values in sections.items():
             target = (
@@ -142,11 +192,11 @@ def experiment(work: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def browser() -> Iterator[Any]:
-    """Debian's Chromium, driven by playwright."""
+    """Start Debian's Chromium, driven by playwright."""
     sync = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     chromium = shutil.which("chromium") or shutil.which("chromium-browser")
     if chromium is None:
-        pytest.skip("there is no chromium; apt-get install chromium")
+        pytest.skip("Chromium is not installed; apt-get install chromium")
     with sync.sync_playwright() as play:
         opened = play.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         yield opened
@@ -154,40 +204,31 @@ def browser() -> Iterator[Any]:
 
 
 def watched(browser: Any, **options: Any) -> tuple[Any, list[str], list[str]]:
-    """A new page, the errors it will tell, and the addresses it will ask for."""
+    """Return a new page, with lists of its errors and of the addresses it requests."""
     tab = browser.new_page(**({"viewport": {"width": 1600, "height": 1000}} | options))
-    said: list[str] = []
+    errors: list[str] = []
     requests: list[str] = []
-    tab.on(
-        "console", lambda message: said.append(message.text) if message.type == "error" else None
-    )
-    tab.on("pageerror", lambda error: said.append(str(error)))
+
+    def on_console(message: Any) -> None:
+        if message.type == "error":
+            errors.append(message.text)
+
+    tab.on("console", on_console)
+    tab.on("pageerror", lambda error: errors.append(str(error)))
     tab.on("request", lambda request: requests.append(request.url))
-    return tab, said, requests
+    return tab, errors, requests
 
 
 @pytest.fixture
 def board(work: Path) -> Iterator[Callable[[], str]]:
-    """Starts a real TensorBoard on the runs that there are, and gives its address."""
+    """Start a real TensorBoard on the runs in the working folder, and return its address."""
     started: list[subprocess.Popen[bytes]] = []
 
     def start() -> str:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        command = [
-            sys.executable,
-            "-m",
-            "tensorboard.main",
-            "--logdir",
-            str(work / "lightning_logs"),
-            "--host",
-            "127.0.0.1",
-            "--port",
-            str(port),
-            "--load_fast",
-            "false",
-        ]
+        port = free_port()
+        flags = f"--host 127.0.0.1 --port {port} --load_fast false".split()
+        logs = str(work / "lightning_logs")
+        command = [sys.executable, "-m", "tensorboard.main", "--logdir", logs, *flags]
         started.append(
             subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         )
@@ -199,8 +240,14 @@ def board(work: Path) -> Iterator[Callable[[], str]]:
         process.wait(timeout=30)
 
 
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 def ask(url: str, until: Callable[[Any], Any], body: Any = None, seconds: float = 60) -> Any:
-    """The JSON at ``url``, asked for again until it is complete: TensorBoard loads runs in the background."""
+    """Return the JSON at ``url`` once ``until`` holds: TensorBoard loads in the background."""
     data = None if body is None else json.dumps(body).encode()
     end = time.monotonic() + seconds
     while True:
@@ -218,7 +265,7 @@ def ask(url: str, until: Callable[[Any], Any], body: Any = None, seconds: float 
 
 
 def script_of(name: str) -> Any:
-    """A program in ``scripts/`` as a module."""
+    """Import a program in ``scripts/`` as a module."""
     spec = importlib.util.spec_from_file_location(f"script_{name}", ROOT / "scripts" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
@@ -228,4 +275,5 @@ def script_of(name: str) -> Any:
 
 
 def files_in(folder: Path) -> list[str]:
-    return sorted(os.path.relpath(p, folder) for p in folder.rglob("*") if p.is_file())
+    """Return the paths of all files in a folder, relative to it and sorted."""
+    return sorted(os.path.relpath(path, folder) for path in folder.rglob("*") if path.is_file())

@@ -57,6 +57,8 @@ def tree(work: Path) -> Path:
         "version_*",
     )
     shutil.copytree(ROOT, work / "tree", ignore=ignored)
+    for command in (["git", "init", "--quiet"], ["git", "add", "."]):
+        subprocess.run(command, cwd=work / "tree", check=True)
     return work / "tree"
 
 
@@ -65,6 +67,8 @@ def test_the_renamed_package_has_no_trace_of_the_old_name(tree: Path) -> None:
     done = rename(tree, "churned")
     assert done.returncode == 0, done.stderr
     for path in tree.rglob("*"):
+        if {".git", "lightning_logs"} & set(path.relative_to(tree).parts):
+            continue
         assert PACKAGE.name not in path.relative_to(tree).parts
         if path.is_file() and path.suffix in (".py", ".toml", ".md", ".yaml", ".txt", ""):
             assert not re.search(rf"\b{PACKAGE.name}\b", path.read_text()), path
@@ -74,6 +78,29 @@ def test_the_renamed_package_has_no_trace_of_the_old_name(tree: Path) -> None:
         command, cwd=tree, env=environment, capture_output=True, text=True, check=False
     )
     assert "usage: python -m churned VERB" in done.stdout, done.stderr
+
+
+def test_data_recorded_runs_and_untracked_files_stay_as_they_are(tree: Path) -> None:
+    """Rewritten data, or a user's own notes, could not be recovered."""
+    old = PACKAGE.name
+    (tree / "data.csv").write_text(f"name\n{old}\n")
+    subprocess.run(["git", "add", "."], cwd=tree, check=True)
+    (tree / "notes.md").write_text(f"{old}\n")
+    runs = tree / "tests/engine/runs/runs_of_0.1"
+    before = {path: path.read_bytes() for path in runs.rglob("*") if path.is_file()}
+    assert rename(tree, "churned").returncode == 0
+    assert (tree / "data.csv").read_text() == f"name\n{old}\n"
+    assert (tree / "notes.md").read_text() == f"{old}\n"
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_without_git_nothing_is_renamed(tree: Path) -> None:
+    """Without git there is no list of the files that belong to the project."""
+    shutil.rmtree(tree / ".git")
+    done = rename(tree, "churned")
+    assert done.returncode == 2
+    assert "expected a git repository" in done.stderr
+    assert (tree / "src" / PACKAGE.name).exists()
 
 
 @pytest.mark.parametrize("name", ["Churn", "my-name", "random", "torch", "class", "1a", ""])

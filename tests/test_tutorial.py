@@ -1,4 +1,4 @@
-"""The tutorial's loop, written by hand, and `fit` on the shipped experiment: the same weights to the bit."""
+"""`fit` on the shipped experiment gives the weights of the tutorial's loop, to the bit."""
 
 import numpy as np
 import torch
@@ -23,9 +23,9 @@ class TutorialNN(nn.Module):
         return self.fc2(self.relu(self.fc1(x)))
 
 
-def train_by_hand(seed: int, epochs: int) -> dict[str, torch.Tensor]:
+def train_with_plain_loop(seed: int, epochs: int) -> dict[str, torch.Tensor]:
     x, y = load_diabetes(return_X_y=True)
-    # the template's split, made anew: 15 % of all rows for test, 15 % of all rows for validation
+    # The split of the template: 15 % of all rows for test, 15 % of all rows for validation.
     rest, _ = train_test_split(np.arange(len(x)), test_size=round(0.15 * len(x)), random_state=0)
     train, _ = train_test_split(np.sort(rest), test_size=round(0.15 * len(x)), random_state=0)
     inputs = torch.from_numpy(x[np.sort(train)]).float()
@@ -43,32 +43,26 @@ def train_by_hand(seed: int, epochs: int) -> dict[str, torch.Tensor]:
     return model.state_dict()
 
 
-def test_fit_ends_with_the_weights_of_the_loop_written_by_hand(cli: Cli) -> None:
+def test_fit_gives_the_weights_of_the_plain_loop(cli: Cli) -> None:
+    """The template must train as the loop that its users know."""
     cli("fit", "--config", ROOT / "configs/simple_nn.yaml")
     checkpoint = torch.load("lightning_logs/version_0/checkpoints/last.ckpt", weights_only=True)
-    by_hand = train_by_hand(seed=42, epochs=100)
-    for name, expected in by_hand.items():
+    weights = train_with_plain_loop(seed=42, epochs=100)
+    for name, expected in weights.items():
         assert torch.equal(checkpoint["state_dict"][f"net.{name}"], expected), name
 
 
-def test_another_seed_ends_with_other_weights(cli: Cli) -> None:
-    """Guards the test above: the weights do depend on what it holds equal."""
-    cli(
-        "fit",
-        "--config",
-        ROOT / "configs/simple_nn.yaml",
-        "--seed_everything",
-        "43",
-        "--trainer.max_epochs",
-        "2",
-    )
+def test_another_seed_gives_other_weights(cli: Cli) -> None:
+    """The test above would pass for nothing if the weights did not depend on the seed."""
+    flags = ["--seed_everything", "43", "--trainer.max_epochs", "2"]
+    cli("fit", "--config", ROOT / "configs/simple_nn.yaml", *flags)
     checkpoint = torch.load("lightning_logs/version_0/checkpoints/last.ckpt", weights_only=True)
-    assert not torch.equal(
-        checkpoint["state_dict"]["net.fc1.weight"], train_by_hand(42, 2)["fc1.weight"]
-    )
+    weight = checkpoint["state_dict"]["net.fc1.weight"]
+    assert not torch.equal(weight, train_with_plain_loop(42, 2)["fc1.weight"])
 
 
-def test_simple_nn_is_the_tutorials_net() -> None:
+def test_simple_nn_is_the_net_of_the_tutorial() -> None:
+    """The experiment would no longer be that of the tutorial."""
     torch.manual_seed(0)
     ours = SimpleNN()
     torch.manual_seed(0)

@@ -15,7 +15,7 @@ from scipy import stats
 from conftest import Cli, script_of
 from proj.engine.cli import main
 from proj.engine.evaluation.intervals import intervals
-from proj.engine.evaluation.paired import differences, holm, mcnemar
+from proj.engine.evaluation.paired import area_difference, differences, holm, mcnemar
 from proj.engine.evaluation.prediction_set import PredictionSet
 
 
@@ -102,7 +102,9 @@ def test_equal_areas_of_few_positives_are_rarely_significant(positives: int) -> 
             PredictionSet("binary", ("no", "yes"), np.arange(200), target.astype(int), p)
             for p in pair
         )
-        significant.append(differences(first, other)["auroc"].p < 0.05)
+        difference = area_difference(first, other, "auroc")
+        assert difference is not None
+        significant.append(difference.p < 0.05)
     assert np.mean(significant) < 0.07
 
 

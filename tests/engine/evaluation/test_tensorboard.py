@@ -1,8 +1,6 @@
 """Figures in TensorBoard: when they are logged, what they show, and no effect on training."""
 
 import io
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import processes
 from conftest import Cli, ask, watched
 from proj.engine.evaluation import tensorboard
 from proj.engine.evaluation.figure_sets import figures_of
@@ -197,8 +196,7 @@ def test_two_processes_draw_all_rows(work: Path, experiment: Any, cli: Cli) -> N
         "--trainer.callbacks",
         "often.Often",
     ]
-    command = [sys.executable, "-m", "proj", "fit", "--config", str(experiment()), *flags]
-    subprocess.run(command, cwd=work, check=True, capture_output=True, timeout=300)
+    processes.run("proj", "fit", "--config", experiment(), *flags).check_returncode()
     logged_images = images()
     cli("validate", "--ckpt_path", "last", "--trainer.devices", "1", "--trainer.strategy", "auto")
     for name, drawing in expected(RUN, "validate").items():

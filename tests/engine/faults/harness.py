@@ -1,11 +1,9 @@
 """Start processes that are killed at chosen points, and compare the runs that they leave."""
 
 import hashlib
-import math
-import multiprocessing
 import os
 import signal
-import sys
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,17 +12,15 @@ import numpy as np
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import processes
 from conftest import QUIET
-from engine.faults.victim import reached
 from proj.engine import security
-from proj.engine.cli import main
-from proj.engine.evaluation import tensorboard
 from proj.engine.runs.run import read_checkpoint
 
 security.allow_package("engine.faults")
 
-# Keys that differ between equal runs: their names and paths, and Lightning's own count of scheduler
-# steps.
+# Names and paths of the run itself, which differ between two runs, and the number of steps that
+# Lightning has made of a schedule.
 IGNORED_KEYS = (
     "dirpath",
     "best_model_path",
@@ -36,85 +32,67 @@ IGNORED_KEYS = (
 )
 
 
-def _call(args: list[str], log: Path) -> None:
-    reached.clear()  # of the parent process
-    # No figures: polars hangs in a forked process if it was used before the fork.
-    tensorboard.MIN_SECONDS_BETWEEN_FIGURES = math.inf
-    sys.stdout = sys.stderr = log.open("a", buffering=1)
-    os.dup2(sys.stdout.fileno(), 2)
-    raise SystemExit(main([*args, *QUIET]))
-
-
 def attempt(
-    *args: Any, kill: str = "", by: Sequence[int] = (signal.SIGKILL,), after: float | None = None
+    *args: Any,
+    kill: str = "",
+    by: Sequence[int] = (signal.SIGKILL,),
+    after: float | None = None,
+    env: dict[str, str] | None = None,
 ) -> int:
-    """Run a command line in one process; return its exit code, negative for a signal.
+    """Run a command line and return its exit code, negative for a signal.
 
-    Args:
-        kill: point at which the process receives the signals ``by``, as ``point:n``.
-        after: seconds after which it is killed.
+    The process sends itself the signals ``by`` at the point ``kill``, as in ``"step:20"``; see
+    ``victim``. It is killed after ``after`` seconds.
     """
-    os.environ |= {"KILL": kill, "SIGNALS": ",".join(str(int(number)) for number in by)}
-    process = multiprocessing.get_context("fork").Process(
-        target=_call, args=([str(a) for a in args], Path("log.txt"))
-    )
-    process.start()
+    signals = ",".join(str(int(number)) for number in by)
+    environment = {**os.environ, "KILL": kill, "SIGNALS": signals, **(env or {})}
+    flags = ["--allow", "engine.faults", *QUIET]
+    with Path("log.txt").open("a") as log:
+        process = processes.Process("proj", *args, *flags, env=environment, stdout=log, stderr=log)
     if after is not None:
-        process.join(after)
-        if process.is_alive():
+        try:
+            return process.wait(after)
+        except subprocess.TimeoutExpired:
             process.kill()
-    process.join(300)
-    del os.environ["KILL"], os.environ["SIGNALS"]
-    assert process.exitcode is not None, "the process hangs"
-    return process.exitcode
+    return process.wait(300)
 
 
 def said() -> str:
-    """The output of all processes of a test so far."""
+    """Return what all processes of a test have printed."""
     return Path("log.txt").read_text()
 
 
 def digest(name: str) -> dict[str, str]:
-    """SHA-256 of a run's results: weights, optimizer, schedulers, callbacks, generators, curves."""
+    """Return SHA-256 of a run's weights, optimizer, schedules, callbacks, generators and curves."""
     run = Path("lightning_logs") / name
     last, best = (
         read_checkpoint(run / "checkpoints" / f"{which}.ckpt") for which in ("last", "best")
     )
-    parts = {
-        key: last[key]
-        for key in (
-            "state_dict",
-            "optimizer_states",
-            "lr_schedulers",
-            "callbacks",
-            "global_step",
-            "epoch",
-        )
-    }
+    keys = ("state_dict", "optimizer_states", "lr_schedulers", "callbacks", "global_step", "epoch")
+    parts = {key: last[key] for key in keys}
     parts |= {"best": best["state_dict"], "loops": last["loops"]["fit_loop"]}
     parts["curves"] = curves(name)
-    return {key: hashlib.sha256(_bytes(part)).hexdigest() for key, part in parts.items()}
+    return {key: hashlib.sha256(_to_bytes(part)).hexdigest() for key, part in parts.items()}
 
 
 def curves(name: str) -> dict[str, list[tuple[int, float]]]:
-    """The curves of a run in TensorBoard: steps and values by name."""
+    """Return steps and values of a run's TensorBoard scalars, by tag."""
     events = EventAccumulator(f"lightning_logs/{name}", {"scalars": 0})
     events.Reload()
     return {
-        tag: [(e.step, e.value) for e in events.Scalars(tag)]
+        tag: [(event.step, event.value) for event in events.Scalars(tag)]
         for tag in sorted(events.Tags()["scalars"])
     }
 
 
-def _bytes(value: Any) -> bytes:
+def _to_bytes(value: Any) -> bytes:
     if isinstance(value, torch.Tensor):
         return f"{value.dtype} {list(value.shape)} ".encode() + value.numpy().tobytes()
     if isinstance(value, np.ndarray):
         return value.tobytes()
     if isinstance(value, dict):
-        return b"".join(
-            f"{key}: ".encode() + _bytes(value[key]) for key in value if key not in IGNORED_KEYS
-        )
+        kept = {key: item for key, item in value.items() if key not in IGNORED_KEYS}
+        return b"".join(f"{key}: ".encode() + _to_bytes(item) for key, item in kept.items())
     if isinstance(value, list | tuple):
-        return b"".join(map(_bytes, value)) + b"; "
+        return b"".join(map(_to_bytes, value)) + b"; "
     return f"{value!r}, ".encode()

@@ -18,7 +18,6 @@ from proj.models.classification import MulticlassClassifier
 from proj.nets.mlp import MLP
 from proj.schema import Batch, Schema
 
-ROWS = range(1, 41)
 TRAINED = (1, 2, 3, 7, 40)  # sizes that are also evaluated within fit
 
 
@@ -88,9 +87,9 @@ def trainer(world: int, *callbacks: Any, **options: Any) -> Trainer:
     )
 
 
-def main(folder: Path, world: int) -> None:
+def main(folder: Path, world: int, numbers_of_rows: list[int]) -> None:
     results: dict[str, Any] = {}
-    for rows in ROWS:
+    for rows in numbers_of_rows:
         tests = trainer(world, PredictionWriter(folder / f"test_{rows}.parquet"))
         tests.test(model(), datamodule=Rows(rows), verbose=False)
         results[f"test {rows}"] = {
@@ -119,4 +118,4 @@ if __name__ == "__main__":
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     np.seterr(all="raise")
-    main(Path(sys.argv[1]), int(sys.argv[2]))
+    main(Path(sys.argv[1]), int(sys.argv[2]), list(map(int, sys.argv[3:])))

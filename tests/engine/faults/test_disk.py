@@ -12,10 +12,6 @@ from conftest import Cli
 from engine.faults.harness import attempt, digest, said
 from proj.engine.runs.checkpoint_file import is_whole
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:This process .* is multi-threaded:DeprecationWarning"
-)
-
 
 def mount(folder: Path, options: str) -> bool:
     return (

@@ -5,7 +5,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -14,12 +13,12 @@ import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
 
-from conftest import ROOT, Cli
+import processes
+from conftest import Cli
 from engine.faults.harness import digest
-from engine.faults.shards import ROWS, TRAINED
+from engine.faults.shards import TRAINED
 
-SHARDS = ["-m", "engine.faults.shards"]
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT / "tests"), "OMP_NUM_THREADS": "1"}
+SHARDS = "engine.faults.shards"
 TWO = [
     "--trainer.devices",
     "2",
@@ -39,7 +38,7 @@ def free_port() -> str:
 
 
 def torchrun(
-    *args: Any, nodes: int = 1, node: int = 0, port: str = "0", processes: int = 1
+    *args: Any, nodes: int = 1, node: int = 0, port: str = "0", nproc: int = 1
 ) -> list[str]:
     where = [
         "--nnodes",
@@ -52,38 +51,41 @@ def torchrun(
         port,
     ]
     return [
-        sys.executable,
-        "-m",
         "torch.distributed.run",
         *where,
         "--nproc-per-node",
-        str(processes),
+        str(nproc),
         *map(str, args),
     ]
 
 
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The results of one process."""
-    folder = tmp_path_factory.mktemp("alone")
-    subprocess.run(
-        [sys.executable, *SHARDS, folder, "1"], check=True, timeout=240, env=ENVIRONMENT, cwd=folder
-    )
-    return folder
+# With batches of 4 rows, two processes evaluate 8 rows at a time: each remainder occurs twice.
+TWO_ROUNDS = (*range(1, 18), 40)
+EVERY_NUMBER = tuple(range(1, 41))
 
 
 @pytest.mark.parametrize(
-    "world", [2, pytest.param(3, marks=pytest.mark.slow), pytest.param(4, marks=pytest.mark.slow)]
+    ("world", "numbers_of_rows"),
+    [
+        (2, TWO_ROUNDS),
+        pytest.param(2, EVERY_NUMBER, marks=pytest.mark.slow),
+        pytest.param(3, EVERY_NUMBER, marks=pytest.mark.slow),
+        pytest.param(4, EVERY_NUMBER, marks=pytest.mark.slow),
+    ],
+    ids=lambda value: str(value) if isinstance(value, int) else f"{len(value)} numbers of rows",
 )
 def test_results_do_not_depend_on_the_number_of_processes(
-    world: int, alone: Path, work: Path
+    world: int, numbers_of_rows: tuple[int, ...], work: Path
 ) -> None:
-    command = torchrun(*SHARDS, work, world, processes=world, port=free_port())
-    subprocess.run(command, check=True, timeout=240, env=ENVIRONMENT, cwd=work)
+    """A row would be counted twice or left out if the split does not divide evenly."""
+    (alone := work / "alone").mkdir()
+    processes.run(SHARDS, alone, 1, *numbers_of_rows).check_returncode()
+    command = torchrun("-m", SHARDS, work, world, *numbers_of_rows, nproc=world, port=free_port())
+    processes.run(*command).check_returncode()
     together, single = (
         json.loads((folder / "results.json").read_text()) for folder in (work, alone)
     )
-    for rows in ROWS:
+    for rows in numbers_of_rows:
         for verb in ("test", "predict"):
             one, several = (
                 pl.read_parquet(folder / f"{verb}_{rows}.parquet") for folder in (alone, work)
@@ -94,28 +96,19 @@ def test_results_do_not_depend_on_the_number_of_processes(
         ours, theirs = together[f"test {rows}"], single[f"test {rows}"]
         assert ours.keys() == theirs.keys()
         assert ours == pytest.approx(theirs, abs=1e-6, nan_ok=True)
-        assert (
-            ours["test/accuracy"] == theirs["test/accuracy"]
-        )  # It is a ratio of counts, so it is exact.
+        # A ratio of counts is exact.
+        assert ours["test/accuracy"] == theirs["test/accuracy"]
     for rows in TRAINED:
         result = together[f"fit {rows}"]
         assert result["val/accuracy"] == pytest.approx(result["direct"], abs=1e-7)
 
 
-def started(command: list[str], work: Path) -> subprocess.Popen[str]:
+def started(command: list[str], work: Path) -> processes.Process:
     with (work / "out.txt").open("a") as out:
-        return subprocess.Popen(
-            command,
-            env=ENVIRONMENT,
-            cwd=work,
-            stdout=out,
-            stderr=out,
-            text=True,
-            start_new_session=True,
-        )
+        return processes.Process(*command, stdout=out, stderr=out)
 
 
-def ended(process: subprocess.Popen[str], work: Path) -> int:
+def ended(process: processes.Process, work: Path) -> int:
     try:
         code = process.wait(120)
     except subprocess.TimeoutExpired:
@@ -137,7 +130,7 @@ def two(experiment: Any) -> list[Any]:
         data={"batch_size": 4},
         checkpoint={"every_seconds": None, "every_n_steps": 20, "monitor": "val/loss"},
     )
-    return [sys.executable, "-m", "proj", "fit", "--config", str(config), *TWO]
+    return ["proj", "fit", "--config", str(config), *TWO]
 
 
 def test_two_killed_or_stopped_processes_resume_to_the_same_bits(
@@ -160,8 +153,6 @@ def test_two_killed_or_stopped_processes_resume_to_the_same_bits(
         status = json.loads((work / f"lightning_logs/{name}/manifest.json").read_text())["status"]
         assert status == ("running" if number == signal.SIGKILL else "stopped")
         resume = [
-            sys.executable,
-            "-m",
             "proj",
             "fit",
             "--resume",
@@ -181,7 +172,7 @@ def test_two_nodes_of_torchrun_train_as_two_local_processes(
     assert ended(started([*two, "--name", "local"], work), work) == 0
     port, flags = (
         free_port(),
-        [*two[3:], "--name", "nodes", "--trainer.devices", "1", "--trainer.num_nodes", "2"],
+        [*two[1:], "--name", "nodes", "--trainer.devices", "1", "--trainer.num_nodes", "2"],
     )
     nodes = [
         started(torchrun("-m", "proj", *flags, nodes=2, node=node, port=port), work)

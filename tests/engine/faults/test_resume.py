@@ -15,10 +15,6 @@ from engine.faults.harness import attempt, curves, digest, said
 from proj.engine.runs.checkpoint_file import is_whole
 from proj.engine.runs.run import Run, lock_run
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:This process .* is multi-threaded:DeprecationWarning"
-)
-
 ONE_CYCLE = [
     "--model.scheduler",
     "OneCycleLR",
@@ -117,9 +113,7 @@ def test_a_killed_run_resumes_to_the_same_bits(scenario: str, fit: list[Any]) ->
 def test_the_comparison_fails_without_the_random_generators(
     fit: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        "proj.engine.callbacks.resume_state.restore_generators", lambda states: None
-    )
+    monkeypatch.setenv("FORGET_GENERATORS", "1")
     with pytest.raises(AssertionError, match="step:23"):
         check(fit, [["step:23"]])
 

@@ -6,13 +6,7 @@ from pathlib import Path
 from signal import SIGINT, SIGTERM
 from typing import Any
 
-import pytest
-
 from engine.faults.harness import attempt, digest, said
-
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:This process .* is multi-threaded:DeprecationWarning"
-)
 
 
 def status(name: str) -> Any:

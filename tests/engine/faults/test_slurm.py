@@ -6,13 +6,13 @@
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import processes
 from conftest import ROOT
 from engine.faults.harness import digest
 
@@ -43,10 +43,12 @@ def job(work: Path) -> subprocess.Popen[bytes]:
     ):
         (programs / name).write_text(text)
         (programs / name).chmod(0o755)
-    python_folder = Path(sys.executable).parent
+    python = programs / "python"
+    if not python.exists():
+        python.symlink_to(processes.stand_in())
     environment = {
         **os.environ,
-        "PATH": f"{programs}:{python_folder}:{os.environ['PATH']}",
+        "PATH": f"{programs}:{os.environ['PATH']}",
         "SLURM_JOB_ID": "77",
         "SLURM_JOB_NAME": "job",
         "SLURM_NNODES": "2",

@@ -14,6 +14,7 @@ import numpy as np
 from lightning.pytorch import Callback
 from torch import Tensor
 
+from proj.engine.callbacks import resume_state
 from proj.nets.mlp import MLP
 from proj.schema import Tensors
 
@@ -45,6 +46,8 @@ class Points(Callback):
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         for owner, name in ((os, "fsync"), (Path, "replace")) if os.environ.get("KILL") else ():
             setattr(owner, name, around(getattr(owner, name), name))
+        if os.environ.get("FORGET_GENERATORS"):
+            resume_state.restore_generators = lambda states: None
 
     def on_train_start(self, *_: Any) -> None:
         at("train start")

@@ -6,8 +6,6 @@ The tests write the files themselves, so they do not depend on the code that fit
 import hashlib
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ import pytest
 from sklearn import metrics as sk
 from torch import Tensor, nn
 
+import processes
 import proj
 from conftest import QUIET, Cli
 from proj.engine.cli import main
@@ -296,13 +295,7 @@ def test_two_processes_apply_a_calibration_as_one_does(experiment: Any, cli: Cli
     cli("test")
     one, scores = written(), json.loads((RUN / "test/metrics.json").read_text())
     two = ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--trainer.accelerator", "cpu"]
-    done = subprocess.run(
-        [sys.executable, "-m", proj.__name__, "test", *two, *QUIET],
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
+    done = processes.run(proj.__name__, "test", *two, *QUIET)
     assert done.returncode == 0, done.stderr
     assert (
         done.stdout.count(

@@ -7,13 +7,23 @@ from pathlib import Path
 import polars as pl
 import pytest
 import torch
+import yaml
 from polars.testing import assert_frame_equal
 
+import proj
 from conftest import Cli
 from proj.engine.runs.run import Run, read_checkpoint
 
 RUNS = Path(__file__).parent / "runs_of_0.1"
 NAMES = ("table", "images", "regression")
+RECORDED_PACKAGE = yaml.safe_load((RUNS / "lightning_logs/table/config.yaml").read_text())["model"][
+    "class_path"
+].split(".")[0]
+
+pytestmark = pytest.mark.skipif(
+    proj.__name__ != RECORDED_PACKAGE,
+    reason="the package was renamed; runs made under the old name do not work with the new one",
+)
 
 
 @pytest.fixture(autouse=True)

@@ -13,6 +13,7 @@ import pytest
 import torch
 import yaml
 
+import processes
 from conftest import ROOT, Cli, files_in
 from proj.engine.runs.run import read_checkpoint
 
@@ -239,19 +240,11 @@ def test_the_preflight_leaves_no_trace_in_the_weights(experiment: Any, cli: Cli)
     assert all(torch.equal(state[f"net.{name}"], value) for name, value in net.state_dict().items())
 
 
-COMMAND = [sys.executable, "-W", "error::FutureWarning:proj", "-m", "proj"]
 TWO = ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--trainer.accelerator", "cpu"]
 
 
-def run(*args: Any, **options: Any) -> str:
-    done = subprocess.run(
-        [*COMMAND, *map(str, args)],
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-        **options,
-    )
+def run(*args: Any) -> str:
+    done = processes.run("proj", *args)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
 
@@ -293,30 +286,27 @@ def test_two_processes_train_and_agree_with_one_on_every_metric(experiment: Any,
     )
 
 
-def accept_sigint() -> None:
-    """Restore the handler of SIGINT: background jobs of a shell inherit that it is ignored."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_stops_with_its_exit_code_and_the_run_says_so(
     number: int, code: int, experiment: Any
 ) -> None:
     config = experiment(trainer={"max_epochs": 100000})
-    process = subprocess.Popen(
-        [*COMMAND, "fit", "--config", str(config), "--trainer.enable_progress_bar", "false"],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=accept_sigint,
-    )
+    with Path("errors.txt").open("w") as errors:
+        process = processes.Process(
+            "proj",
+            "fit",
+            "--config",
+            config,
+            "--trainer.enable_progress_bar",
+            "false",
+            stderr=errors,
+        )
     end = time.monotonic() + 120
     while not (LOGS / "version_0/checkpoints/last.ckpt").exists() and time.monotonic() < end:
         time.sleep(0.1)
     process.send_signal(number)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == code
-    assert "Traceback" not in err
+    assert process.wait(60) == code
+    assert "Traceback" not in Path("errors.txt").read_text()
     assert json.loads((LOGS / "version_0/manifest.json").read_text())["status"] == "stopped"
     read_checkpoint(LOGS / "version_0/checkpoints/last.ckpt")
 

@@ -1,9 +1,6 @@
 """Helpers for studies whose trials take about a second, in processes of their own."""
 
 import json
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,13 +10,8 @@ import polars as pl
 import pytest
 import yaml
 
-from conftest import ROOT
+import processes
 
-ENVIRONMENT = {
-    **os.environ,
-    "OMP_NUM_THREADS": "1",
-    "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT / "tests")]),
-}
 STUDY_FOLDER = Path("lightning_logs/studies/study")
 
 
@@ -54,23 +46,15 @@ def study(experiment: Any) -> Callable[..., list[str]]:
     return write
 
 
-def start(*args: str) -> subprocess.Popen[str]:
+def start(*args: str) -> processes.Process:
     """Start a command line; its output goes to ``log.txt``."""
     with Path("log.txt").open("a") as log:
-        return subprocess.Popen(
-            [sys.executable, "-m", "proj", *args],
-            env=ENVIRONMENT,
-            stdout=log,
-            stderr=log,
-            text=True,
-        )
+        return processes.Process("proj", *args, stdout=log, stderr=log)
 
 
 def run(*args: str, code: int = 0) -> str:
     """Run a command line and return its output, with another exit code its errors."""
-    process = subprocess.run(
-        [sys.executable, "-m", "proj", *args], env=ENVIRONMENT, capture_output=True, text=True
-    )
+    process = processes.run("proj", *args)
     message = f"{process.returncode}: {process.stdout}\n{process.stderr}"
     assert process.returncode == code, message
     return process.stdout if code == 0 else process.stderr

@@ -300,7 +300,8 @@ def test_a_mistake_ends_the_command_before_the_first_trial(
     keys: dict[str, Any], message: str, study: Study, cli: Any
 ) -> None:
     """Each mistake in a study file has its message, and no folder is created."""
-    assert message in cli(*study(**keys), code=2)
+    space = {"trainer.max_epochs": {"int": [2, 4]}}
+    assert message in cli(*study(**{"space": space, **keys}), code=2)
     assert not Path("lightning_logs").exists()
 
 

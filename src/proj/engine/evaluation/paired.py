@@ -61,7 +61,7 @@ def differences(first: PredictionSet, other: PredictionSet, seed: int = 0) -> di
     if first.group is None:
         p = _mcnemar_of(first, other)
         by_name["accuracy"] = by_name["accuracy"]._replace(p=p, test="McNemar, mid-p")
-    areas = {kind: _area_difference(first, other, kind) for kind in AREAS}
+    areas = {kind: area_difference(first, other, kind) for kind in AREAS}
     return by_name | {kind: area for kind, area in areas.items() if area is not None}
 
 
@@ -124,7 +124,7 @@ def mcnemar(only_first: int, only_other: int) -> float:
     return float(min(1.0, 2 * probabilities.sum() - probabilities[-1]))
 
 
-def _area_difference(first: PredictionSet, other: PredictionSet, kind: str) -> Difference | None:
+def area_difference(first: PredictionSet, other: PredictionSet, kind: str) -> Difference | None:
     """Return the difference of areas, or of their means over the classes that have one.
 
     The quantile is Student's, as in ``areas.py``. None: the variance is unknown.
