@@ -1,4 +1,4 @@
-"""The README tells the truth about the house, and the rename script leaves nothing behind."""
+"""``scripts/rename.py`` renames the whole project."""
 
 import os
 import re
@@ -9,34 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from conftest import CONFIGS, ROOT
+from conftest import ROOT
 
 PACKAGE = next(path.parent for path in ROOT.glob("src/*/__main__.py"))
-
-
-def test_the_readme_maps_every_file() -> None:
-    text = (ROOT / "README.md").read_text()
-    for path in PACKAGE.rglob("*.py"):
-        if path.name != "__init__.py":
-            assert path.name in text, path
-    for path in [*CONFIGS, *(ROOT / "scripts").glob("*.py")]:
-        assert str(path.relative_to(ROOT)) in text, path
-
-
-def test_files_that_the_docs_name_exist() -> None:
-    for document in ("README.md", "CONTRIBUTING.md"):
-        for name in re.findall(
-            r"`((?:src|configs|tests|scripts)/[\w/.]+)`", (ROOT / document).read_text()
-        ):
-            assert (ROOT / name).exists(), f"{document} names {name}"
-
-
-def test_links_in_the_docs_lead_somewhere() -> None:
-    for document in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]:
-        for link in re.findall(r"\]\(([^)#]+)", document.read_text()):
-            assert link.startswith("https://") or (document.parent / link).exists(), (
-                f"{document.name} links to {link}"
-            )
 
 
 def rename(tree: Path, name: str) -> subprocess.CompletedProcess[str]:
@@ -54,9 +29,12 @@ def tree(work: Path) -> Path:
         "*_cache",
         "__pycache__",
         "*.egg-info",
+        "_build",
         "version_*",
     )
     shutil.copytree(ROOT, work / "tree", ignore=ignored)
+    for command in (["git", "init", "--quiet"], ["git", "add", "."]):
+        subprocess.run(command, cwd=work / "tree", check=True)
     return work / "tree"
 
 
@@ -65,8 +43,10 @@ def test_the_renamed_package_has_no_trace_of_the_old_name(tree: Path) -> None:
     done = rename(tree, "churned")
     assert done.returncode == 0, done.stderr
     for path in tree.rglob("*"):
+        if {".git", "lightning_logs"} & set(path.relative_to(tree).parts):
+            continue
         assert PACKAGE.name not in path.relative_to(tree).parts
-        if path.is_file() and path.suffix in (".py", ".toml", ".md", ".yaml", ".txt", ""):
+        if path.is_file() and path.suffix in (".py", ".toml", ".md", ".ipynb", ".yaml", ".txt", ""):
             assert not re.search(rf"\b{PACKAGE.name}\b", path.read_text()), path
     environment = os.environ | {"PYTHONPATH": str(tree / "src")}
     command = [sys.executable, "-m", "churned", "--help"]
@@ -74,6 +54,29 @@ def test_the_renamed_package_has_no_trace_of_the_old_name(tree: Path) -> None:
         command, cwd=tree, env=environment, capture_output=True, text=True, check=False
     )
     assert "usage: python -m churned VERB" in done.stdout, done.stderr
+
+
+def test_data_recorded_runs_and_untracked_files_stay_as_they_are(tree: Path) -> None:
+    """Rewritten data, or a user's own notes, could not be recovered."""
+    old = PACKAGE.name
+    (tree / "data.csv").write_text(f"name\n{old}\n")
+    subprocess.run(["git", "add", "."], cwd=tree, check=True)
+    (tree / "notes.md").write_text(f"{old}\n")
+    runs = tree / "tests/engine/runs/runs_of_0.1"
+    before = {path: path.read_bytes() for path in runs.rglob("*") if path.is_file()}
+    assert rename(tree, "churned").returncode == 0
+    assert (tree / "data.csv").read_text() == f"name\n{old}\n"
+    assert (tree / "notes.md").read_text() == f"{old}\n"
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_without_git_nothing_is_renamed(tree: Path) -> None:
+    """Without git there is no list of the files that belong to the project."""
+    shutil.rmtree(tree / ".git")
+    done = rename(tree, "churned")
+    assert done.returncode == 2
+    assert "expected a git repository" in done.stderr
+    assert (tree / "src" / PACKAGE.name).exists()
 
 
 @pytest.mark.parametrize("name", ["Churn", "my-name", "random", "torch", "class", "1a", ""])
