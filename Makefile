@@ -43,3 +43,13 @@ format: .venv/installed-dev  ## format the code and fix what ruff can fix
 	$(INSTALL) '.[dev]'
 	-@$(COMPILE)
 	@touch .venv/installed $@
+
+.PHONY: docs
+docs: .venv/installed-docs  ## the documentation site in docs/_build/html; a warning is an error
+	$(BIN)/python docs/file_map.py
+	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet --builder html \
+		--doctree-dir docs/_build/doctrees docs docs/_build/html
+
+.venv/installed-docs: .venv/installed
+	$(INSTALL) '.[docs]'
+	@touch $@
