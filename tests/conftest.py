@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import socket
-import subprocess
 import sys
 import time
 import urllib.error
@@ -91,6 +90,12 @@ def blank_figures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
         return
     monkeypatch.setenv(processes.BLANK_FIGURES, "1")
     processes.render_blank_figures(monkeypatch.setattr)
+
+
+@pytest.fixture
+def quick_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the server start the workers of studies that run in this process."""
+    monkeypatch.setattr(sys, "executable", processes.stand_in())
 
 
 @pytest.fixture
@@ -222,21 +227,18 @@ def watched(browser: Any, **options: Any) -> tuple[Any, list[str], list[str]]:
 @pytest.fixture
 def board(work: Path) -> Iterator[Callable[[], str]]:
     """Start a real TensorBoard on the runs in the working folder, and return its address."""
-    started: list[subprocess.Popen[bytes]] = []
+    started: list[processes.Process] = []
 
     def start() -> str:
         port = free_port()
         flags = f"--host 127.0.0.1 --port {port} --load_fast false".split()
-        logs = str(work / "lightning_logs")
-        command = [sys.executable, "-m", "tensorboard.main", "--logdir", logs, *flags]
-        started.append(
-            subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        )
+        logs = work / "lightning_logs"
+        started.append(processes.Process("tensorboard.main", "--logdir", logs, *flags))
         return f"http://127.0.0.1:{port}"
 
     yield start
     for process in started:
-        process.terminate()
+        process.kill()
         process.wait(timeout=30)
 
 
