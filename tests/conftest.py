@@ -23,16 +23,17 @@ from proj.schema import Schema
 
 ROOT = Path(__file__).parent.parent
 TESTS = Path(__file__).parent
-# The tests that render figures, by the beginning of their path: they look at figures or reports, or
+# The tests that render figures, by the beginning of their names: they look at figures or reports, or
 # show that everything works together. In the others figures are made, but rendered blank.
 RENDERED = (
     "engine/callbacks/test_monitoring",
     "engine/evaluation/test_report",
     "engine/evaluation/test_importance",
     "engine/evaluation/test_tensorboard",
-    "engine/training",
-    "engine/tuning/test_search",
-    "test_",
+    "engine/tuning/test_search.py::test_the_results_of_a_study",
+    "test_configs",
+    "test_cuda",
+    "test_user_view",
 )
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 QUIET = ["--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false"]
@@ -86,7 +87,8 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 @pytest.fixture(autouse=True)
 def blank_figures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Render blank figures in tests that do not look at them: rendering is most of `test`."""
-    if request.path.relative_to(TESTS).as_posix().startswith(RENDERED):
+    name = f"{request.path.relative_to(TESTS).as_posix()}::{request.node.name}"
+    if name.startswith(RENDERED):
         return
     monkeypatch.setenv(processes.BLANK_FIGURES, "1")
     processes.render_blank_figures(monkeypatch.setattr)
