@@ -23,8 +23,8 @@ from proj.schema import Schema
 
 ROOT = Path(__file__).parent.parent
 TESTS = Path(__file__).parent
-# The tests that render figures, by the beginning of their names: they look at figures or reports, or
-# show that everything works together. In the others figures are made, but rendered blank.
+# The tests that render figures, by the beginning of their names: they look at figures or reports,
+# or show that everything works together. In the others figures are made, but rendered blank.
 RENDERED = (
     "engine/callbacks/test_monitoring",
     "engine/evaluation/test_report",
