@@ -9,7 +9,7 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
-from lightning.pytorch.plugins import CheckpointIO, TorchCheckpointIO
+from lightning.pytorch.plugins import CheckpointIO, Precision, TorchCheckpointIO
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 # Progress of the training loop
@@ -90,6 +90,14 @@ def step_plateau_schedulers(trainer: Trainer, epochs: int) -> None:
         value = trainer.callback_metrics.get(str(config.monitor))
         if value is not None or config.strict:
             trainer.lightning_module.lr_scheduler_step(config.scheduler, value)
+
+
+# Precision
+
+
+def precision_plugin(trainer: Trainer) -> Precision:
+    """Return the plugin that casts inputs, and casts operations in its ``val_step_context``."""
+    return trainer.precision_plugin
 
 
 # Checkpoints

@@ -45,11 +45,6 @@ class TablePlan:
     split_seed: int
     fold: Fold | None
 
-    @property
-    def key_columns(self) -> list[str]:
-        """The columns to split by."""
-        return [name for name in self.split_by.values() if name is not None]
-
 
 def prepare_table(
     plan: TablePlan, folder: Path, files: list[Path], test_files: list[Path], schema: Schema | None

@@ -26,6 +26,7 @@ from proj.engine.evaluation.limits import MIN_UNITS, too_few, unit_name
 from proj.engine.evaluation.paired import paired
 from proj.engine.evaluation.prediction_set import PredictionSet
 from proj.engine.evaluation.resampling import Statistic, resampling_units, units_of
+from proj.engine.lightning_internals import precision_plugin
 from proj.errors import UserError
 from proj.models.base import Model
 from proj.schema import Array, Batch, Schema
@@ -117,7 +118,7 @@ def predictor(
     It uses the device and precision of the Trainer. The batch size is chosen for rows like those
     of ``example``.
     """
-    device, precision = trainer.strategy.root_device, trainer.precision_plugin
+    device, precision = trainer.strategy.root_device, precision_plugin(trainer)
     model.to(device).eval()
 
     def moved(batch: Batch) -> Batch:

@@ -13,10 +13,10 @@ from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
 
 from proj import metrics
-from proj.engine.config.arguments import read_arguments
+from proj.engine.config.arguments import as_flags, read_arguments
 from proj.engine.config.experiment import ExperimentCLI
 from proj.engine.config.parser import VerbParser
-from proj.engine.tuning.space import Parameter, corners, read_space, to_flags
+from proj.engine.tuning.space import Parameter, corners, read_space
 from proj.errors import UserError, nearest
 
 # Type of each key of a study file, for isinstance and in words.
@@ -223,7 +223,7 @@ def _check_key(file: Path, key: Any, value: Any) -> None:
 def _check_space(space: list[Parameter], fit_args: list[str]) -> None:
     """Parse the experiment with each corner of the space; raises UserError if one is not valid."""
     for settings in corners(space):
-        arguments = read_arguments([*fit_args, *to_flags(settings)], "fit")
+        arguments = read_arguments([*fit_args, *as_flags(settings)], "fit")
         ExperimentCLI("fit", arguments.configs, arguments.flags, instantiate=False)
 
 

@@ -10,11 +10,12 @@ from optuna import Study, Trial
 from optuna.trial import FrozenTrial, TrialState
 
 from proj.engine import console
+from proj.engine.config.arguments import as_flags
 from proj.engine.exit_codes import stop_signals
 from proj.engine.runs.run import Run, lock_run
 from proj.engine.tuning.plan import StudyPlan, read_plan
 from proj.engine.tuning.pool import JobFailed, JobInterrupted, Pool
-from proj.engine.tuning.space import suggest, to_flags
+from proj.engine.tuning.space import suggest
 from proj.engine.tuning.study import (
     enqueue_retry,
     open_study,
@@ -133,7 +134,7 @@ class Search:
         for number, repeat in enumerate(plan.repeats):
             job = make_job(
                 plan.folder / f"trial_{index}{repeat.suffix}",
-                [*plan.fit_args, *to_flags(settings), *repeat.flags],
+                [*plan.fit_args, *as_flags(settings), *repeat.flags],
                 # With repeats, pruning compares the means over repeats instead of the epochs.
                 metric=None if has_repeats else plan.metric,
             )

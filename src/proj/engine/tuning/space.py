@@ -148,11 +148,3 @@ def corners(space: list[Parameter]) -> Iterator[dict[str, Any]]:
             fixed = {parameter.key: value}
             fix_conditions(parameter.key, fixed)
             yield assign(space, fixed_or_first(fixed))
-
-
-def to_flags(settings: dict[str, Any]) -> list[str]:
-    """Return settings as flags of the command line."""
-    flags = []
-    for key, value in settings.items():
-        flags += [f"--{key}", value if isinstance(value, str) else json.dumps(value)]
-    return flags

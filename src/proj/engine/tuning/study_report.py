@@ -21,12 +21,11 @@ from rich.table import Table
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from proj.engine import PACKAGE, console, html
-from proj.engine.config.arguments import read_arguments
+from proj.engine.config.arguments import as_flags, read_arguments
 from proj.engine.config.experiment import ExperimentCLI
 from proj.engine.runs.run import atomic_write
 from proj.engine.tuning.plan import StudyPlan
 from proj.engine.tuning.pool import threads_per_worker
-from proj.engine.tuning.space import to_flags
 from proj.engine.tuning.study import trial_index, trials_by_index, was_interrupted
 
 MAX_LIVE_ROWS = 12
@@ -137,7 +136,7 @@ def _trials_table(plan: StudyPlan, trials: dict[int, FrozenTrial]) -> str:
 
 def _experiment_of(plan: StudyPlan, index: int, trial: FrozenTrial) -> str:
     """Return the experiment of a trial as YAML, with the command that repeats it to the bit."""
-    arguments = read_arguments([*plan.fit_args, *to_flags(trial.user_attrs["settings"])], "fit")
+    arguments = read_arguments([*plan.fit_args, *as_flags(trial.user_attrs["settings"])], "fit")
     cli = ExperimentCLI("fit", arguments.configs, arguments.flags, instantiate=False)
     threads = threads_per_worker(plan.workers)
     return (
