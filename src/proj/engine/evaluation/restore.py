@@ -1,15 +1,18 @@
-"""Restore a run for `validate`, `test` and `predict`: its experiment, checkpoint and model."""
+"""Restore a run for `validate`, `test` and `predict`, and run the loop of the verb."""
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from proj.data.base import DataModule
 from proj.engine import console
+from proj.engine.callbacks.prediction_writer import PredictionWriter
 from proj.engine.config.arguments import Arguments, read_arguments
 from proj.engine.config.experiment import ExperimentCLI, differences, first_process
+from proj.engine.exit_codes import as_user_error, signal_exit_codes
+from proj.engine.memory import keep_freed_memory
 from proj.engine.runs import calibration
 from proj.engine.runs.calibration import Calibration
 from proj.engine.runs.run import Run, find_matching_run, find_run, read_checkpoint
@@ -35,6 +38,11 @@ class RestoredRun(NamedTuple):
     cli: ExperimentCLI
     checkpoint: Path
     step: int
+
+    @property
+    def fast_dev_run(self) -> bool:
+        """Whether only a few batches are evaluated and nothing is saved."""
+        return bool(self.cli.config_init.trainer.fast_dev_run)
 
 
 def restore(verb: str, args: list[str]) -> RestoredRun:
@@ -124,3 +132,25 @@ def apply_calibration(model: LightningModule, checkpoint: Path) -> Calibration |
     elif first_process() and warning:
         console.warn(warning)
     return applied
+
+
+def run_loop(
+    verb: Literal["validate", "test", "predict"], restored: RestoredRun, writer: PredictionWriter
+) -> Trainer:
+    """Run Lightning's loop of a verb with the restored checkpoint, and return its Trainer.
+
+    ``writer`` writes the predictions, except with ``fast_dev_run``.
+    """
+    cli = restored.cli
+    trainer = cli.build_trainer(restored.run.path, [] if restored.fast_dev_run else [writer])
+    keep_freed_memory(trainer.strategy.root_device)
+    options = {"return_predictions": False} if verb == "predict" else {"verbose": False}
+    with signal_exit_codes(trainer), as_user_error(f"{verb} fails"):
+        getattr(trainer, verb)(
+            cli.model,
+            datamodule=cli.datamodule,
+            ckpt_path=restored.checkpoint,
+            weights_only=True,
+            **options,
+        )
+    return trainer

@@ -183,10 +183,10 @@ def apply(model: Model, checkpoint: Path) -> tuple[Calibration | None, str]:
     return calibration, ""
 
 
-def keep(calibration: Calibration | None, folder: Path) -> None:
-    """Write the calibration that was applied to results into their folder.
+def save_applied(calibration: Calibration | None, folder: Path) -> None:
+    """Save the calibration that was applied to results in the folder of the results.
 
-    With None, delete the one of earlier results.
+    With None, delete the calibration of earlier results.
     """
     if calibration is not None:
         calibration.write(folder / FILE)
