@@ -8,7 +8,7 @@ from sklearn import metrics as sk
 
 from conftest import plain_schema, script_of
 from proj.engine.evaluation.areas import auroc, average_precision
-from proj.engine.evaluation.counts import names_of, scores, sums_of
+from proj.engine.evaluation.counts import metric_names, scores, sums_of
 from proj.engine.evaluation.intervals import intervals, mean_interval
 from proj.engine.evaluation.limits import Interval, newcombe, student_quantile, wilson
 from proj.engine.evaluation.prediction_set import PredictionSet
@@ -240,7 +240,7 @@ def test_sums_do_not_depend_on_the_units() -> None:
             sums_of(predictions, np.arange(150) % 7, 7).sum(axis=0),
         )
         assert np.allclose(whole, parts)
-        assert len(scores(whole, predictions.task)) == len(names_of(predictions))
+        assert len(scores(whole, predictions.task)) == len(metric_names(predictions))
 
 
 # A missing value or interval has a reason

@@ -12,7 +12,7 @@ from proj.engine import console, html
 from proj.engine.config.parser import VerbParser
 from proj.engine.console import number
 from proj.engine.evaluation.limits import MIN_UNITS, unit_name
-from proj.engine.evaluation.paired import LEVEL, Difference, differences, holm
+from proj.engine.evaluation.paired import SIGNIFICANCE_LEVEL, Difference, differences, holm
 from proj.engine.evaluation.prediction_set import PredictionSet, load_predictions
 from proj.engine.evaluation.results import check_tested, read_schema
 from proj.engine.html import Section
@@ -145,7 +145,7 @@ def _calibration(run: Run) -> str:
 def verdict(metric: str, difference: Difference, p: float) -> str:
     """Return better, worse, or not significant, at a level of 5 %."""
     info = metric_info(metric)
-    if p >= LEVEL or info is None:
+    if p >= SIGNIFICANCE_LEVEL or info is None:
         return "not significant"
     return "better" if (difference.value > 0) == (info.mode == "max") else "worse"
 

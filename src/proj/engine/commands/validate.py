@@ -14,7 +14,7 @@ from proj.engine.callbacks.prediction_writer import PredictionWriter
 from proj.engine.config.experiment import ExperimentCLI, first_process
 from proj.engine.console import number
 from proj.engine.evaluation import calibrate
-from proj.engine.evaluation.artifacts import places
+from proj.engine.evaluation.artifacts import row_positions
 from proj.engine.evaluation.calibrate import CalibrationRequest
 from proj.engine.evaluation.counts import headline_metric
 from proj.engine.evaluation.importance import REPEATS, Rows, importances, inputs_of, predictor
@@ -169,7 +169,7 @@ def save_importance(
         f"importance: {len(columns)} columns × {REPEATS} permutations, and once unpermuted: "
         f"{len(columns) * REPEATS + 1} passes over {len(predictions)} validation rows"
     )
-    indices = places(split, predictions.row)
+    indices = row_positions(split, predictions.row)
     rows = Rows(split, indices, *predictor(trainer, model, take(split, indices[:2])))
     importance = importances(rows, predictions, columns, run_seed(run))
     entries = {name: entry.entry() for name, entry in importance.items()}

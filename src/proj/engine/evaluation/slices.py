@@ -11,7 +11,7 @@ from proj.engine.evaluation.artifacts import OTHER
 from proj.engine.evaluation.counts import (
     headline_metric,
     headline_sign,
-    names_of,
+    metric_names,
     scores,
     sums_of,
 )
@@ -63,7 +63,7 @@ def slices(
     the larger comes first.
     """
     name, sign = headline_metric(predictions.task), headline_sign(predictions.task)
-    place = names_of(predictions).index(name)
+    place = metric_names(predictions).index(name)
     candidates: list[tuple[float, int, str, str, Array]] = []
     small = undefined = constant = 0
     for column in columns:

@@ -68,7 +68,7 @@ class Calibration:
         temperature = 1.0 if self.temperature is None else float(self.temperature)
         if self.thresholds is None:
             return temperature, DEFAULT_THRESHOLD
-        names = decided_names(schema)
+        names = threshold_names(schema)
         if set(names) != set(self.thresholds):
             expected = (
                 f"thresholds for {list(names)}" if names else "no thresholds for several classes"
@@ -82,12 +82,12 @@ class Calibration:
         atomic_write(path, lambda file: file.write(json.dumps(asdict(self), indent=2).encode()))
 
 
-def decided_names(schema: Schema) -> tuple[str, ...]:
+def threshold_names(schema: Schema) -> tuple[str, ...]:
     """Return the names that have a threshold: the positive class, or each label."""
     return {"binary": schema.class_names[1:], "multilabel": schema.class_names}.get(schema.task, ())
 
 
-def hash_of(checkpoint: Path) -> str:
+def file_sha256(checkpoint: Path) -> str:
     """Return the SHA-256 of a file."""
     with checkpoint.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -171,7 +171,7 @@ def apply(model: Model, checkpoint: Path) -> tuple[Calibration | None, str]:
     if not path.is_file():
         return None, ""
     calibration = read(path)
-    if hash_of(checkpoint) != calibration.sha256:
+    if file_sha256(checkpoint) != calibration.sha256:
         has_changed = checkpoint.name == calibration.checkpoint
         mismatch = "which has changed since" if has_changed else f"and this is {checkpoint.name}"
         return None, (

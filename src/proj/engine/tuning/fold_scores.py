@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 from scipy.stats import t as student_t
 
-from proj.engine.evaluation.counts import names_of, scores, sums_of
+from proj.engine.evaluation.counts import metric_names, scores, sums_of
 from proj.engine.evaluation.prediction_set import PredictionSet, read_prediction_set
 from proj.engine.runs import calibration
 from proj.engine.runs.run import Run, read_checkpoint, read_json
@@ -92,10 +92,10 @@ def out_of_fold_metrics(fold_runs: list[FoldRun]) -> dict[str, float]:
     for fold_run, fold in zip(fold_runs, predictions, strict=True):
         by_seed.setdefault(fold_run.seed, []).append(fold)
     values = np.mean([_pooled_scores(folds) for folds in by_seed.values()], axis=0)
-    names = names_of(predictions[0])
+    names = metric_names(predictions[0])
     for fold_run, fold in zip(fold_runs, predictions, strict=True):
         names = _matching_names(names, fold, fold_run.metrics())
-    by_name = dict(zip(names_of(predictions[0]), values.tolist(), strict=True))
+    by_name = dict(zip(metric_names(predictions[0]), values.tolist(), strict=True))
     return {name: by_name[name] for name in names if math.isfinite(by_name[name])}
 
 
@@ -134,7 +134,7 @@ def _total(predictions: PredictionSet) -> Array:
 
 def _matching_names(names: list[str], fold: PredictionSet, metrics: Metrics) -> list[str]:
     """Return the names of the metrics whose written value is that of the predictions."""
-    computed = dict(zip(names_of(fold), scores(_total(fold), fold.task).tolist(), strict=True))
+    computed = dict(zip(metric_names(fold), scores(_total(fold), fold.task).tolist(), strict=True))
 
     def matches(name: str) -> bool:
         written = metrics.get(name, {}).get("value")
