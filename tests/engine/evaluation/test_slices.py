@@ -121,18 +121,18 @@ def test_slices_equal_scikit_learn_on_filtered_rows(target: str, cli: Cli) -> No
             written.select("target").to_numpy(),
             written.select("prediction").to_numpy(),
         )
-    every = slices(predictions, saved, most=1000)
-    result = {(each.column, each.value): each for each in every.worst}
-    assert len(result) == every.scored == 5 + 4 + 3 + 2 + 4
+    all_slices = slices(predictions, saved, limit=1000)
+    result = {(row.column, row.value): row for row in all_slices.worst}
+    assert len(result) == all_slices.scored == 5 + 4 + 3 + 2 + 4
     for key, value in expected.items():
         assert result[key].interval.value == pytest.approx(value, rel=1e-6), key
         assert result[key].interval.low is not None
-    values = [each.interval.value for each in every.worst]
+    values = [row.interval.value for row in all_slices.worst]
     assert values == sorted(values, reverse=target == "spent")
     worst = slices(predictions, saved).worst
-    assert worst == every.worst[:SHOWN_SLICES]
+    assert worst == all_slices.worst[:SHOWN_SLICES]
     text = (RUN / "report.html").read_text()
-    assert f"Of {every.scored} slices, the 15 worst are shown." in " ".join(text.split())
+    assert f"Of {all_slices.scored} slices, the 15 worst are shown." in " ".join(text.split())
     assert "partly the worst by chance" in " ".join(text.split())
     assert f"<td>{worst[0].value}</td>" in text
     assert '<th scope="col">city</th>' in text  # beside each mistake

@@ -54,11 +54,11 @@ def restore(verb: str, args: list[str]) -> RestoredRun:
     arguments = read_arguments(args, verb)
     if {"-h", "--help"} & set(arguments.flags):
         ExperimentCLI(verb, [], ["--help"])  # prints the help and exits
-    which = arguments.flag("--ckpt_path") or "best"
-    run = _find_run(verb, arguments, which)
+    ckpt_path = arguments.flag("--ckpt_path") or "best"
+    run = _find_run(verb, arguments, ckpt_path)
     recorded = run.config
     cli = ExperimentCLI(verb, [recorded, *arguments.configs], arguments.flags)
-    path = run.checkpoint(which)
+    path = run.checkpoint(ckpt_path)
     checkpoint = read_checkpoint(path)
     if "pytorch-lightning_version" not in checkpoint:
         raise UserError(
@@ -72,12 +72,12 @@ def restore(verb: str, args: list[str]) -> RestoredRun:
     return RestoredRun(run, cli, path, checkpoint["global_step"])
 
 
-def _find_run(verb: str, arguments: Arguments, which: str) -> Run:
-    """Return the run of --run; else the newest one like --config, or the newest one."""
+def _find_run(verb: str, arguments: Arguments, ckpt_path: str) -> Run:
+    """Return the run of ``--run``, the newest one with the config of ``--config``, or the newest."""
     if arguments.run is None and arguments.files:
         wanted = ExperimentCLI(verb, arguments.configs, [], instantiate=False).experiment
         return find_matching_run(arguments.root, wanted["model"], wanted["data"], arguments.files)
-    return find_run(arguments.root, arguments.run, which)
+    return find_run(arguments.root, arguments.run, ckpt_path)
 
 
 def _restore_model(cli: ExperimentCLI, checkpoint: dict[str, Any], path: Path) -> None:
@@ -91,7 +91,7 @@ def _restore_model(cli: ExperimentCLI, checkpoint: dict[str, Any], path: Path) -
 
 
 def _show_differences(verb: str, run: Run, recorded: dict[str, Any], cli: ExperimentCLI) -> None:
-    """Print what differs from the recorded experiment, and warn of what may mislead."""
+    """Print the changes of the recorded experiment; warn of an unfinished run and of other rows."""
     for line in differences({**recorded, "init_from": None}, cli.experiment):
         console.say(f"not as recorded: {line}")
     status = run.manifest["status"]
@@ -104,7 +104,7 @@ def _show_differences(verb: str, run: Run, recorded: dict[str, Any], cli: Experi
 def warn_of_other_rows(run: Run, recorded: dict[str, Any], cli: ExperimentCLI) -> None:
     """Warn if the scored rows may differ from those of the split at training.
 
-    Rows that the run was trained on may be among them then.
+    Then rows that the run was trained on may be among them.
     """
     changes = [
         line
@@ -123,7 +123,7 @@ def warn_of_other_rows(run: Run, recorded: dict[str, Any], cli: ExperimentCLI) -
 
 
 def apply_calibration(model: LightningModule, checkpoint: Path) -> Calibration | None:
-    """Apply to one of our models what `validate` fitted for the checkpoint; print what it is."""
+    """Apply and print the calibration that `validate` fitted for the checkpoint of our model."""
     if not isinstance(model, Model):
         return None
     applied, warning = calibration.apply(model, checkpoint)
