@@ -223,7 +223,7 @@ def test_labels_beyond_the_nets_outputs_are_an_error(modules: str, cli: Cli, wor
         *FLAGS,
         code=2,
     )
-    assert "a first batch does not go through" in err
+    assert "the first batch fails" in err
     assert "Target 2 is out of bounds" in err
 
 

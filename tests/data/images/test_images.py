@@ -671,6 +671,6 @@ def test_init_writes_an_experiment_for_images(cli: Cli) -> None:
         "MulticlassClassifier # 0 33.3%, 1 33.3%, 2 33.3%"
         in Path("configs/letters.yaml").read_text()
     )
-    assert "--target and --task are for tables" in cli(
+    assert "--target, --task: expected neither for images" in cli(
         "init", "pets", "--target", "y", "--force", code=2
     )

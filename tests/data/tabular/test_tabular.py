@@ -425,7 +425,10 @@ def bad(name: str, text: str | bytes) -> str:
             "column bought: expected targets, got missing values only",
         ),
         ("a,brought\n1,x\n", "data.target: t.csv has no column 'bought'. Did you mean 'brought'?"),
-        ("a,bought\n" + "5,x\n5,y\n" * 20, "no column is left to learn from: a: constant"),
+        (
+            "a,bought\n" + "5,x\n5,y\n" * 20,
+            "expected a column to learn from, got none: a: constant",
+        ),
         (
             "a,bought\n" + "1,x\n2,y\ninf,y\n" * 20,
             "column a: expected finite numbers, got an infinite one in row 2",
@@ -451,7 +454,7 @@ def test_init_fit_test_predict_and_load(table: pl.DataFrame, cli: Cli) -> None:
         "customer: drop # an identifier or free text: 140 different values in 140 rows"
         in config.read_text()
     )
-    assert "the file configs/people.yaml already exists" in cli(
+    assert "expected a new file, got configs/people.yaml, which exists" in cli(
         "init", "people.csv", "--target", "bought", code=2
     )
     cli("fit", "--config", config, "--trainer.max_epochs", "2", "--trainer.accelerator", "cpu")

@@ -176,8 +176,9 @@ def test_compare_and_runs(cli: Cli) -> None:
     )
     assert "3 runs in lightning_logs" in cli("runs", "--where", "trainer.enable_progress_bar=false")
     assert "0 runs in lightning_logs" in cli("runs", "--where", "trainer.enable_progress_bar=True")
-    assert "--where: no run has 'acuracy'. Did you mean 'accuracy'?" in cli(
-        "runs", "--where", "acuracy>1", code=2
+    assert (
+        "--where: expected a metric or a setting of a run, got 'acuracy'. Did you mean 'accuracy'?"
+        in cli("runs", "--where", "acuracy>1", code=2)
     )
     assert "--where: expected KEY=VALUE" in cli("runs", "--where", "f1", code=2)
     assert "expected numbers to compare, got status" in cli("runs", "--where", "status>1", code=2)

@@ -265,7 +265,7 @@ def test_a_resume_without_a_run_or_checkpoint_is_an_error(experiment: Any, cli: 
 def test_changed_data_are_an_error(experiment: Any, cli: Cli) -> None:
     cli("fit", "--config", experiment(), "--name", "only")
     experiment(rows=130)
-    assert "the data have changed" in cli(
+    assert "got data that have changed" in cli(
         "fit", "--resume", "only", "--trainer.max_epochs", "3", code=2
     )
 

@@ -163,7 +163,7 @@ def test_names_and_the_newest_finished_run(experiment: Any, cli: Cli) -> None:
     assert [r.path.name for r in list_runs(LOGS)] == ["unfinished", "ant", "zebra"]
     assert "run: lightning_logs/ant" in cli("test")
     assert "Did you mean 'zebra'" in cli("test", "--run", "zebr", code=2)
-    assert "the run lightning_logs/ant exists already" in cli(
+    assert "expected a new name, got lightning_logs/ant, which exists" in cli(
         "fit", "--config", config, "--name", "ant", code=2
     )
     assert "--name: expected up to 100 letters, digits" in cli(

@@ -81,8 +81,8 @@ def _fit_column(values: pl.Series, override: Override | None) -> list[Column]:
     kind = type_of(values.dtype)
     if kind is None:
         raise UserError(
-            f"data.columns: {values.name} has values of type {values.dtype}, which cannot be used; "
-            "drop it."
+            f"data.columns: expected numbers, text, booleans or dates in {values.name}, got "
+            f"{values.dtype}; drop the column."
         )
     numbers: list[Column] = []
     if override == "date" or (override is None and kind == "date"):

@@ -182,7 +182,7 @@ def _assign_splits(plan: TablePlan, targets: Targets, keys: pl.DataFrame, where:
             chosen = split_by_time(rows, *fractions, key.rank("dense").to_numpy(), plan.fold)
     if not len(chosen["train"]):
         raise UserError(
-            f"{where}: no row is left to train on; check data.{option or 'val_fraction'}."
+            f"{where}: expected rows to train on, got none; check data.{option or 'val_fraction'}."
         )
     row_splits = np.full(len(targets.missing), LEFT_OUT, np.uint8)
     for number, name in enumerate(SPLITS):
@@ -215,7 +215,7 @@ def _fit_schema(
     columns, left_out = fit_columns(sample, plan.columns)
     if not columns:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in left_out.items())
-        raise UserError(f"{files[0]}: no column is left to learn from: {reasons}.")
+        raise UserError(f"{files[0]}: expected a column to learn from, got none: {reasons}.")
     schema = Schema(
         input_shape=(len(columns),),
         input_type="table",

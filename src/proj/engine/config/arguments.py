@@ -128,7 +128,8 @@ def read_config(path: Path) -> dict[str, Any]:
     _check_keys(path, config)
     try:
         json.dumps(config)
-    except (TypeError, ValueError) as error:  # a date, or an alias that contains itself
+    except (TypeError, ValueError) as error:
+        # The config holds a date, or an alias that contains itself.
         raise UserError(
             f"{path}: expected texts, numbers, lists and sections: {error}; put quotes around it."
         ) from error

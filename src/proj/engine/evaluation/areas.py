@@ -71,8 +71,8 @@ def average_precision(score: Array, hit: Array) -> tuple[float, Array]:
     accepted = np.bincount(level_of_row, minlength=len(levels)).cumsum()
     precision = true / accepted
     value = float((gained * precision).sum() / positives)
-    # The change of the precision at a row's own and lower thresholds by a positive and by a negative
-    # row.
+    # The change of the precision at a row's own and lower thresholds, by a positive and by a
+    # negative row.
     raised, lowered = (
         np.cumsum((gained * change / accepted**2)[::-1])[::-1] for change in (accepted - true, true)
     )

@@ -24,7 +24,10 @@ TINY, NEARLY_ONE = np.finfo(np.float64).tiny, 1 - np.finfo(np.float64).epsneg
 
 
 class CalibrationRequest(NamedTuple):
-    """Request to fit a calibration; ``rule`` chooses the thresholds: ``f1``, ``precision=P`` or None."""
+    """Request to fit a temperature, thresholds or both.
+
+    ``rule`` chooses the thresholds: ``f1``, ``precision=P`` or None.
+    """
 
     temperature: bool
     rule: str | None

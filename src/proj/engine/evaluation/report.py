@@ -169,8 +169,8 @@ def _methods(metrics: Metrics) -> Iterator[str]:
         yield f"{', '.join(dict.fromkeys(kinds))}: {method}"
     if any(name.split("/")[0] == "f1" for name in metrics):
         yield (
-            "The number of rows that precision and F1 are computed from depends on the predictions; "
-            "the interval takes it as fixed."
+            "The number of rows of precision and F1 depends on the predictions; the interval takes "
+            "it as fixed."
         )
     else:
         yield (

@@ -73,7 +73,7 @@ def restore(verb: str, args: list[str]) -> RestoredRun:
 
 
 def _find_run(verb: str, arguments: Arguments, ckpt_path: str) -> Run:
-    """Return the run of ``--run``, the newest one with the config of ``--config``, or the newest."""
+    """Return the run of ``--run``, the newest one like ``--config``, or the newest one."""
     if arguments.run is None and arguments.files:
         wanted = ExperimentCLI(verb, arguments.configs, [], instantiate=False).experiment
         return find_matching_run(arguments.root, wanted["model"], wanted["data"], arguments.files)

@@ -14,7 +14,8 @@ from proj.models.base import Model
 from proj.schema import DEFAULT_THRESHOLD, Schema
 
 FILE = "calibration.json"
-LOWEST, HIGHEST = 0.01, 100.0  # range of temperatures that make sense
+# Temperatures outside this range make no sense.
+LOWEST, HIGHEST = 0.01, 100.0
 REMEDY = "delete the file, or fit it again"
 MAX_THRESHOLDS_SHOWN = 10
 
@@ -32,7 +33,7 @@ class Calibration:
         temperature: above 1 if the model was overconfident (Guo et al. 2017, arXiv:1706.04599);
             None if not fitted.
         thresholds: by name of the positive class or of each label; None if not fitted, so 0.5.
-        rule: how the thresholds were chosen: ``f1`` or ``precision=P``.
+        rule: rule that chose the thresholds: ``f1`` or ``precision=P``.
     """
 
     checkpoint: str
@@ -127,7 +128,7 @@ def _is_rule(value: Any) -> bool:
     return value is None or (isinstance(value, str) and value.isprintable() and len(value) < 40)
 
 
-# What each key of the file must hold, in words and as a test.
+# The valid values of each key of the file, in words and as a test.
 KEYS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "checkpoint": ("the name of a file", _is_file_name),
     "sha256": ("64 hexadecimal digits", _is_hash),

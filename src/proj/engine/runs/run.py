@@ -30,7 +30,7 @@ PACKAGES = ("torch", "lightning", "torchmetrics", "jsonargparse", "numpy", "pola
 
 @dataclass(frozen=True)
 class Run:
-    """The folder of a run, and what its files hold."""
+    """The folder of a run, and the content of its files."""
 
     path: Path
 
@@ -144,12 +144,13 @@ def check_name(root: Path, name: str | None) -> None:
         return
     if not re.fullmatch(r"\w[\w.-]{0,99}", name, re.ASCII):
         raise UserError(
-            "--name: expected up to 100 letters, digits, dots, _ and -, the first one not a dot or "
-            f"-, got {name!r}; choose another name."
+            "--name: expected up to 100 letters, digits, dots, _ and -, starting with a letter, a "
+            f"digit or _, got {name!r}; choose another name."
         )
     if (root / name).exists():
         raise UserError(
-            f"--name: the run {root / name} exists already; choose another name, or delete it."
+            f"--name: expected a new name, got {root / name}, which exists; choose another name, "
+            "or delete that run."
         )
 
 
@@ -218,7 +219,7 @@ def find_matching_run(root: Path, model: Any, data: Any, files: list[str]) -> Ru
 # Files
 
 
-def atomic_write(path: Path, fill: Callable[[IO[bytes]], Any], keep: str | None = None) -> None:
+def atomic_write(path: Path, fill: Callable[[IO[bytes]], Any], backup: str | None = None) -> None:
     """Write a file completely or not at all.
 
     The content goes into a temporary file beside it, is flushed to the disk, and is renamed.
@@ -226,7 +227,7 @@ def atomic_write(path: Path, fill: Callable[[IO[bytes]], Any], keep: str | None 
     Args:
         path: the file. Its folder is created.
         fill: writes the content.
-        keep: name that an existing file gets; None replaces it.
+        backup: new name of an existing file; None replaces the file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
@@ -235,12 +236,13 @@ def atomic_write(path: Path, fill: Callable[[IO[bytes]], Any], keep: str | None 
             fill(file)
             file.flush()
             os.fsync(file.fileno())
-        if keep and path.exists():
-            path.replace(path.with_name(keep))
+        if backup and path.exists():
+            path.replace(path.with_name(backup))
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-    if os.name == "posix":  # The new names are durable only when the folder is flushed, too.
+    # The new names are durable only after the folder is flushed, too.
+    if os.name == "posix":
         folder = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(folder)
@@ -356,7 +358,7 @@ def record_manifest(
 ) -> Iterator[None]:
     """Write the manifest at the start of training, and its status and time at the end.
 
-    A resumed run keeps its command and start time, and the time of the resume is added.
+    For a resumed run, command and start time stay, and the time of the resume is added.
     """
     if resumed:
         start: dict[str, Any] = {"resumed": [*run.manifest.get("resumed", []), _now()]}
@@ -378,7 +380,7 @@ def record_manifest(
         stopped = isinstance(error, KeyboardInterrupt | SystemExit)
         try:
             run.write_manifest(status="stopped" if stopped else "failed", end=_now())
-        except OSError as write_error:  # The first error says more, so it is the one to raise.
+        except OSError as write_error:  # Raise the first error, because it is the cause.
             rank_zero_warn(
                 f"the manifest of {run.path} cannot be written: {write_error}; its status is still "
                 "running."
@@ -405,7 +407,8 @@ def _git_state() -> dict[str, Any] | None:
 
 def _hardware(device: torch.device) -> dict[str, Any]:
     gpus = []
-    if device.type == "cuda":  # The query reserves memory on the GPU, so it is made only for CUDA.
+    # The query reserves memory on the GPU, so it is made only for CUDA.
+    if device.type == "cuda":
         gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
         "machine": platform.platform(),

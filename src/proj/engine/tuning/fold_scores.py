@@ -16,7 +16,7 @@ from proj.engine.runs import calibration
 from proj.engine.runs.run import Run, read_checkpoint, read_json
 from proj.schema import Array, Schema
 
-# Content of a metrics.json: entries such as {"value": 0.97} by name.
+# Content of a metrics.json: entries by name, such as {"value": 0.97}.
 Metrics = dict[str, dict[str, Any]]
 # Largest difference between a metric of `test` and the same metric of its predictions file, which
 # has the probabilities in single precision; relative to values above 1.
@@ -81,13 +81,14 @@ def summarize_folds(values: list[float], folds: int) -> FoldSummary:
 def out_of_fold_metrics(fold_runs: list[FoldRun]) -> dict[str, float]:
     """Return metrics of the test predictions of all folds together, the mean over the seeds.
 
-    The definitions are those of ``engine.evaluation.counts`` for the task of the runs' schema. Left
-    out are metrics that are not defined, and metrics that the model defines in another way: those
-    whose value of any fold is not that of the fold's predictions.
+    The definitions are those of ``engine.evaluation.counts`` for the task of the runs' schema.
+    Metrics that are not defined are left out, and so are metrics that the model defines in another
+    way: in some fold, their value differs from that of the fold's predictions.
     """
     predictions = [_read_predictions(Run(fold_run.folder)) for fold_run in fold_runs]
     if len({fold.names for fold in predictions}) > 1:
-        return {}  # The folds do not know the same classes.
+        # The training splits of the folds have different classes.
+        return {}
     by_seed: dict[int, list[PredictionSet]] = {}
     for fold_run, fold in zip(fold_runs, predictions, strict=True):
         by_seed.setdefault(fold_run.seed, []).append(fold)
@@ -139,7 +140,8 @@ def _matching_names(names: list[str], fold: PredictionSet, metrics: Metrics) -> 
     def matches(name: str) -> bool:
         written = metrics.get(name, {}).get("value")
         if written is None:
-            return True  # It is not defined in this fold.
+            # The metric is not defined in this fold.
+            return True
         return bool(abs(computed[name] - written) <= TOLERANCE * max(1.0, abs(written)))
 
     return [name for name in names if matches(name)]

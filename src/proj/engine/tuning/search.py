@@ -1,4 +1,4 @@
-"""``tune``: run the trials of a study in worker processes until its budget is used up."""
+"""Run the trials of a study in worker processes until its budget is used up."""
 
 import math
 import statistics
@@ -62,7 +62,7 @@ class Search:
     def __init__(self, plan: StudyPlan, study: Study, pool: Pool) -> None:
         self.plan, self.study, self.pool = plan, study, pool
         self.display = StudyDisplay(study, plan)
-        # Seconds of work on the study, also by earlier commands, up to ``clock``.
+        # Seconds of work on the study, including earlier commands, up to ``clock``.
         self.seconds = float(study.user_attrs.get("seconds", 0.0))
         self.clock = time.monotonic()
 
@@ -74,7 +74,7 @@ class Search:
                 if n_trials != 0:
                     self._optimize(n_trials)
                 elif self._others_are_running():
-                    # Their processes may die, which leaves their trials to this one.
+                    # Other processes may die, and then this one takes over their trials.
                     time.sleep(1)
                     optuna.storages.fail_stale_trials(self.study)
                 else:
@@ -159,7 +159,7 @@ class Search:
             trial.set_user_attr("reason", str(failed))
             raise
         except JobInterrupted:
-            # A retry inherits this value, so it names the attempt that was interrupted.
+            # A retry inherits this value, so it must identify the interrupted attempt.
             trial.set_user_attr("interrupted", trial.number)
             raise
         if self.plan.metric not in metrics and not reporter.pruned:
