@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from conftest import Cli
 from proj.data.tabular import files, prepare
-from proj.data.tabular.columns import BINS, RARE, encode_column, quantiles
+from proj.data.tabular.columns import BINS, MIN_CATEGORY_ROWS, encode_column, quantiles
 from proj.data.tabular.datamodule import Tabular
 from proj.errors import UserError
 from proj.schema import Column, Schema
@@ -182,7 +182,7 @@ def test_column_kinds_can_be_set(table: pl.DataFrame) -> None:
     }
     age = next(c for c in data.schema.columns if c.name == "age")
     counts = table[data.splits["train"].row.numpy()]["age"].drop_nulls().cast(int).value_counts()
-    assert set(age.categories) == {str(v) for v, n in counts.rows() if n >= RARE}
+    assert set(age.categories) == {str(v) for v, n in counts.rows() if n >= MIN_CATEGORY_ROWS}
     assert data.findings == []
 
 
@@ -502,7 +502,8 @@ def test_encoded_values_decode_to_the_originals(
 ) -> None:
     """Also odd texts and numbers, and each row is in exactly one split."""
     folder = tmp_path_factory.mktemp("odd")
-    rows = values * RARE  # so that no category is rare
+    # No category is rare.
+    rows = values * MIN_CATEGORY_ROWS
     frame = pl.DataFrame(
         rows, schema={"t": pl.String, "n": pl.Float32, "b": pl.Boolean}, orient="row"
     )

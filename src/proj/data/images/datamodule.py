@@ -39,7 +39,7 @@ from proj.errors import UserError
 from proj.schema import SPLITS, Batch, Schema, Task
 
 if TYPE_CHECKING:
-    # Importing takes half a second, and only predictions need it.
+    # Importing polars takes half a second, and only predictions need it.
     import polars as pl
 
 CHANNELS = {"grey": 1, "rgb": 3}
@@ -180,7 +180,7 @@ class Images(DataModule):
         return batch._replace(x=augment(batch.x, self.flip, self.crop, self.erase))
 
     def _prepare(self, path: str, predict: bool = False) -> PreparedImages:
-        """Return the decoded images of ``path``, from the cache if they are there."""
+        """Return the decoded images of ``path``, from the cache if it has them."""
         listing = list_folder(path, predict)
         source_hash = hash_source(path, listing, self.cache)
         read = cache(lambda: read_images(path, listing, predict))
