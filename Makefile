@@ -52,4 +52,5 @@ docs: .venv/installed-docs  ## the documentation site in docs/_build/html; a war
 
 .venv/installed-docs: .venv/installed
 	$(INSTALL) '.[docs]'
+	-@$(COMPILE)
 	@touch $@

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import socket
-import subprocess
 import sys
 import time
 import urllib.error
@@ -24,16 +23,17 @@ from proj.schema import Schema
 
 ROOT = Path(__file__).parent.parent
 TESTS = Path(__file__).parent
-# The tests that render figures, by the beginning of their path: they look at figures or reports, or
-# show that everything works together. In the others figures are made, but rendered blank.
+# The tests that render figures, by the beginning of their names: they look at figures or reports,
+# or show that everything works together. In the others figures are made, but rendered blank.
 RENDERED = (
     "engine/callbacks/test_monitoring",
     "engine/evaluation/test_report",
     "engine/evaluation/test_importance",
     "engine/evaluation/test_tensorboard",
-    "engine/training",
-    "engine/tuning/test_search",
-    "test_",
+    "engine/tuning/test_search.py::test_the_results_of_a_study",
+    "test_configs",
+    "test_cuda",
+    "test_user_view",
 )
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 QUIET = ["--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false"]
@@ -87,10 +87,17 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 @pytest.fixture(autouse=True)
 def blank_figures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Render blank figures in tests that do not look at them: rendering is most of `test`."""
-    if request.path.relative_to(TESTS).as_posix().startswith(RENDERED):
+    name = f"{request.path.relative_to(TESTS).as_posix()}::{request.node.name}"
+    if name.startswith(RENDERED):
         return
     monkeypatch.setenv(processes.BLANK_FIGURES, "1")
     processes.render_blank_figures(monkeypatch.setattr)
+
+
+@pytest.fixture
+def quick_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the server start the workers of studies that run in this process."""
+    monkeypatch.setattr(sys, "executable", processes.stand_in())
 
 
 @pytest.fixture
@@ -222,21 +229,18 @@ def watched(browser: Any, **options: Any) -> tuple[Any, list[str], list[str]]:
 @pytest.fixture
 def board(work: Path) -> Iterator[Callable[[], str]]:
     """Start a real TensorBoard on the runs in the working folder, and return its address."""
-    started: list[subprocess.Popen[bytes]] = []
+    started: list[processes.Process] = []
 
     def start() -> str:
         port = free_port()
         flags = f"--host 127.0.0.1 --port {port} --load_fast false".split()
-        logs = str(work / "lightning_logs")
-        command = [sys.executable, "-m", "tensorboard.main", "--logdir", logs, *flags]
-        started.append(
-            subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        )
+        logs = work / "lightning_logs"
+        started.append(processes.Process("tensorboard.main", "--logdir", logs, *flags))
         return f"http://127.0.0.1:{port}"
 
     yield start
     for process in started:
-        process.terminate()
+        process.kill()
         process.wait(timeout=30)
 
 

@@ -231,7 +231,7 @@ def prepare() -> None:
     from proj.engine.cli import main
     from proj.engine.security import restrict_imports
 
-    for name in ("torchmetrics.classification", "tensorboard.summary", "matplotlib.figure"):
+    for name in ("torchmetrics.classification", "tensorboard.main", "matplotlib.figure"):
         importlib.import_module(name)
     for name in ("sklearn.metrics", "torch.utils.tensorboard", "torch.distributed.run", "optuna"):
         importlib.import_module(name)

@@ -167,6 +167,7 @@ def run_shell(block: Block, cli: Cli) -> None:
     "ignore::pytest.PytestUnraisableExceptionWarning",
 )
 @pytest.mark.parametrize("page", RUN_PAGES, ids=lambda page: page.stem)
+@pytest.mark.usefixtures("quick_workers")
 def test_the_blocks_of_a_page_run_in_order(
     page: Path, project: Path, cli: Cli, add_module: Callable[[str, str], None]
 ) -> None:

@@ -79,7 +79,7 @@ def test_overrides_are_the_flags_of_the_command_line(experiment: Any) -> None:
     assert config["trainer"]["max_epochs"] == 1
     assert config["trainer"]["log_every_n_steps"] == 7
     net = config["model"]["init_args"]["net"]
-    assert net["class_path"] == "proj.nets.mlp.MLP"
+    assert net["class_path"] == "proj.nets.MLP"
     assert (net["init_args"]["hidden"], net["init_args"]["dropout"]) == ([4, 4], 0.25)
     optimizer = config["model"]["init_args"]["optimizer"]
     assert optimizer["class_path"] == "torch.optim.SGD"

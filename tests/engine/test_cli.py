@@ -99,7 +99,7 @@ def test_print_config_shows_the_resolved_experiment(cli: Cli) -> None:
         "--print_config",
     )
     config = yaml.safe_load(text)
-    assert config["model"]["init_args"]["net"]["class_path"] == "proj.nets.cnn.CNN"
+    assert config["model"]["init_args"]["net"]["class_path"] == "proj.nets.CNN"
     assert config["model"]["init_args"]["optimizer"]["class_path"] == "torch.optim.AdamW"
     assert config["trainer"]["max_epochs"] == 3
 

@@ -89,7 +89,7 @@ def test_all_verbs_apply_a_calibration_in_the_same_way(
 
     Metrics and loss are those of scikit-learn for both.
     """
-    net = {"net": "test_calibration.Three"} if task == "ensemble" else {}
+    net = {"net": "engine.runs.test_calibration.Three"} if task == "ensemble" else {}
     task = "binary" if net else task
     cli(
         "fit",
@@ -98,7 +98,7 @@ def test_all_verbs_apply_a_calibration_in_the_same_way(
         "--model.optimizer.lr",
         "0.03",
         "--allow",
-        "test_calibration",
+        "engine.runs.test_calibration",
     )
     said = cli("test")
     raw = written()

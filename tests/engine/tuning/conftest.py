@@ -15,6 +15,11 @@ import processes
 STUDY_FOLDER = Path("lightning_logs/studies/study")
 
 
+@pytest.fixture(autouse=True)
+def workers(quick_workers: None) -> None:
+    """Each test may start workers."""
+
+
 @pytest.fixture
 def study(experiment: Any) -> Callable[..., list[str]]:
     """Write an experiment and a study file; return the command line. Options are its keys."""

@@ -12,7 +12,7 @@ from sklearn import metrics as sklearn_metrics
 from sklearn.model_selection import KFold, StratifiedKFold, TimeSeriesSplit, train_test_split
 
 from conftest import Cli
-from engine.tuning.conftest import ENVIRONMENT, run
+from engine.tuning.conftest import run
 from proj.data.splits import split, split_by_time, split_groups
 from proj.engine.tuning.fold_scores import FoldRun, out_of_fold_metrics, summarize_folds
 from proj.errors import UserError
@@ -107,10 +107,9 @@ def reference_scores(task: str, table: pl.DataFrame) -> dict[str, float]:
     ],
 )
 def test_out_of_fold_metrics_of_a_subclass_are_those_of_its_task(
-    task: str, model: str, experiment: Any, cli: Cli, monkeypatch: pytest.MonkeyPatch
+    task: str, model: str, experiment: Any, cli: Cli
 ) -> None:
     """The metrics follow the task of the schema, not the name of the model's class."""
-    monkeypatch.setenv("PYTHONPATH", ENVIRONMENT["PYTHONPATH"])
     Path("own.py").write_text(SUBCLASSES)
     file = experiment(task)
     config = json.loads(file.read_text())

@@ -11,6 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from proj.data.base import DataModule
+from proj.engine.callbacks.step_outputs import as_arrays, gather_chunks
 from proj.engine.runs.predictions import frame, writer
 from proj.engine.runs.run import atomic_write
 from proj.errors import UserError
@@ -112,27 +113,6 @@ class PredictionWriter(Callback):
                 "has no source columns; leave out --keep."
             )
         return None
-
-
-def as_arrays(outputs: dict[str, Tensor]) -> dict[str, Array]:
-    """Convert the outputs of a step to NumPy arrays. bfloat16 becomes float32: NumPy has none."""
-    arrays = {}
-    for name, values in outputs.items():
-        values = values.float() if values.dtype == torch.bfloat16 else values
-        arrays[name] = values.detach().cpu().numpy()
-    return arrays
-
-
-def gather_chunks(chunks: list[Any]) -> list[Any]:
-    """Return the chunks of all processes on process 0, and an empty list on the others."""
-    if not torch.distributed.is_initialized():
-        return chunks
-    rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
-    gathered: list[Any] | None = [None] * world_size if rank == 0 else None
-    torch.distributed.gather_object(chunks, gathered)
-    return (
-        [chunk for own_chunks in gathered for chunk in own_chunks] if gathered is not None else []
-    )
 
 
 def _are_columns(outputs: Any) -> bool:

@@ -9,7 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.tensorboard import SummaryWriter
 
-from proj.engine.callbacks.prediction_writer import as_arrays, gather_chunks
+from proj.engine.callbacks.step_outputs import as_arrays, gather_chunks
 from proj.models.base import Model
 from proj.schema import Array
 
