@@ -420,7 +420,7 @@ def test_intervals_cover(
 ) -> None:
     """The coverage of 300 repeats, with a standard error of 1.3 points, is between 92 and 98 %."""
     module = script_of("coverage")
-    monkeypatch.setattr(module, "TRUTH", 300_000)
+    monkeypatch.setattr(module, "TRUTH_ROWS", 300_000)
     for name, (above, below) in module.coverage(
         module.GENERATORS[generator][0], metrics, 200, 300
     ).items():

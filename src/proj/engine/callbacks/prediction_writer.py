@@ -1,4 +1,4 @@
-"""Gather the outputs of evaluation steps from all processes and write them to one file."""
+"""Write the outputs of evaluation steps of all processes to one file."""
 
 from pathlib import Path
 from typing import Any

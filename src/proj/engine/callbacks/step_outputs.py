@@ -1,6 +1,6 @@
 """Outputs of steps as arrays, gathered from all processes.
 
-A module of its own, because training needs it and must not import polars for it.
+Training uses this module. It is separate from ``prediction_writer``, which imports polars.
 """
 
 from itertools import chain
@@ -14,7 +14,7 @@ from proj.schema import Array
 
 
 def as_arrays(outputs: dict[str, Tensor]) -> dict[str, Array]:
-    """Convert the outputs of a step to NumPy arrays, bfloat16 to float32, because NumPy has none."""
+    """Return a step's outputs as NumPy arrays. NumPy has no bfloat16, so it becomes float32."""
     arrays = {}
     for name, values in outputs.items():
         values = values.float() if values.dtype == torch.bfloat16 else values
