@@ -99,7 +99,7 @@ def rates(run: Run) -> list[float]:
 
 @pytest.mark.filterwarnings(
     "ignore:A `OneCycleLR` scheduler is using 'interval'"
-)  # Lightning doubts it, rightly
+)  # Lightning warns of it, too
 @pytest.mark.parametrize("interval", ["step", "epoch"])
 def test_a_schedule_of_open_length_fits_the_training(
     interval: str, experiment: Any, cli: Cli, work: Any

@@ -284,10 +284,11 @@ def test_a_killed_preparation_is_not_used(decoded: list[Any]) -> None:
     process = subprocess.Popen([sys.executable, "slow.py"], env=environment)
     deadline = time.monotonic() + 300  # importing torch on a busy machine
     while (
-        not (begun := list(Path(".cache").glob("*/.*/x_train.npy"))) and time.monotonic() < deadline
+        not (started := list(Path(".cache").glob("*/.*/x_train.npy")))
+        and time.monotonic() < deadline
     ):
         time.sleep(0.01)
-    assert begun
+    assert started
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert process.returncode == -signal.SIGKILL
@@ -383,7 +384,7 @@ def test_damaged_images_are_an_error_or_are_left_out(capsys: pytest.CaptureFixtu
     with pytest.raises(UserError, match=r"3 of 40 images cannot be read .*cat/01.png: .*truncated"):
         ready(root, size=12, channels="grey")
     assert capsys.readouterr().err == ""
-    for _ in range(2):  # from the cache too
+    for _ in range(2):  # The second time, they come from the cache.
         data = ready(root, skip_unreadable=True)
         (finding,) = data.findings
         assert "3 of 40 images cannot be read (cat/00.png: it has 0 bytes, cat/01.png" in str(

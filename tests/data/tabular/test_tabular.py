@@ -315,9 +315,9 @@ def test_splits_by_group_time_and_column(table: pl.DataFrame) -> None:
     """Each row is in one split, and groups and times do not overlap."""
     day = pl.Series("day", np.repeat(np.arange(50), 4))
     family = pl.Series("family", np.random.default_rng(1).integers(0, 40, 200))
-    part = pl.Series("part", np.random.default_rng(2).choice(["train", "val", "test"], 200))
-    table.with_columns(day, family, part).write_csv("people.csv")
-    by_group, by_time, by_column = ready(group="family"), ready(time="day"), ready(split="part")
+    subset = pl.Series("subset", np.random.default_rng(2).choice(["train", "val", "test"], 200))
+    table.with_columns(day, family, subset).write_csv("people.csv")
+    by_group, by_time, by_column = ready(group="family"), ready(time="day"), ready(split="subset")
     families = [set(family[p.row.numpy()]) for p in by_group.splits.values()]
     assert not families[0] & families[1]
     assert not families[0] & families[2]
@@ -326,27 +326,27 @@ def test_splits_by_group_time_and_column(table: pl.DataFrame) -> None:
     assert days[0].max() < days[1].min() <= days[1].max() < days[2].min()
     assert len(days[2]) == 32  # 30 rows, and the two others of the first day
     for name, p in by_column.splits.items():
-        assert p.row.tolist() == [i for i, v in enumerate(part) if v == name]
+        assert p.row.tolist() == [i for i, v in enumerate(subset) if v == name]
     for data in (by_group, by_time, by_column):
         rows = torch.cat([p.row for p in data.splits.values()])
         assert torch.equal(rows.sort().values, torch.arange(200))
-        assert "part" not in {c.source for c in data.schema.columns} or data is not by_column
+        assert "subset" not in {c.source for c in data.schema.columns} or data is not by_column
     assert "family" not in {c.source for c in by_group.schema.columns}
 
 
 def test_a_leaking_split_is_found(table: pl.DataFrame) -> None:
     """A split column may divide groups or mix up times."""
-    part = pl.Series("part", (["train"] * 3 + ["val", "test"]) * 40)
+    subset = pl.Series("subset", (["train"] * 3 + ["val", "test"]) * 40)
     table.with_columns(
-        part, day=pl.Series(range(200)), family=pl.Series([i // 2 for i in range(200)])
+        subset, day=pl.Series(range(200)), family=pl.Series([i // 2 for i in range(200)])
     ).write_csv("people.csv")
     assert any(
         "values of family are both in train and in test" in str(f)
-        for f in ready(split="part", group="family").findings
+        for f in ready(split="subset", group="family").findings
     )
     assert any(
         "earlier than the latest training row by day" in str(f)
-        for f in ready(split="part", time="day").findings
+        for f in ready(split="subset", time="day").findings
     )
 
 

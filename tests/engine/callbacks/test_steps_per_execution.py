@@ -282,4 +282,4 @@ def test_executions_hold_the_batches_in_order_and_end_at_validations(
         ]
         assert (
             len(cuts) - 1 - whole * each < each
-        )  # or Lightning would validate at the end of the epoch once more
+        )  # Otherwise Lightning would validate again at the end of the epoch.

@@ -169,7 +169,7 @@ def test_a_threshold_separates_neighbouring_floats() -> None:
         assert low <= at < high
     assert (
         fit_threshold(np.array([0.0, 0.4]), np.array([1, 0]), "f1", "yes") > 0
-    )  # what is impossible is not predicted
+    )  # a row with probability 0 is never predicted
 
 
 def schema(task: str) -> Schema:
@@ -340,12 +340,15 @@ def values(verb: str = "test") -> dict[str, Any]:
     }
 
 
-def apart(task: str, rows: int = 150) -> dict[str, Array]:
+def separate_splits(task: str, rows: int = 150) -> dict[str, Array]:
     """Arrays with separate rows for each of the three splits."""
-    parts = dict(zip(("train", "val", "test"), np.array_split(np.arange(3 * rows), 3), strict=True))
+    indices = np.array_split(np.arange(3 * rows), 3)
+    splits = dict(zip(("train", "val", "test"), indices, strict=True))
     data = make_arrays(task, 3 * rows)
     return {
-        f"{name}_{part}": data[name][which] for name in ("x", "y") for part, which in parts.items()
+        f"{name}_{split}": data[name][chosen]
+        for name in ("x", "y")
+        for split, chosen in splits.items()
     }
 
 
@@ -363,7 +366,7 @@ SURE = [
 def test_from_flags_to_the_report(task: str, experiment: Any, cli: Cli) -> None:
     """`validate` fits, the other verbs apply; all numbers equal scikit-learn."""
     config = experiment(task)
-    np.savez("data.npz", **apart(task))
+    np.savez("data.npz", **separate_splits(task))
     cli("fit", "--config", config, *SURE)
     cli("test")
     raw, before = written(), values()
@@ -451,7 +454,7 @@ def test_from_flags_to_the_report(task: str, experiment: Any, cli: Cli) -> None:
 def test_the_calibration_does_not_depend_on_the_test_split(experiment: Any, cli: Cli) -> None:
     """Test rows in the fit would make test metrics optimistic."""
     config, file = experiment("binary"), RUN / "checkpoints/calibration.json"
-    arrays = apart("binary")
+    arrays = separate_splits("binary")
     np.savez("data.npz", **arrays)
     cli("fit", "--config", config, *SURE)
     flags = ["--calibrate", "temperature", "--threshold", "precision=0.7"]
@@ -469,7 +472,7 @@ def test_the_calibration_does_not_depend_on_the_test_split(experiment: Any, cli:
     arrays["y_val"][:10] = "no"
     np.savez("data.npz", **arrays)
     cli("validate", *flags)
-    assert file.read_text() != fitted  # the validation part does move it
+    assert file.read_text() != fitted  # the validation split does change it
 
 
 def test_wrong_flags_are_an_error_before_the_work(experiment: Any, cli: Cli) -> None:
@@ -478,18 +481,18 @@ def test_wrong_flags_are_an_error_before_the_work(experiment: Any, cli: Cli) -> 
     assert "--threshold: expected a model of two classes" in cli(
         "validate", "--threshold", "f1", code=2
     )
-    assert "--calibrate: expected temperature, got heat." in cli(
-        "validate", "--calibrate", "heat", code=2
+    assert "--calibrate: expected temperature, got platt." in cli(
+        "validate", "--calibrate", "platt", code=2
     )
     said = cli("validate", "--calibrate", "temperature", "--trainer.fast_dev_run", "true", code=2)
     assert "expected the whole validation split" in said
-    assert "threshold" in cli("test", "--threshold", "f1", code=2)  # which is no flag of test
+    assert "threshold" in cli("test", "--threshold", "f1", code=2)  # `test` has no such flag
     assert not (RUN / "validate").exists()
 
 
 def test_a_failed_fit_writes_no_calibration(experiment: Any, cli: Cli) -> None:
     """The most probable validation row is negative, so no threshold has precision 0.999."""
-    config, arrays = experiment("binary"), apart("binary")
+    config, arrays = experiment("binary"), separate_splits("binary")
     np.savez("data.npz", **arrays)
     cli("fit", "--config", config)
     cli("validate")

@@ -152,7 +152,7 @@ def test_the_most_confident_mistakes_come_first() -> None:
 def test_a_confusion_matrix_has_every_name_and_up_to_15_classes_every_number(
     classes: int,
 ) -> None:
-    """Larger matrices have no room for numbers."""
+    """The cells of larger matrices are too small for numbers."""
     matrix = np.random.default_rng(0).integers(1, 1000, (classes, classes))
     names = [f"class {i}" for i in range(classes)]
     figure = figures.confusion_matrix(matrix, names, shares=False)

@@ -170,7 +170,7 @@ def test_folds_are_those_of_scikit_learn() -> None:
     folds = [split_groups(rows, 0.2, 0.2, 0, groups, ("test", fold, 3)) for fold in range(3)]
     assert sorted(np.concatenate([splits["test"] for splits in folds])) == list(rows)
     for splits in folds:
-        members = {name: set(groups[np.isin(rows, part)]) for name, part in splits.items()}
+        members = {name: set(groups[np.isin(rows, chosen)]) for name, chosen in splits.items()}
         assert not members["train"] & members["test"]
         assert not members["val"] & (members["train"] | members["test"])
 
