@@ -157,9 +157,9 @@ def test_each_file_format_gives_its_pixels() -> None:
     data = ready(root)
     assert data.schema is not None
     assert data.schema.input_shape == (3, 12, 10)
-    found = pixels_by_file(data)
+    decoded = pixels_by_file(data)
     for name, pixels in expected.items():
-        error = np.abs(found[f"cat/{name}"].numpy().transpose(1, 2, 0).astype(int) - pixels).max()
+        error = np.abs(decoded[f"cat/{name}"].numpy().transpose(1, 2, 0).astype(int) - pixels).max()
         assert error <= {"rgb.jpg": 12, "cmyk.tif": 2}.get(name, 0), name
 
 
@@ -241,12 +241,12 @@ def test_images_are_decoded_once(decoded: list[Any]) -> None:
     first = ready(folder())
     assert len(decoded) == 40
     second = ready()
-    given = Images("pets")
-    given.schema = first.schema
-    given.setup("test")
+    pets = Images("pets")
+    pets.schema = first.schema
+    pets.setup("test")
     assert len(decoded) == 40
     assert second.schema == first.schema
-    assert torch.equal(given.splits["test"].x, first.splits["test"].x)
+    assert torch.equal(pets.splits["test"].x, first.splits["test"].x)
     make_image(3).save("pets/cat/00.png")
     ready()
     assert len(decoded) == 80
@@ -555,10 +555,10 @@ def test_augmentation_differs_per_row_and_repeats_with_the_seed() -> None:
         64, 1, 28, 28
     )
     torch.manual_seed(1)
-    one = augment(x, True, 4, 1.0)
+    augmented = augment(x, True, 4, 1.0)
     torch.manual_seed(1)
-    assert torch.equal(augment(x, True, 4, 1.0), one)
-    assert len({row.numpy().tobytes() for row in one}) == 64
+    assert torch.equal(augment(x, True, 4, 1.0), augmented)
+    assert len({row.numpy().tobytes() for row in augmented}) == 64
     assert torch.equal(augment(x, False, 0, 0.0), x)
 
 

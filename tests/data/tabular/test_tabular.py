@@ -114,14 +114,16 @@ def test_other_file_formats_give_the_same_arrays(ending: str, table: pl.DataFram
     else:
         table[:70].write_csv("part_1.csv")
         table[70:].write_csv("part_2.csv")
-    one, other = ready(), ready(path)
-    assert one.schema == other.schema
+    first, second = ready(), ready(path)
+    assert first.schema == second.schema
     for name in ("train", "val", "test"):
-        assert torch.equal(one.splits[name].row, other.splits[name].row)
-        assert torch.equal(one.splits[name].x["categorical"], other.splits[name].x["categorical"])
+        assert torch.equal(first.splits[name].row, second.splits[name].row)
         assert torch.equal(
-            one.splits[name].x["numeric"].nan_to_num(-1),
-            other.splits[name].x["numeric"].nan_to_num(-1),
+            first.splits[name].x["categorical"], second.splits[name].x["categorical"]
+        )
+        assert torch.equal(
+            first.splits[name].x["numeric"].nan_to_num(-1),
+            second.splits[name].x["numeric"].nan_to_num(-1),
         )
 
 
@@ -197,8 +199,8 @@ def test_quantiles_separate_rare_values_from_a_frequent_one() -> None:
     assert shares == pytest.approx(
         [((values < e).mean() + (values <= e).mean()) / 2 for e in edges]
     )
-    few = rng.integers(0, 9, 500).astype(float)
-    assert quantiles(few)[0].tolist() == list(range(9))
+    distinct = rng.integers(0, 9, 500).astype(float)
+    assert quantiles(distinct)[0].tolist() == list(range(9))
 
 
 def test_rare_and_unseen_categories_share_a_code(table: pl.DataFrame) -> None:

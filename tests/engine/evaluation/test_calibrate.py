@@ -133,7 +133,7 @@ def test_thresholds_equal_a_brute_force_search(seed: int, digits: int) -> None:
     hit = (rng.random(120) < 0.3).astype(np.int64)
     score = np.round(expit(rng.normal(size=120) + 1.5 * hit), digits).clip(0.05, 0.95)
     at = fit_threshold(score, hit, "f1", "yes")
-    f1 = np.array([sk.f1_score(hit, score > one) for one in candidates(score)])
+    f1 = np.array([sk.f1_score(hit, score > threshold) for threshold in candidates(score)])
     assert sk.f1_score(hit, score > at) == f1.max()
     assert at == pytest.approx(candidates(score)[f1 == f1.max()].max())
     for least in (0.4, 0.5, 0.6):
@@ -143,7 +143,9 @@ def test_thresholds_equal_a_brute_force_search(seed: int, digits: int) -> None:
         assert sk.precision_score(hit, score > at) >= least
         assert sk.recall_score(hit, score > at) == most
         sufficient = [
-            one for one in candidates(score) if sk.precision_score(hit, score > one) >= least
+            threshold
+            for threshold in candidates(score)
+            if sk.precision_score(hit, score > threshold) >= least
         ]
         assert at == pytest.approx(min(sufficient))
 
@@ -192,7 +194,7 @@ def test_thresholds_are_of_the_calibrated_probabilities(task: str, work: Path) -
     p = expit(z / fitted.temperature).reshape(len(z), -1)
     hits = predictions.target.reshape(len(z), -1)
     for i, at in enumerate(fitted.thresholds.values()):
-        f1 = max(sk.f1_score(hits[:, i], p[:, i] > one) for one in candidates(p[:, i]))
+        f1 = max(sk.f1_score(hits[:, i], p[:, i] > threshold) for threshold in candidates(p[:, i]))
         assert sk.f1_score(hits[:, i], p[:, i] > at) == f1
     after = calibrated(predictions, fitted, schema(task))
     rows = {name: values for name, *values in compare_calibration(predictions, after, fitted)}
@@ -316,12 +318,12 @@ def test_a_threshold_that_few_rows_exceed_gives_a_warning(
         hit = predictions.target.copy()
         hit[np.argsort(predictions.output)[-8:-3]] = 0
         hit[np.argsort(predictions.output)[-3:]] = 1
-        few = replace(predictions, target=hit)
+        rare = replace(predictions, target=hit)
         show_calibration(
             fit_calibration(
-                CalibrationRequest(False, rule), few, schema("binary"), Path("best.ckpt")
+                CalibrationRequest(False, rule), rare, schema("binary"), Path("best.ckpt")
             ),
-            few,
+            rare,
             schema("binary"),
         )
         assert (
@@ -421,9 +423,11 @@ def test_from_flags_to_the_report(task: str, experiment: Any, cli: Cli) -> None:
             name
         )  # of the calibrated predictions
 
-    page = (RUN / "report.html").read_text()
-    section = page[
-        page.index("<h2 id=", page.index(">Calibration</h2>") - 40) : page.index(">Mistakes</h2>")
+    report = (RUN / "report.html").read_text()
+    section = report[
+        report.index("<h2 id=", report.index(">Calibration</h2>") - 40) : report.index(
+            ">Mistakes</h2>"
+        )
     ]
     cells = re.findall(
         r'row">([^<]+)</th><td class="number">([^<]+)</td><td class="number">([^<]+)<', section
@@ -438,8 +442,8 @@ def test_from_flags_to_the_report(task: str, experiment: Any, cli: Cli) -> None:
     assert ("f1" in shown) is (task != "multiclass")
     assert section.count("<svg") == 2
     if task == "binary":
-        assert f"{fitted.thresholds['yes']:.3g} is used." in page  # type: ignore[index]
-        assert "0.5 is used" not in page
+        assert f"{fitted.thresholds['yes']:.3g} is used." in report  # type: ignore[index]
+        assert "0.5 is used" not in report
 
     x = np.load("data.npz")["x_test"]
     np.savez("new.npz", x=x)

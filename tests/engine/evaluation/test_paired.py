@@ -151,10 +151,10 @@ def test_compare_and_runs(cli: Cli) -> None:
     assert "long minus short, 60 test rows" in out
     assert "wide minus short, 60 test rows" in out
     assert "trainer.max_epochs" in out
-    page = Path("page.html").read_text()
-    HTMLParser().feed(page)
-    assert "adjusted for 2 runs (Holm)" in page
-    assert "McNemar, mid-p" in page
+    report = Path("page.html").read_text()
+    HTMLParser().feed(report)
+    assert "adjusted for 2 runs (Holm)" in report
+    assert "McNemar, mid-p" in report
     short, long = (
         json.loads(Path(f"lightning_logs/{n}/test/metrics.json").read_text())
         for n in ("short", "long")

@@ -170,12 +170,12 @@ def test_figures_do_not_change_matplotlib_and_are_deterministic() -> None:
 
     before, had = dict(mpl.rcParams), "matplotlib.pyplot" in sys.modules
     curve = Curve("a $x$ name_1", np.linspace(0, 1, 5000), np.linspace(0, 1, 5000))
-    one, two = (html.svg(figures.roc([curve, curve]), "ROC") for _ in range(2))
-    assert one == two
+    first, second = (html.svg(figures.roc([curve, curve]), "ROC") for _ in range(2))
+    assert first == second
     assert dict(mpl.rcParams) == before
     assert ("matplotlib.pyplot" in sys.modules) is had
-    assert "a $x$ name_1" in one
-    assert len(one) < 60_000  # thinned
+    assert "a $x$ name_1" in first
+    assert len(first) < 60_000  # thinned
 
 
 @pytest.mark.parametrize("task", TASKS)

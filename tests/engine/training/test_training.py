@@ -176,10 +176,11 @@ def test_continuing_a_checkpoint_equals_uninterrupted_training(experiment: Any, 
         "--name",
         "rest",
     )
-    whole, rest = checkpoint("whole"), checkpoint("rest")
-    assert rest["epoch"] == 3
+    uninterrupted, resumed = checkpoint("whole"), checkpoint("rest")
+    assert resumed["epoch"] == 3
     assert all(
-        torch.equal(whole["state_dict"][k], rest["state_dict"][k]) for k in whole["state_dict"]
+        torch.equal(uninterrupted["state_dict"][k], resumed["state_dict"][k])
+        for k in uninterrupted["state_dict"]
     )
 
 

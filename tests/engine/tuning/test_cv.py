@@ -177,9 +177,9 @@ def test_folds_are_those_of_scikit_learn() -> None:
     times = rng.permutation(60)
     for fold, (before, test) in enumerate(TimeSeriesSplit(4).split(np.arange(60))):
         splits = split_by_time(rows, 0.1, 0.2, times, ("test", fold, 4))
-        rest = np.concatenate([splits["train"], splits["val"]])
+        remaining = np.concatenate([splits["train"], splits["val"]])
         assert set(times[np.isin(rows, splits["test"])]) == set(test)
-        assert set(times[np.isin(rows, rest)]) == set(before)
+        assert set(times[np.isin(rows, remaining)]) == set(before)
         train_times, val_times = (times[np.isin(rows, splits[name])] for name in ("train", "val"))
         assert train_times.max() < val_times.min()
 
