@@ -37,7 +37,8 @@ DENIED_PARTS = ("lightning.pytorch.callbacks.lambda_function",)
 # exists, the user has allowed the folder before, so a config may write into it again.
 KNOWN_FOLDER_MARKS = {"default_root_dir": "lightning_logs", "cache_dir": "CACHEDIR.TAG"}
 
-allowed_packages: list[str] = []  # packages that the user has allowed in this process
+# Packages that the user has allowed in this process.
+allowed_packages: list[str] = []
 
 
 def allow_package(package: str) -> None:

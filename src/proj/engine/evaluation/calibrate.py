@@ -145,7 +145,8 @@ def logits(predictions: PredictionSet) -> Array:
 
 
 def _sigmoid(z: Array) -> Array:
-    with np.errstate(over="ignore"):  # exp(800) is inf, and 1 / inf is correct
+    # exp(800) is infinite, and 1 / inf is 0, which is correct.
+    with np.errstate(over="ignore"):
         return np.asarray(1 / (1 + np.exp(-z)))
 
 

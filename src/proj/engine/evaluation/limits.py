@@ -99,7 +99,8 @@ def newcombe(area: float, m: float, k: float) -> tuple[float, float]:
     Statistics in Medicine 25:559): the variance is that of an area equal to the limit.
     """
     low, high = 0.0, 1.0
-    for _ in range(60):  # bisection to machine precision
+    # Sixty bisections reach machine precision.
+    for _ in range(60):
         theta = (low + high) / 2
         low, high = (theta, high) if (1 - theta) ** 2 > Z**2 * hanley(theta, m, k) else (low, theta)
     return (low, 1.0) if area == 1 else (0.0, 1 - low)

@@ -53,7 +53,8 @@ def restore(verb: str, args: list[str]) -> RestoredRun:
     """
     arguments = read_arguments(args, verb)
     if {"-h", "--help"} & set(arguments.flags):
-        ExperimentCLI(verb, [], ["--help"])  # prints the help and exits
+        # This prints the help and exits.
+        ExperimentCLI(verb, [], ["--help"])
     ckpt_path = arguments.flag("--ckpt_path") or "best"
     run = _find_run(verb, arguments, ckpt_path)
     recorded = run.config

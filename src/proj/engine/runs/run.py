@@ -97,10 +97,10 @@ class Run:
         metrics: dict[str, dict[str, Any]] = read_json(path)
         return metrics
 
-    def checkpoint(self, which: str) -> Path:
-        """Return the file of the checkpoint ``best`` or ``last``, or one given by its path."""
+    def checkpoint(self, name: str) -> Path:
+        """Return the file of the checkpoint ``best`` or ``last``, or a file by its path."""
         folder = self.path / "checkpoints"
-        path = folder / f"{which}.ckpt" if which in ("best", "last") else Path(which)
+        path = folder / f"{name}.ckpt" if name in ("best", "last") else Path(name)
         if not path.is_file():
             checkpoints = [str(file) for file in sorted(folder.glob("*.ckpt"))]
             raise UserError(
@@ -166,22 +166,23 @@ def list_runs(root: Path) -> list[Run]:
     )
 
 
-def find_run(root: Path, name: str | None, which: str = "best") -> Run:
+def find_run(root: Path, name: str | None, checkpoint: str = "best") -> Run:
     """Return the run with this name or path.
 
-    Without a name, return the newest finished run that has the checkpoint ``which``.
+    Without a name, return the newest finished run that has the ``checkpoint``.
     """
     if name is not None:
         return _named_run(root, name)
     runs = list_runs(root)
     finished = [run for run in runs if run.manifest["status"] == "finished"]
     for run in finished:
-        if which not in ("best", "last") or (run.path / "checkpoints" / f"{which}.ckpt").is_file():
+        file = run.path / "checkpoints" / f"{checkpoint}.ckpt"
+        if checkpoint not in ("best", "last") or file.is_file():
             return run
-        rank_zero_warn(f"{run.path} is finished but has no {which}.ckpt: skipped.")
+        rank_zero_warn(f"{run.path} is finished but has no {checkpoint}.ckpt: skipped.")
     if finished:
         raise UserError(
-            f"no finished run in {root} has a {which}.ckpt; select a run and a checkpoint with "
+            f"no finished run in {root} has a {checkpoint}.ckpt; select a run and a checkpoint with "
             "--run and --ckpt_path."
         )
     count = f"{len(runs)} run{'s' if len(runs) > 1 else ''} in {root}, none finished"

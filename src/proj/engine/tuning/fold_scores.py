@@ -43,7 +43,7 @@ class FoldRun(NamedTuple):
         return metrics
 
     def predictions(self) -> pl.DataFrame:
-        """The test predictions, after columns with the seed and the fold."""
+        """Return the test predictions, after columns with the seed and the fold."""
         table = pl.read_parquet(self.folder / "test" / "predictions.parquet")
         seed, fold = pl.lit(self.seed).alias("seed"), pl.lit(self.fold).alias("fold")
         return table.select(seed, fold, pl.all())
