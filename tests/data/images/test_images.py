@@ -444,10 +444,13 @@ def without_classes() -> None:
         ),
         (lambda: Path("pets").mkdir(), "for each of two classes or more in pets, got none"),
         (lambda: folder(classes="cat"), "for each of two classes or more in pets, got only cat"),
-        (empty_class, "the class folder pets/fish has no images; add some, or remove it"),
+        (
+            empty_class,
+            "expected images in the class folder pets/fish, got none; add some, or remove it",
+        ),
         (
             unknown_class,
-            r"the class dig of pets/test/dig/00.png has no folder in train.* Did you mean 'dog'",
+            r"in train for the class dig of pets/test/dig/00.png, got none.* Did you mean 'dog'",
         ),
         (loose_image, r"got 1 in pets beside its class folders \(stray.png\)"),
         (without_classes, r"got 1 in pets and no class folder \(a.png\)"),
@@ -623,7 +626,7 @@ def test_predict_needs_the_new_images_only(experiment: Path, cli: Cli) -> None:
     shutil.rmtree("pets")
     folder("new", rows=2)
     cli("predict", "--data.predict_path", "new")
-    assert "no images in empty" in predict_error(cli, "empty")
+    assert "got none in empty" in predict_error(cli, "empty")
     assert "nwe does not exist. Did you mean 'new'" in predict_error(cli, "nwe")
     np.savez("new.npz", x=np.zeros((3, 12, 10), np.uint8))
     cli("predict", "--data.predict_path", "new.npz")

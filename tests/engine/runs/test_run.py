@@ -176,7 +176,7 @@ def test_a_config_finds_the_newest_run_with_its_model_and_data(experiment: Any, 
     cli("fit", "--config", config, "--name", "plain", "--trainer.max_epochs", "1")
     cli("fit", "--config", config, "--name", "wide", "--model.net.hidden", "[16]")
     assert "run: lightning_logs/plain" in cli("test", "--config", config)
-    assert "no finished run in lightning_logs has the model and data" in cli(
+    assert "expected a finished run in lightning_logs with the model and data" in cli(
         "test", "--config", experiment("binary"), code=2
     )
 

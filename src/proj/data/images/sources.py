@@ -118,8 +118,8 @@ def _list_classes(path: str) -> ImageFolder:
             names, others = _walk(root, Path(split) / label)
             if not names:
                 raise UserError(
-                    f"data.path: the class folder {root / split / label} has no images; add some, "
-                    "or remove it."
+                    f"data.path: expected images in the class folder {root / split / label}, got "
+                    "none; add some, or remove it."
                 )
             images += [(name, label, split or "train") for name in names]
             other_files += others
@@ -134,7 +134,7 @@ def _list_unlabelled(path: str) -> ImageFolder:
     root = _existing_folder(path, "data.predict_path")
     names, other_files = _walk(root, Path())
     if not names:
-        raise UserError(f"data.predict_path: no images in {path}.")
+        raise UserError(f"data.predict_path: expected images, got none in {path}; choose another.")
     return ImageFolder(root, sorted(names), [], ["predict"] * len(names), other_files)
 
 
@@ -208,6 +208,6 @@ def _check_classes(root: Path, images: list[tuple[str, str, str]]) -> None:
     for name, label, _ in images:
         if label not in known:
             raise UserError(
-                f"data.path: the class {label} of {root / name} has no folder in train; "
-                f"add images to train on, or remove it.{nearest(label, known)}"
+                f"data.path: expected a folder in train for the class {label} of {root / name}, "
+                f"got none; add images to train on, or remove it.{nearest(label, known)}"
             )

@@ -36,7 +36,9 @@ def list_files(path: str, option: str) -> list[Path]:
             siblings = [str(p) for p in file.parent.glob(f"*{file.suffix}")] if exists else []
             raise UserError(f"{option}: no file {file}.{nearest(str(file), siblings)}")
     if not files:
-        raise UserError(f"{option}: no file matches {path}.")
+        raise UserError(
+            f"{option}: expected a file that matches {path}, got none; correct the path."
+        )
     if len({file.suffix == ".parquet" for file in files}) > 1:
         names = ", ".join(file.name for file in files[:5])
         raise UserError(f"{option}: expected files of one kind, got {names}.")

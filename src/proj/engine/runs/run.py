@@ -182,8 +182,8 @@ def find_run(root: Path, name: str | None, checkpoint: str = "best") -> Run:
         rank_zero_warn(f"{run.path} is finished but has no {checkpoint}.ckpt: skipped.")
     if finished:
         raise UserError(
-            f"no finished run in {root} has a {checkpoint}.ckpt; select a run and a checkpoint with "
-            "--run and --ckpt_path."
+            f"--run: expected a finished run in {root} with a {checkpoint}.ckpt, got none; select "
+            "a run and a checkpoint with --run and --ckpt_path."
         )
     count = f"{len(runs)} run{'s' if len(runs) > 1 else ''} in {root}, none finished"
     raise UserError(
@@ -212,8 +212,9 @@ def find_matching_run(root: Path, model: Any, data: Any, files: list[str]) -> Ru
         if run.config.get("model") == model and run.config.get("data") == data:
             return run
     raise UserError(
-        f"no finished run in {root} has the model and data of {' + '.join(files)} (finished runs: "
-        f"{len(finished)}); train it with `fit --config`, or select a run with --run."
+        f"--config: expected a finished run in {root} with the model and data of "
+        f"{' + '.join(files)}, got none among {len(finished)} finished runs; train it "
+        "with `fit --config`, or select a run with --run."
     )
 
 
