@@ -44,7 +44,7 @@ def updated_page() -> str:
 
 
 def _is_marker(path: Path) -> bool:
-    """Whether a file only marks a package: an ``__init__.py`` with nothing but a docstring."""
+    """Return whether a file only marks a package: an ``__init__.py`` with only a docstring."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     return path.name == "__init__.py" and len(tree.body) <= 1
 

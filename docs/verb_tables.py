@@ -57,9 +57,10 @@ def _values(action: argparse.Action) -> str:
         return ""
     kind = getattr(action, "_typehint", None) or action.type
     name = str(kind) if getattr(kind, "__args__", None) else getattr(kind, "__name__", "text")
-    if name in ("str", "from_one"):
-        return {"str": "text", "from_one": "int"}[name]
-    name = re.sub(r"\b[a-z_.]+\.(?=[A-Z])", "", name)  # the modules of classes
+    if name in ("str", "positive_int"):
+        return {"str": "text", "positive_int": "int"}[name]
+    # Remove the modules of classes.
+    name = re.sub(r"\b[a-z_.]+\.(?=[A-Z])", "", name)
     name = re.sub(r"^Optional\[(.*)\]$", r"\1, null", name)
     name = re.sub(r"^Union\[(.*)\]", r"\1", name)
     name = re.sub(r"Literal\[(.*?)\]", r"\1", name).replace("'", "")

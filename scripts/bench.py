@@ -8,7 +8,7 @@ each epoch with the same metrics, and must reach the same accuracy. This project
 ``main(args)`` with TensorBoard, checkpoints, progress bar and early stopping. Each contender
 has its own process, and the processes take turns, so that other load on the machine affects all
 alike. A turn is one epoch. The epochs of tiny take a fraction of a second, so its turn is four
-epochs, and the first one does not count because a process is slow after it has waited. The
+epochs. The first one does not count, because a process is slow after it has waited. The
 ratio is the time of the plain loop just before and just after, divided by the contender's own
 time: the median over all turns except the first of each round. The time before the first step,
 including compilation, is shown separately. A round starts all processes anew. With
@@ -139,8 +139,8 @@ class Race(NamedTuple):
     """The speed of one contender in one round."""
 
     start: float  # seconds before the first step
-    seconds: list[float]  # per epoch, for each turn
-    accuracy: float  # of the best epoch, on the validation rows
+    seconds: list[float]  # seconds per epoch, for each turn
+    accuracy: float  # best validation accuracy of an epoch
 
 
 class Turns:
@@ -155,7 +155,7 @@ class Turns:
         self.begin = time.perf_counter()
 
     def wait(self) -> None:
-        """Wait for the next turn; to be called before each epoch."""
+        """Wait for the next turn. Call it before each epoch."""
         position = self.epoch % self.length
         if position == 0:
             self.connection.send(time.perf_counter() - self.begin)
@@ -358,9 +358,9 @@ def call(args: list[str]) -> None:
     assert code == 0, code
 
 
-def ours(work: Work, folder: Path, turns: Turns, *more: str) -> float:
+def ours(work: Work, folder: Path, turns: Turns, *extra_args: str) -> float:
     Clock.turns = turns
-    call([*command(work, folder), *more])
+    call([*command(work, folder), *extra_args])
     return Clock.last.accuracy
 
 
@@ -406,13 +406,15 @@ def measure_training(work: Work, rounds: int) -> dict[str, list[Race]]:
     """Return the races of all rounds for each contender."""
     contenders = CONTENDERS if work.net is Net else dict(list(CONTENDERS.items())[:5])
     if work.accelerator != "cpu":
-        contenders = {who: run for who, run in contenders.items() if run is not scikit_learn}
-    races: dict[str, list[Race]] = {who: [] for who in contenders}
+        contenders = {
+            name: train for name, train in contenders.items() if train is not scikit_learn
+        }
+    races: dict[str, list[Race]] = {name: [] for name in contenders}
     for _ in range(rounds):
         with tempfile.TemporaryDirectory() as folder:
             np.savez(Path(folder) / "data.npz", **arrays(work))
-            for who, race in run_round(work, Path(folder), contenders).items():
-                races[who].append(race)
+            for name, race in run_round(work, Path(folder), contenders).items():
+                races[name].append(race)
     return races
 
 
@@ -421,34 +423,34 @@ def run_round(work: Work, folder: Path, contenders: dict[str, Contender]) -> dic
     spawn = multiprocessing.get_context("spawn")
     connections, workers = {}, []
     starts: dict[str, float] = {}
-    for who, train in contenders.items():
-        connections[who], other_end = spawn.Pipe()
+    for name, train in contenders.items():
+        connections[name], other_end = spawn.Pipe()
         workers.append(spawn.Process(target=run_contender, args=(train, work, folder, other_end)))
         workers[-1].start()
         other_end.close()
-        starts[who] = connections[who].recv()
-    seconds: dict[str, list[float]] = {who: [] for who in contenders}
+        starts[name] = connections[name].recv()
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(work.turns):
-        for who, connection in connections.items():
+        for name, connection in connections.items():
             connection.send(None)
-            seconds[who].append(connection.recv() / max(1, work.epochs_per_turn - 1))
+            seconds[name].append(connection.recv() / max(1, work.epochs_per_turn - 1))
     accuracies = {}
-    for who, connection in connections.items():
+    for name, connection in connections.items():
         connection.send(None)
-        accuracies[who] = connection.recv()
+        accuracies[name] = connection.recv()
     for worker in workers:
         worker.join()
-    return {who: Race(starts[who], seconds[who], accuracies[who]) for who in contenders}
+    return {name: Race(starts[name], seconds[name], accuracies[name]) for name in contenders}
 
 
 def alternate(contenders: dict[str, Callable[[], Result]], rounds: int) -> dict[str, list[Result]]:
     """Run each contender once per round."""
-    results: dict[str, list[Result]] = {who: [] for who in contenders}
+    results: dict[str, list[Result]] = {name: [] for name in contenders}
     for _ in range(rounds):
-        for who, run in contenders.items():
+        for name, run in contenders.items():
             torch.manual_seed(0)
             with silence():
-                results[who].append(run())
+                results[name].append(run())
     return results
 
 
@@ -530,7 +532,7 @@ def seconds_of_forward_passes(folder: Path, work: Work) -> float:
 
 
 def measure_report(console: Console, rounds: int) -> dict[str, Any]:
-    """Measure ``test`` with its report, and the part of it beyond the forward passes."""
+    """Measure ``test`` with its report, and its time without the forward passes."""
     work = WORK["tiny"]._replace(sizes=[10, 50, 10], classes=10, turns=1, epochs_per_turn=1)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -559,7 +561,7 @@ def write_rows(rows: int, folder: Path) -> None:
 
 
 def train_rows(rows: int, folder: Path) -> tuple[float, float]:
-    """Train tiny on so many rows; return the seconds per million rows and the peak memory in MB."""
+    """Train tiny on ``rows`` rows; return seconds per million rows and the peak memory in MB."""
     warnings.filterwarnings("ignore")
     work = WORK["tiny"]._replace(rows=rows, turns=max(1, 1_000_000 // rows), epochs_per_turn=1)
     with silence():
@@ -571,8 +573,7 @@ def train_rows(rows: int, folder: Path) -> tuple[float, float]:
 def peak_memory() -> float:
     """Return the peak memory of this process in MB.
 
-    ``ru_maxrss`` is inherited from the process that started this one, so Linux' own count is used
-    if there is one.
+    ``ru_maxrss`` is inherited from the parent process, so Linux' own count is used if available.
     """
     status = Path("/proc/self/status")
     if status.is_file():
@@ -590,7 +591,7 @@ def measure_growth(console: Console) -> dict[str, Any]:
             tempfile.TemporaryDirectory() as folder,
             multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool,
         ):
-            # Another process writes the data, so that its memory does not count.
+            # Another process writes the data, so that the memory for it does not count.
             pool.apply(write_rows, (rows, Path(folder)))
             seconds, memory = pool.apply(train_rows, (rows, Path(folder)))
         size = rows * 1.2 * (10 * 4 + 8) / 1e6
@@ -679,7 +680,7 @@ def main() -> None:
 
 
 def machine(accelerator: str) -> dict[str, Any]:
-    """Return what the measured speed depends on."""
+    """Return the hardware and the versions that the speed depends on."""
     values: dict[str, Any] = {
         "processor": platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
@@ -713,7 +714,7 @@ def summarize_training(
     columns = ["rows per second", "ratio", "quartiles of the turns", "rounds"]
     table = Table("contender", *columns, "seconds before the first step", "accuracy")
     summary = {}
-    for who, rounds in races.items():
+    for name, rounds in races.items():
         ratios = [
             turn_ratios(race.seconds, other.seconds)
             for race, other in zip(rounds, loop, strict=True)
@@ -724,7 +725,7 @@ def summarize_training(
         accuracy = statistics.median(race.accuracy for race in rounds)
         by_round = [statistics.median(turns) for turns in ratios]
         table.add_row(
-            who,
+            name,
             f"{rate:,.0f}",
             f"{ratio:.2f}",
             f"{low:.2f} to {high:.2f}",
@@ -732,8 +733,8 @@ def summarize_training(
             f"{start:.1f}",
             f"{accuracy:.3f}",
         )
-        summary[who] = {"rate": rate, "ratio": ratio, "rounds": by_round}
-        summary[who] |= {"start": start, "accuracy": accuracy}
+        summary[name] = {"rate": rate, "ratio": ratio, "rounds": by_round}
+        summary[name] |= {"start": start, "accuracy": accuracy}
     console.print(title)
     console.print(table)
     check_accuracy(summary)
@@ -741,7 +742,7 @@ def summarize_training(
 
 
 def turn_ratios(seconds: list[float], loop: list[float]) -> list[float]:
-    """Return the time of the plain loop around each turn but the first, over the turn's own time.
+    """Return the ratio of the plain loop's time to the contender's, for each turn but the first.
 
     The plain loop is the first in each turn, so the loop of the next turn comes just after.
     """
@@ -749,7 +750,7 @@ def turn_ratios(seconds: list[float], loop: list[float]) -> list[float]:
         return [1.0] * (len(loop) - 1)
     following = [*loop[1:], loop[-1]]
     turns = list(zip(loop, following, seconds, strict=True))
-    return [(before + after) / 2 / own for before, after, own in turns[1:]]
+    return [(before + after) / 2 / contender for before, after, contender in turns[1:]]
 
 
 def check_accuracy(summary: dict[str, Any]) -> None:
@@ -764,7 +765,7 @@ def summarize_test(
     columns = ["rows per second", "range", "ratio", "seconds before the first batch", "accuracy"]
     table = Table("contender", *columns)
     summary = {}
-    for who, runs in results.items():
+    for name, runs in results.items():
         rates = [run.rate for run in runs]
         ratio = statistics.median(
             run.rate / first.rate for run, first in zip(runs, loop, strict=True)
@@ -772,14 +773,14 @@ def summarize_test(
         start = statistics.median(run.start for run in runs)
         accuracy = statistics.median(run.accuracy for run in runs)
         table.add_row(
-            who,
+            name,
             f"{statistics.median(rates):,.0f}",
             f"{min(rates):,.0f} to {max(rates):,.0f}",
             f"{ratio:.2f}",
             f"{start:.1f}",
             f"{accuracy:.3f}",
         )
-        summary[who] = {"rates": rates, "ratio": ratio, "start": start, "accuracy": accuracy}
+        summary[name] = {"rates": rates, "ratio": ratio, "start": start, "accuracy": accuracy}
     console.print(title)
     console.print(table)
     check_accuracy(summary)

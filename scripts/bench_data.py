@@ -92,7 +92,7 @@ class DecodingDataset(Dataset[tuple[torch.Tensor, int]]):
 
 
 def write_images(folder: Path, count: int) -> None:
-    """Write smooth noise in two classes, whose files are about as large as photographs."""
+    """Write images of smooth noise in two classes, in files about as large as photographs."""
     rng = np.random.default_rng(0)
     for i in range(count):
         class_folder = folder / "ab"[i % 2]
@@ -102,7 +102,7 @@ def write_images(folder: Path, count: int) -> None:
 
 
 def images_per_second(folder: Path, cache: Path) -> dict[str, float]:
-    """Return the rates of both loaders in epochs after the first: medians of three, in turns."""
+    """Return the images per second of both loaders: medians of three epochs after the first."""
     images = import_module(f"{PACKAGE}.data.images.datamodule").Images
     data = images(
         str(folder),

@@ -21,11 +21,12 @@ from proj.engine.evaluation.prediction_set import PredictionSet
 from proj.schema import Array, Task
 
 Draw = Callable[[int, np.random.Generator], PredictionSet]
-TRUTH = 1_000_000  # rows
+# The true value of a metric is that of this number of rows.
+TRUTH_ROWS = 1_000_000
 
 
 def binormal(prevalence: float, distance: float, center: float = 0.0) -> Draw:
-    """Probabilities from scores of two normal distributions at a distance."""
+    """Return a generator of probabilities: two classes with normal scores at a distance."""
 
     def draw(rows: int, rng: np.random.Generator) -> PredictionSet:
         target = (rng.random(rows) < prevalence).astype(np.int64)
@@ -38,7 +39,7 @@ def binormal(prevalence: float, distance: float, center: float = 0.0) -> Draw:
 
 
 def classes(shares: list[float], correct: float) -> Draw:
-    """Classes predicted correctly with probability ``correct``, else as any other one."""
+    """Return a generator of classes, each predicted correctly with probability ``correct``."""
 
     def draw(rows: int, rng: np.random.Generator) -> PredictionSet:
         count = len(shares)
@@ -54,7 +55,7 @@ def classes(shares: list[float], correct: float) -> Draw:
 
 
 def labels(shares: list[float], noise: float) -> Draw:
-    """Correlated labels, which share a normal score."""
+    """Return a generator of correlated labels, which share a normal score."""
 
     def draw(rows: int, rng: np.random.Generator) -> PredictionSet:
         limits = np.quantile(rng.normal(size=200_000) * np.sqrt(2), 1 - np.array(shares))
@@ -69,7 +70,7 @@ def labels(shares: list[float], noise: float) -> Draw:
 
 
 def errors(sample: Callable[[np.random.Generator, int], Array], size: int = 1) -> Draw:
-    """A target of variance 1, and ``sample`` errors of half its size.
+    """Return a generator of a target of variance 1 and ``sample`` errors of half its size.
 
     In groups of ``size`` rows, half of the variance is common to the group.
     """
@@ -86,7 +87,7 @@ def errors(sample: Callable[[np.random.Generator, int], Array], size: int = 1) -
 
 
 def grouped(size: int) -> Draw:
-    """Two classes in groups of ``size`` rows, some of them easy and some hard."""
+    """Return a generator of two classes in groups of ``size`` rows of different difficulty."""
 
     def draw(rows: int, rng: np.random.Generator) -> PredictionSet:
         group = np.arange(rows) // size
@@ -147,7 +148,7 @@ def coverage(
 ) -> dict[str, tuple[float, float]]:
     """Return the shares of repeats with the interval above and below the true value, by metric."""
     rng = np.random.default_rng(seed)
-    exact = intervals(draw(TRUTH, rng))
+    exact = intervals(draw(TRUTH_ROWS, rng))
     truth = {name: exact[name].value for name in metrics}
     above, below = dict.fromkeys(metrics, 0), dict.fromkeys(metrics, 0)
     for repeat in range(repeats):
@@ -155,7 +156,8 @@ def coverage(
         for name in metrics:
             low, high, true = estimates[name].low, estimates[name].high, truth[name]
             assert true is not None
-            above[name] += low is None or low > true  # no interval counts as a miss
+            # A missing interval counts as a miss.
+            above[name] += low is None or low > true
             below[name] += high is not None and high < true
     return {name: (above[name] / repeats, below[name] / repeats) for name in metrics}
 
@@ -165,7 +167,7 @@ def rivals(
 ) -> tuple[PredictionSet, PredictionSet]:
     """Return two runs on the same rows, with independent errors of the same size.
 
-    Those of the second run are smaller by the share ``better``.
+    The errors of the second run are smaller by the share ``better``.
     """
     names = {"regression": ("y",), "binary": ("no", "yes"), "multiclass": tuple("abc")}[task]
     noise = [rng.normal(size=(rows, 3)) * size for size in (1, 1 - better)]
@@ -194,18 +196,18 @@ def false_positives(task: Task, rows: int, repeats: int, seed: int = 0) -> dict[
 
 def strong_column(task: Task, rows: int, rng: np.random.Generator, seed: int = 0) -> Importance:
     """Return the importance of a column that determines most of the target, for the true model."""
-    x, less = rng.normal(size=rows), 0.3 * rng.normal(size=rows)
+    x, minor = rng.normal(size=rows), 0.3 * rng.normal(size=rows)
     orders = [rng.permutation(rows) for _ in range(REPEATS)]
     if task == "regression":
-        target, names = (2 * x + less + rng.normal(size=rows))[:, None], ("y",)
+        target, names = (2 * x + minor + rng.normal(size=rows))[:, None], ("y",)
     else:
         target, names = (
-            (2 * x + less + rng.logistic(size=rows) > 0.8).astype(np.int64),
+            (2 * x + minor + rng.logistic(size=rows) > 0.8).astype(np.int64),
             ("no", "yes"),
         )
 
     def predict(x: Array) -> PredictionSet:
-        score = 2 * x + less
+        score = 2 * x + minor
         output = score[:, None] if task == "regression" else 1 / (1 + np.exp(0.8 - score))
         return PredictionSet(task, names, np.arange(rows), target, output)
 
@@ -215,7 +217,7 @@ def strong_column(task: Task, rows: int, rng: np.random.Generator, seed: int = 0
 def importance_coverage(task: Task, rows: int, repeats: int, seed: int = 0) -> tuple[float, float]:
     """Return the importance of a million rows, and the coverage of its intervals."""
     rng = np.random.default_rng(seed)
-    truth = strong_column(task, TRUTH, rng).value
+    truth = strong_column(task, TRUTH_ROWS, rng).value
     estimates = [strong_column(task, rows, rng, repeat) for repeat in range(repeats)]
     assert truth is not None
     covered = [

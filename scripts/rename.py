@@ -15,7 +15,7 @@ from typing import NoReturn
 
 ROOT = Path(__file__).resolve().parent.parent
 OLD = next(path.parent.name for path in ROOT.glob("src/*/__main__.py"))
-# A CSV or JSON file may be data, in which the name is a value like any other.
+# CSV and JSON files are left out, because they may be data that contain the name as a value.
 CODE_AND_TEXT = {
     *("", ".cfg", ".css", ".html", ".in", ".ini", ".ipynb", ".j2", ".js", ".md", ".py", ".pyi"),
     *(".rst", ".sh", ".toml", ".txt", ".yaml", ".yml"),
@@ -72,7 +72,7 @@ def main() -> None:
         f"Renamed {OLD} to {name}. Delete .venv and src/*.egg-info and install the package again, "
         "or run: make format test"
     )
-    print("Runs that exist already name the old classes: keep a clone to use them, or train again.")
+    print("Existing runs name the old classes: use them in a clone made before, or train again.")
 
 
 if __name__ == "__main__":

@@ -110,9 +110,16 @@ FLAGS = [
 ]
 
 
+def fit_args(modules: str) -> list[str]:
+    """Return the command line that trains the user's net on the user's data."""
+    net, data = f"{modules}.MyNet", f"{modules}.MyData"
+    model = ["--model", "MulticlassClassifier", "--model.net", net]
+    return ["fit", *model, "--data", data, *FLAGS]
+
+
 @pytest.fixture(autouse=True)
 def modules(work: Path, request: pytest.FixtureRequest) -> str:
-    """The user's modules beside the project, under a name of this test: Python keeps modules."""
+    """Write the user's modules under the test's name, because Python caches modules."""
     name = "user_" + "".join(c if c.isalnum() else "_" for c in request.node.name)
     (work / f"{name}.py").write_text(DATA + NET + MODEL)
     return name
@@ -120,16 +127,7 @@ def modules(work: Path, request: pytest.FixtureRequest) -> str:
 
 @pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers")
 def test_a_data_module_with_data_loaders(modules: str, cli: Cli) -> None:
-    cli(
-        "fit",
-        "--model",
-        "MulticlassClassifier",
-        "--model.net",
-        f"{modules}.MyNet",
-        "--data",
-        f"{modules}.MyData",
-        *FLAGS,
-    )
+    cli(*fit_args(modules))
     cli("validate")
     cli("test")
     cli("predict")
@@ -212,18 +210,8 @@ def test_labels_beyond_the_nets_outputs_are_an_error(modules: str, cli: Cli, wor
         (work / f"{modules}.py").read_text().replace("nn.Linear(width, 3)", "nn.Linear(width, 2)")
     )
     (work / f"{modules}.py").write_text(text)
-    err = cli(
-        "fit",
-        "--model",
-        "MulticlassClassifier",
-        "--model.net",
-        f"{modules}.MyNet",
-        "--data",
-        f"{modules}.MyData",
-        *FLAGS,
-        code=2,
-    )
-    assert "a first batch does not go through" in err
+    err = cli(*fit_args(modules), code=2)
+    assert "the first batch fails" in err
     assert "Target 2 is out of bounds" in err
 
 
@@ -269,17 +257,7 @@ def test_class_numbers_of_another_shape_or_type_are_an_error(
     if wrong == "unsqueeze(1)":
         text = text.replace("(x[:, 0] + x[:, 1] > 0).long() + ", "")
     (work / f"{modules}.py").write_text(text)
-    err = cli(
-        "fit",
-        "--model",
-        "MulticlassClassifier",
-        "--model.net",
-        f"{modules}.MyNet",
-        "--data",
-        f"{modules}.MyData",
-        *FLAGS,
-        code=2,
-    )
+    err = cli(*fit_args(modules), code=2)
     assert "expected class numbers of shape [rows] and type int64 for the task multiclass" in err
 
 

@@ -24,7 +24,8 @@ def markdown(notebook: dict[str, Any]) -> str:
 
 def _text(output: dict[str, Any]) -> str:
     lines = output["text"] if "text" in output else output.get("data", {}).get("text/plain", "")
-    return re.sub(r"\x1b\[[\d;]*m", "", "".join(lines)).rstrip()  # without terminal colors
+    # Remove terminal colors.
+    return re.sub(r"\x1b\[[\d;]*m", "", "".join(lines)).rstrip()
 
 
 class NotebookParser(MystParser):

@@ -94,18 +94,18 @@ def test_a_loaded_state_continues_its_epoch_only() -> None:
     """A resumed run must see the rest of its epoch, and later epochs in full."""
     loader = ArrayLoader(make_split(20), 3, seed=4, shuffle=True)
     loader.set_epoch(2)
-    whole = [b.row.tolist() for b in loader]
+    complete = [b.row.tolist() for b in loader]
     steps = iter(loader)
     seen = [next(steps).row.tolist() for _ in range(3)]
     resumed = ArrayLoader(make_split(20), 3, seed=4, shuffle=True)
     resumed.load_state_dict(loader.state_dict())
     resumed.set_epoch(2)
-    assert seen + [b.row.tolist() for b in resumed] == whole
-    assert len(list(resumed)) == len(whole)  # the next epoch is whole again
+    assert seen + [b.row.tolist() for b in resumed] == complete
+    assert len(list(resumed)) == len(complete)  # the next epoch is whole again
     other = ArrayLoader(make_split(20), 3, seed=4, shuffle=True)
     other.load_state_dict(loader.state_dict())
     other.set_epoch(3)
-    assert len(list(other)) == len(whole)
+    assert len(list(other)) == len(complete)
 
 
 def test_batches_are_taken_on_the_device_of_the_split() -> None:

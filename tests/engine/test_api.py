@@ -55,7 +55,7 @@ def test_it_trains_the_same_bits_as_the_verb(experiment: Any, cli: Cli) -> None:
     run = proj.fit(config, {"trainer.max_epochs": 3, **QUIET}, name="python")
     verb = Run(Path("lightning_logs/verb"))
     assert run.metrics("test") == verb.metrics("test")
-    ours, theirs = (read_checkpoint(each.checkpoint("last"))["state_dict"] for each in (run, verb))
+    ours, theirs = (read_checkpoint(item.checkpoint("last"))["state_dict"] for item in (run, verb))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     assert run.config == verb.config
     assert run.manifest["command"][:3] == ["fit", "--config", str(config)]

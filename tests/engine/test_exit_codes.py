@@ -79,7 +79,7 @@ def test_a_stopped_trainer_ends_with_the_code_of_the_signal(
 def test_a_full_disk_is_a_failed_training_and_other_errors_are_bugs() -> None:
     """A full disk would print a traceback, or a bug would be taken for a full disk."""
     trainer: Any = SimpleNamespace(is_global_zero=True)
-    with pytest.raises(TrainingError, match="the disk takes no more"), signal_exit_codes(trainer):
+    with pytest.raises(TrainingError, match="cannot write to the disk"), signal_exit_codes(trainer):
         raise OSError(errno.ENOSPC, "no space")
     with pytest.raises(PermissionError), signal_exit_codes(trainer):
         raise PermissionError(errno.EACCES, "denied")

@@ -197,6 +197,25 @@ def test_plateau_schedulers_are_found_and_stepped() -> None:
     assert scheduler.get_last_lr() == [0.05]
 
 
+@pytest.mark.parametrize(
+    ("precision", "input_dtype", "output_dtype"),
+    [
+        ("32-true", torch.float32, torch.float32),
+        ("bf16-mixed", torch.float32, torch.bfloat16),
+        ("64-true", torch.float64, torch.float64),
+    ],
+)
+def test_the_precision_plugin_casts_inputs_and_operations(
+    precision: Any, input_dtype: torch.dtype, output_dtype: torch.dtype
+) -> None:
+    plugin = internals.precision_plugin(trainer_of(precision=precision))
+    model = plugin.convert_module(nn.Linear(1, 1))
+    x = plugin.convert_input(torch.ones(1, 1))
+    assert x.dtype == input_dtype
+    with plugin.val_step_context():
+        assert model(x).dtype == output_dtype
+
+
 def test_the_checkpoint_io_can_be_replaced() -> None:
     saved: list[str] = []
 

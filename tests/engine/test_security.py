@@ -304,7 +304,7 @@ def test_a_config_does_not_write_outside_the_working_directory(
     for name, values in json.loads(text).items():
         config[name] = values if name == "data" else {**config[name], **values}
     Path("hostile.yaml").write_text(yaml.safe_dump(config))
-    assert "expected a place in the working directory" in cli(
+    assert "expected a path in the working directory" in cli(
         "fit", "--config", "hostile.yaml", code=2
     )
 

@@ -37,8 +37,8 @@ def expected(task: str, table: pl.DataFrame) -> dict[str, float]:
         for name, score in scores.items():
             values[name] = score(target, prediction)
             if target.shape[1] > 1:
-                each = score(target, prediction, multioutput="raw_values")
-                values |= single(name, ["target_0", "target_1"], each)
+                per_target = score(target, prediction, multioutput="raw_values")
+                values |= single(name, ["target_0", "target_1"], per_target)
         return values
     if task == "multilabel":
         target, prediction = columns(table, "target"), columns(table, "prediction")
@@ -72,10 +72,10 @@ def expected(task: str, table: pl.DataFrame) -> dict[str, float]:
         ("auroc", sk.roc_auc_score),
         ("average_precision", sk.average_precision_score),
     ):
-        each = [score(hits[:, i], probability[:, i]) for i in range(probability.shape[1])]
-        values[name] = float(np.mean(each))
+        per_target = [score(hits[:, i], probability[:, i]) for i in range(probability.shape[1])]
+        values[name] = float(np.mean(per_target))
         if task != "binary":
-            values |= single(name, classes, each)
+            values |= single(name, classes, per_target)
     if task == "multiclass":
         values["loss"] = sk.log_loss(target, probability)
     if task == "binary":

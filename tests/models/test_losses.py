@@ -49,14 +49,14 @@ def test_binary_loss_with_pos_weight_and_label_smoothing() -> None:
 def test_multiclass_loss_with_class_weights_and_label_smoothing() -> None:
     logits, y = torch.randn(9, 3), torch.arange(9) % 3
     log_p = logits.log_softmax(1)
-    each = -log_p[torch.arange(9), y]
+    losses = -log_p[torch.arange(9), y]
     weights = torch.tensor([2.0, 1.0, 60 / 90])  # rows / (classes * count)
     model = ready(MulticlassClassifier, MULTICLASS, class_weights="auto")
     loss, weight = model.compute_loss(logits, y), model.loss_weight(y)
-    assert torch.allclose(loss, (weights[y] * each).sum() / weights[y].sum())
+    assert torch.allclose(loss, (weights[y] * losses).sum() / weights[y].sum())
     assert torch.allclose(torch.as_tensor(weight).float(), weights[y].sum())
     smooth = ready(MulticlassClassifier, MULTICLASS, label_smoothing=0.3).compute_loss(logits, y)
-    assert torch.allclose(smooth, (0.7 * each - 0.3 * log_p.mean(1)).mean())
+    assert torch.allclose(smooth, (0.7 * losses - 0.3 * log_p.mean(1)).mean())
 
 
 def test_multilabel_loss_with_pos_weight() -> None:
@@ -88,13 +88,13 @@ def test_the_mean_loss_of_a_stage_does_not_depend_on_the_batches(
 ) -> None:
     model = ready(MulticlassClassifier, MULTICLASS, class_weights=weights)
     x, y = torch.randn(10, 3), torch.arange(10) % 3
-    whole = model.compute_loss(model(x), y)
+    total = model.compute_loss(model(x), y)
     for rows in torch.arange(10).split([1, 2, 7]):
         loss, weight = model.compute_loss(model(x[rows]), y[rows]), model.loss_weight(y[rows])
         model.split_metrics[1].update(
             model.predict_proba(model(x[rows])), y[rows], loss[None], torch.as_tensor(weight)[None]
         )
-    assert torch.allclose(model.split_metrics[1].compute()["loss"].float(), whole)
+    assert torch.allclose(model.split_metrics[1].compute()["loss"].float(), total)
 
 
 @pytest.mark.parametrize(
@@ -141,8 +141,8 @@ def test_an_ensemble_predicts_the_mean_of_its_members(kind: type[Model], schema:
     model = ready(kind, schema)
     outputs = 5 * torch.randn(6, 4, schema.num_outputs, dtype=torch.float64)
     together = model.predict_proba(model.average_members(outputs))
-    each = torch.stack([model.predict_proba(outputs[:, i]) for i in range(4)])
-    assert torch.allclose(together, each.mean(0))
+    members = torch.stack([model.predict_proba(outputs[:, i]) for i in range(4)])
+    assert torch.allclose(together, members.mean(0))
 
 
 class Members(nn.Module):

@@ -82,7 +82,7 @@ def test_init_from_a_model_that_has_nothing_in_common_is_an_error(
 ) -> None:
     config = experiment("multiclass")
     torch.save({"state_dict": {"other": torch.zeros(1)}}, "other.ckpt")
-    assert "nothing in other.ckpt fits" in cli(
+    assert "got none in other.ckpt" in cli(
         "fit", "--config", config, "--init_from", "other.ckpt", code=2
     )
     assert not (work / "lightning_logs").exists()
@@ -99,7 +99,7 @@ def rates(run: Run) -> list[float]:
 
 @pytest.mark.filterwarnings(
     "ignore:A `OneCycleLR` scheduler is using 'interval'"
-)  # Lightning doubts it, rightly
+)  # Lightning warns of it, too
 @pytest.mark.parametrize("interval", ["step", "epoch"])
 def test_a_schedule_of_open_length_fits_the_training(
     interval: str, experiment: Any, cli: Cli, work: Any

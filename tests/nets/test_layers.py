@@ -120,7 +120,7 @@ def test_dropout_drops_and_scales_as_torchs_own(p: float) -> None:
         p, abs=4 * (p * (1 - p) / x.numel()) ** 0.5
     )
     assert torch.equal(y, torch.where(dropped, 0.0, 1 / (1 - p)))
-    assert torch.equal(x.grad, y)  # of ones
+    assert torch.equal(x.grad, y)  # the gradient of a sum of ones
     share = dropped.float().mean(0)  # no place in a row is dropped more often than another
     assert (share - p).abs().max() < 5 * (p * (1 - p) / len(x)) ** 0.5
     assert not torch.equal(dropout(x) == 0, dropped)

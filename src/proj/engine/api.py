@@ -53,17 +53,19 @@ def fit(
 def _fit_and_test(args: list[str], test: bool) -> Run:
     arguments = read_arguments(args, "fit")
     if arguments.resume is not None:
-        raise UserError("resume: expected a new run; resume one with the verb `fit --resume`.")
+        raise UserError(
+            "resume: expected a new run, got --resume; resume a run with the verb `fit --resume`."
+        )
     experiment, lr_figure = parse_experiment(arguments)
     if experiment.config.trainer.fast_dev_run:
         raise UserError(
             "trainer.fast_dev_run: expected false, because proj.fit returns a run and fast_dev_run "
-            "keeps none; leave it out, or use the verb `fit`."
+            "saves none; leave it out, or use the verb `fit`."
         )
     run = train_experiment(experiment, args, lr_figure=lr_figure)
     assert run is not None
     if test and can_test(experiment.model, experiment.datamodule):
-        checkpoints = [run.path / "checkpoints" / f"{which}.ckpt" for which in ("best", "last")]
+        checkpoints = [run.path / "checkpoints" / f"{name}.ckpt" for name in ("best", "last")]
         if checkpoint := next((path for path in checkpoints if path.is_file()), None):
             test_run(["--run", str(run.path), "--ckpt_path", checkpoint.stem])
     return run

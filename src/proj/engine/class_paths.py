@@ -13,7 +13,7 @@ from proj.errors import UserError, nearest
 # Packages of the user's part; all their public classes have short names.
 OWN_PACKAGES = ("nets", "models", "data", "metrics")
 
-# Modules that are searched for a short name after our own classes; the first that has it wins.
+# Modules that are searched for a short name after our own classes, in this order.
 # Lightning's ReduceLROnPlateau, which takes a `monitor`, comes before torch's.
 SEARCHED_MODULES = (
     "lightning.pytorch.cli",
@@ -25,7 +25,7 @@ SEARCHED_MODULES = (
     "lightning.pytorch.profilers",
 )
 
-# Keys whose value is a class. The texts of other keys stay as they are.
+# Keys whose value is a class. The values of other keys are not resolved.
 CLASS_KEYS = {
     "class_path",
     "model",
@@ -60,7 +60,7 @@ RENAMED = {
 def add_working_directory() -> None:
     """Make modules in the working directory importable.
 
-    ``python -m`` does so; the console script and ``proj.load`` would not.
+    ``python -m`` does this. The console script and ``proj.load`` do not.
     """
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())

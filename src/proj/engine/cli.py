@@ -1,4 +1,4 @@
-"""The command line: ``main(args)`` calls a verb and converts errors to messages and exit codes."""
+"""Command line: ``main(args)`` calls a verb and converts errors to messages and exit codes."""
 
 import gc
 import os
@@ -11,7 +11,8 @@ from proj.engine.config.options import COMMON_OPTIONS
 from proj.engine.exit_codes import exit_code
 from proj.errors import UserError, nearest
 
-# verb: module and function that implement it (imported when it is called), and what it does
+# For each verb, the module and function that implement it, and its description. A module is
+# imported when its verb is called.
 VERBS = {
     "fit": ("commands.fit:fit", "train into a new run folder, or resume an existing run"),
     "validate": ("commands.validate:validate", "compute a run's metrics on the validation split"),
@@ -32,7 +33,7 @@ VERBS = {
     "cv": ("tuning.cv:cv", "cross-validate an experiment, with several seeds"),
 }
 
-# The code that a shell reports for a program that writes to a pipe whose reader has gone.
+# The exit code of a program that writes to a pipe whose reader has ended, as shells report it.
 BROKEN_PIPE = 141
 
 
@@ -52,8 +53,9 @@ def main(args: list[str] | None = None) -> int:
     try:
         code = exit_code(lambda: _call_verb(_take_allow(words)), debug="--debug" in args)
         sys.stdout.flush()
-    except BrokenPipeError:  # the reader has gone, as with `| head -1`
-        # Python flushes stdout again when it ends; the null device takes what is left.
+    except BrokenPipeError:
+        # The reader has ended, as with `| head -1`. Python flushes stdout again when it ends, so
+        # the remaining output goes to the null device.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
     finally:
@@ -70,12 +72,12 @@ def _call_verb(args: list[str]) -> None:
 
         print(f"{PACKAGE} {__version__}")
         return
-    verb, *rest = args
+    verb, *verb_args = args
     if verb not in VERBS:
         hint = nearest(verb, [*VERBS, "--help", "--version"])
-        raise UserError(f"no verb {verb!r}; expected one of {', '.join(VERBS)}.{hint}")
+        raise UserError(f"expected a verb ({', '.join(VERBS)}), got {verb!r}.{hint}")
     module, function = VERBS[verb][0].split(":")
-    getattr(_import_verb(f"{PACKAGE}.engine.{module}"), function)(rest)
+    getattr(_import_verb(f"{PACKAGE}.engine.{module}"), function)(verb_args)
 
 
 def _import_verb(module: str) -> ModuleType:
@@ -90,20 +92,21 @@ def _import_verb(module: str) -> ModuleType:
     try:
         return import_module(module)
     finally:
-        gc.freeze()  # Training does not search through the imported modules, either.
+        # Training need not search through the imported modules, either.
+        gc.freeze()
         gc.enable()
 
 
 def _take_allow(args: list[str]) -> list[str]:
     """Apply each ``--allow PACKAGE`` of a command line; return the other words."""
-    rest, words = [], iter(args)
+    other_words, words = [], iter(args)
     for word in words:
         flag, equals, package = word.partition("=")
         if flag != "--allow":
-            rest.append(word)
+            other_words.append(word)
         else:
             security.allow_package(package if equals else next(words, ""))
-    return rest
+    return other_words
 
 
 def _help() -> str:

@@ -12,7 +12,8 @@ from proj.metrics import metric_info
 from proj.schema import Schema
 
 INTERVAL = "95 % interval"
-NAMES_SHOWN = 12  # of a table's columns
+# Names of a table's columns that are printed.
+MAX_NAMES_SHOWN = 12
 
 
 def say(line: str) -> None:
@@ -63,7 +64,7 @@ def show_metrics(title: str, metrics: dict[str, dict[str, Any]]) -> None:
 
 
 def _is_per_class(name: str) -> bool:
-    """Whether a metric is of one class or target, such as ``f1/CLASS`` or ``val/f1/CLASS``."""
+    """Return whether a metric is of one class or target, such as ``val/f1/CLASS``."""
     return "/" in name.removeprefix("val/")
 
 
@@ -132,7 +133,7 @@ def show_findings(findings: list[Finding], strict: bool = False) -> None:
 
 
 def show_data(data: DataModule) -> None:
-    """Print what a data module holds: rows of each split, inputs, task, and class shares."""
+    """Print the contents of a data module: rows of each split, inputs, task, class shares."""
     schema = data.schema
     assert schema is not None
     say("rows: " + ", ".join(f"{len(batch.row)} {split}" for split, batch in data.splits.items()))
@@ -154,7 +155,7 @@ def _columns(schema: Schema) -> str:
     for noun, kinds in columns_by_kind.items():
         if names := [column.name for column in schema.columns if column.kind in kinds]:
             count = plural(len(names), noun, plurals.get(noun))
-            texts.append(f"{count} ({_listed(names, NAMES_SHOWN)})")
+            texts.append(f"{count} ({_listed(names, MAX_NAMES_SHOWN)})")
     if missing := [column.name for column in schema.columns if column.missing]:
-        texts.append(f"missing values in {', '.join(missing[:NAMES_SHOWN])}")
+        texts.append(f"missing values in {', '.join(missing[:MAX_NAMES_SHOWN])}")
     return "; ".join(texts)

@@ -38,16 +38,17 @@ def exit_code(call: Callable[[], int | None], debug: bool = False) -> int:
 
 
 @contextmanager
-def as_user_error(what: str) -> Iterator[None]:
-    """Turn any exception into a ``UserError``.
-
-    Its message begins with ``what``, which says what failed, and goes on with the reason and the
-    line of user code.
+def as_user_error(failure: str) -> Iterator[None]:
+    """Convert any exception to a ``UserError``.
 
     Use it where code of the user runs before anything has been created: building classes, the first
-    batches, a verb that only reads a run. An exception there means that the parts of the experiment
-    do not fit together. Do not use it around training: an exception in the middle of training may
-    be a bug, and its traceback has to be seen.
+    batches, a verb that only reads a run. Such an exception means that model, data and settings do
+    not fit together. Do not use it around training: an exception in the middle of training may be a
+    bug, and the user needs its traceback.
+
+    Args:
+        failure: what failed, as the beginning of the message. The line of user code and the reason
+            follow it.
     """
     try:
         yield
@@ -62,12 +63,12 @@ def as_user_error(what: str) -> Iterator[None]:
         ]
         place = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
         reason = " ".join(str(error).split()).rstrip(".!") or type(error).__name__
-        raise UserError(f"{what}{place}: {reason}. Add --debug for the traceback.") from error
+        raise UserError(f"{failure}{place}: {reason}. Add --debug for the traceback.") from error
 
 
 @contextmanager
 def signal_exit_codes(trainer: "Trainer") -> Iterator[None]:
-    """Exit with 128 + the number of the signal that stopped a Trainer, where Lightning has 0 or 1.
+    """Exit with 128 + the number of the signal that stopped a Trainer; Lightning exits with 0 or 1.
 
     If all processes fail, only process 0 reports it: Lightning kills process 0 when another process
     is the first to fail.
@@ -85,14 +86,16 @@ def signal_exit_codes(trainer: "Trainer") -> Iterator[None]:
         raise SystemExit(0) from None
     except SIGTERMException:
         raise SystemExit(143) from None
-    except SystemExit as stop:  # Lightning raises it after Ctrl-C; user code may raise it, too.
+    except SystemExit as stop:
+        # Lightning raises it after Ctrl-C; user code may raise it, too.
         interrupted = isinstance(stop.__context__, KeyboardInterrupt)
         raise SystemExit(130 if interrupted else stop.code) from None
     except OSError as error:
         if error.errno not in DISK_ERRORS:
             raise
         raise TrainingError(
-            f"the disk takes no more: {error}; the checkpoints written before are complete."
+            f"cannot write to the disk: {error}; the checkpoints written before are complete. Free "
+            "some space, then run `fit --resume`."
         ) from error
 
 

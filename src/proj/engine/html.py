@@ -1,4 +1,6 @@
-"""Self-contained HTML pages: no request, no script; for light and dark screens, readers and paper.
+"""Self-contained HTML pages without scripts and requests.
+
+They are readable on light and dark screens, by screen readers, and on paper.
 
 The functions render the macros of ``templates/elements.html.j2``. They escape every text that is
 not ``Html`` already.
@@ -23,7 +25,8 @@ from PIL import Image
 
 from proj.schema import Array
 
-Html = Markup  # text that is HTML already
+# Text that is HTML already, so that it is not escaped.
+Html = Markup
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
@@ -72,7 +75,7 @@ class Section(NamedTuple):
 
 
 def page(title: str, lead: Html, sections: Iterable[Section]) -> str:
-    """Return the whole document. Sections without parts are left out."""
+    """Return the complete document. Sections without parts are left out."""
     return _ENVIRONMENT.get_template("page.html.j2").render(
         title=title,
         lead=lead,
@@ -116,9 +119,10 @@ def table(
     return Html(_ELEMENTS.table(caption, header, rows, numbers))
 
 
-def figures(*drawn: tuple[Figure, str]) -> Html:
+def figures(*captioned: tuple[Figure, str]) -> Html:
     """Return figures side by side, each with its caption."""
-    return Html(_ELEMENTS.figures([(svg(figure, caption), caption) for figure, caption in drawn]))
+    drawings = [(svg(figure, caption), caption) for figure, caption in captioned]
+    return Html(_ELEMENTS.figures(drawings))
 
 
 def image(pixels: Array, words: str) -> Html:
@@ -131,7 +135,7 @@ def image(pixels: Array, words: str) -> Html:
     return Html(_ELEMENTS.image(b64encode(buffer.getvalue()).decode(), words))
 
 
-def svg(drawn: Figure, label: str) -> Html:
+def svg(figure: Figure, label: str) -> Html:
     """Return a figure as an ``<svg>`` element in the colour and font of the page.
 
     The label makes the element's ids differ from those of other figures.
@@ -139,7 +143,7 @@ def svg(drawn: Figure, label: str) -> Html:
     buffer = io.StringIO()
     with style():
         mpl.rcParams["svg.hashsalt"] = label
-        drawn.savefig(
+        figure.savefig(
             buffer,
             format="svg",
             dpi=150,
@@ -153,11 +157,11 @@ def svg(drawn: Figure, label: str) -> Html:
     return Html(drawing.replace("<svg", f'<svg role="img" aria-label="{escape(label)}"', 1))
 
 
-def pixels(drawn: Figure) -> Array:
+def pixels(figure: Figure) -> Array:
     """Return a figure on a white background as uint8 [height, width, 3]."""
     with style():
-        drawn.set(facecolor="white", dpi=110)
-        canvas: Any = FigureCanvasAgg(drawn)
+        figure.set(facecolor="white", dpi=110)
+        canvas: Any = FigureCanvasAgg(figure)
         canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3]
 

@@ -1,6 +1,6 @@
-"""Every undocumented attribute of Lightning that this package touches, one function for each.
+"""Access to undocumented attributes of Lightning, one function for each.
 
-No other module touches one. ``tests/engine/test_lightning_internals.py`` fails when a new version
+No other module accesses one. ``tests/engine/test_lightning_internals.py`` fails when a new version
 of Lightning removes or changes any of them.
 """
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
-from lightning.pytorch.plugins import CheckpointIO, TorchCheckpointIO
+from lightning.pytorch.plugins import CheckpointIO, Precision, TorchCheckpointIO
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 # Progress of the training loop
@@ -66,7 +66,7 @@ def validation_follows(trainer: Any, batch_idx: int) -> bool:
 
 
 def set_validation_interval(trainer: Any, batches: int) -> None:
-    """Validate after each ``batches`` calls of ``training_step``; to be set before training."""
+    """Validate after each ``batches`` calls of ``training_step``. Set it before training."""
     trainer.val_check_interval = batches
 
 
@@ -92,6 +92,14 @@ def step_plateau_schedulers(trainer: Trainer, epochs: int) -> None:
             trainer.lightning_module.lr_scheduler_step(config.scheduler, value)
 
 
+# Precision
+
+
+def precision_plugin(trainer: Trainer) -> Precision:
+    """Return the plugin that casts inputs, and casts operations in its ``val_step_context``."""
+    return trainer.precision_plugin
+
+
 # Checkpoints
 
 
@@ -112,7 +120,7 @@ def train_loader_state(checkpoint: dict[str, Any]) -> dict[str, Any]:
 
 
 def restore_model_checkpoint(callback: ModelCheckpoint, state: dict[str, Any], file: Path) -> None:
-    """Load the state of a ``ModelCheckpoint`` that keeps one ``file``, whose folder may have moved.
+    """Load the state of a ``ModelCheckpoint`` of one ``file``, whose folder may have moved.
 
     ``ModelCheckpoint.load_state_dict`` forgets the best score when the folder's path has changed,
     and it does not restore ``current_score``.

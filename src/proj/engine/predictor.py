@@ -1,4 +1,4 @@
-"""A run's model as a Python object."""
+"""Load a run's model for predictions in Python."""
 
 from pathlib import Path
 from typing import Any

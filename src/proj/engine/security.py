@@ -33,11 +33,12 @@ PARTLY_ALLOWED = ("torch", "lightning", "jsonargparse")
 # LambdaCallback takes bare Callables, so any function could be passed to it.
 DENIED_PARTS = ("lightning.pytorch.callbacks.lambda_function",)
 
-# A folder that holds this name was written by this program before, by the key of the setting.
-# The user allowed that, so a config may write there again.
+# By the key of a setting, the file or folder that this program creates in such a folder. If it
+# exists, the user has allowed the folder before, so a config may write into it again.
 KNOWN_FOLDER_MARKS = {"default_root_dir": "lightning_logs", "cache_dir": "CACHEDIR.TAG"}
 
-allowed_packages: list[str] = []  # packages that the user has allowed in this process
+# Packages that the user has allowed in this process.
+allowed_packages: list[str] = []
 
 
 def allow_package(package: str) -> None:
@@ -131,15 +132,15 @@ def check_paths(experiment: dict[str, Any], typed: list[str]) -> None:
             continue
         mark = KNOWN_FOLDER_MARKS.get(name)
         known = mark is not None and (Path(text) / mark).exists()
-        if _leads_out(text) and not known and not any(text in word for word in typed):
+        if _is_outside(text) and not known and not any(text in word for word in typed):
             raise UserError(
-                f"{key}: expected a place in the working directory, where a config may write, got "
-                f"{text}; if you mean it, give it on the command line: --{key} {text}"
+                f"{key}: expected a path in the working directory, because a config may write only "
+                f"there, got {text}; to allow it, add --{key} {text} to the command line."
             )
 
 
-def _leads_out(text: str) -> bool:
-    """Whether a text, taken as a path, leads out of the working directory."""
+def _is_outside(text: str) -> bool:
+    """Return whether a text, taken as a path, is outside the working directory."""
     text = os.path.expanduser(os.path.expandvars(text))
     path = Path(text)
     # http:// and https:// name servers, not folders.
@@ -178,10 +179,10 @@ def check_callback_paths(checkpoint: dict[str, Any], source: Path) -> None:
         if not (isinstance(state, dict) and state.get("dirpath")):
             continue
         folder = os.path.normpath(state["dirpath"])
-        paths = [state.get(f"{which}_model_path") for which in ("best", "kth_best", "last")]
+        paths = [state.get(f"{name}_model_path") for name in ("best", "kth_best", "last")]
         for path in filter(None, [*paths, *state.get("best_k_models", {})]):
             if not Path(os.path.normpath(path)).is_relative_to(folder):
                 raise UserError(
                     f"{source}: expected the checkpoints of a callback to lie in {folder}, got "
-                    f"{path}; this file was tampered with."
+                    f"{path}; use another file, because this one was tampered with."
                 )

@@ -157,9 +157,9 @@ def test_each_file_format_gives_its_pixels() -> None:
     data = ready(root)
     assert data.schema is not None
     assert data.schema.input_shape == (3, 12, 10)
-    found = pixels_by_file(data)
+    decoded = pixels_by_file(data)
     for name, pixels in expected.items():
-        error = np.abs(found[f"cat/{name}"].numpy().transpose(1, 2, 0).astype(int) - pixels).max()
+        error = np.abs(decoded[f"cat/{name}"].numpy().transpose(1, 2, 0).astype(int) - pixels).max()
         assert error <= {"rgb.jpg": 12, "cmyk.tif": 2}.get(name, 0), name
 
 
@@ -241,12 +241,12 @@ def test_images_are_decoded_once(decoded: list[Any]) -> None:
     first = ready(folder())
     assert len(decoded) == 40
     second = ready()
-    given = Images("pets")
-    given.schema = first.schema
-    given.setup("test")
+    pets = Images("pets")
+    pets.schema = first.schema
+    pets.setup("test")
     assert len(decoded) == 40
     assert second.schema == first.schema
-    assert torch.equal(given.splits["test"].x, first.splits["test"].x)
+    assert torch.equal(pets.splits["test"].x, first.splits["test"].x)
     make_image(3).save("pets/cat/00.png")
     ready()
     assert len(decoded) == 80
@@ -284,10 +284,11 @@ def test_a_killed_preparation_is_not_used(decoded: list[Any]) -> None:
     process = subprocess.Popen([sys.executable, "slow.py"], env=environment)
     deadline = time.monotonic() + 300  # importing torch on a busy machine
     while (
-        not (begun := list(Path(".cache").glob("*/.*/x_train.npy"))) and time.monotonic() < deadline
+        not (started := list(Path(".cache").glob("*/.*/x_train.npy")))
+        and time.monotonic() < deadline
     ):
         time.sleep(0.01)
-    assert begun
+    assert started
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert process.returncode == -signal.SIGKILL
@@ -383,7 +384,7 @@ def test_damaged_images_are_an_error_or_are_left_out(capsys: pytest.CaptureFixtu
     with pytest.raises(UserError, match=r"3 of 40 images cannot be read .*cat/01.png: .*truncated"):
         ready(root, size=12, channels="grey")
     assert capsys.readouterr().err == ""
-    for _ in range(2):  # from the cache too
+    for _ in range(2):  # The second time, they come from the cache.
         data = ready(root, skip_unreadable=True)
         (finding,) = data.findings
         assert "3 of 40 images cannot be read (cat/00.png: it has 0 bytes, cat/01.png" in str(
@@ -443,10 +444,13 @@ def without_classes() -> None:
         ),
         (lambda: Path("pets").mkdir(), "for each of two classes or more in pets, got none"),
         (lambda: folder(classes="cat"), "for each of two classes or more in pets, got only cat"),
-        (empty_class, "the class folder pets/fish has no images; add some, or remove it"),
+        (
+            empty_class,
+            "expected images in the class folder pets/fish, got none; add some, or remove it",
+        ),
         (
             unknown_class,
-            r"the class dig of pets/test/dig/00.png has no folder in train.* Did you mean 'dog'",
+            r"in train for the class dig of pets/test/dig/00.png, got none.* Did you mean 'dog'",
         ),
         (loose_image, r"got 1 in pets beside its class folders \(stray.png\)"),
         (without_classes, r"got 1 in pets and no class folder \(a.png\)"),
@@ -554,10 +558,10 @@ def test_augmentation_differs_per_row_and_repeats_with_the_seed() -> None:
         64, 1, 28, 28
     )
     torch.manual_seed(1)
-    one = augment(x, True, 4, 1.0)
+    augmented = augment(x, True, 4, 1.0)
     torch.manual_seed(1)
-    assert torch.equal(augment(x, True, 4, 1.0), one)
-    assert len({row.numpy().tobytes() for row in one}) == 64
+    assert torch.equal(augment(x, True, 4, 1.0), augmented)
+    assert len({row.numpy().tobytes() for row in augmented}) == 64
     assert torch.equal(augment(x, False, 0, 0.0), x)
 
 
@@ -622,7 +626,7 @@ def test_predict_needs_the_new_images_only(experiment: Path, cli: Cli) -> None:
     shutil.rmtree("pets")
     folder("new", rows=2)
     cli("predict", "--data.predict_path", "new")
-    assert "no images in empty" in predict_error(cli, "empty")
+    assert "got none in empty" in predict_error(cli, "empty")
     assert "nwe does not exist. Did you mean 'new'" in predict_error(cli, "nwe")
     np.savez("new.npz", x=np.zeros((3, 12, 10), np.uint8))
     cli("predict", "--data.predict_path", "new.npz")
@@ -671,6 +675,6 @@ def test_init_writes_an_experiment_for_images(cli: Cli) -> None:
         "MulticlassClassifier # 0 33.3%, 1 33.3%, 2 33.3%"
         in Path("configs/letters.yaml").read_text()
     )
-    assert "--target and --task are for tables" in cli(
+    assert "--target, --task: expected neither for images" in cli(
         "init", "pets", "--target", "y", "--force", code=2
     )

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from conftest import Cli
 from proj.data.tabular import files, prepare
-from proj.data.tabular.columns import BINS, RARE, encode_column, quantiles
+from proj.data.tabular.columns import BINS, MIN_CATEGORY_ROWS, encode_column, quantiles
 from proj.data.tabular.datamodule import Tabular
 from proj.errors import UserError
 from proj.schema import Column, Schema
@@ -114,14 +114,16 @@ def test_other_file_formats_give_the_same_arrays(ending: str, table: pl.DataFram
     else:
         table[:70].write_csv("part_1.csv")
         table[70:].write_csv("part_2.csv")
-    one, other = ready(), ready(path)
-    assert one.schema == other.schema
+    first, second = ready(), ready(path)
+    assert first.schema == second.schema
     for name in ("train", "val", "test"):
-        assert torch.equal(one.splits[name].row, other.splits[name].row)
-        assert torch.equal(one.splits[name].x["categorical"], other.splits[name].x["categorical"])
+        assert torch.equal(first.splits[name].row, second.splits[name].row)
         assert torch.equal(
-            one.splits[name].x["numeric"].nan_to_num(-1),
-            other.splits[name].x["numeric"].nan_to_num(-1),
+            first.splits[name].x["categorical"], second.splits[name].x["categorical"]
+        )
+        assert torch.equal(
+            first.splits[name].x["numeric"].nan_to_num(-1),
+            second.splits[name].x["numeric"].nan_to_num(-1),
         )
 
 
@@ -182,7 +184,7 @@ def test_column_kinds_can_be_set(table: pl.DataFrame) -> None:
     }
     age = next(c for c in data.schema.columns if c.name == "age")
     counts = table[data.splits["train"].row.numpy()]["age"].drop_nulls().cast(int).value_counts()
-    assert set(age.categories) == {str(v) for v, n in counts.rows() if n >= RARE}
+    assert set(age.categories) == {str(v) for v, n in counts.rows() if n >= MIN_CATEGORY_ROWS}
     assert data.findings == []
 
 
@@ -197,8 +199,8 @@ def test_quantiles_separate_rare_values_from_a_frequent_one() -> None:
     assert shares == pytest.approx(
         [((values < e).mean() + (values <= e).mean()) / 2 for e in edges]
     )
-    few = rng.integers(0, 9, 500).astype(float)
-    assert quantiles(few)[0].tolist() == list(range(9))
+    distinct = rng.integers(0, 9, 500).astype(float)
+    assert quantiles(distinct)[0].tolist() == list(range(9))
 
 
 def test_rare_and_unseen_categories_share_a_code(table: pl.DataFrame) -> None:
@@ -315,9 +317,9 @@ def test_splits_by_group_time_and_column(table: pl.DataFrame) -> None:
     """Each row is in one split, and groups and times do not overlap."""
     day = pl.Series("day", np.repeat(np.arange(50), 4))
     family = pl.Series("family", np.random.default_rng(1).integers(0, 40, 200))
-    part = pl.Series("part", np.random.default_rng(2).choice(["train", "val", "test"], 200))
-    table.with_columns(day, family, part).write_csv("people.csv")
-    by_group, by_time, by_column = ready(group="family"), ready(time="day"), ready(split="part")
+    subset = pl.Series("subset", np.random.default_rng(2).choice(["train", "val", "test"], 200))
+    table.with_columns(day, family, subset).write_csv("people.csv")
+    by_group, by_time, by_column = ready(group="family"), ready(time="day"), ready(split="subset")
     families = [set(family[p.row.numpy()]) for p in by_group.splits.values()]
     assert not families[0] & families[1]
     assert not families[0] & families[2]
@@ -326,27 +328,27 @@ def test_splits_by_group_time_and_column(table: pl.DataFrame) -> None:
     assert days[0].max() < days[1].min() <= days[1].max() < days[2].min()
     assert len(days[2]) == 32  # 30 rows, and the two others of the first day
     for name, p in by_column.splits.items():
-        assert p.row.tolist() == [i for i, v in enumerate(part) if v == name]
+        assert p.row.tolist() == [i for i, v in enumerate(subset) if v == name]
     for data in (by_group, by_time, by_column):
         rows = torch.cat([p.row for p in data.splits.values()])
         assert torch.equal(rows.sort().values, torch.arange(200))
-        assert "part" not in {c.source for c in data.schema.columns} or data is not by_column
+        assert "subset" not in {c.source for c in data.schema.columns} or data is not by_column
     assert "family" not in {c.source for c in by_group.schema.columns}
 
 
 def test_a_leaking_split_is_found(table: pl.DataFrame) -> None:
     """A split column may divide groups or mix up times."""
-    part = pl.Series("part", (["train"] * 3 + ["val", "test"]) * 40)
+    subset = pl.Series("subset", (["train"] * 3 + ["val", "test"]) * 40)
     table.with_columns(
-        part, day=pl.Series(range(200)), family=pl.Series([i // 2 for i in range(200)])
+        subset, day=pl.Series(range(200)), family=pl.Series([i // 2 for i in range(200)])
     ).write_csv("people.csv")
     assert any(
         "values of family are both in train and in test" in str(f)
-        for f in ready(split="part", group="family").findings
+        for f in ready(split="subset", group="family").findings
     )
     assert any(
         "earlier than the latest training row by day" in str(f)
-        for f in ready(split="part", time="day").findings
+        for f in ready(split="subset", time="day").findings
     )
 
 
@@ -425,7 +427,10 @@ def bad(name: str, text: str | bytes) -> str:
             "column bought: expected targets, got missing values only",
         ),
         ("a,brought\n1,x\n", "data.target: t.csv has no column 'bought'. Did you mean 'brought'?"),
-        ("a,bought\n" + "5,x\n5,y\n" * 20, "no column is left to learn from: a: constant"),
+        (
+            "a,bought\n" + "5,x\n5,y\n" * 20,
+            "expected a column to learn from, got none: a: constant",
+        ),
         (
             "a,bought\n" + "1,x\n2,y\ninf,y\n" * 20,
             "column a: expected finite numbers, got an infinite one in row 2",
@@ -451,7 +456,7 @@ def test_init_fit_test_predict_and_load(table: pl.DataFrame, cli: Cli) -> None:
         "customer: drop # an identifier or free text: 140 different values in 140 rows"
         in config.read_text()
     )
-    assert "the file configs/people.yaml already exists" in cli(
+    assert "expected a new file, got configs/people.yaml, which exists" in cli(
         "init", "people.csv", "--target", "bought", code=2
     )
     cli("fit", "--config", config, "--trainer.max_epochs", "2", "--trainer.accelerator", "cpu")
@@ -499,7 +504,8 @@ def test_encoded_values_decode_to_the_originals(
 ) -> None:
     """Also odd texts and numbers, and each row is in exactly one split."""
     folder = tmp_path_factory.mktemp("odd")
-    rows = values * RARE  # so that no category is rare
+    # No category is rare.
+    rows = values * MIN_CATEGORY_ROWS
     frame = pl.DataFrame(
         rows, schema={"t": pl.String, "n": pl.Float32, "b": pl.Boolean}, orient="row"
     )

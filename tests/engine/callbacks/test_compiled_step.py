@@ -19,12 +19,14 @@ from torch import nn
 from proj.nets.layers import Dropout
 from proj.schema import Schema
 
-class Normed(nn.Sequential):  # with buffers that a step changes, and dropout
+# A step changes its buffers, and it has dropout.
+class Normed(nn.Sequential):
     def __init__(self, schema: Schema) -> None:
         super().__init__(nn.Linear(6, 8, bias=False), nn.BatchNorm1d(8), nn.ReLU(), Dropout(0.2),
                          nn.Linear(8, schema.num_outputs))
 
-class Broken(nn.Sequential):  # as if the compiler made a mistake
+# Its compiled outputs are wrong, as after a mistake of the compiler.
+class Broken(nn.Sequential):
     def __init__(self, schema: Schema) -> None:
         super().__init__(nn.Linear(6, schema.num_outputs))
 
@@ -36,7 +38,8 @@ class BrokenBackward(Broken):
         y = nn.Sequential.forward(self, x)
         return 1.02 * y - 0.02 * y.detach() if torch.compiler.is_compiling() else y
 
-class Branching(nn.Sequential):  # cannot be compiled as one graph
+# It cannot be compiled as one graph.
+class Branching(nn.Sequential):
     def __init__(self, schema: Schema) -> None:
         super().__init__(nn.Linear(6, schema.num_outputs))
 

@@ -275,11 +275,11 @@ def test_executions_hold_the_batches_in_order_and_end_at_validations(
     batches = [batch for execution in executions for batch in execution.batches()]
     assert [b.row.tolist() for b in batches] == [b.row.tolist() for b in single]
     if period is not None and period < single.batches:
-        cuts, whole = loader.cuts(), single.batches // period
-        each = cuts.index(period)
-        assert [cuts[i * each] for i in range(1, whole + 1)] == [
-            i * period for i in range(1, whole + 1)
+        cuts, periods = loader.cuts(), single.batches // period
+        per_period = cuts.index(period)
+        assert [cuts[i * per_period] for i in range(1, periods + 1)] == [
+            i * period for i in range(1, periods + 1)
         ]
         assert (
-            len(cuts) - 1 - whole * each < each
-        )  # or Lightning would validate at the end of the epoch once more
+            len(cuts) - 1 - periods * per_period < per_period
+        )  # Otherwise Lightning would validate again at the end of the epoch.

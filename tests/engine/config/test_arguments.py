@@ -67,8 +67,16 @@ def test_the_last_of_repeated_flags_counts() -> None:
 
 
 def test_values_as_flags() -> None:
-    """Settings of `proj.fit` would arrive as other values."""
-    values = {"a.b": 5, "c": None, "d": True, "e": [1, 2.5], "f": "text", "g": Path("x/y")}
+    """Settings of `proj.fit` and of trials would arrive as other values."""
+    values = {
+        "a.b": 5,
+        "c": None,
+        "d": True,
+        "e": [1, 2.5],
+        "f": "text",
+        "g": Path("x/y"),
+        "h": 1e-4,
+    }
     assert as_flags(values) == [
         "--a.b=5",
         "--c=null",
@@ -76,6 +84,7 @@ def test_values_as_flags() -> None:
         "--e=[1, 2.5]",
         "--f=text",
         "--g=x/y",
+        "--h=0.0001",
     ]
     assert as_flags({"model.net": {"class_path": "MLP"}}) == [
         '--model.net={"class_path": "proj.nets.mlp.MLP"}'

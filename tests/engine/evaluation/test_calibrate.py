@@ -133,7 +133,7 @@ def test_thresholds_equal_a_brute_force_search(seed: int, digits: int) -> None:
     hit = (rng.random(120) < 0.3).astype(np.int64)
     score = np.round(expit(rng.normal(size=120) + 1.5 * hit), digits).clip(0.05, 0.95)
     at = fit_threshold(score, hit, "f1", "yes")
-    f1 = np.array([sk.f1_score(hit, score > one) for one in candidates(score)])
+    f1 = np.array([sk.f1_score(hit, score > threshold) for threshold in candidates(score)])
     assert sk.f1_score(hit, score > at) == f1.max()
     assert at == pytest.approx(candidates(score)[f1 == f1.max()].max())
     for least in (0.4, 0.5, 0.6):
@@ -143,7 +143,9 @@ def test_thresholds_equal_a_brute_force_search(seed: int, digits: int) -> None:
         assert sk.precision_score(hit, score > at) >= least
         assert sk.recall_score(hit, score > at) == most
         sufficient = [
-            one for one in candidates(score) if sk.precision_score(hit, score > one) >= least
+            threshold
+            for threshold in candidates(score)
+            if sk.precision_score(hit, score > threshold) >= least
         ]
         assert at == pytest.approx(min(sufficient))
 
@@ -169,7 +171,7 @@ def test_a_threshold_separates_neighbouring_floats() -> None:
         assert low <= at < high
     assert (
         fit_threshold(np.array([0.0, 0.4]), np.array([1, 0]), "f1", "yes") > 0
-    )  # what is impossible is not predicted
+    )  # a row with probability 0 is never predicted
 
 
 def schema(task: str) -> Schema:
@@ -192,7 +194,7 @@ def test_thresholds_are_of_the_calibrated_probabilities(task: str, work: Path) -
     p = expit(z / fitted.temperature).reshape(len(z), -1)
     hits = predictions.target.reshape(len(z), -1)
     for i, at in enumerate(fitted.thresholds.values()):
-        f1 = max(sk.f1_score(hits[:, i], p[:, i] > one) for one in candidates(p[:, i]))
+        f1 = max(sk.f1_score(hits[:, i], p[:, i] > threshold) for threshold in candidates(p[:, i]))
         assert sk.f1_score(hits[:, i], p[:, i] > at) == f1
     after = calibrated(predictions, fitted, schema(task))
     rows = {name: values for name, *values in compare_calibration(predictions, after, fitted)}
@@ -316,12 +318,12 @@ def test_a_threshold_that_few_rows_exceed_gives_a_warning(
         hit = predictions.target.copy()
         hit[np.argsort(predictions.output)[-8:-3]] = 0
         hit[np.argsort(predictions.output)[-3:]] = 1
-        few = replace(predictions, target=hit)
+        rare = replace(predictions, target=hit)
         show_calibration(
             fit_calibration(
-                CalibrationRequest(False, rule), few, schema("binary"), Path("best.ckpt")
+                CalibrationRequest(False, rule), rare, schema("binary"), Path("best.ckpt")
             ),
-            few,
+            rare,
             schema("binary"),
         )
         assert (
@@ -340,12 +342,15 @@ def values(verb: str = "test") -> dict[str, Any]:
     }
 
 
-def apart(task: str, rows: int = 150) -> dict[str, Array]:
+def separate_splits(task: str, rows: int = 150) -> dict[str, Array]:
     """Arrays with separate rows for each of the three splits."""
-    parts = dict(zip(("train", "val", "test"), np.array_split(np.arange(3 * rows), 3), strict=True))
+    indices = np.array_split(np.arange(3 * rows), 3)
+    splits = dict(zip(("train", "val", "test"), indices, strict=True))
     data = make_arrays(task, 3 * rows)
     return {
-        f"{name}_{part}": data[name][which] for name in ("x", "y") for part, which in parts.items()
+        f"{name}_{split}": data[name][chosen]
+        for name in ("x", "y")
+        for split, chosen in splits.items()
     }
 
 
@@ -363,7 +368,7 @@ SURE = [
 def test_from_flags_to_the_report(task: str, experiment: Any, cli: Cli) -> None:
     """`validate` fits, the other verbs apply; all numbers equal scikit-learn."""
     config = experiment(task)
-    np.savez("data.npz", **apart(task))
+    np.savez("data.npz", **separate_splits(task))
     cli("fit", "--config", config, *SURE)
     cli("test")
     raw, before = written(), values()
@@ -418,9 +423,11 @@ def test_from_flags_to_the_report(task: str, experiment: Any, cli: Cli) -> None:
             name
         )  # of the calibrated predictions
 
-    page = (RUN / "report.html").read_text()
-    section = page[
-        page.index("<h2 id=", page.index(">Calibration</h2>") - 40) : page.index(">Mistakes</h2>")
+    report = (RUN / "report.html").read_text()
+    section = report[
+        report.index("<h2 id=", report.index(">Calibration</h2>") - 40) : report.index(
+            ">Mistakes</h2>"
+        )
     ]
     cells = re.findall(
         r'row">([^<]+)</th><td class="number">([^<]+)</td><td class="number">([^<]+)<', section
@@ -435,8 +442,8 @@ def test_from_flags_to_the_report(task: str, experiment: Any, cli: Cli) -> None:
     assert ("f1" in shown) is (task != "multiclass")
     assert section.count("<svg") == 2
     if task == "binary":
-        assert f"{fitted.thresholds['yes']:.3g} is used." in page  # type: ignore[index]
-        assert "0.5 is used" not in page
+        assert f"{fitted.thresholds['yes']:.3g} is used." in report  # type: ignore[index]
+        assert "0.5 is used" not in report
 
     x = np.load("data.npz")["x_test"]
     np.savez("new.npz", x=x)
@@ -451,7 +458,7 @@ def test_from_flags_to_the_report(task: str, experiment: Any, cli: Cli) -> None:
 def test_the_calibration_does_not_depend_on_the_test_split(experiment: Any, cli: Cli) -> None:
     """Test rows in the fit would make test metrics optimistic."""
     config, file = experiment("binary"), RUN / "checkpoints/calibration.json"
-    arrays = apart("binary")
+    arrays = separate_splits("binary")
     np.savez("data.npz", **arrays)
     cli("fit", "--config", config, *SURE)
     flags = ["--calibrate", "temperature", "--threshold", "precision=0.7"]
@@ -469,7 +476,7 @@ def test_the_calibration_does_not_depend_on_the_test_split(experiment: Any, cli:
     arrays["y_val"][:10] = "no"
     np.savez("data.npz", **arrays)
     cli("validate", *flags)
-    assert file.read_text() != fitted  # the validation part does move it
+    assert file.read_text() != fitted  # the validation split does change it
 
 
 def test_wrong_flags_are_an_error_before_the_work(experiment: Any, cli: Cli) -> None:
@@ -478,18 +485,18 @@ def test_wrong_flags_are_an_error_before_the_work(experiment: Any, cli: Cli) -> 
     assert "--threshold: expected a model of two classes" in cli(
         "validate", "--threshold", "f1", code=2
     )
-    assert "--calibrate: expected temperature, got heat." in cli(
-        "validate", "--calibrate", "heat", code=2
+    assert "--calibrate: expected temperature, got platt." in cli(
+        "validate", "--calibrate", "platt", code=2
     )
     said = cli("validate", "--calibrate", "temperature", "--trainer.fast_dev_run", "true", code=2)
     assert "expected the whole validation split" in said
-    assert "threshold" in cli("test", "--threshold", "f1", code=2)  # which is no flag of test
+    assert "threshold" in cli("test", "--threshold", "f1", code=2)  # `test` has no such flag
     assert not (RUN / "validate").exists()
 
 
 def test_a_failed_fit_writes_no_calibration(experiment: Any, cli: Cli) -> None:
     """The most probable validation row is negative, so no threshold has precision 0.999."""
-    config, arrays = experiment("binary"), apart("binary")
+    config, arrays = experiment("binary"), separate_splits("binary")
     np.savez("data.npz", **arrays)
     cli("fit", "--config", config)
     cli("validate")

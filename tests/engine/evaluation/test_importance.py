@@ -116,17 +116,19 @@ def test_it_equals_that_of_permuted_raw_columns(target: str, cli: Cli) -> None:
     assert next(iter(result["columns"])) == "size"
     assert result["columns"]["size"]["low"] > 0
     cli("validate", "--importance")
-    assert written() == result  # by the seed
+    assert written() == result  # The seed determines it.
 
 
 def test_test_rows_do_not_change_it(cli: Cli) -> None:
     """Importance is about the validation split only."""
-    plain = table().with_columns(pl.Series("part", ["train"] * 250 + ["val"] * 100 + ["test"] * 50))
+    plain = table().with_columns(
+        pl.Series("subset", ["train"] * 250 + ["val"] * 100 + ["test"] * 50)
+    )
     plain.write_csv("table.csv")
-    fit(cli, "bought", "--data.split", "part")
+    fit(cli, "bought", "--data.split", "subset")
     cli("validate", "--importance")
     result = written()
-    test = pl.col("part") == "test"
+    test = pl.col("subset") == "test"
     other = plain.with_columns(
         pl.when(test).then(-pl.col("size")).otherwise("size").alias("size"),
         pl.when(test).then(pl.lit("Oslo")).otherwise("city").alias("city"),
@@ -135,7 +137,7 @@ def test_test_rows_do_not_change_it(cli: Cli) -> None:
     cli("validate", "--importance")
     assert written() == result
     other.with_columns(
-        pl.when(pl.col("part") == "val").then(-pl.col("size")).otherwise("size").alias("size")
+        pl.when(pl.col("subset") == "val").then(-pl.col("size")).otherwise("size").alias("size")
     ).write_csv("table.csv")
     cli("validate", "--importance")
     assert written() != result
@@ -171,7 +173,7 @@ def test_data_without_columns_are_an_error_before_the_work(experiment: Any, cli:
     assert "got trainer.fast_dev_run" in cli(
         "validate", "--importance", "--trainer.fast_dev_run", "true", code=2
     )
-    assert "importance" in cli("test", "--importance", code=2)  # of validate alone
+    assert "importance" in cli("test", "--importance", code=2)  # `test` has no such flag
     assert "importance" not in (RUN / "config.yaml").read_text()
 
 
@@ -183,8 +185,8 @@ def features(x: Any) -> dict[str, dict[str, list[int]]]:
 
 
 def rows_of(x: Any, predict: Callable[[Any], Any], size: int = 7) -> Rows:
-    part = Batch(torch.from_numpy(x), None, torch.arange(len(x)))
-    return Rows(part, torch.arange(len(x)), lambda batch: predict(batch.x.numpy()), size)
+    split = Batch(torch.from_numpy(x), None, torch.arange(len(x)))
+    return Rows(split, torch.arange(len(x)), lambda batch: predict(batch.x.numpy()), size)
 
 
 def regression(rows: int, group: Any = None) -> tuple[Any, PredictionSet]:

@@ -8,7 +8,7 @@ from sklearn import metrics as sk
 
 from conftest import plain_schema, script_of
 from proj.engine.evaluation.areas import auroc, average_precision
-from proj.engine.evaluation.counts import names_of, scores, sums_of
+from proj.engine.evaluation.counts import metric_names, scores, sums_of
 from proj.engine.evaluation.intervals import intervals, mean_interval
 from proj.engine.evaluation.limits import Interval, newcombe, student_quantile, wilson
 from proj.engine.evaluation.prediction_set import PredictionSet
@@ -198,12 +198,12 @@ def test_copies_of_a_row_in_a_group_count_once(task: str) -> None:
 
     Without groups the interval is far narrower.
     """
-    one = make_predictions(task, 300)
-    six = one[np.repeat(np.arange(300), 6)]
+    single = make_predictions(task, 300)
+    six = single[np.repeat(np.arange(300), 6)]
     together = PredictionSet(
         six.task, six.names, six.row, six.target, six.output, np.repeat(np.arange(300), 6)
     )
-    for name, want in intervals(one).items():
+    for name, want in intervals(single).items():
         got, alone = intervals(together)[name], intervals(six)[name]
         assert got.value == pytest.approx(want.value)
         if want.low is None or want.high is None or got.low is None or got.high is None:
@@ -235,12 +235,12 @@ def test_sums_do_not_depend_on_the_units() -> None:
     """Sums of units must add up to the sums of all rows."""
     for task in TASKS:
         predictions = make_predictions(task)
-        whole, parts = (
+        total, parts = (
             sums_of(predictions, np.zeros(150, np.int64), 1)[0],
             sums_of(predictions, np.arange(150) % 7, 7).sum(axis=0),
         )
-        assert np.allclose(whole, parts)
-        assert len(scores(whole, predictions.task)) == len(names_of(predictions))
+        assert np.allclose(total, parts)
+        assert len(scores(total, predictions.task)) == len(metric_names(predictions))
 
 
 # A missing value or interval has a reason
@@ -420,7 +420,7 @@ def test_intervals_cover(
 ) -> None:
     """The coverage of 300 repeats, with a standard error of 1.3 points, is between 92 and 98 %."""
     module = script_of("coverage")
-    monkeypatch.setattr(module, "TRUTH", 300_000)
+    monkeypatch.setattr(module, "TRUTH_ROWS", 300_000)
     for name, (above, below) in module.coverage(
         module.GENERATORS[generator][0], metrics, 200, 300
     ).items():
@@ -460,7 +460,7 @@ def test_a_single_row_of_a_kind_gives_a_reason_instead_of_limits() -> None:
     assert result["auroc"].why == "too few rows of a class (1) to estimate its variance"
     target = np.zeros((200, 1))
     target[7] = 5
-    one = PredictionSet(
+    single = PredictionSet(
         "regression", ("y",), np.arange(200), target, np.random.default_rng(0).normal(size=(200, 1))
     )
-    assert intervals(one)["r2"].why == "a few rows account for nearly all of it"
+    assert intervals(single)["r2"].why == "a few rows account for nearly all of it"

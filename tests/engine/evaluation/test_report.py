@@ -152,7 +152,7 @@ def test_the_most_confident_mistakes_come_first() -> None:
 def test_a_confusion_matrix_has_every_name_and_up_to_15_classes_every_number(
     classes: int,
 ) -> None:
-    """Larger matrices have no room for numbers."""
+    """The cells of larger matrices are too small for numbers."""
     matrix = np.random.default_rng(0).integers(1, 1000, (classes, classes))
     names = [f"class {i}" for i in range(classes)]
     figure = figures.confusion_matrix(matrix, names, shares=False)
@@ -170,12 +170,12 @@ def test_figures_do_not_change_matplotlib_and_are_deterministic() -> None:
 
     before, had = dict(mpl.rcParams), "matplotlib.pyplot" in sys.modules
     curve = Curve("a $x$ name_1", np.linspace(0, 1, 5000), np.linspace(0, 1, 5000))
-    one, two = (html.svg(figures.roc([curve, curve]), "ROC") for _ in range(2))
-    assert one == two
+    first, second = (html.svg(figures.roc([curve, curve]), "ROC") for _ in range(2))
+    assert first == second
     assert dict(mpl.rcParams) == before
     assert ("matplotlib.pyplot" in sys.modules) is had
-    assert "a $x$ name_1" in one
-    assert len(one) < 60_000  # thinned
+    assert "a $x$ name_1" in first
+    assert len(first) < 60_000  # thinned
 
 
 @pytest.mark.parametrize("task", TASKS)

@@ -121,18 +121,18 @@ def test_slices_equal_scikit_learn_on_filtered_rows(target: str, cli: Cli) -> No
             written.select("target").to_numpy(),
             written.select("prediction").to_numpy(),
         )
-    every = slices(predictions, saved, most=1000)
-    result = {(each.column, each.value): each for each in every.worst}
-    assert len(result) == every.scored == 5 + 4 + 3 + 2 + 4
+    all_slices = slices(predictions, saved, limit=1000)
+    result = {(row.column, row.value): row for row in all_slices.worst}
+    assert len(result) == all_slices.scored == 5 + 4 + 3 + 2 + 4
     for key, value in expected.items():
         assert result[key].interval.value == pytest.approx(value, rel=1e-6), key
         assert result[key].interval.low is not None
-    values = [each.interval.value for each in every.worst]
+    values = [row.interval.value for row in all_slices.worst]
     assert values == sorted(values, reverse=target == "spent")
     worst = slices(predictions, saved).worst
-    assert worst == every.worst[:SHOWN_SLICES]
+    assert worst == all_slices.worst[:SHOWN_SLICES]
     text = (RUN / "report.html").read_text()
-    assert f"Of {every.scored} slices, the 15 worst are shown." in " ".join(text.split())
+    assert f"Of {all_slices.scored} slices, the 15 worst are shown." in " ".join(text.split())
     assert "partly the worst by chance" in " ".join(text.split())
     assert f"<td>{worst[0].value}</td>" in text
     assert '<th scope="col">city</th>' in text  # beside each mistake
@@ -165,13 +165,13 @@ def test_what_is_left_out_is_counted() -> None:
     result = slices(
         predictions, pl.DataFrame({"few": few, "none": none, "same": [1.5] * 100, **empty})
     )
-    assert [(each.column, each.value, each.rows) for each in result.worst] == [
+    assert [(row.column, row.value, row.rows) for row in result.worst] == [
         ("few", "a", 91),
         ("none", "y", 50),
     ]
     assert (result.scored, result.small, result.undefined, result.constant) == (2, 1, 1, 3)
-    one = PredictionSet("binary", ("no", "yes"), np.arange(1), target[:1], output[:1])
-    assert slices(one, pl.DataFrame({"few": ["a"]})).worst == []
+    single = PredictionSet("binary", ("no", "yes"), np.arange(1), target[:1], output[:1])
+    assert slices(single, pl.DataFrame({"few": ["a"]})).worst == []
 
 
 def test_a_slice_with_one_class_has_the_f1_of_that_class() -> None:
@@ -185,10 +185,10 @@ def test_a_slice_with_one_class_has_the_f1_of_that_class() -> None:
         target,
         rng.dirichlet(np.ones(3), 120) + np.eye(3)[target] / 3,
     )
-    for each in slices(
+    for slice_ in slices(
         predictions, pl.DataFrame({"class": np.array(["a", "b", "c"])[target]})
     ).worst:
-        rows = target == "abc".index(each.value)
+        rows = target == "abc".index(slice_.value)
         predicted = predictions.predicted[rows]
         want = sk.f1_score(
             target[rows],
@@ -197,7 +197,7 @@ def test_a_slice_with_one_class_has_the_f1_of_that_class() -> None:
             average="macro",
             zero_division=0,
         )
-        assert each.interval.value == pytest.approx(want)
+        assert slice_.interval.value == pytest.approx(want)
 
 
 def test_a_slice_resamples_its_own_groups() -> None:
@@ -214,7 +214,7 @@ def test_a_slice_resamples_its_own_groups() -> None:
         (np.arange(400) // 4)[half] - 50,
     )
     want = intervals(alone)["f1"]
-    got = next(each for each in result if each.value == "b").interval
+    got = next(slice_ for slice_ in result if slice_.value == "b").interval
     assert got == want
     assert "50 groups" in got.method
 

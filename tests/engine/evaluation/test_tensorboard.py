@@ -88,12 +88,13 @@ def test_figures_do_not_change_the_weights(
     cli("fit", "--config", experiment(), *dropout)
     monkeypatch.setattr(tensorboard, "MIN_SECONDS_BETWEEN_FIGURES", 0.0)
     cli("fit", "--config", experiment(), *dropout)
-    one, other = (
+    first, second = (
         read_checkpoint(RUN.with_name(f"version_{i}") / "checkpoints" / "last.ckpt") for i in (0, 1)
     )
     assert images(RUN.with_name("version_1"))
     assert all(
-        torch.equal(value, other["state_dict"][name]) for name, value in one["state_dict"].items()
+        torch.equal(value, second["state_dict"][name])
+        for name, value in first["state_dict"].items()
     )
 
 

@@ -69,10 +69,10 @@ def digest(name: str) -> dict[str, str]:
         read_checkpoint(run / "checkpoints" / f"{which}.ckpt") for which in ("last", "best")
     )
     keys = ("state_dict", "optimizer_states", "lr_schedulers", "callbacks", "global_step", "epoch")
-    parts = {key: last[key] for key in keys}
-    parts |= {"best": best["state_dict"], "loops": last["loops"]["fit_loop"]}
-    parts["curves"] = curves(name)
-    return {key: hashlib.sha256(_to_bytes(part)).hexdigest() for key, part in parts.items()}
+    states = {key: last[key] for key in keys}
+    states |= {"best": best["state_dict"], "loops": last["loops"]["fit_loop"]}
+    states["curves"] = curves(name)
+    return {key: hashlib.sha256(_to_bytes(state)).hexdigest() for key, state in states.items()}
 
 
 def curves(name: str) -> dict[str, list[tuple[int, float]]]:

@@ -181,8 +181,8 @@ def test_two_nodes_of_torchrun_train_as_two_local_processes(
     assert [ended(node, work) for node in nodes] == [0, 0]
     assert sorted(path.name for path in (work / "lightning_logs").iterdir()) == ["local", "nodes"]
     local, nodes_digest = digest("local"), digest("nodes")
-    for part in ("state_dict", "optimizer_states", "best"):
-        assert local[part] == nodes_digest[part], part
+    for key in ("state_dict", "optimizer_states", "best"):
+        assert local[key] == nodes_digest[key], key
     one = ["--trainer.devices", "1", "--trainer.num_nodes", "1", "--trainer.strategy", "auto"]
     for name in ("local", "nodes"):
         cli("test", "--run", name, *one)

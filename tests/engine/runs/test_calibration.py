@@ -73,12 +73,12 @@ def softened(
 ) -> np.ndarray[Any, Any]:
     """Probabilities of logits divided by the temperature, from those of the logits."""
     odds = p ** (1 / temperature)
-    rest = (
+    others = (
         (1 - p) ** (1 / temperature)
         if task == "multilabel"
         else odds.sum(axis=1, keepdims=True) - odds
     )
-    return odds / (odds + rest)
+    return odds / (odds + others)
 
 
 @pytest.mark.parametrize("task", ["binary", "multiclass", "multilabel", "ensemble"])

@@ -163,7 +163,7 @@ def test_names_and_the_newest_finished_run(experiment: Any, cli: Cli) -> None:
     assert [r.path.name for r in list_runs(LOGS)] == ["unfinished", "ant", "zebra"]
     assert "run: lightning_logs/ant" in cli("test")
     assert "Did you mean 'zebra'" in cli("test", "--run", "zebr", code=2)
-    assert "the run lightning_logs/ant exists already" in cli(
+    assert "expected a new name, got lightning_logs/ant, which exists" in cli(
         "fit", "--config", config, "--name", "ant", code=2
     )
     assert "--name: expected up to 100 letters, digits" in cli(
@@ -176,7 +176,7 @@ def test_a_config_finds_the_newest_run_with_its_model_and_data(experiment: Any, 
     cli("fit", "--config", config, "--name", "plain", "--trainer.max_epochs", "1")
     cli("fit", "--config", config, "--name", "wide", "--model.net.hidden", "[16]")
     assert "run: lightning_logs/plain" in cli("test", "--config", config)
-    assert "no finished run in lightning_logs has the model and data" in cli(
+    assert "expected a finished run in lightning_logs with the model and data" in cli(
         "test", "--config", experiment("binary"), code=2
     )
 

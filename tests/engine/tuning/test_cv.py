@@ -170,16 +170,16 @@ def test_folds_are_those_of_scikit_learn() -> None:
     folds = [split_groups(rows, 0.2, 0.2, 0, groups, ("test", fold, 3)) for fold in range(3)]
     assert sorted(np.concatenate([splits["test"] for splits in folds])) == list(rows)
     for splits in folds:
-        members = {name: set(groups[np.isin(rows, part)]) for name, part in splits.items()}
+        members = {name: set(groups[np.isin(rows, chosen)]) for name, chosen in splits.items()}
         assert not members["train"] & members["test"]
         assert not members["val"] & (members["train"] | members["test"])
 
     times = rng.permutation(60)
     for fold, (before, test) in enumerate(TimeSeriesSplit(4).split(np.arange(60))):
         splits = split_by_time(rows, 0.1, 0.2, times, ("test", fold, 4))
-        rest = np.concatenate([splits["train"], splits["val"]])
+        remaining = np.concatenate([splits["train"], splits["val"]])
         assert set(times[np.isin(rows, splits["test"])]) == set(test)
-        assert set(times[np.isin(rows, rest)]) == set(before)
+        assert set(times[np.isin(rows, remaining)]) == set(before)
         train_times, val_times = (times[np.isin(rows, splits[name])] for name in ("train", "val"))
         assert train_times.max() < val_times.min()
 

@@ -1,4 +1,4 @@
-"""Search space: its settings, its corners, its flags and its error messages."""
+"""Search space: its settings, its corners and its error messages."""
 
 import itertools
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import optuna
 import pytest
 
-from proj.engine.tuning.space import assign, corners, read_space, suggest, to_flags
+from proj.engine.tuning.space import assign, corners, read_space, suggest
 from proj.errors import UserError
 
 SPACE = {
@@ -51,22 +51,6 @@ def test_each_choice_and_each_limit_is_in_a_corner() -> None:
         assign(space, lambda parameter, values=values: values[parameter.key]) for values in possible
     ]
     assert all(corner in allowed for corner in all_corners)
-
-
-def test_flags_have_the_syntax_of_the_parser() -> None:
-    """Values that are not text are written as JSON."""
-    assert to_flags({"a.b": [1, 2], "c": None, "d": "text", "e": True, "f": 1e-4}) == [
-        "--a.b",
-        "[1, 2]",
-        "--c",
-        "null",
-        "--d",
-        "text",
-        "--e",
-        "true",
-        "--f",
-        "0.0001",
-    ]
 
 
 @pytest.mark.parametrize(

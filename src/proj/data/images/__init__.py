@@ -1,4 +1,4 @@
-"""Images: decode → sources → prepare → datamodule; augment and experiment stand alone."""
+"""Images in files and arrays: decode, list the sources, prepare, load."""
 
 from proj.data.images.datamodule import Images
 

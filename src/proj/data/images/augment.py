@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-# An erased rectangle: its area as a share of the image, and its height over its width.
-AREA = 0.02, 0.33
-ASPECT = 0.3, 3.3
+# Ranges of an erased rectangle: its share of the image's area, and its height divided by its width.
+AREA_RANGE = 0.02, 0.33
+ASPECT_RANGE = 0.3, 3.3
 
 
 def augment(x: Tensor, flip: bool, crop: int, erase: float) -> Tensor:
@@ -46,7 +46,7 @@ def random_shift(x: Tensor, pixels: int) -> Tensor:
 
 
 def _reflect(position: Tensor, length: int) -> Tensor:
-    """Reflect positions outside 0 … ``length`` - 1 at these two: -1 becomes 1."""
+    """Reflect positions outside 0 … ``length`` - 1 at these limits: -1 becomes 1."""
     last = length - 1
     return last - (last - position.abs()).abs()
 
@@ -55,9 +55,9 @@ def random_erase(x: Tensor, probability: float) -> Tensor:
     """Fill a random rectangle with the mean colour of the image, with ``probability`` per image."""
     rows, _, height, width = x.shape
     draw = torch.rand(5, rows, 1, device=x.device)
-    area = (AREA[0] + (AREA[1] - AREA[0]) * draw[0]) * height * width
-    # Uniform in its logarithm: a rectangle is tall as often as wide.
-    aspect = ASPECT[0] * (ASPECT[1] / ASPECT[0]) ** draw[1]
+    area = (AREA_RANGE[0] + (AREA_RANGE[1] - AREA_RANGE[0]) * draw[0]) * height * width
+    # The logarithm is uniform, so that rectangles are tall as often as wide.
+    aspect = ASPECT_RANGE[0] * (ASPECT_RANGE[1] / ASPECT_RANGE[0]) ** draw[1]
     inside_rows = _interval((area * aspect).sqrt(), height, draw[2])  # [rows, height]
     inside_columns = _interval((area / aspect).sqrt(), width, draw[3])  # [rows, width]
     inside = inside_rows[:, :, None] & inside_columns[:, None, :]

@@ -39,7 +39,7 @@ from proj.errors import UserError
 from proj.schema import SPLITS, Batch, Schema, Task
 
 if TYPE_CHECKING:
-    # Importing takes half a second, and only predictions need it.
+    # Importing polars takes half a second, and only predictions need it.
     import polars as pl
 
 CHANNELS = {"grey": 1, "rgb": 3}
@@ -58,8 +58,8 @@ class Images(DataModule):
             ``y_test``, uint8 [rows, height, width] or with channels.
         predict_path: a folder of images, or an ``.npz`` file with ``x``, for ``predict``; null
             means the test split. The row of an image is its position among the sorted names.
-        task: what the targets of an ``.npz`` file are; null means what they suggest. Folders are
-            classes.
+        task: the task of the targets of an ``.npz`` file; null infers it from their values. Folders
+            are classes.
         size: height and width that all images are scaled to, or one number for both; null keeps
             the size of the images, which must then be equal.
         channels: grey or rgb; auto means grey if all images are grey, else rgb.
@@ -119,7 +119,8 @@ class Images(DataModule):
             return None
         if target or task:
             raise UserError(
-                "--target and --task are for tables; the class of an image is its folder, or in y."
+                "--target, --task: expected neither for images, got one; leave it out, because the "
+                "class of an image is its folder, or a value of y."
             )
         images = read_images(path, list_folder(path, predict=False), predict=False)
         return cls(path, size=scaled_size(images), val_fraction=val_share(images))
@@ -143,7 +144,7 @@ class Images(DataModule):
             name = images[i] if isinstance(images[i], Path) else f"row {i}"
             raise UserError(
                 f"rows: {len(failures)} of {len(images)} images cannot be read "
-                f"({name}: {failures[i]})."
+                f"({name}: {failures[i]}); repair or remove them."
             )
         return torch.from_numpy(x)
 
@@ -179,7 +180,7 @@ class Images(DataModule):
         return batch._replace(x=augment(batch.x, self.flip, self.crop, self.erase))
 
     def _prepare(self, path: str, predict: bool = False) -> PreparedImages:
-        """Return the decoded images of ``path``, from the cache if they are there."""
+        """Return the decoded images of ``path``, from the cache if it has them."""
         listing = list_folder(path, predict)
         source_hash = hash_source(path, listing, self.cache)
         read = cache(lambda: read_images(path, listing, predict))

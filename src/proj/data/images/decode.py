@@ -21,15 +21,16 @@ Shape: TypeAlias = tuple[int, ...]  # channels, height, width
 GREY_MODES = {"1", "L", "LA", "I", "I;16", "I;16B", "I;16L", "I;16N"}
 SIXTEEN_BIT_MODES = {"I", "I;16", "I;16B", "I;16L", "I;16N"}
 
-# Tag of EXIF data. From 5 on, height and width are exchanged.
+# Tag of EXIF data. Orientations from 5 on exchange height and width.
 ORIENTATION = 0x0112
 FIRST_TURNED = 5
 
-IMAGES_PER_TASK = 32  # of a thread
+# Images that a thread decodes before it takes the next ones.
+IMAGES_PER_TASK = 32
 
 
 def read_shape(image: AnyImage) -> Shape:
-    """Return channels (1 for grey, else 3), height and width, from the head of a file only."""
+    """Return channels (1 for grey, else 3), height and width, without decoding the image."""
     if isinstance(image, np.ndarray):
         return 1 if len(image) == 1 else 3, *image.shape[1:]
     with _open(image) as opened:
@@ -43,8 +44,8 @@ def read_shape(image: AnyImage) -> Shape:
 def read_pixels(image: AnyImage, shape: Shape, resize: bool) -> Array:
     """Return the image as uint8 of ``shape``: upright, grey or RGB, and scaled if ``resize``.
 
-    EXIF data tell which side is up. Transparent pixels become white. 16 bits become 8 by their
-    whole range: 65535 is 255. Raises UserError for another size without ``resize``.
+    The orientation comes from EXIF data. Transparent pixels become white. 16 bits are scaled to 8
+    bits, 65535 to 255. Raises UserError for another size without ``resize``.
     """
     if isinstance(image, np.ndarray):
         if image.shape == shape:
@@ -94,7 +95,7 @@ def _to_mode(image: Image.Image, mode: str) -> Image.Image:
 
 
 def decode(images: Sequence[AnyImage], out: Array, resize: bool) -> dict[int, str]:
-    """Fill ``out`` [rows, channels, height, width]. Returns why rows cannot be read, by number."""
+    """Fill ``out`` [rows, channels, height, width]; return the reason of each failure by row."""
 
     def write(i: int) -> None:
         out[i] = read_pixels(images[i], out.shape[1:], resize)
@@ -103,7 +104,7 @@ def decode(images: Sequence[AnyImage], out: Array, resize: bool) -> dict[int, st
 
 
 def run_parallel(function: Callable[[int], None], count: int, title: str) -> dict[int, str]:
-    """Call ``function`` with each number below ``count``. Returns the reasons of failures.
+    """Call ``function`` with each number below ``count``; return the reasons of failures.
 
     Threads are enough, because Pillow decodes without the global interpreter lock, and they need no
     main guard in a script.
@@ -126,7 +127,7 @@ def run_parallel(function: Callable[[int], None], count: int, title: str) -> dic
 
 
 def _failure(function: Callable[[int], None], i: int) -> str:
-    """Return why a call fails, or an empty text."""
+    """Return the reason why a call fails; empty if it succeeds."""
     try:
         function(i)
     except UserError:

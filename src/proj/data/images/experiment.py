@@ -1,4 +1,4 @@
-"""The experiment that `init` writes for images, with comments on each choice."""
+"""Experiment that `init` writes for images, with comments on each choice."""
 
 import numpy as np
 
@@ -14,13 +14,14 @@ MIN_EPOCHS, MAX_EPOCHS = 7, 60
 # Shorter runs do not overfit, so random shifts only slow them down.
 EPOCHS_FOR_CROP = 15
 
-# Validation images of a large data set. More would be missing in training.
+# More validation images of a large data set would be missing in training.
 MAX_VAL_IMAGES = 5_000
 
 # Images up to this size are not scaled if all have one size.
 MAX_SIZE = 64
 
-SIZE_SAMPLE = 500  # images whose size is read
+# Number of images whose size is read.
+SIZE_SAMPLE = 500
 
 
 def write_experiment(path: str, schema: Schema, size: int | None, val_fraction: float) -> str:
@@ -63,7 +64,7 @@ model:
 
 
 def scaled_size(images: ImageSet) -> int | None:
-    """Return 32 or 64 pixels by the median size; None if all images are small and of one size."""
+    """Return 32 or 64 pixels by the median size; None if all images are small and equal in size."""
     sample = images.images[:: -(-len(images.images) // SIZE_SAMPLE)]
     sizes = np.zeros((len(sample), 2), np.int64)
 

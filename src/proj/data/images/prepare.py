@@ -20,8 +20,10 @@ from proj.errors import UserError
 from proj.schema import SPLITS, Array, Batch, Schema, Task
 
 CHANNEL_NAMES = {1: ("grey",), 3: ("red", "green", "blue")}
-LEVELS = np.arange(256) / 255  # the number that a uint8 counts as
-CHUNK = 1024  # images per step of the statistics
+# The numbers from 0 to 1 that nets receive for each uint8.
+LEVELS = np.arange(256) / 255
+# Images per step of the statistics.
+CHUNK = 1024
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,8 @@ class PreparedImages(NamedTuple):
     """The folder that ``prepare_images`` filled for a source."""
 
     folder: Path
-    listing: ImageFolder | None  # None for an .npz file
+    # None for an .npz file.
+    listing: ImageFolder | None
     source_hash: str
 
     @property
@@ -64,13 +67,13 @@ class PreparedImages(NamedTuple):
             findings.append(Finding(unreadable, effect, "repair or remove them"))
         if self.listing and (files := self.listing.other_files):
             listed = ", ".join(files[:3]) + ", …" * (len(files) > 3)
-            what = f"{len(files)} files in {self.listing.root} have no image suffix ({listed})"
-            findings.append(Finding(what, effect, "remove them, or rename them to their format"))
+            problem = f"{len(files)} files in {self.listing.root} have no image suffix ({listed})"
+            findings.append(Finding(problem, effect, "remove them, or rename them to their format"))
         return findings
 
-    def load(self, what: str, split_name: str) -> Array:
+    def load(self, name: str, split_name: str) -> Array:
         """Return the array ``y`` or ``row`` of a split."""
-        array: Array = np.load(self.folder / f"{what}_{split_name}.npy")
+        array: Array = np.load(self.folder / f"{name}_{split_name}.npy")
         return array
 
     def batch(self, split_name: str, y: Tensor | None) -> Batch:
@@ -87,12 +90,12 @@ def prepare_images(folder: Path, images: ImageSet, plan: ImagePlan, where: str) 
         x = create_array(folder / f"x_{name}.npy", np.uint8, (len(positions), *plan.shape))
         failed = decode([images.images[i] for i in positions], x, plan.resize)
         failures |= {int(positions[i]): reason for i, reason in failed.items()}
-        kept = np.delete(np.arange(len(positions)), list(failed))
+        intact = np.delete(np.arange(len(positions)), list(failed))
         if failed:
-            # Close the gaps. The rest at the end of the array is not used.
-            for target, source in enumerate(kept):
+            # Close the gaps. The remaining rows at the end of the array are not used.
+            for target, source in enumerate(intact):
                 x[target] = x[source]
-        readable[name] = positions[kept]
+        readable[name] = positions[intact]
         np.save(folder / f"row_{name}.npy", images.rows[readable[name]])
         if len(images.labels):
             np.save(folder / f"y_{name}.npy", images.labels[readable[name]])
@@ -145,31 +148,31 @@ def _check_failures(images: ImageSet, failures: dict[int, str], skip: bool) -> N
 
 def _describe(images: ImageSet, failures: dict[int, str]) -> str:
     listed = ", ".join(f"{images.names[i]}: {failures[i]}" for i in sorted(failures)[:3])
-    more = ", …" * (len(failures) > 3)
-    return f"{len(failures)} of {len(images.images)} images cannot be read ({listed}{more})"
+    ellipsis = ", …" * (len(failures) > 3)
+    return f"{len(failures)} of {len(images.images)} images cannot be read ({listed}{ellipsis})"
 
 
 def _split_positions(images: ImageSet, plan: ImagePlan, where: str) -> dict[str, Array]:
     """Return the positions of each split's images. Missing splits are taken off train."""
-    own = {name: np.flatnonzero(images.splits == name) for name in ("predict", *SPLITS)}
-    if len(own["predict"]):
-        return {"predict": own["predict"]}
+    by_split = {name: np.flatnonzero(images.splits == name) for name in ("predict", *SPLITS)}
+    if len(by_split["predict"]):
+        return {"predict": by_split["predict"]}
     if plan.fold:
         # The fold replaces the split of this name that the source has.
-        own[plan.fold[0]] = own[plan.fold[0]][:0]
-    train = own["train"]
+        by_split[plan.fold[0]] = by_split[plan.fold[0]][:0]
+    train = by_split["train"]
     targets = Targets.from_array(images.labels[train], plan.task, (), where)
     targets.check()
     chosen = split(
         train,
-        0.0 if len(own["val"]) else plan.val_fraction,
-        0.0 if len(own["test"]) else plan.test_fraction,
+        0.0 if len(by_split["val"]) else plan.val_fraction,
+        0.0 if len(by_split["test"]) else plan.test_fraction,
         plan.split_seed,
         targets.strata,
         plan.fold,
         targets.class_names,
     )
-    return chosen | {name: own[name] for name in ("val", "test") if len(own[name])}
+    return chosen | {name: by_split[name] for name in ("val", "test") if len(by_split[name])}
 
 
 def _fit_schema(x: Array, targets: Targets) -> Schema:

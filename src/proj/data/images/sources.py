@@ -24,7 +24,7 @@ class ImageFolder(NamedTuple):
     root: Path
     names: list[str]  # files, relative to the root
     labels: list[str]  # the class folder of each file; empty when predicting
-    splits: list[str]  # the split of each file: "train" if it has to be split
+    splits: list[str]  # the split of each file; "train" if the source has no splits
     other_files: list[str]  # files without the suffix of an image format
 
     @property
@@ -33,10 +33,10 @@ class ImageFolder(NamedTuple):
 
 
 class ImageSet(NamedTuple):
-    """All images of a source with what the source says about each."""
+    """All images of a source, with their names, labels, splits and row numbers."""
 
     images: Sequence[AnyImage]
-    names: list[str]  # what to call each image in a message
+    names: list[str]  # name of each image for messages
     labels: Array  # [images], empty when predicting
     splits: Array  # [images] train, val, test or predict
     rows: Array  # [images] row number in the source
@@ -52,7 +52,7 @@ def list_folder(path: str, predict: bool) -> ImageFolder | None:
 
 
 def hash_source(path: str, folder: ImageFolder | None, cache_dir: Path) -> str:
-    """Return a hash of the content of a source and of where each image is in it."""
+    """Return a hash of the content of a source, including the names of its files."""
     files, names = (folder.files, folder.names) if folder else ([Path(path)], [])
     content = fingerprint(files, cache_dir)
     return hashlib.sha256(json.dumps([content, names]).encode()).hexdigest()
@@ -83,14 +83,14 @@ def read_images(path: str, folder: ImageFolder | None, predict: bool) -> ImageSe
     )
 
 
-def to_images(x: Array, what: str) -> Array:
+def to_images(x: Array, name: str) -> Array:
     """Return uint8 images as [rows, channels, height, width]. Raises UserError for others."""
     if x.dtype != np.uint8 or x.ndim not in (3, 4):
         raise UserError(
-            f"{what}: expected images, uint8 of shape [rows, height, width] or with channels, got "
+            f"{name}: expected images, uint8 of shape [rows, height, width] or with channels, got "
             f"{x.dtype} of shape {x.shape}; other numbers are for ArrayDataModule."
         )
-    return to_inputs(x, what)
+    return to_inputs(x, name)
 
 
 @cache
@@ -118,8 +118,8 @@ def _list_classes(path: str) -> ImageFolder:
             names, others = _walk(root, Path(split) / label)
             if not names:
                 raise UserError(
-                    f"data.path: the class folder {root / split / label} has no images; add some, "
-                    "or remove it."
+                    f"data.path: expected images in the class folder {root / split / label}, got "
+                    "none; add some, or remove it."
                 )
             images += [(name, label, split or "train") for name in names]
             other_files += others
@@ -134,7 +134,7 @@ def _list_unlabelled(path: str) -> ImageFolder:
     root = _existing_folder(path, "data.predict_path")
     names, other_files = _walk(root, Path())
     if not names:
-        raise UserError(f"data.predict_path: no images in {path}.")
+        raise UserError(f"data.predict_path: expected images, got none in {path}; choose another.")
     return ImageFolder(root, sorted(names), [], ["predict"] * len(names), other_files)
 
 
@@ -175,7 +175,7 @@ def _walk(root: Path, start: Path) -> tuple[list[str], list[str]]:
     """Return the names of all images and of all other files under ``root / start``."""
     names: list[str] = []
     for folder, subfolders, files in os.walk(root / start, followlinks=True):
-        # os.walk visits the folders that are left in this list.
+        # os.walk visits only the folders that remain in this list.
         subfolders[:] = [name for name in subfolders if not name.startswith(".")]
         visible = [name for name in files if not name.startswith(".")]
         names += [(Path(folder) / name).relative_to(root).as_posix() for name in visible]
@@ -208,6 +208,6 @@ def _check_classes(root: Path, images: list[tuple[str, str, str]]) -> None:
     for name, label, _ in images:
         if label not in known:
             raise UserError(
-                f"data.path: the class {label} of {root / name} has no folder in train; "
-                f"add images to train on, or remove it.{nearest(label, known)}"
+                f"data.path: expected a folder in train for the class {label} of {root / name}, "
+                f"got none; add images to train on, or remove it.{nearest(label, known)}"
             )

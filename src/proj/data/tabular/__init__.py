@@ -1,4 +1,4 @@
-"""Tables: files → columns → prepare → datamodule."""
+"""Tables in files: scan the files, encode the columns, prepare, load."""
 
 from proj.data.tabular.datamodule import Tabular
 

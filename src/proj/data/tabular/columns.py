@@ -14,9 +14,12 @@ Override: TypeAlias = Literal["number", "category", "date", "drop"]
 Type: TypeAlias = Literal["number", "text", "boolean", "date"]
 NumberKind: TypeAlias = Literal["number", "days", "month", "weekday", "hour"]
 
-BINS = 48  # as in rtdl_num_embeddings
-RARE = 5  # a category of fewer training rows is encoded like an unseen one
-MAX_CATEGORIES = 256  # the most frequent ones are kept
+# The number of bins that rtdl_num_embeddings uses by default.
+BINS = 48
+# A category of fewer training rows is encoded like an unseen one.
+MIN_CATEGORY_ROWS = 5
+# Less frequent categories are encoded like unseen ones.
+MAX_CATEGORIES = 256
 DATE_KINDS: tuple[NumberKind, ...] = ("days", "month", "weekday", "hour")
 MICROSECONDS_PER_DAY = 86_400_000_000
 
@@ -41,7 +44,7 @@ def type_of(dtype: pl.DataType) -> Type | None:
 def fit_columns(
     rows: pl.DataFrame, overrides: Mapping[str, Override]
 ) -> tuple[tuple[Column, ...], dict[str, str]]:
-    """Return the inputs made from training ``rows``, and why other columns are left out."""
+    """Return the inputs made from training ``rows``, and the reason for each column left out."""
     columns: list[Column] = []
     left_out: dict[str, str] = {}
     for name in rows.columns:
@@ -56,7 +59,7 @@ def fit_columns(
 
 
 def _why_useless(values: pl.Series) -> str | None:
-    """Return why nothing general can be learned from a column; None if it can."""
+    """Return the reason to leave a column out, because nothing general can be learned; or None."""
     present, distinct = values.drop_nulls(), values.n_unique()
     if (kind := type_of(values.dtype)) is None:
         return f"values of type {values.dtype} cannot be used"
@@ -65,13 +68,13 @@ def _why_useless(values: pl.Series) -> str | None:
     distinct = present.n_unique()
     if kind == "text" and distinct > max(MAX_TEXT_CATEGORIES, len(present) // 2):
         numbers = present.cast(pl.String).cast(pl.Float64, strict=False).is_not_null().sum()
-        hint = f", of which {numbers / len(present):.0%} look like numbers" if numbers else ""
+        hint = f", {numbers / len(present):.0%} of which look like numbers" if numbers else ""
         return (
             f"an identifier or free text: {distinct} different values in {len(present)} rows{hint}"
         )
     if values.dtype.is_integer() and len(present) > 20 and distinct == len(values):
         span = int(present.max()) - int(present.min())  # type: ignore[arg-type]
-        # Nearly every whole number of the range occurs, once.
+        # Nearly every integer of the range occurs, once.
         if span < 4 * len(values):
             return "an identifier: it counts the rows"
     return None
@@ -81,8 +84,8 @@ def _fit_column(values: pl.Series, override: Override | None) -> list[Column]:
     kind = type_of(values.dtype)
     if kind is None:
         raise UserError(
-            f"data.columns: {values.name} has values of type {values.dtype}, which cannot be used; "
-            "drop it."
+            f"data.columns: expected numbers, text, booleans or dates in {values.name}, got "
+            f"{values.dtype}; drop the column."
         )
     numbers: list[Column] = []
     if override == "date" or (override is None and kind == "date"):
@@ -91,7 +94,7 @@ def _fit_column(values: pl.Series, override: Override | None) -> list[Column]:
         numbers = [_fit_numbers(values, kind, "number")]
     if varying := [column for column in numbers if len(column.edges) > 1]:
         return varying
-    # Of a single number, only whether it is missing can be learned: that is a category, too.
+    # A column with a single number only shows whether it is missing, which is a category.
     return [_fit_categories(values, kind)]
 
 
@@ -99,8 +102,10 @@ def _fit_categories(values: pl.Series, kind: Type) -> Column:
     column = Column(values.name, kind, "category", bool(values.null_count()), (), (), ())
     texts = values.to_frame().select(_category_text(column)).to_series().drop_nulls()
     counts = sorted(texts.value_counts(sort=True).rows(), key=lambda row: (-row[1], row[0]))
-    kept = sorted(name for name, count in counts[:MAX_CATEGORIES] if count >= RARE)
-    return Column(values.name, kind, "category", column.missing, (), (), tuple(kept))
+    categories = sorted(
+        name for name, count in counts[:MAX_CATEGORIES] if count >= MIN_CATEGORY_ROWS
+    )
+    return Column(values.name, kind, "category", column.missing, (), (), tuple(categories))
 
 
 def _fit_numbers(series: pl.Series, kind: Type, number_kind: NumberKind) -> Column:
@@ -108,8 +113,15 @@ def _fit_numbers(series: pl.Series, kind: Type, number_kind: NumberKind) -> Colu
     values = series.to_frame().select(encode_column(column)).to_series().to_numpy()
     edges, shares = quantiles(values[np.isfinite(values)].astype(np.float64))
     missing = bool(np.isnan(values).any())
-    edges_, shares_ = tuple(edges.tolist()), tuple(shares.tolist())
-    return Column(series.name, kind, number_kind, missing, edges_, shares_, ())
+    return Column(
+        series.name,
+        kind,
+        number_kind,
+        missing,
+        tuple(edges.tolist()),
+        tuple(shares.tolist()),
+        (),
+    )
 
 
 def quantiles(values: Array) -> tuple[Array, Array]:
@@ -155,17 +167,17 @@ def encode_column(column: Column) -> pl.Expr:
 
 
 def _category_text(column: Column) -> pl.Expr:
-    """Return a category as text. Whole numbers read alike whether a file says 7 or 7.0."""
+    """Return a category as text. The numbers 7 and 7.0 are one category."""
     values = pl.col(column.source)
     if column.type != "number":
         return values.cast(pl.String)
-    is_whole = values.cast(pl.Float64) == values.cast(pl.Float64).round()
-    whole = values.cast(pl.Int64, strict=False).cast(pl.String)
-    return pl.when(is_whole).then(whole).otherwise(values.cast(pl.String))
+    is_integer = values.cast(pl.Float64) == values.cast(pl.Float64).round()
+    integer = values.cast(pl.Int64, strict=False).cast(pl.String)
+    return pl.when(is_integer).then(integer).otherwise(values.cast(pl.String))
 
 
 def unreadable_values(rows: pl.DataFrame, column: Column) -> pl.Series:
-    """Return the text values that an override reads as numbers or dates, and that are neither."""
+    """Return the text values that are not the number or date that an override declares."""
     if column.type != "text" or column.kind == "category":
         return pl.Series([])
     is_wrong = pl.col(column.source).is_not_null() & encode_column(column).is_nan()

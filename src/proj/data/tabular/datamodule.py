@@ -27,7 +27,7 @@ from proj.data.tabular.prepare import TablePlan, prepare_new_rows, prepare_table
 from proj.errors import UserError
 from proj.schema import SPLITS, Batch, Schema, Task
 
-# The options that name a split's files. Without files of its own, a split is taken off the next.
+# The options that name the files of a split, in order of preference.
 SOURCES = {
     "val": ("path",),
     "test": ("test_path", "path"),
@@ -43,9 +43,9 @@ class Tabular(DataModule):
         target: the column to predict, or a list of columns.
         test_path: a file or glob whose rows are the test split.
         predict_path: a file or glob for ``predict``, without targets; null means the test split.
-        task: what the targets are; null means: one column of text, booleans or at most 20
-            different whole numbers is classes, several columns of 0 and 1 are labels, anything
-            else is numbers to predict.
+        task: the task of the targets; null infers it: one column of text, booleans or at most 20
+            different integers holds classes, several columns of 0 and 1 hold labels, and other
+            columns hold numbers to predict.
         columns: the kind of a column, if the inferred one is wrong: number, category, date, or
             drop to leave it out.
         batch_size: rows per batch and device; null means all rows of a split in one batch.

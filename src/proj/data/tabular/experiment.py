@@ -1,4 +1,4 @@
-"""The experiment that `init` writes for a table, with comments on each choice."""
+"""Experiment that `init` writes for a table, with comments on each choice."""
 
 from proj.data.base import (
     MODEL_CLASSES,
@@ -9,7 +9,7 @@ from proj.data.base import (
 )
 from proj.schema import Schema
 
-# Batch sizes as the authors of TabM choose them, for fewer rows than the limit before each.
+# Limits of the number of rows and the batch sizes below them, as the authors of TabM choose them.
 BATCH_SIZES = ((64, 8), (500, 32), (2_000, 64), (10_000, 128), (80_000, 256), (300_000, 512))
 MAX_BATCH_SIZE = 1024
 
@@ -63,5 +63,5 @@ def batch_size(rows: int) -> int:
 
 
 def patience(rows: int) -> int:
-    """Return the epochs without improvement before training stops: many for a small table."""
+    """Return the epochs without improvement before training stops, more for small tables."""
     return max(4, min(60, -(-PATIENCE_STEPS * batch_size(rows) // rows)))

@@ -18,7 +18,7 @@ INFERENCE_ROWS = 10_000
 # Rows per chunk of a streamed table.
 CHUNK_ROWS = 500_000
 
-# A missing value in a text file is an empty field or one of these words of other programs.
+# Words for missing values in the text files of other programs, beside empty fields.
 MISSING = ("NA", "N/A", "n/a", "NaN", "nan", "null", "NULL", "None", "?")
 
 
@@ -36,7 +36,9 @@ def list_files(path: str, option: str) -> list[Path]:
             siblings = [str(p) for p in file.parent.glob(f"*{file.suffix}")] if exists else []
             raise UserError(f"{option}: no file {file}.{nearest(str(file), siblings)}")
     if not files:
-        raise UserError(f"{option}: no file matches {path}.")
+        raise UserError(
+            f"{option}: expected a file that matches {path}, got none; correct the path."
+        )
     if len({file.suffix == ".parquet" for file in files}) > 1:
         names = ", ".join(file.name for file in files[:5])
         raise UserError(f"{option}: expected files of one kind, got {names}.")
@@ -88,7 +90,7 @@ def open_table(files: list[Path], folder: Path, text: Iterable[str] = ()) -> pl.
         got = "a header only" if names else "an empty file"
         raise UserError(f"{files[0]}: expected rows of data, got {got}.")
     last = pl.col(names[-1])
-    # A line with too few fields ends in missing values, so only then look for such a line.
+    # A line with too few fields ends in missing values. Without any, no line needs to be checked.
     if is_text and len(names) > 1 and collect(files, table.select(last.null_count())).item():
         _check_fields(files, _read_header(files[0])[1], len(names))
     return nan_to_null(table)
@@ -112,7 +114,7 @@ def iter_chunks(files: list[Path], table: pl.LazyFrame) -> Iterator[tuple[int, p
 
 
 def nan_to_null(table: pl.LazyFrame) -> pl.LazyFrame:
-    """Replace not-a-number, which other programs write for a missing number, by null."""
+    """Replace NaN, which other programs write for a missing number, by null."""
     return table.with_columns(pl.col(pl.Float32, pl.Float64).fill_nan(None))
 
 
@@ -211,7 +213,7 @@ def _check_fields(files: list[Path], separator: str, fields: int) -> None:
 
 
 def _find_invalid_utf8(file: Path) -> str:
-    """Return a message about the first byte that is not UTF-8, or an empty text."""
+    """Return a message about the first byte that is not UTF-8; empty if there is none."""
     with file.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             try:

@@ -25,10 +25,10 @@ from proj.data.targets import Targets
 from proj.errors import UserError
 from proj.schema import SPLITS, Array, Column, Schema, Task
 
-# Number of the split of rows without a target, and of rows later than a fold in time.
+# Split number of rows that are left out: without a target, or later than a fold in time.
 LEFT_OUT = len(SPLITS)
 
-# Training rows, evenly spread, that column kinds, quantiles and categories are fitted on.
+# Number of evenly spread training rows to fit column kinds, quantiles and categories on.
 SAMPLE_ROWS = 1_000_000
 
 
@@ -45,19 +45,14 @@ class TablePlan:
     split_seed: int
     fold: Fold | None
 
-    @property
-    def key_columns(self) -> list[str]:
-        """The columns to split by."""
-        return [name for name in self.split_by.values() if name is not None]
-
 
 def prepare_table(
     plan: TablePlan, folder: Path, files: list[Path], test_files: list[Path], schema: Schema | None
 ) -> None:
     """Fill ``folder`` with the arrays of each split, ``schema.json`` and ``findings.json``.
 
-    Fits a schema unless one is given. Raises UserError if the table does not fit the plan or the
-    schema.
+    A schema is fitted unless one is given. Raises UserError if the table does not fit the plan or
+    the schema.
     """
     where = str(files[0])
     table = open_table(files, folder, schema.text_sources if schema else ())
@@ -100,7 +95,7 @@ def prepare_new_rows(folder: Path, files: list[Path], schema: Schema) -> None:
 def _prepare_test_file(
     plan: TablePlan, folder: Path, files: list[Path], schema: Schema, train_keys: pl.DataFrame
 ) -> list[Finding]:
-    """Write the arrays of a test split with files of its own. Returns findings."""
+    """Write the arrays of a test split with files of its own, and return findings."""
     where = str(files[0])
     labels = plan.targets if any(isinstance(label, str) for label in schema.classes) else []
     table = open_table(files, folder, [*schema.text_sources, *labels])
@@ -187,7 +182,7 @@ def _assign_splits(plan: TablePlan, targets: Targets, keys: pl.DataFrame, where:
             chosen = split_by_time(rows, *fractions, key.rank("dense").to_numpy(), plan.fold)
     if not len(chosen["train"]):
         raise UserError(
-            f"{where}: no row is left to train on; check data.{option or 'val_fraction'}."
+            f"{where}: expected rows to train on, got none; check data.{option or 'val_fraction'}."
         )
     row_splits = np.full(len(targets.missing), LEFT_OUT, np.uint8)
     for number, name in enumerate(SPLITS):
@@ -196,7 +191,7 @@ def _assign_splits(plan: TablePlan, targets: Targets, keys: pl.DataFrame, where:
 
 
 def _splits_of_column(rows: Array, values: pl.Series, name: str) -> dict[str, Array]:
-    """Return the rows of each split, as a column of the table says."""
+    """Return the rows of each split by the values of a column."""
     if (invalid := values.filter(~values.is_in(SPLITS))).len():
         raise UserError(
             f"data.split: expected train, val or test in column {name}, got {invalid[0]!r}."
@@ -220,7 +215,7 @@ def _fit_schema(
     columns, left_out = fit_columns(sample, plan.columns)
     if not columns:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in left_out.items())
-        raise UserError(f"{files[0]}: no column is left to learn from: {reasons}.")
+        raise UserError(f"{files[0]}: expected a column to learn from, got none: {reasons}.")
     schema = Schema(
         input_shape=(len(columns),),
         input_type="table",
@@ -318,8 +313,8 @@ def _remove_parsed_files(folder: Path) -> None:
 def _find_missing_targets(targets: Targets) -> list[Finding]:
     if not (missing := int(targets.missing.sum())):
         return []
-    what = f"{missing} of {len(targets.missing)} rows of {targets.where} have no target"
-    return [Finding(what, "they are left out", "fill it in, or drop them from the file")]
+    problem = f"{missing} of {len(targets.missing)} rows of {targets.where} have no target"
+    return [Finding(problem, "they are left out", "fill it in, or drop them from the file")]
 
 
 def _left_out_finding(name: str, reason: str) -> Finding:
@@ -332,7 +327,7 @@ def _left_out_finding(name: str, reason: str) -> Finding:
 
 
 def _find_unreadable_values(rows: pl.DataFrame, columns: tuple[Column, ...]) -> list[Finding]:
-    """Return a finding for each column with text that is not the number or date it should be."""
+    """Return a finding for each column with text in place of the number or date it should hold."""
     findings = []
     for column in {column.source: column for column in columns}.values():
         if len(values := unreadable_values(rows, column)):

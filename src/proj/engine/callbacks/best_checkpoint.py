@@ -40,7 +40,7 @@ class BestCheckpoint(callbacks.ModelCheckpoint):
     ) -> None:
         self.config = config or {}
         self.schema: dict[str, Any] | None = None
-        # All logged metrics at the time when best.ckpt was written.
+        # All metrics that were logged when best.ckpt was written.
         self.best_metrics: dict[str, float] = {}
         super().__init__(
             dirpath=dirpath,
@@ -149,7 +149,7 @@ class InitialWeights(Callback):
 
     Args:
         state: weights by parameter name.
-        source: where they come from, for messages.
+        source: name of the checkpoint, for messages.
 
     Attributes:
         report: one line about what did and did not fit; empty until ``on_fit_start``.
@@ -163,9 +163,9 @@ class InitialWeights(Callback):
 
 
 def _after_training_epoch(monitor: str | None) -> bool | None:
-    """Return whether to look at a metric after the training epoch; None for Lightning's default.
+    """Return whether to read a metric after the training epoch; None for Lightning's default.
 
-    A validation metric is looked at right after the validation.
+    A validation metric is read right after the validation.
     """
     if monitor is None:
         return None

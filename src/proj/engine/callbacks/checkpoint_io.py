@@ -14,12 +14,12 @@ from proj.errors import TrainingError
 
 
 class DurableCheckpointIO(TorchCheckpointIO):
-    """Write the checkpoints of a folder atomically; keep the last one as ``previous.ckpt``.
+    """Write the checkpoints of a folder atomically, and the previous ``last.ckpt`` as a backup.
 
     Checkpoints other than ``last.ckpt`` are held in memory until ``last.ckpt`` is written or
     training ends. For a tiny net, a file after each better epoch would take longer than the epochs.
-    Only SIGKILL loses what is held in memory, and training that resumes from ``last.ckpt`` writes
-    it again.
+    Only SIGKILL loses checkpoints in memory, and training that resumes from ``last.ckpt`` writes
+    them again.
 
     Args:
         folder: folder of the checkpoints. Files elsewhere are written as Lightning writes them.
@@ -37,7 +37,7 @@ class DurableCheckpointIO(TorchCheckpointIO):
             super().save_checkpoint(checkpoint, path, storage_options)
         elif path.name == LAST:
             self.write_pending()
-            self._write(path, lambda file: checkpoint_file.save(checkpoint, file), keep=PREVIOUS)
+            self._write(path, lambda file: checkpoint_file.save(checkpoint, file), backup=PREVIOUS)
         else:
             buffer = io.BytesIO()
             checkpoint_file.save(checkpoint, buffer)
@@ -49,9 +49,11 @@ class DurableCheckpointIO(TorchCheckpointIO):
             path, content = self.pending.popitem()
             self._write(path, partial(_write_content, content))
 
-    def _write(self, path: Path, fill: Callable[[IO[bytes]], Any], keep: str | None = None) -> None:
+    def _write(
+        self, path: Path, fill: Callable[[IO[bytes]], Any], backup: str | None = None
+    ) -> None:
         try:
-            atomic_write(path, fill, keep)
+            atomic_write(path, fill, backup)
         except OSError as error:
             # The pending files could not be written either, and one message is enough.
             self.pending.clear()

@@ -1,4 +1,4 @@
-"""A whole optimizer step in one compiled function: forward, loss, backward and update.
+"""Complete optimizer step in one compiled function: forward, loss, backward and update.
 
 This is ``model.compile: step``, for nets so small that calling torch takes longer than computing.
 The state of the optimizer keeps the form of ``torch.optim``, so checkpoints are the same with and
@@ -21,7 +21,8 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 from proj.engine.callbacks.multi_step import StepResult, eager_step
 from proj.schema import Batch
 
-Clip: TypeAlias = tuple[str, float]  # "norm" or "value", and the limit
+# The kind of gradient clipping, "norm" or "value", and the limit.
+Clip: TypeAlias = tuple[str, float]
 
 # The tensors that each optimizer keeps for a parameter.
 STATE_KEYS = {
@@ -140,7 +141,7 @@ def _check_supported(optimizer: Optimizer, batch: Batch) -> None:
     """Raise NotCompiled unless there is a compiled form of the optimizer for this device."""
     name, device = type(optimizer).__name__, batch.row.device.type
     if type(optimizer) not in STATE_KEYS:
-        raise NotCompiled(f"{name} has no compiled form, SGD, Adam and AdamW have one")
+        raise NotCompiled(f"{name} has no compiled form; SGD, Adam and AdamW have one")
     for option in UNSUPPORTED_OPTIONS:
         if any(group.get(option) for group in optimizer.param_groups):
             raise NotCompiled(f"{name} with {option} has no compiled form")
@@ -207,7 +208,7 @@ class _Loss(nn.Module):
 
 
 def _compile(model: Any, optimizer: Optimizer, clip: Clip | None) -> Callable[..., Any]:
-    """Return the compiled step: a function of tensors that holds no tensor but frozen ones."""
+    """Return the compiled step: a function of tensors that holds only frozen tensors."""
     names = {parameter: name for name, parameter in model.named_parameters()}
     groups = [
         [names[parameter] for parameter in group["params"]] for group in optimizer.param_groups
@@ -300,7 +301,8 @@ class _EagerStep(NamedTuple):
 
     outputs: Tensor
     weight: Tensor | float
-    gradients: dict[str, Tensor]  # by parameter, after clipping
+    # The gradients after clipping, by parameter.
+    gradients: dict[str, Tensor]
 
 
 def _observed_eager_step(
@@ -329,7 +331,7 @@ def _check_same_update(
     compiled: tuple[Any, Optimizer],
     steps: list[_EagerStep],
 ) -> None:
-    """Raise NotCompiled unless both kinds of steps changed model and optimizer in the same way.
+    """Raise NotCompiled unless both kinds of steps changed model and optimizer equally.
 
     Args:
         before: the model before any step.
@@ -361,7 +363,7 @@ def _check_same_update(
 
 
 def _check_close(
-    what: str, eager: Tensor, compiled: Tensor, scale: float = 0.0, tolerance: float = 0.001
+    name: str, eager: Tensor, compiled: Tensor, scale: float = 0.0, tolerance: float = 0.001
 ) -> None:
     """Raise NotCompiled if two tensors differ by more than ``tolerance`` of their largest number.
 
@@ -373,6 +375,6 @@ def _check_close(
     size = eager.float().abs().max().clamp(min=scale)
     if not difference <= tolerance * size:
         raise NotCompiled(
-            f"{what} of compiled and eager steps differ, by {difference.item():.2g} "
+            f"{name} of compiled and eager steps differ, by {difference.item():.2g} "
             f"of {size.item():.2g}"
         )

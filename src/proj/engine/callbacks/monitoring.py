@@ -44,7 +44,8 @@ class StepProgressBar(RichProgressBar):
     """
 
     loss: Tensor | None = None
-    last_refresh = 0.0  # time on the monotonic clock
+    # Time of the last refresh on the monotonic clock.
+    last_refresh = 0.0
 
     def __init__(self) -> None:
         super().__init__(refresh_rate=REFRESHES_PER_SECOND)
@@ -72,12 +73,13 @@ class StepProgressBar(RichProgressBar):
 class StepLogger(Callback):
     """Log the loss of a step, its gradient norm before clipping, and the learning rates.
 
-    Values are logged every ``log_every_n_steps`` optimizer steps. In an execution of several steps,
-    they are those of the last step.
+    Values are logged every ``log_every_n_steps`` optimizer steps. For an execution of several
+    steps, they are the values of the last step.
     """
 
     def __init__(self) -> None:
-        self.intervals_logged = -1  # in multiples of `log_every_n_steps`
+        # Number of intervals of `log_every_n_steps` steps up to the last logging.
+        self.intervals_logged = -1
         self.pending: dict[str, Tensor | float] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -111,7 +113,7 @@ class StepLogger(Callback):
 
 
 def _log_interval(trainer: Any) -> int:
-    """Return the optimizer steps from one logging to the next."""
+    """Return the number of optimizer steps from one logging to the next."""
     return cast(int, trainer.log_every_n_steps) or sys.maxsize
 
 
@@ -131,7 +133,7 @@ class RunLogger(TensorBoardLogger):
     Args:
         folder: the run's folder.
         purge_step: for a resumed run, the first step that is logged again. TensorBoard discards
-            what was logged from there on.
+            older values from this step on.
     """
 
     def __init__(self, folder: Path, purge_step: int | None = None) -> None:
@@ -203,7 +205,7 @@ def _tensorboard_loggers(trainer: Trainer) -> list[TensorBoardLogger]:
 def _charts(names: list[str]) -> dict[str, list[Any]]:
     """Return a chart for each metric with its curves of training and validation.
 
-    Curves are given by regular expressions.
+    TensorBoard selects curves by regular expressions.
     """
     return {
         name: ["Multiline", [f"{split}/{re.escape(name)}$" for split in ("train", "val")]]

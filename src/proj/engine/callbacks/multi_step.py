@@ -1,7 +1,7 @@
 """Several optimizer steps in one ``training_step`` (Keras' ``steps_per_execution``).
 
 For a small net most of the time of a step is Lightning's own work, about 0.4 ms. An execution does
-that work once for several steps.
+this work once for several steps.
 """
 
 from collections.abc import Callable

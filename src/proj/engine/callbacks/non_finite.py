@@ -1,4 +1,4 @@
-"""Stop training at a loss that is not finite, and find the step and layer that it came from."""
+"""Stop training at a loss that is not finite, and find the step and the layer of its origin."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,9 +24,9 @@ from proj.schema import Batch, Execution
 class StopOnNonFinite(Callback):
     """Check the loss once per ``training_step`` and raise TrainingError if it is not finite.
 
-    After an execution of several steps it is not known which step failed, and the weights before
-    that step are gone. So training returns to ``last.ckpt`` and repeats the steps one at a time, up
-    to the first number that is not finite.
+    After an execution of several steps, the step that failed is unknown, and the weights before
+    that step are lost. Therefore training returns to ``last.ckpt`` and repeats the steps one at a
+    time, up to the first number that is not finite.
 
     Args:
         folder: folder of the checkpoints; None if none are written.
@@ -66,7 +66,7 @@ class StopOnNonFinite(Callback):
         )
 
     def _repeat_steps(self, trainer: Trainer, model: Any) -> tuple[int, str] | None:
-        """Repeat training from ``last.ckpt``; return the step that fails and where in it.
+        """Repeat training from ``last.ckpt``; return the step that fails, and where in the step.
 
         None if there is no checkpoint or no repeated step fails.
         """
@@ -89,7 +89,8 @@ class StopOnNonFinite(Callback):
                 if interval == "step":
                     scheduler.step()
             if interval == "epoch":
-                if isinstance(scheduler, ReduceLROnPlateau):  # Its metric is no longer known.
+                # The metric of ReduceLROnPlateau is no longer known.
+                if isinstance(scheduler, ReduceLROnPlateau):
                     return None
                 scheduler.step()
         return None
@@ -112,7 +113,7 @@ def _restore(model: Any, checkpoint: dict[str, Any]) -> tuple[Any, Any]:
 def _remaining_epochs(trainer: Any, checkpoint: dict[str, Any]) -> Iterator[Iterator[Batch]]:
     """Yield the batches of each epoch from the checkpoint's epoch to the current one.
 
-    In the first epoch, those that were used before the checkpoint are left out.
+    The batches that were used before the checkpoint are left out.
     """
     data = trainer.datamodule
     loader = data.train_dataloader()
@@ -130,7 +131,7 @@ def _remaining_epochs(trainer: Any, checkpoint: dict[str, Any]) -> Iterator[Iter
 
 @contextmanager
 def _find_non_finite(model: nn.Module, batch: Batch) -> Iterator[list[str]]:
-    """Yield a list that receives where the first non-finite number of a forward pass appears."""
+    """Yield a list that receives the place of the first non-finite number of a forward pass."""
     origins: list[str] = []
 
     def check(name: str, module: nn.Module, inputs: Any, output: Any) -> None:

@@ -1,4 +1,4 @@
-"""Gather the outputs of evaluation steps from all processes and write them to one file."""
+"""Write the outputs of evaluation steps of all processes to one file."""
 
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,8 @@ class PredictionWriter(Callback):
         self.chunks: list[dict[str, Array]] = []
         self.rows_seen = 0
         self.written = False
-        writer(path)  # Report a wrong file name before the work.
+        # Report a wrong file name before the forward passes.
+        writer(path)
 
     def on_test_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any
@@ -53,7 +54,8 @@ class PredictionWriter(Callback):
         self.on_test_batch_end(trainer, pl_module, outputs)
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._source_columns(trainer, np.zeros(0, np.int64))  # Report a wrong name before the work.
+        # Report a wrong column name before the forward passes.
+        self._source_columns(trainer, np.zeros(0, np.int64))
 
     def on_predict_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any
@@ -92,13 +94,13 @@ class PredictionWriter(Callback):
             table = _generic_table(columns)
         source = self._source_columns(trainer, table["row"].to_numpy())
         if source is not None:
-            taken = {name: f"kept_{name}" for name in source.columns if name in table.columns}
-            table = table.hstack(source.rename(taken))
+            renamed = {name: f"kept_{name}" for name in source.columns if name in table.columns}
+            table = table.hstack(source.rename(renamed))
         atomic_write(self.path, lambda file: writer(self.path)(table, file))
         self.written = True
 
     def _source_columns(self, trainer: Trainer, rows: Array) -> pl.DataFrame | None:
-        """Return id, group and kept columns of the source for these rows; None without any."""
+        """Return the id, group and ``keep`` columns of the source for rows; None without any."""
         data = getattr(trainer, "datamodule", None)
         if isinstance(data, DataModule):
             split = "val" if trainer.validating else "test" if trainer.testing else "predict"
@@ -108,7 +110,7 @@ class PredictionWriter(Callback):
         if self.keep:
             raise UserError(
                 f"--keep: expected a data module of this package, got {type(data).__name__}, which "
-                "has no columns to keep; leave out --keep."
+                "has no source columns; leave out --keep."
             )
         return None
 
@@ -121,9 +123,9 @@ def _are_columns(outputs: Any) -> bool:
 
 
 def _generic_table(columns: dict[str, Array]) -> pl.DataFrame:
-    """Return outputs of a model that is not ours as a table.
+    """Return the outputs of a model that is not ours as a table.
 
-    Arrays with several columns give columns with numbered names.
+    The columns of an array with several columns get numbered names.
     """
     table: dict[str, Array] = {}
     for name, values in columns.items():

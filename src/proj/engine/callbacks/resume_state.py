@@ -1,4 +1,4 @@
-"""``last.ckpt``: the complete state of training, so that a resumed run has the same bits."""
+"""Save and restore the complete state of training, so that a resumed run has the same bits."""
 
 import os
 import random
@@ -48,16 +48,16 @@ class ResumeCheckpoint(Checkpoint):
     """Save ``last.ckpt`` at the start, regularly, at the end, and when SIGINT or SIGTERM arrives.
 
     Lightning saves weights, optimizers, schedulers, loops and the loader's position. This callback
-    adds what else a process holds: random generators, the metrics of the epoch so far, the logged
-    metrics that other callbacks read, and whether training should stop. Nothing is saved during a
-    validation or the end of an epoch, only afterwards, so that no work is half done.
+    adds the remaining state of each process: random generators, the metrics of the epoch so far,
+    the logged metrics that other callbacks read, and whether training should stop. Nothing is saved
+    during a validation or the end of an epoch, only afterwards, so that no work is half done.
 
     It is a ``Checkpoint`` because Lightning calls those after all other callbacks.
 
     Args:
         folder: folder of the file.
-        every_seconds: largest age of the file; 0 saves after each execution, None never by age.
-        every_n_steps: optimizer steps from one save to the next; None never by steps.
+        every_seconds: seconds between two saves; 0 saves after each execution, None disables it.
+        every_n_steps: optimizer steps between two saves; None disables it.
     """
 
     def __init__(
@@ -65,7 +65,8 @@ class ResumeCheckpoint(Checkpoint):
     ) -> None:
         self.folder, self.every_seconds, self.every_n_steps = folder, every_seconds, every_n_steps
         self.saved_step, self.saved_time = 0, time.monotonic()
-        self.signal = 0  # number of the signal that arrived
+        # The number of the signal that arrived, or 0.
+        self.signal = 0
         # Whether the epoch is over, but Lightning has not yet stepped ReduceLROnPlateau.
         self.after_epoch = False
         self.restored: dict[str, Any] | None = None
@@ -119,11 +120,12 @@ class ResumeCheckpoint(Checkpoint):
         self._save_if_requested(trainer, within_epoch=False)
         self.after_epoch = False
         if is_restarting(trainer):
-            # Lightning leaves these schedulers out in an epoch that it resumes.
+            # Lightning does not step these schedulers in an epoch that it resumes.
             step_plateau_schedulers(trainer, trainer.current_epoch + 1)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.global_step > self.saved_step:  # For example, a callback ended the training.
+        # A callback may have ended the training after the last save.
+        if trainer.global_step > self.saved_step:
             self._save(trainer)
         self.signal_handlers.close()
 
@@ -186,7 +188,8 @@ class ResumeCheckpoint(Checkpoint):
         self.loader_has_state = hasattr(trainer.train_dataloader, "state_dict")
         self.saved_step, self.saved_time = trainer.global_step, time.monotonic()
         if self.restored is None:
-            self._save(trainer)  # From now on there is always a checkpoint to resume.
+            # From now on, the run can always be resumed.
+            self._save(trainer)
             return
         set_step_limit(trainer, self.max_steps)
         if self.loader_has_state:
@@ -217,7 +220,7 @@ class ResumeCheckpoint(Checkpoint):
 
     def _restore_trainer(self, trainer: Trainer, state: dict[str, Any]) -> None:
         restore_metrics(trainer, state["metrics"])
-        # A GradientAccumulationScheduler may have changed it.
+        # A GradientAccumulationScheduler may have changed the number of batches.
         set_accumulation(trainer, state["accumulate_grad_batches"])
         early_stopping = _early_stopping(trainer)
         was_switched_off = state["early_stopping"] and not early_stopping
@@ -276,10 +279,10 @@ def _gather_from_processes(state: dict[str, Any]) -> list[dict[str, Any]]:
 
 def generator_states() -> dict[str, Any]:
     """Return the states of the random generators as tensors and plain values."""
-    name, keys, *rest = np.random.get_state(legacy=True)
+    name, keys, *position = np.random.get_state(legacy=True)
     states: dict[str, Any] = {
         "torch": torch.get_rng_state(),
-        "numpy": [name, torch.from_numpy(np.asarray(keys, np.int64)), *rest],
+        "numpy": [name, torch.from_numpy(np.asarray(keys, np.int64)), *position],
         "python": random.getstate(),
     }
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
@@ -290,8 +293,8 @@ def generator_states() -> dict[str, Any]:
 def restore_generators(states: dict[str, Any]) -> None:
     """Restore what ``generator_states`` returned."""
     torch.set_rng_state(states["torch"])
-    name, keys, *rest = states["numpy"]
-    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+    name, keys, *position = states["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *position))
     version, keys, gauss_next = states["python"]
     random.setstate((version, tuple(keys), gauss_next))
     if "cuda" in states:

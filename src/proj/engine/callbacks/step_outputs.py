@@ -1,8 +1,9 @@
 """Outputs of steps as arrays, gathered from all processes.
 
-A module of its own, because training needs it and must not import polars for it.
+Training uses this module. It is separate from ``prediction_writer``, which imports polars.
 """
 
+from itertools import chain
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from proj.schema import Array
 
 
 def as_arrays(outputs: dict[str, Tensor]) -> dict[str, Array]:
-    """Convert the outputs of a step to NumPy arrays. bfloat16 becomes float32: NumPy has none."""
+    """Return a step's outputs as NumPy arrays. NumPy has no bfloat16, so it becomes float32."""
     arrays = {}
     for name, values in outputs.items():
         values = values.float() if values.dtype == torch.bfloat16 else values
@@ -22,10 +23,10 @@ def as_arrays(outputs: dict[str, Tensor]) -> dict[str, Array]:
 
 
 def gather_chunks(chunks: list[Any]) -> list[Any]:
-    """Return the chunks of every process on process 0, an empty list on the others."""
+    """Return the chunks of all processes on process 0, and an empty list on the others."""
     if not torch.distributed.is_initialized():
         return chunks
     rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
     gathered: list[Any] | None = [None] * world_size if rank == 0 else None
     torch.distributed.gather_object(chunks, gathered)
-    return [chunk for part in gathered for chunk in part] if gathered is not None else []
+    return list(chain.from_iterable(gathered or []))

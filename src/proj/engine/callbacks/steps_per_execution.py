@@ -38,9 +38,9 @@ from proj.schema import Batch
 
 # Time of an execution in seconds: long enough that Lightning's work is one or two percent of it.
 EXECUTION_SECONDS = 0.05
-# Most steps in an execution. More would leave too few points for the curves.
+# Limit of the steps in an execution. More would leave too few points for the curves.
 MAX_STEPS = 512
-# Timed steps, the fastest of which counts.
+# The time of a step is the shortest of these measurements.
 TIMINGS = 4
 
 BATCH_HOOKS = (
@@ -87,13 +87,14 @@ STEPWISE_CALLBACKS = (
 
 
 class StepsPerExecution(Callback):
-    """Make several optimizer steps per ``training_step`` if that changes nothing but the speed.
+    """Make several optimizer steps per ``training_step`` if this changes the speed only.
 
-    If it would change something, print the reason and make single steps. Lightning counts
+    If it would change anything else, print the reason and make single steps. Lightning counts
     executions, so a resumed run keeps the number of steps of its checkpoint.
     """
 
-    steps: int | None = None  # None: single steps
+    # The steps of an execution; None for single steps.
+    steps: int | None = None
     restored = False
 
     def state_dict(self) -> dict[str, Any]:
@@ -116,13 +117,14 @@ class StepsPerExecution(Callback):
                 console.say(f"one optimizer step at a time{not_compiled}: {reason}.")
             if self.steps is not None and _is_within_epoch(trainer):
                 raise UserError(
-                    "the checkpoint was written during an epoch with executions of "
-                    f"{self.steps} steps, which must not change before the end of the epoch: "
-                    f"{reason}; remove that setting."
+                    f"model.steps_per_execution: expected executions of {self.steps} steps up to "
+                    f"the end of the checkpoint's epoch, got single steps, because {reason}; "
+                    "remove that setting."
                 )
             return
         if self.restored and self.steps is None and _is_within_epoch(trainer):
-            return  # The rest of the epoch needs single steps, too.
+            # The remaining steps of the epoch must be single steps, too.
+            return
         assert isinstance(pl_module, Model)
         self._set_up(trainer, pl_module, requested)
 
@@ -144,7 +146,7 @@ class StepsPerExecution(Callback):
             else:
                 loader.steps = _steps_for(_step_seconds(trainer, model, data))
         last_batches = max(0, trainer.max_steps) % loader.batches
-        while not _ends_well(loader, last_batches):
+        while not _fits_max_steps(loader, last_batches):
             loader.steps -= 1
         self.steps = loader.steps
         model.run_execution = run_execution
@@ -167,7 +169,7 @@ def _is_within_epoch(trainer: Any) -> bool:
     return any(saver.restored is not None and not saver.restored["after_epoch"] for saver in savers)
 
 
-def _ends_well(loader: ArrayLoader, last_batches: int) -> bool:
+def _fits_max_steps(loader: ArrayLoader, last_batches: int) -> bool:
     """Return whether ``max_steps`` does not shorten an execution that a validation follows.
 
     Args:
@@ -176,7 +178,8 @@ def _ends_well(loader: ArrayLoader, last_batches: int) -> bool:
     """
     assert loader.period is not None
     cuts = loader.cuts()
-    last = bisect_left(cuts, last_batches)  # the execution in which `max_steps` falls
+    # The execution that contains `max_steps`.
+    last = bisect_left(cuts, last_batches)
     if cuts[last] == last_batches:
         return True
     executions_per_period = cuts.index(min(loader.period, loader.batches))

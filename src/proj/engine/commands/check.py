@@ -1,4 +1,4 @@
-"""``check``: find what can be known before the first epoch, and estimate the cost of training."""
+"""Find mistakes in an experiment without training it, and estimate the cost of training."""
 
 import copy
 import math
@@ -28,15 +28,16 @@ from proj.models.checks import leaf_hooks
 from proj.models.optim import parameter_groups
 from proj.schema import DEFAULT_THRESHOLD, Batch
 
-# Splits with fewer rows than this get a line about the precision of a share.
-FEW_ROWS = 100
-# Steps in which `--overfit` expects the net to learn one batch, and steps between two looks.
+# For splits with fewer rows, the precision of a share is printed.
+SMALL_SPLIT_ROWS = 100
+# Steps in which `--overfit` expects the net to learn one batch, and steps between two evaluations.
 OVERFIT_STEPS, OVERFIT_INTERVAL = 500, 25
 # Share of the targets' variance that may stay unexplained for a batch to count as learned.
 UNEXPLAINED_VARIANCE = 0.1
-# Timed steps, the fastest of which counts.
+# The time of a step is the shortest of these measurements.
 TIMINGS = 3
-# Best, last and previous checkpoint and one being written; each holds weights and Adam's moments.
+# The best, the last and the previous checkpoint, and one that is being written. Each holds the
+# weights and Adam's two moments.
 CHECKPOINTS, TENSORS_PER_WEIGHT = 4, 3
 
 
@@ -58,11 +59,11 @@ def check(args: list[str]) -> None:
             "layers, loss and costs are checked for models and data modules of this package only."
         )
     console.show_findings(findings, strict=bool(cli.config.strict))
-    console.say("a batch of each stage goes through.")
+    console.say("one batch of each stage runs without an error.")
 
 
 def _check_splits(data: DataModule) -> Iterator[Finding]:
-    """Yield a finding for each empty split; print how little a small one says."""
+    """Yield a finding for each empty split; print the precision of a small one."""
     for split in ("val", "test"):
         rows = data.rows(split)
         if rows == 0:
@@ -71,7 +72,8 @@ def _check_splits(data: DataModule) -> Iterator[Finding]:
                 "the performance on new rows stays unknown",
                 f"set data.{split}_fraction",
             )
-        elif rows < FEW_ROWS:  # This is no finding, because there may be no more rows.
+        # A small split is no finding, because the user may have no more rows.
+        elif rows < SMALL_SPLIT_ROWS:
             half_width = 100 * 1.96 * math.sqrt(0.25 / rows)
             console.say(
                 f"the {split} split has {rows} rows: the 95 % interval of a share of them is up to "
@@ -129,7 +131,7 @@ def _show_layers(net: nn.Module) -> Iterator[None]:
 
 
 def _gradients(model: Model, batch: Batch) -> tuple[float, int]:
-    """Compute the gradients; return the loss and the bytes that were kept for the backward pass."""
+    """Compute the gradients; return the loss, and the bytes stored for the backward pass."""
     known_storages, activation_bytes = {p.data_ptr() for p in model.parameters()}, 0
 
     def measure(values: Tensor) -> Tensor:
@@ -236,7 +238,7 @@ def _mb(size: int) -> str:
 def _check_overfit(model: Model, batch: Batch) -> Iterator[Finding]:
     """Train on one batch only; yield a finding if the net does not learn it.
 
-    Then the net, the loss and the labels do not fit together.
+    A net that cannot learn one batch does not fit the loss or the labels.
     """
     assert isinstance(model.net, nn.Module)
     optimizer = model.optimizer(parameter_groups(model.net, model.learning_rates))

@@ -1,4 +1,4 @@
-"""The verb `compare`: test whether runs differ, on the same test rows."""
+"""Test whether runs differ on the same test rows."""
 
 import argparse
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from proj.engine import console, html
 from proj.engine.config.parser import VerbParser
 from proj.engine.console import number
 from proj.engine.evaluation.limits import MIN_UNITS, unit_name
-from proj.engine.evaluation.paired import LEVEL, Difference, differences, holm
+from proj.engine.evaluation.paired import SIGNIFICANCE_LEVEL, Difference, differences, holm
 from proj.engine.evaluation.prediction_set import PredictionSet, load_predictions
 from proj.engine.evaluation.results import check_tested, read_schema
 from proj.engine.html import Section
@@ -23,7 +23,8 @@ from proj.metrics import metric_info
 
 HEADER = ("metric", "difference", "95 % interval", "p", "verdict", "test")
 
-Settings = list[tuple[str, list[str]]]  # names, and the value of each run
+# The name of each setting, and its value in each run.
+Settings = list[tuple[str, list[str]]]
 
 
 class Comparison(NamedTuple):
@@ -51,8 +52,8 @@ def compare(args: list[str]) -> None:
         _show(comparison, len(predictions[0]))
     console.show(_settings_table(names, differing))
     if arguments.output:
-        page = _page(names, len(predictions[0]), comparisons, differing)
-        atomic_write(Path(arguments.output), lambda file: file.write(page.encode()))
+        report = _html_report(names, len(predictions[0]), comparisons, differing)
+        atomic_write(Path(arguments.output), lambda file: file.write(report.encode()))
         console.say(f"report: {arguments.output}")
 
 
@@ -78,7 +79,7 @@ def _read(run: Run) -> PredictionSet:
 
 
 def check_same_rows(first_name: str, first: PredictionSet, name: str, other: PredictionSet) -> None:
-    """Raise UserError unless both are finite predictions of the same targets of the same rows."""
+    """Raise UserError unless both runs have finite predictions of the same rows and targets."""
     if first.task != other.task or first.names != other.names:
         raise UserError(
             f"compare: expected runs of one task, got {first_name} "
@@ -89,18 +90,16 @@ def check_same_rows(first_name: str, first: PredictionSet, name: str, other: Pre
         shared = len(np.intersect1d(first.row, other.row))
         raise UserError(
             f"compare: expected the same test rows, got {len(first)} rows of {first_name} and "
-            f"{len(other)} of {name}, of which {shared} are the same; test both on one split."
+            f"{len(other)} of {name} with {shared} in common; test both on one split."
         )
     if not np.array_equal(first.target, other.target):
         raise UserError(
-            f"compare: expected the same test rows, but the targets of {first_name} and {name} "
-            "differ; test both on one source."
+            f"compare: expected the same targets, got different ones in {first_name} and {name}; "
+            "test both on one source."
         )
     if first.missing or other.missing:
-        wrong = first_name if first.missing else name
-        raise UserError(
-            f"compare: expected finite predictions, but some of {wrong} are not finite numbers."
-        )
+        run = first_name if first.missing else name
+        raise UserError(f"compare: expected finite predictions, got others in {run}; leave it out.")
 
 
 def _check_enough_rows(predictions: PredictionSet) -> None:
@@ -109,8 +108,8 @@ def _check_enough_rows(predictions: PredictionSet) -> None:
     if count < MIN_UNITS:
         kind = "test rows" if group is None else f"{unit_name(predictions)} of test rows"
         raise UserError(
-            f"compare: expected {MIN_UNITS} {kind} or more, got {count}; so few cannot show a "
-            "difference."
+            f"compare: expected {MIN_UNITS} {kind} or more, got {count}, which cannot "
+            "show a difference."
         )
 
 
@@ -145,7 +144,7 @@ def _calibration(run: Run) -> str:
 def verdict(metric: str, difference: Difference, p: float) -> str:
     """Return better, worse, or not significant, at a level of 5 %."""
     info = metric_info(metric)
-    if p >= LEVEL or info is None:
+    if p >= SIGNIFICANCE_LEVEL or info is None:
         return "not significant"
     return "better" if (difference.value > 0) == (info.mode == "max") else "worse"
 
@@ -167,7 +166,7 @@ def _signed(value: float) -> str:
 
 def _show(comparison: Comparison, test_rows: int) -> None:
     console.say(f"{comparison.title}, {test_rows} test rows")
-    # Only the page has the last column, the name of the test.
+    # The last column, the name of the test, is in the HTML report only.
     header = HEADER[:-1]
     table = Table(
         *(Column(name, justify="right" if name in HEADER[1:4] else "left") for name in header)
@@ -184,7 +183,7 @@ def _settings_table(names: list[str], settings: Settings) -> Table:
     return table
 
 
-def _page(
+def _html_report(
     names: list[str], test_rows: int, comparisons: list[Comparison], settings: Settings
 ) -> str:
     several = len(comparisons) > 1
@@ -194,7 +193,8 @@ def _page(
         f"alone.{adjusted}"
     )
     sections = [
-        Section(each.title, [html.table(each.title, HEADER, _rows(each))]) for each in comparisons
+        Section(comparison.title, [html.table(comparison.title, HEADER, _rows(comparison))])
+        for comparison in comparisons
     ]
     rows = [[key, *values] for key, values in settings]
     differing = html.table("Settings that differ", ["setting", *names], rows)

@@ -1,4 +1,4 @@
-"""``fit``: train into a new run folder, or resume an existing run."""
+"""Train into a new run folder, or resume an existing run."""
 
 import json
 import os
@@ -22,7 +22,8 @@ from proj.engine.training.preflight import preflight
 from proj.engine.training.resume import resume
 from proj.engine.training.train import RUN_VARIABLE, train
 
-if TYPE_CHECKING:  # Importing matplotlib takes long, and training does not need it.
+# Importing matplotlib takes a second, and training does not need it.
+if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
@@ -80,7 +81,7 @@ def train_experiment(
         return None
     callbacks = [*initial, FigureLogger(), *callbacks]
     if not first_process():
-        # Lightning's launcher passes RUN_VARIABLE on. torchrun's does not: there, Lightning
+        # Lightning's launcher passes RUN_VARIABLE on, torchrun's does not. With torchrun, Lightning
         # broadcasts the checkpoints' folder from process 0, and only process 0 writes other files.
         run = Run(Path(os.environ.get(RUN_VARIABLE, cli.root)))
         train(cli, run, args, callbacks, checkpoint)
@@ -94,7 +95,7 @@ def train_experiment(
 
 def _fast_dev_run(cli: ExperimentCLI, callbacks: list[Callback], checkpoint: Path | None) -> None:
     trainer = cli.build_trainer(None, callbacks)
-    with signal_exit_codes(trainer), as_user_error("training cannot go on"):
+    with signal_exit_codes(trainer), as_user_error("training fails"):
         trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint, weights_only=True)
     console.say("fast_dev_run: done; no files are written.")
 

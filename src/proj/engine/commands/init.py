@@ -1,4 +1,4 @@
-"""The verb init: inspect the data and write a complete experiment for them."""
+"""Inspect data and write a complete experiment for them."""
 
 import argparse
 import re
@@ -23,8 +23,8 @@ def init(args: list[str]) -> None:
     output = Path(options.output or f"configs/{_experiment_name(options.data)}.yaml")
     if output.exists() and not options.force:
         raise UserError(
-            f"the file {output} already exists; name another with --output, or overwrite it with "
-            "--force."
+            f"--output: expected a new file, got {output}, which exists; choose another name, or "
+            "overwrite it with --force."
         )
     data = _open_data(options.data, options.target, options.task)
     data.prepare_data()

@@ -1,13 +1,11 @@
-"""The verb `predict`: write a run's predictions for new rows."""
+"""Write a run's predictions for new rows."""
 
 from pathlib import Path
 
 from proj.engine import console
 from proj.engine.callbacks.prediction_writer import PredictionWriter
 from proj.engine.config.experiment import ExperimentCLI
-from proj.engine.evaluation.restore import apply_calibration, restore
-from proj.engine.exit_codes import as_user_error, signal_exit_codes
-from proj.engine.memory import keep_freed_memory
+from proj.engine.evaluation.restore import apply_calibration, restore, run_loop
 from proj.engine.runs.predictions import writer
 from proj.engine.runs.run import Run
 from proj.errors import UserError
@@ -15,30 +13,24 @@ from proj.errors import UserError
 
 def predict(args: list[str]) -> None:
     """Write a run's predictions for new rows."""
-    run, cli, checkpoint, _ = restore("predict", args)
-    apply_calibration(cli.model, checkpoint)
-    path = _output_path(cli, run)
-    keep = cli.option("keep")
-    fast_dev_run = bool(cli.config_init.trainer.fast_dev_run)
-    prediction_writer = PredictionWriter(path, keep.split(",") if keep else [])
-    trainer = cli.build_trainer(run.path, [] if fast_dev_run else [prediction_writer])
-    keep_freed_memory(trainer.strategy.root_device)
-    with signal_exit_codes(trainer), as_user_error("predict fails"):
-        trainer.predict(
-            cli.model,
-            datamodule=cli.datamodule,
-            ckpt_path=checkpoint,
-            weights_only=True,
-            return_predictions=False,
-        )
-    if not fast_dev_run and trainer.is_global_zero:
+    restored = restore("predict", args)
+    cli = restored.cli
+    apply_calibration(cli.model, restored.checkpoint)
+    path = _output_path(cli, restored.run)
+    columns = cli.option("keep")
+    prediction_writer = PredictionWriter(path, columns.split(",") if columns else [])
+    trainer = run_loop("predict", restored, prediction_writer)
+    if trainer.is_global_zero and not restored.fast_dev_run:
         console.say(f"predictions: {path}")
 
 
 def _output_path(cli: ExperimentCLI, run: Run) -> Path:
-    """Return the file to write; raise UserError before the work if it cannot be written."""
+    """Return the file to write; raise UserError if it cannot be written.
+
+    This is called before the forward passes, so that a wrong name wastes no time.
+    """
     path = Path(cli.option("output") or run.path / "predict" / "predictions.parquet")
-    writer(path)  # raises UserError for an unknown file name extension
+    writer(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""The verb `report`: write the report of a tested run again, from its folder alone."""
+"""Write the report of a tested run again, from its folder alone."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The verb `runs`: list runs with their headline metrics."""
+"""List runs with their headline metrics."""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -10,7 +10,7 @@ from rich.table import Column, Table
 
 from proj.engine import console
 from proj.engine.config.parser import VerbParser
-from proj.engine.console import number
+from proj.engine.console import number, plural
 from proj.engine.runs.run import Run, flatten_config, read_json, run_folders
 from proj.errors import UserError, nearest
 from proj.metrics import metric_info
@@ -20,7 +20,7 @@ CONDITION = re.compile(r"([^<>=]+)(<=|>=|<|>|=)(.+)")
 
 
 class RunFacts(NamedTuple):
-    """What is known of a run.
+    """The settings and metrics of a run.
 
     ``settings`` holds the name, start, end and status, and the config by dotted key. ``metrics``
     are those of the test split.
@@ -63,11 +63,11 @@ def runs(args: list[str]) -> None:
     if arguments.sort:
         listed = ordered(listed, arguments.sort)
     _show(listed)
-    console.say(f"{len(listed)} {'run' if len(listed) == 1 else 'runs'} in {folder}")
+    console.say(f"{plural(len(listed), 'run')} in {folder}")
 
 
 def _readable(runs: Iterable[Run]) -> Iterator[RunFacts]:
-    """Yield the facts of each run; warn of one with a damaged file."""
+    """Yield the facts of each run; warn of runs with a damaged file."""
     for run in runs:
         try:
             yield read_facts(run)
@@ -111,7 +111,7 @@ def meets(run: RunFacts, condition: str, listed: list[RunFacts]) -> bool:
     if operator == "=" and isinstance(value, bool):
         return str(value).lower() == wanted.lower()
     if operator == "=" and not isinstance(value, int | float):
-        # A class may be given without its module.
+        # A class may be named without its module.
         return wanted in (str(value), str(value).rpartition(".")[2])
     try:
         a, b = float(value), float(wanted)
@@ -140,4 +140,6 @@ def _check_key(key: str, option: str, listed: list[RunFacts]) -> None:
     """Raise UserError unless a run has the metric or setting."""
     keys = dict.fromkeys(name for run in listed for name in (*run.metrics, *run.settings))
     if listed and key not in keys:
-        raise UserError(f"{option}: no run has {key!r}.{nearest(key, keys)}")
+        raise UserError(
+            f"{option}: expected a metric or a setting of a run, got {key!r}.{nearest(key, keys)}"
+        )

@@ -1,4 +1,4 @@
-"""The verb `test`: score a run on the test split."""
+"""Compute a run's metrics on the test split, with predictions and report."""
 
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from proj.engine.callbacks.prediction_writer import PredictionWriter
 from proj.engine.evaluation.artifacts import save_artifacts
 from proj.engine.evaluation.prediction_set import load_predictions
 from proj.engine.evaluation.report import write_report
-from proj.engine.evaluation.restore import apply_calibration, restore
+from proj.engine.evaluation.restore import apply_calibration, restore, run_loop
 from proj.engine.evaluation.results import (
     has_tensorboard,
     logged_metrics,
@@ -18,8 +18,6 @@ from proj.engine.evaluation.results import (
     show_location,
 )
 from proj.engine.evaluation.scoring import Metrics, add_intervals, small_sample_warnings
-from proj.engine.exit_codes import as_user_error, signal_exit_codes
-from proj.engine.memory import keep_freed_memory
 from proj.engine.runs import calibration
 from proj.engine.runs.run import Run
 from proj.models.base import Model
@@ -27,27 +25,18 @@ from proj.models.base import Model
 
 def test(args: list[str]) -> None:
     """Compute a run's metrics on the test split, save the predictions and write the report."""
-    run, cli, checkpoint, step = restore("test", args)
-    fast_dev_run = bool(cli.config_init.trainer.fast_dev_run)
+    restored = restore("test", args)
+    run, cli, checkpoint, step = restored
     applied = apply_calibration(cli.model, checkpoint)
     writer = PredictionWriter(run.path / "test" / "predictions.parquet")
-    trainer = cli.build_trainer(run.path, [] if fast_dev_run else [writer])
-    keep_freed_memory(trainer.strategy.root_device)
-    with signal_exit_codes(trainer), as_user_error("test fails"):
-        trainer.test(
-            cli.model,
-            datamodule=cli.datamodule,
-            ckpt_path=checkpoint,
-            weights_only=True,
-            verbose=False,
-        )
+    trainer = run_loop("test", restored, writer)
     if not trainer.is_global_zero:
         return
-    if fast_dev_run:
+    if restored.fast_dev_run:
         console.say("fast_dev_run: completed; nothing is saved.")
         return
     metrics = logged_metrics(trainer.callback_metrics, "test")
-    calibration.keep(applied, run.path / "test")
+    calibration.save_applied(applied, run.path / "test")
     if writer.written and isinstance(cli.model, Model):
         _score(run, cli.model, cli.datamodule, checkpoint, step, metrics)
     else:
@@ -71,8 +60,8 @@ def _score(
     warnings = small_sample_warnings(metrics, schema.task, "test")
     save_metrics(run, "test", checkpoint, metrics, warnings, has_predictions=True)
     if isinstance(data, DataModule):
-        for left_out in save_artifacts(run, data, schema, predictions):
-            console.say(left_out)
+        for omission in save_artifacts(run, data, schema, predictions):
+            console.say(omission)
     tensorboard_step = step if has_tensorboard(run) else None
     report = write_report(run, schema, predictions, metrics, tensorboard_step)
     console.say(f"report: {report}")

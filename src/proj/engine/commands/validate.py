@@ -1,4 +1,4 @@
-"""The verb `validate`: score a run on the validation split; calibrate it; rank its columns."""
+"""Compute a run's metrics on the validation split; fit its calibration; rank its columns."""
 
 import json
 from pathlib import Path
@@ -14,16 +14,14 @@ from proj.engine.callbacks.prediction_writer import PredictionWriter
 from proj.engine.config.experiment import ExperimentCLI, first_process
 from proj.engine.console import number
 from proj.engine.evaluation import calibrate
-from proj.engine.evaluation.artifacts import places
+from proj.engine.evaluation.artifacts import row_positions
 from proj.engine.evaluation.calibrate import CalibrationRequest
 from proj.engine.evaluation.counts import headline_metric
 from proj.engine.evaluation.importance import REPEATS, Rows, importances, inputs_of, predictor
 from proj.engine.evaluation.prediction_set import PredictionSet, load_predictions
-from proj.engine.evaluation.restore import restore
+from proj.engine.evaluation.restore import restore, run_loop
 from proj.engine.evaluation.results import logged_metrics, run_seed, save_metrics, show_location
 from proj.engine.evaluation.scoring import Metrics, add_intervals, small_sample_warnings
-from proj.engine.exit_codes import as_user_error, signal_exit_codes
-from proj.engine.memory import keep_freed_memory
 from proj.engine.runs import calibration
 from proj.engine.runs.calibration import Calibration
 from proj.engine.runs.run import Run, atomic_write
@@ -37,31 +35,22 @@ def validate(args: list[str]) -> None:
 
     Depending on the flags, also fit a calibration and compute the importance of the columns.
     """
-    run, cli, checkpoint, _ = restore("validate", args)
-    fast_dev_run = bool(cli.config_init.trainer.fast_dev_run)
+    restored = restore("validate", args)
+    run, cli, checkpoint, _ = restored
     wants_importance = bool(cli.config.get("importance"))
     if wants_importance:
-        check_importance(cli.model, cli.datamodule, fast_dev_run)
-    request = _calibration_request(cli, checkpoint, fast_dev_run)
+        check_importance(cli.model, cli.datamodule, restored.fast_dev_run)
+    request = _calibration_request(cli, checkpoint, restored.fast_dev_run)
     writer = PredictionWriter(run.path / "validate" / "predictions.parquet")
-    trainer = cli.build_trainer(run.path, [] if fast_dev_run else [writer])
-    keep_freed_memory(trainer.strategy.root_device)
-    with signal_exit_codes(trainer), as_user_error("validate fails"):
-        trainer.validate(
-            cli.model,
-            datamodule=cli.datamodule,
-            ckpt_path=checkpoint,
-            weights_only=True,
-            verbose=False,
-        )
+    trainer = run_loop("validate", restored, writer)
     if not trainer.is_global_zero:
         return
-    if fast_dev_run:
+    if restored.fast_dev_run:
         console.say("fast_dev_run: completed; nothing is saved.")
         return
     metrics = logged_metrics(trainer.callback_metrics, "val")
-    # Metrics of this split are those of the uncalibrated model.
-    calibration.keep(None, run.path / "validate")
+    # The metrics of this split are those of the uncalibrated model.
+    calibration.save_applied(None, run.path / "validate")
     if writer.written and isinstance(cli.model, Model):
         predictions = _score(run, cli.model, checkpoint, metrics, request)
         if wants_importance:
@@ -180,7 +169,7 @@ def save_importance(
         f"importance: {len(columns)} columns × {REPEATS} permutations, and once unpermuted: "
         f"{len(columns) * REPEATS + 1} passes over {len(predictions)} validation rows"
     )
-    indices = places(split, predictions.row)
+    indices = row_positions(split, predictions.row)
     rows = Rows(split, indices, *predictor(trainer, model, take(split, indices[:2])))
     importance = importances(rows, predictions, columns, run_seed(run))
     entries = {name: entry.entry() for name, entry in importance.items()}

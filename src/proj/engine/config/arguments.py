@@ -1,4 +1,4 @@
-"""Early reading of a command line: config files, flags, and which run. It imports nothing heavy."""
+"""Read config files, flags and the run from a command line, without importing torch."""
 
 import json
 from pathlib import Path
@@ -86,7 +86,7 @@ def _with_class_paths(words: list[str]) -> list[str]:
 
 
 def as_flags(values: dict[str, Any]) -> list[str]:
-    """Turn dotted keys and plain values into flags.
+    """Return dotted keys and plain values as flags of the command line.
 
     >>> as_flags({"trainer.max_epochs": 5, "data.path": Path("a.npz"), "data.predict_path": None})
     ['--trainer.max_epochs=5', '--data.path=a.npz', '--data.predict_path=null']
@@ -128,7 +128,8 @@ def read_config(path: Path) -> dict[str, Any]:
     _check_keys(path, config)
     try:
         json.dumps(config)
-    except (TypeError, ValueError) as error:  # a date, or an alias that contains itself
+    except (TypeError, ValueError) as error:
+        # The config holds a date, or an alias that contains itself.
         raise UserError(
             f"{path}: expected texts, numbers, lists and sections: {error}; put quotes around it."
         ) from error

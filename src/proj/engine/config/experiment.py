@@ -42,9 +42,9 @@ IGNORED_WARNINGS = (
 class ExperimentCLI(LightningCLI):
     """Parser of an experiment for one verb, with the objects that it builds.
 
-    Each verb has one parser with all flags, where LightningCLI would build four subparsers. Thus
-    nothing that is read from a checkpoint can override a flag (Lightning issue 20801). The Trainer
-    is built later, when the run's folder is known.
+    Each verb has one parser with all flags instead of the four subparsers of LightningCLI, so that
+    no value in a checkpoint can override a flag (Lightning issue 20801). The Trainer is built
+    later, when the run's folder is known.
 
     Args:
         verb: one of the keys of ``OPTIONS``.
@@ -73,7 +73,8 @@ class ExperimentCLI(LightningCLI):
         _silence_lightning()
         super().__init__(
             save_config_callback=None,
-            trainer_defaults={"num_sanity_val_steps": 0},  # The preflight has run a batch.
+            # The preflight has already run a validation batch.
+            trainer_defaults={"num_sanity_val_steps": 0},
             parser_kwargs={
                 "prog": f"python -m {PACKAGE} {verb}",
                 "exit_on_error": False,
@@ -140,7 +141,7 @@ class ExperimentCLI(LightningCLI):
         self.model, self.datamodule = self.config_init.model, self.config_init.get("data")
         on_gpu = torch.cuda.is_available() and self.config.trainer.accelerator != "cpu"
         if self.verb == "fit" and on_gpu:
-            # Use TensorFloat-32 where the GPU has it, for twice the speed.
+            # TensorFloat-32 doubles the speed on GPUs that support it.
             torch.set_float32_matmul_precision("high")
 
     def _recorded_options(self) -> set[str]:
@@ -177,14 +178,14 @@ class ExperimentCLI(LightningCLI):
         Args:
             folder: the run's folder; None for a Trainer that writes no files.
             callbacks: callbacks beside those of the experiment.
-            purge_step: step from which on TensorBoard discards older values, in a resumed run.
+            purge_step: for a resumed run, the step from which TensorBoard discards older values.
 
         Raises:
             UserError: if Lightning refuses the flags.
         """
         options = dict(self.config_init.trainer)
-        own = options.pop("callbacks") or []
-        own_callbacks = [*own] if isinstance(own, list) else [own]
+        configured = options.pop("callbacks") or []
+        own_callbacks = [*configured] if isinstance(configured, list) else [configured]
         if folder is not None:
             options["default_root_dir"] = folder
             if self.verb not in ("fit", "check"):
@@ -236,7 +237,7 @@ def _silence_lightning() -> None:
 
 
 def first_process() -> bool:
-    """Whether this is process 0 of a training on several devices, or the only process."""
+    """Return whether this is process 0 of a training on several devices, or the only process."""
     return int(getattr(rank_zero_only, "rank", 0)) == 0
 
 
@@ -245,7 +246,7 @@ def differences(old: dict[str, Any], new: dict[str, Any], key: str = "") -> list
     lines = []
     for name in old | new:
         before, after, path = old.get(name), new.get(name), f"{key}.{name}".strip(".")
-        # Both null and an empty section say that there are no options.
+        # Both null and an empty section mean no options.
         both_empty = before in (None, {}) and after in (None, {})
         if isinstance(before, dict) and isinstance(after, dict):
             lines += differences(before, after, path)

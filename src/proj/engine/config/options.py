@@ -1,8 +1,6 @@
 """Options of the verbs that train and evaluate, beside the keys of an experiment.
 
-There is one table per verb.
-The early reading of the command line, the parser of the experiment and the documentation take them
-from here.
+The reader of command lines, the parser of the experiment and the documentation use these tables.
 """
 
 from dataclasses import dataclass
@@ -17,8 +15,8 @@ class Option:
         name: the flag without its two dashes.
         help: one sentence for ``--help`` and the reference.
         type: type of the value; ``bool`` makes a switch without a value.
-        recorded: keep a value that is set in the run's ``config.yaml``.
-        selects_run: read it before the experiment, because it decides which experiment is read.
+        recorded: record a value that is set in the run's ``config.yaml``.
+        selects_run: read it before the experiment, because it selects the experiment.
         value_optional: the flag may stand without a value.
         metavar: name of the value in the help; the option's name in capitals by default.
     """

@@ -1,4 +1,4 @@
-"""Turn the nested error texts of jsonargparse into one sentence about one key.
+"""Convert the nested error texts of jsonargparse to one sentence about one key.
 
 The sentence names the key, the value, and the nearest valid name. The texts are not a public
 interface of jsonargparse. A text that is not recognised is passed on as it is.
@@ -19,7 +19,7 @@ from proj.errors import nearest
 
 @dataclass(frozen=True)
 class Cause:
-    """The line of an error text that names the mistake, with what the lines around it say.
+    """The line of an error text that names the mistake, with the context of the other lines.
 
     Attributes:
         match: the pattern found in the line.
@@ -132,7 +132,8 @@ def _required(cause: Cause) -> str:
 
 def _no_attribute(cause: Cause) -> str:
     module, name = cause.match[1], cause.match[2]
-    if cause.owner != f"{module}.{name}":  # an error inside the module, or a part of the path
+    # The error is inside the module, or in the middle of the path.
+    if cause.owner != f"{module}.{name}":
         return (
             f"{cause.key}: {cause.owner} cannot be imported: module {module} has no {name}."
             f"{_nearest_class(cause.owner)}"
@@ -217,7 +218,8 @@ def _options(class_path: str) -> list[str]:
     names = [
         name for constructor in constructors for name in inspect.signature(constructor).parameters
     ]
-    # These are arguments that the program passes. A scheduler gets its optimizer, a model has one.
+    # The program passes these arguments. A class without a net is a scheduler, and its optimizer is
+    # passed, too.
     passed = {"self", "args", "kwargs", "schema", "params", "defaults"}
     if "net" not in names:
         passed.add("optimizer")

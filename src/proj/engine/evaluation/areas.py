@@ -22,7 +22,7 @@ from proj.engine.evaluation.limits import (
 from proj.engine.evaluation.prediction_set import PredictionSet
 from proj.schema import Array
 
-# DeLong's variance is averaged with a prior variance that has the weight of so many rows.
+# DeLong's variance is averaged with a prior variance that has the weight of this number of rows.
 PRIOR_ROWS = 2
 
 
@@ -40,15 +40,15 @@ def auroc(score: Array, hit: Array) -> tuple[float, Array]:
     if not m or not k:
         return np.nan, influence
     ranks = midranks(score)
-    # The share of rows of the other kind that the row is ranked correctly against.
+    # For each row, the share of rows of the other kind that it is ranked correctly against.
     share = np.empty(len(score))
     share[positive] = (ranks[positive] - midranks(score[positive])) / k
     share[~positive] = 1 - (ranks[~positive] - midranks(score[~positive])) / m
     area = float(share[positive].mean())
     # The variance is not known from a single row of one kind: its influence is infinite or NaN.
     with np.errstate(divide="ignore", invalid="ignore"):
-        each = np.where(positive, 1 / np.sqrt(m * (m - 1.0)), 1 / np.sqrt(k * (k - 1.0)))
-        influence = (share - area) * each * len(score)
+        weight = np.where(positive, 1 / np.sqrt(m * (m - 1.0)), 1 / np.sqrt(k * (k - 1.0)))
+        influence = (share - area) * weight * len(score)
     return area, influence
 
 
@@ -64,25 +64,27 @@ def average_precision(score: Array, hit: Array) -> tuple[float, Array]:
     rows, positives = len(score), int(hit.sum())
     if not 0 < positives < rows:
         return np.nan, np.full(rows, np.nan)
-    levels, place = np.unique(-score, return_inverse=True)  # from the highest score down
-    gained = np.bincount(place, hit, len(levels))
+    # The levels descend from the highest score.
+    levels, level_of_row = np.unique(-score, return_inverse=True)
+    gained = np.bincount(level_of_row, hit, len(levels))
     true = gained.cumsum()
-    named = np.bincount(place, minlength=len(levels)).cumsum()
-    precision = true / named
+    accepted = np.bincount(level_of_row, minlength=len(levels)).cumsum()
+    precision = true / accepted
     value = float((gained * precision).sum() / positives)
-    # What a positive and a negative row add to the precision at their own and lower thresholds.
+    # The change of the precision at a row's own and lower thresholds, by a positive and by a
+    # negative row.
     raised, lowered = (
-        np.cumsum((gained * change / named**2)[::-1])[::-1] for change in (named - true, true)
+        np.cumsum((gained * change / accepted**2)[::-1])[::-1] for change in (accepted - true, true)
     )
-    moved = np.where(hit == 1, raised[place], -lowered[place])
-    own = hit * (precision[place] - value) + moved
-    return value, np.asarray(own * rows / positives)
+    moved = np.where(hit == 1, raised[level_of_row], -lowered[level_of_row])
+    influence = hit * (precision[level_of_row] - value) + moved
+    return value, np.asarray(influence * rows / positives)
 
 
 def midranks(values: Array) -> Array:
     """Return the ranks of values from 1 up: [rows]. Equal values share the mean of their ranks."""
-    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
-    return np.asarray((counts.cumsum() - (counts - 1) / 2)[place])
+    _, level, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return np.asarray((counts.cumsum() - (counts - 1) / 2)[level])
 
 
 AREAS = {"auroc": auroc, "average_precision": average_precision}
@@ -143,7 +145,7 @@ def _area_interval(
     grouped. With few rows of one kind it is too small, because which rows they are is chance.
     Therefore the quantile is Student's, and DeLong's variance is averaged with that of Hanley and
     McNeil, which has the weight of ``PRIOR_ROWS`` rows. If the ranking is perfect or reversed the
-    variance is 0; the limits are those of a single area of as many rows then.
+    variance is 0, and the limits are those of a single area of as many rows.
     """
     rows, kind = support(predictions, name), name.split("/")[0]
     units = unit_count(predictions)
@@ -156,17 +158,17 @@ def _area_interval(
         return Interval(value, low, 1.0, rows, "Wilson")
     if np.isnan(influence).any() or units < MIN_UNITS:
         fewest = min(units, *(count for pair in counts for count in pair))
-        what = "rows of a class" if predictions.group is None else "groups, or rows of a class"
-        return Interval(value, None, None, rows, "", too_few(what, fewest))
+        unit = "rows of a class" if predictions.group is None else "groups, or rows of a class"
+        return Interval(value, None, None, rows, "", too_few(unit, fewest))
     if predictions.group is not None:
         influence = np.bincount(predictions.group, influence) * np.sqrt(units / (units - 1))
     variance = (influence**2).sum() / len(predictions) ** 2
-    # The variance is 0 if all scores are equal; it stays 0 then.
+    # If all scores are equal the variance is 0 and stays 0.
     single_area = kind == "auroc" and len(counts) == 1 and predictions.group is None
     if single_area and variance > 0:
         variance += (hanley(value, m, k) - variance) * PRIOR_ROWS / (PRIOR_ROWS + min(m, k))
-    half = student_quantile(min(m, k, units) - 1) * np.sqrt(variance) / (value * (1 - value))
+    half_width = student_quantile(min(m, k, units) - 1) * np.sqrt(variance) / (value * (1 - value))
     middle = np.log(value / (1 - value))
-    low, high = (float(1 / (1 + np.exp(-(middle + side * half)))) for side in (-1, 1))
+    low, high = (float(1 / (1 + np.exp(-(middle + side * half_width)))) for side in (-1, 1))
     method = "DeLong" if kind == "auroc" else "infinitesimal jackknife"
     return Interval(value, low, high, rows, f"{method}, of logits")

@@ -20,9 +20,11 @@ from proj.schema import Array, Batch, Column, Schema
 
 COLUMNS, IMAGES = "columns.parquet", "mistakes.npz"
 MAX_COLUMNS = 200
-MAX_VALUES = 50_000_000  # of all columns together: 200 MB
-IMAGE_SIDE = 96  # pixels
-OTHER = "(other)"  # a category that is rare in the training split, or does not occur there
+# The values of all columns together take at most 200 MB.
+MAX_VALUES = 50_000_000
+MAX_SIDE_PIXELS = 96
+# Name of all categories that are rare or missing in the training split.
+OTHER = "(other)"
 
 
 def save_artifacts(
@@ -30,9 +32,10 @@ def save_artifacts(
 ) -> Iterator[str]:
     """Write the artifacts of the test split into ``test/`` of the run's folder.
 
-    Yields what is left out, and why.
+    Yields a message for artifacts that are left out, with the reason.
     """
-    for name in (COLUMNS, IMAGES):  # of an earlier test
+    # Remove the artifacts of an earlier test.
+    for name in (COLUMNS, IMAGES):
         (run.path / "test" / name).unlink(missing_ok=True)
     split = data.splits["test"]
     if schema.columns:
@@ -46,13 +49,13 @@ def _save_columns(
 ) -> Iterator[str]:
     count, rows = len(schema.columns), len(predictions)
     if count > MAX_COLUMNS or count * rows > MAX_VALUES:
-        most = f"{MAX_COLUMNS} columns" if count > MAX_COLUMNS else f"{MAX_VALUES:,} values"
+        limit = f"{MAX_COLUMNS} columns" if count > MAX_COLUMNS else f"{MAX_VALUES:,} values"
         yield (
-            f"the report has no slices: at most {most} are saved, the test split has {count} "
+            f"the report has no slices: at most {limit} are saved, the test split has {count} "
             f"columns of {rows} rows"
         )
         return
-    table = columns(take(split, places(split, predictions.row)), schema)
+    table = columns(take(split, row_positions(split, predictions.row)), schema)
     atomic_write(run.path / "test" / COLUMNS, table.write_parquet)
 
 
@@ -68,13 +71,13 @@ def _save_images(
     rows = predictions.row[mistakes(predictions)]
     if not len(rows):
         return
-    x = take(split, places(split, rows)).x
+    x = take(split, row_positions(split, rows)).x
     assert isinstance(x, Tensor)
     pixels = thumbnails(x.numpy())
     atomic_write(run.path / "test" / IMAGES, lambda file: np.savez(file, row=rows, pixels=pixels))
 
 
-def places(split: Batch, rows: Array) -> Tensor:
+def row_positions(split: Batch, rows: Array) -> Tensor:
     """Return the indices in a split of the rows with the given row numbers: [rows]."""
     order = split.row.numpy().argsort()
     return torch.from_numpy(order[np.searchsorted(split.row.numpy(), rows, sorter=order)])
@@ -86,11 +89,11 @@ def columns(rows: Batch, schema: Schema) -> pl.DataFrame:
     Numbers stay numbers, days become datetimes, and categories have their names.
     """
     assert isinstance(rows.x, dict)
-    # Where the days of a date are known, its month, weekday and hour follow from them.
+    # The month, weekday and hour of a date follow from its days.
     dated = {column.source for column in schema.columns if column.kind == "days"}
     decoded = {}
-    for part, described in (("numeric", schema.numeric), ("categorical", schema.categorical)):
-        for column, values in zip(described, rows.x[part].numpy().T, strict=True):
+    for kind, described in (("numeric", schema.numeric), ("categorical", schema.categorical)):
+        for column, values in zip(described, rows.x[kind].numpy().T, strict=True):
             if column.kind not in ("month", "weekday", "hour") or column.source not in dated:
                 decoded[column.name] = _column(column, values)
     names = [column.name for column in schema.columns if column.name in decoded]
@@ -110,7 +113,7 @@ def _column(column: Column, values: Array) -> pl.Series:
 
 
 def thumbnails(images: Array) -> Array:
-    """Return images with no side above ``IMAGE_SIDE``.
+    """Return images with no side above ``MAX_SIDE_PIXELS``.
 
     From uint8 [rows, channels, height, width] with 1 or 3 channels to [rows, height, width] or
     [rows, height, width, 3]. If no image uses half of the range, such as digits from 0 to 16, all
@@ -120,6 +123,6 @@ def thumbnails(images: Array) -> Array:
     for pixels in (images * np.uint8(factor)).transpose(0, 2, 3, 1):
         gray_or_rgb = pixels[..., 0] if pixels.shape[-1] == 1 else pixels
         image = Image.fromarray(np.ascontiguousarray(gray_or_rgb))
-        image.thumbnail((IMAGE_SIDE, IMAGE_SIDE))
+        image.thumbnail((MAX_SIDE_PIXELS, MAX_SIDE_PIXELS))
         small.append(np.asarray(image))
     return np.stack(small)

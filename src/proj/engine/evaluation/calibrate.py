@@ -11,19 +11,23 @@ from typing import NamedTuple
 import numpy as np
 
 from proj.engine.evaluation import curves
-from proj.engine.evaluation.counts import names_of, scores, sums_of
+from proj.engine.evaluation.counts import metric_names, scores, sums_of
 from proj.engine.evaluation.prediction_set import PredictionSet
-from proj.engine.runs.calibration import HIGHEST, LOWEST, Calibration, decided_names, hash_of
+from proj.engine.runs.calibration import HIGHEST, LOWEST, Calibration, file_sha256, threshold_names
 from proj.errors import UserError
 from proj.schema import DEFAULT_THRESHOLD, Array, Schema, Task
 
-MIN_ROWS = 10  # to fit on
+# Fewest rows to fit a temperature or thresholds on.
+MIN_ROWS = 10
 # The smallest positive float64, and the largest one below 1.
 TINY, NEARLY_ONE = np.finfo(np.float64).tiny, 1 - np.finfo(np.float64).epsneg
 
 
 class CalibrationRequest(NamedTuple):
-    """What to fit; ``rule`` chooses the thresholds: ``f1``, ``precision=P`` or None."""
+    """Request to fit a temperature, thresholds or both.
+
+    ``rule`` chooses the thresholds: ``f1``, ``precision=P`` or None.
+    """
 
     temperature: bool
     rule: str | None
@@ -85,13 +89,13 @@ def fit_calibration(
     temperature = fit_temperature(predictions) if request.temperature else None
     after, thresholds = apply_temperature(predictions, temperature or 1.0), None
     if request.rule is not None:
-        columns = zip(decided_names(schema), after.scores.T, after.hits.T, strict=True)
+        columns = zip(threshold_names(schema), after.scores.T, after.hits.T, strict=True)
         thresholds = {
             name: fit_threshold(score, hit, request.rule, name) for name, score, hit in columns
         }
     return Calibration(
         checkpoint=checkpoint.name,
-        sha256=hash_of(checkpoint),
+        sha256=file_sha256(checkpoint),
         rows=len(predictions),
         temperature=temperature,
         thresholds=thresholds,
@@ -141,7 +145,8 @@ def logits(predictions: PredictionSet) -> Array:
 
 
 def _sigmoid(z: Array) -> Array:
-    with np.errstate(over="ignore"):  # exp(800) is inf, and 1 / inf is correct
+    # exp(800) is infinite, and 1 / inf is 0, which is correct.
+    with np.errstate(over="ignore"):
         return np.asarray(1 / (1 + np.exp(-z)))
 
 
@@ -222,10 +227,10 @@ def fit_threshold(score: Array, hit: Array, rule: str, name: str) -> float:
     else:
         sufficient = np.flatnonzero(precision >= float(rule.removeprefix("precision=")))
         if not len(sufficient):
-            most = np.floor(precision.max() * 1e4) / 1e4
+            best_precision = np.floor(precision.max() * 1e4) / 1e4
             raise UserError(
                 f"--threshold: expected a threshold with {rule} for {name} on the validation "
-                f"split, got {most:.4f} at best; ask for less."
+                f"split, got {best_precision:.4f} at best; ask for less."
             )
         best = int(sufficient[-1])
     below = float(levels[best + 1]) if best + 1 < len(levels) else 0.0
@@ -242,19 +247,19 @@ def compare_calibration(
     A threshold changes no probability.
     """
     rows = []
-    both = (before, after)
+    pair = (before, after)
     if calibration.temperature is not None:
-        losses = [float(curves.log_losses(predictions).mean()) for predictions in both]
-        errors = [curves.reliability(*curves.confidence(predictions)).error for predictions in both]
+        losses = [float(curves.log_losses(predictions).mean()) for predictions in pair]
+        errors = [curves.reliability(*curves.confidence(predictions)).error for predictions in pair]
         rows = [
             ("negative log likelihood", losses[0], losses[1]),
             ("expected calibration error", errors[0], errors[1]),
         ]
     if calibration.thresholds is not None:
-        old, new = (_scores(predictions) for predictions in both)
+        old, new = (_scores(predictions) for predictions in pair)
         rows += [
             (name, float(a), float(b))
-            for name, a, b in zip(names_of(before), old, new, strict=True)
+            for name, a, b in zip(metric_names(before), old, new, strict=True)
             if "/" not in name
         ]
     return rows

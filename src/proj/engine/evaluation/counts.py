@@ -26,7 +26,7 @@ def headline_sign(task: Task) -> int:
     return -1 if info is not None and info.mode == "min" else 1
 
 
-def names_of(predictions: PredictionSet) -> list[str]:
+def metric_names(predictions: PredictionSet) -> list[str]:
     """Return the names of the metrics that ``scores`` computes, in its order."""
     kinds = ERRORS if predictions.task == "regression" else KINDS
     first = [] if predictions.task == "regression" else ["accuracy"]
@@ -61,13 +61,13 @@ def sums_of(predictions: PredictionSet, unit: Array, units: int) -> Array:
             cell = unit[rows] * classes + values[rows]
             return np.bincount(cell, minlength=units * classes).reshape(units, classes)
 
-        every = np.ones(len(predictions), bool)
-        counts = [count(correct, target), count(every, predicted), count(every, target)]
+        all_rows = np.ones(len(predictions), bool)
+        counts = [count(correct, target), count(all_rows, predicted), count(all_rows, target)]
     else:
-        actual, named = predictions.hits, predicted.reshape(len(predictions), -1)
+        actual, predicted = predictions.hits, predicted.reshape(len(predictions), -1)
         counts = [
             np.column_stack([np.bincount(unit, column, units) for column in indicator.T])
-            for indicator in (actual * named, named, actual)
+            for indicator in (actual * predicted, predicted, actual)
         ]
     per_class = np.stack(counts, axis=2).reshape(units, -1)
     return np.column_stack([*first, per_class]).astype(np.float64)
@@ -82,7 +82,7 @@ def _error_sums(predictions: PredictionSet, unit: Array, units: int) -> Array:
 
 
 def scores(sums: Array, task: str) -> Array:
-    """Return the metrics of sums: [..., sums] to [..., metrics], in the order of ``names_of``.
+    """Return the metrics of sums: [..., sums] to [..., metrics], in the order of ``metric_names``.
 
     A metric is NaN where it is not defined.
     """
@@ -90,14 +90,14 @@ def scores(sums: Array, task: str) -> Array:
         return _error_scores(sums)
     rows, correct = sums[..., 0], sums[..., 1]
     per_class = sums[..., 2:].reshape(*sums.shape[:-1], -1, 3)
-    true, named, actual = np.moveaxis(per_class, -1, 0)  # each [..., classes]
-    each = [ratio(true, named), ratio(true, actual), ratio(2 * true, named + actual)]
+    true, predicted, actual = np.moveaxis(per_class, -1, 0)  # all [..., classes]
+    by_class = [ratio(true, predicted), ratio(true, actual), ratio(2 * true, predicted + actual)]
     accuracy = ratio(correct, rows)[..., None]
     if task == "binary":
-        return np.concatenate([accuracy, *each], axis=-1)
-    occurs = (named + actual > 0) | (task == "multilabel")
-    macro = [ratio(score.sum(-1), occurs.sum(-1))[..., None] for score in each]
-    return np.concatenate([accuracy, *macro, *(each if true.shape[-1] > 1 else [])], axis=-1)
+        return np.concatenate([accuracy, *by_class], axis=-1)
+    occurs = (predicted + actual > 0) | (task == "multilabel")
+    macro = [ratio(score.sum(-1), occurs.sum(-1))[..., None] for score in by_class]
+    return np.concatenate([accuracy, *macro, *(by_class if true.shape[-1] > 1 else [])], axis=-1)
 
 
 def _error_scores(sums: Array) -> Array:
@@ -109,9 +109,9 @@ def _error_scores(sums: Array) -> Array:
         varies = (variation > 1e-12 * squares) & (rows > 1)
         r2 = np.where(varies, 1 - squared / variation, np.nan)
         mse = squared / rows
-        each = [mse, np.sqrt(mse), absolute / rows, r2]
-    means = [values.mean(-1, keepdims=True) for values in each]
-    return np.concatenate([*means, *(each if squared.shape[-1] > 1 else [])], axis=-1)
+        by_target = [mse, np.sqrt(mse), absolute / rows, r2]
+    means = [values.mean(-1, keepdims=True) for values in by_target]
+    return np.concatenate([*means, *(by_target if squared.shape[-1] > 1 else [])], axis=-1)
 
 
 def ratio(above: Array, below: Array) -> Array:

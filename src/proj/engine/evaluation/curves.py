@@ -8,7 +8,8 @@ from proj.engine.evaluation.counts import ratio
 from proj.engine.evaluation.prediction_set import PredictionSet
 from proj.schema import Array
 
-MAX_POINTS = 400  # of a drawn curve; more would not be visible
+# More points of a curve would not be visible.
+MAX_POINTS = 400
 SHOWN_MISTAKES = 20
 
 
@@ -56,15 +57,15 @@ def confusion(predictions: PredictionSet) -> Array:
 
 
 def thresholds(score: Array, hit: Array) -> Thresholds:
-    """Return all thresholds that make a difference. The first one accepts no row."""
-    levels, place = np.unique(-score, return_inverse=True)
-    named = np.bincount(place, minlength=len(levels)).cumsum()
-    true = np.bincount(place, hit, len(levels)).cumsum()
+    """Return all thresholds that change a decision. The first one accepts no row."""
+    levels, level_of_row = np.unique(-score, return_inverse=True)
+    accepted = np.bincount(level_of_row, minlength=len(levels)).cumsum()
+    true = np.bincount(level_of_row, hit, len(levels)).cumsum()
     positives = int(hit.sum())
     return Thresholds(
         at=np.append(np.inf, -levels),
         true=np.append(0, true),
-        false=np.append(0, named - true),
+        false=np.append(0, accepted - true),
         positives=positives,
         negatives=len(hit) - positives,
     )
@@ -105,8 +106,9 @@ def log_losses(predictions: PredictionSet) -> Array:
 def confidence(predictions: PredictionSet) -> tuple[Array, Array]:
     """Return the arguments of `reliability`: probabilities, and whether each event occurred.
 
-    For several classes: the probability of the prediction, and whether it is correct [rows]. Else
-    the probability of the positive class or of each label itself.
+    For several classes, these are the probability of the prediction, and whether it is correct
+    [rows]. For other tasks, they are the probability of the positive class or of each label, and
+    whether the row has it [rows or rows × labels].
     """
     if predictions.task == "multiclass":
         correct = (predictions.predicted == predictions.target).astype(np.int64)
@@ -136,20 +138,20 @@ def deciles(target: Array, predicted: Array, count: int = 10) -> Deciles:
     )
 
 
-def mistakes(predictions: PredictionSet, most: int = SHOWN_MISTAKES) -> Array:
-    """Return the indices of wrong rows, the most confident first.
+def mistakes(predictions: PredictionSet, limit: int = SHOWN_MISTAKES) -> Array:
+    """Return the indices of at most ``limit`` wrong rows, the most confident first.
 
-    For regression: of all rows, the largest errors first.
+    For regression, return those of the rows with the largest errors, the largest first.
     """
     if predictions.task == "regression":
         scale = np.maximum(predictions.target.std(axis=0), 1e-12)
         size = np.abs(predictions.output - predictions.target) / scale
-        return np.argsort(-size.max(axis=1), kind="stable")[:most]
+        return np.argsort(-size.max(axis=1), kind="stable")[:limit]
     if predictions.task == "multiclass":
-        wrong, sure = predictions.predicted != predictions.target, predictions.output.max(axis=1)
+        wrong, confidences = predictions.predicted != predictions.target, predictions.output.max(1)
     else:
         is_wrong = predictions.predicted.reshape(len(predictions), -1) != predictions.hits
         gap = np.abs(predictions.scores - predictions.hits) * is_wrong
-        wrong, sure = gap.any(axis=1), gap.max(axis=1)
+        wrong, confidences = gap.any(axis=1), gap.max(axis=1)
     rows = np.flatnonzero(wrong)
-    return np.asarray(rows[np.argsort(-sure[rows], kind="stable")][:most])
+    return np.asarray(rows[np.argsort(-confidences[rows], kind="stable")][:limit])

@@ -13,8 +13,10 @@ from proj.engine.evaluation.figures import Curve
 from proj.engine.evaluation.prediction_set import PredictionSet
 from proj.schema import Array
 
-MAX_NAMES = 6  # labels or targets that have figures of their own
-MAX_CLASSES = 50  # in a confusion matrix
+# Only the first labels or targets have figures of their own.
+MAX_NAMES = 6
+# A confusion matrix of more classes would be illegible.
+MAX_CLASSES = 50
 
 
 class NamedFigure(NamedTuple):
@@ -32,11 +34,13 @@ def figures_of(predictions: PredictionSet) -> Iterator[NamedFigure]:
     if predictions.task == "regression":
         for i, name in enumerate(predictions.names[:MAX_NAMES]):
             shown = name if len(predictions.names) > 1 else ""
-            yield from _of_numbers(predictions.target[:, i], predictions.output[:, i], shown)
+            yield from _regression_figures(
+                predictions.target[:, i], predictions.output[:, i], shown
+            )
         return
     if predictions.task != "multilabel" and len(predictions.names) <= MAX_CLASSES:
-        yield from _confusion(predictions)
-    yield from _areas(predictions)
+        yield from _confusion_figures(predictions)
+    yield from _curve_figures(predictions)
     yield NamedFigure("reliability", *reliability(predictions))
     if predictions.task == "multiclass":
         yield NamedFigure(
@@ -45,10 +49,10 @@ def figures_of(predictions: PredictionSet) -> Iterator[NamedFigure]:
             "Probability of the prediction, for wrong and for correct predictions.",
         )
     else:
-        yield from _probabilities(predictions)
+        yield from _probability_figures(predictions)
 
 
-def _confusion(predictions: PredictionSet) -> Iterator[NamedFigure]:
+def _confusion_figures(predictions: PredictionSet) -> Iterator[NamedFigure]:
     matrix, names = curves.confusion(predictions), predictions.names
     yield NamedFigure(
         "confusion",
@@ -62,7 +66,7 @@ def _confusion(predictions: PredictionSet) -> Iterator[NamedFigure]:
     )
 
 
-def _probabilities(predictions: PredictionSet) -> Iterator[NamedFigure]:
+def _probability_figures(predictions: PredictionSet) -> Iterator[NamedFigure]:
     """Yield the figures of the positive class, or of each label."""
     if predictions.task == "multilabel":
         pairs = [("not", name) for name in predictions.names]
@@ -71,21 +75,21 @@ def _probabilities(predictions: PredictionSet) -> Iterator[NamedFigure]:
     several = len(pairs) > 1
     columns = zip(predictions.scores.T, predictions.hits.T, pairs, strict=True)
     for i, (score, hit, pair) in enumerate(list(columns)[:MAX_NAMES]):
-        end, of_name = (f"/{pair[1]}", f" of {pair[1]}") if several else ("", "")
+        suffix, of_name = (f"/{pair[1]}", f" of {pair[1]}") if several else ("", "")
         yield NamedFigure(
-            f"probability{end}",
+            f"probability{suffix}",
             figures.score_histogram(score, hit, pair),
             f"Predicted probability of {pair[1]}, by the target.",
         )
         used = predictions.thresholds[i if len(predictions.thresholds) > 1 else 0]
         yield NamedFigure(
-            f"threshold{end}",
+            f"threshold{suffix}",
             figures.threshold_curves(curves.thresholds(score, hit), used),
             f"Metrics{of_name} by threshold; {used:.3g} is used.",
         )
 
 
-def _areas(predictions: PredictionSet) -> Iterator[NamedFigure]:
+def _curve_figures(predictions: PredictionSet) -> Iterator[NamedFigure]:
     """Yield the curves of the classes that have rows of both kinds, with the areas below them."""
     names, thresholds = [], []
     areas: dict[str, list[float]] = {kind: [] for kind in AREAS}
@@ -134,22 +138,22 @@ def reliability(predictions: PredictionSet, title: str = "Reliability") -> tuple
     )
 
 
-def _of_numbers(target: Array, predicted: Array, name: str) -> Iterator[NamedFigure]:
-    of_name, end = (f" of {name}", f"/{name}") if name else ("", "")
-    most = figures.MAX_SCATTER_ROWS
-    sample = f", a random sample of {most} rows" if len(target) > most else ""
+def _regression_figures(target: Array, predicted: Array, name: str) -> Iterator[NamedFigure]:
+    of_name, suffix = (f" of {name}", f"/{name}") if name else ("", "")
+    limit = figures.MAX_SCATTER_ROWS
+    sample = f", a random sample of {limit} rows" if len(target) > limit else ""
     yield NamedFigure(
-        f"prediction{end}",
+        f"prediction{suffix}",
         figures.predicted_against_actual(target, predicted),
         f"Prediction by target{of_name}{sample}.",
     )
     yield NamedFigure(
-        f"error{end}",
+        f"error{suffix}",
         figures.residuals(target, predicted),
         f"Errors{of_name} by prediction{sample}, and their distribution.",
     )
     yield NamedFigure(
-        f"error_by_target{end}",
+        f"error_by_target{suffix}",
         figures.error_by_decile(curves.deciles(target, predicted)),
         f"Errors{of_name} by tenths of the rows, from the smallest targets to the largest.",
     )

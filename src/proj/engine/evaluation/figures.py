@@ -13,8 +13,10 @@ from proj.engine.evaluation.curves import Deciles, Reliability, Thresholds, thin
 from proj.engine.html import COLOURS, INK, style
 from proj.schema import Array
 
-MAX_NAMED_CURVES = 12  # in one figure; more are grey, without a legend
-MAX_NUMBERED_CLASSES = 15  # in a confusion matrix; more have no numbers in their cells
+# More curves in one figure have one colour and no legend.
+MAX_NAMED_CURVES = 12
+# The cells of a confusion matrix of more classes have no numbers.
+MAX_NUMBERED_CLASSES = 15
 MAX_SCATTER_ROWS = 2_000
 GREY = "#999999"
 # Beyond this number of points, an embedded bitmap is smaller than an element for each.
@@ -47,10 +49,10 @@ def _axes(width: float = 4.6, height: float = 3.4, **labels: Any) -> tuple[Figur
     return figure, axes
 
 
-def short(name: str, most: int = 18) -> str:
-    """Return a name in one line of at most ``most`` characters."""
+def short(name: str, limit: int = 18) -> str:
+    """Return a name in one line of at most ``limit`` characters."""
     name = " ".join(str(name).split())
-    return name if len(name) <= most else f"{name[: most - 1]}…"
+    return name if len(name) <= limit else f"{name[: limit - 1]}…"
 
 
 @styled
@@ -67,7 +69,8 @@ def confusion_matrix(matrix: Array, names: Sequence[str], shares: bool) -> Figur
     share = np.divide(matrix, rows, out=np.zeros(matrix.shape), where=rows > 0)
     colour = np.zeros((count, count, 4))
     colour[...] = mpl.colors.to_rgba(COLOURS[0])
-    colour[..., 3] = 0.75 * np.sqrt(share)  # the root makes rare mistakes visible
+    # The root makes rare mistakes visible.
+    colour[..., 3] = 0.75 * np.sqrt(share)
     axes.imshow(colour, interpolation="none")
     size = 9 if count <= MAX_NUMBERED_CLASSES else 6
     axes.set_xticks(range(count), [short(name, 12) for name in names], rotation=90, fontsize=size)
@@ -166,7 +169,7 @@ def threshold_curves(curve: Thresholds, used: float = 0.5) -> Figure:
 
 @styled
 def predicted_against_actual(target: Array, predicted: Array) -> Figure:
-    """Draw predictions by targets, [rows] each; of many rows a random sample."""
+    """Draw predictions by targets, [rows] each; a random sample if there are many rows."""
     figure, axes = _axes(xlabel="target", ylabel="prediction")
     rows = _sample(len(target))
     _scatter(axes, target[rows], predicted[rows])
@@ -205,12 +208,14 @@ def _scatter(axes: Axes, x: Array, y: Array) -> None:
 def error_by_decile(tenths: Deciles) -> Figure:
     """Draw the mean absolute error and the mean error of each tenth of the targets."""
     figure, axes = _axes(6.4, xlabel="target", ylabel="error")
-    places = np.arange(len(tenths.low))
-    axes.bar(places, tenths.absolute, alpha=0.7, label="mean absolute error")
-    axes.plot(places, tenths.mean, marker="o", markersize=4, color=COLOURS[1], label="mean error")
+    positions = np.arange(len(tenths.low))
+    axes.bar(positions, tenths.absolute, alpha=0.7, label="mean absolute error")
+    axes.plot(
+        positions, tenths.mean, marker="o", markersize=4, color=COLOURS[1], label="mean error"
+    )
     axes.axhline(0, color=GREY, linewidth=1)
     ticks = [f"{low:.3g}\n{high:.3g}" for low, high in zip(tenths.low, tenths.high, strict=True)]
-    axes.set_xticks(places, ticks, fontsize=7)
+    axes.set_xticks(positions, ticks, fontsize=7)
     axes.legend(fontsize=7)
     return figure
 
@@ -219,19 +224,19 @@ def error_by_decile(tenths: Deciles) -> Figure:
 def importances(
     names: Sequence[str], limits: Sequence[tuple[float, float, float]], label: str
 ) -> Figure:
-    """Draw a bar with its interval for each column, the first at the top; at most about 30.
+    """Draw a bar with its interval for each of at most about 30 columns, the first at the top.
 
-    ``limits`` are value, low and high of each.
+    ``limits`` holds the value, the low and the high limit of each column.
     """
     value, low, high = np.array(limits).T
     height = 0.7 + 0.22 * len(names)
     figure = Figure((6.4, height))
     axes = figure.add_axes((0.27, 0.5 / height, 0.7, 1 - 0.6 / height))
-    places = np.arange(len(names))
-    axes.barh(places, value, 0.7, alpha=0.7)
-    axes.hlines(places, low, high, color=INK, linewidth=1.2)
+    positions = np.arange(len(names))
+    axes.barh(positions, value, 0.7, alpha=0.7)
+    axes.hlines(positions, low, high, color=INK, linewidth=1.2)
     axes.axvline(0, color=GREY, linewidth=1)
-    axes.set_yticks(places, [short(name, 24) for name in names], fontsize=8)
+    axes.set_yticks(positions, [short(name, 24) for name in names], fontsize=8)
     axes.set(xlabel=label, ylim=(len(names) - 0.4, -0.6))
     axes.grid(visible=False, axis="y")
     return figure
@@ -242,7 +247,8 @@ def learning_curves(curves: Sequence[Curve], label: str) -> Figure:
     """Draw a metric of the training and the validation split by optimizer steps."""
     figure, axes = _axes(xlabel="optimizer steps", ylabel=label)
     for curve in curves:
-        marker = "o" if len(curve.x) < 3 else None  # a line of one point is invisible
+        # A line of one point would be invisible.
+        marker = "o" if len(curve.x) < 3 else None
         axes.plot(curve.x, curve.y, label=short(curve.name), marker=marker)
     axes.legend(fontsize=7)
     return figure

@@ -18,7 +18,7 @@ from proj.data.loader import take
 from proj.engine.evaluation.counts import (
     headline_metric,
     headline_sign,
-    names_of,
+    metric_names,
     scores,
     sums_of,
 )
@@ -26,20 +26,22 @@ from proj.engine.evaluation.limits import MIN_UNITS, too_few, unit_name
 from proj.engine.evaluation.paired import paired
 from proj.engine.evaluation.prediction_set import PredictionSet
 from proj.engine.evaluation.resampling import Statistic, resampling_units, units_of
+from proj.engine.lightning_internals import precision_plugin
 from proj.errors import UserError
 from proj.models.base import Model
 from proj.schema import Array, Batch, Schema
 
-REPEATS = 5  # permutations of each column
+# Permutations of each column.
+REPEATS = 5
 
-# The indices of a column's inputs in each part of ``x``; the only part of a tensor is "".
+# The indices of a column's inputs in each tensor of ``x``, by its name; "" if ``x`` is one tensor.
 Inputs: TypeAlias = dict[str, list[int]]
 
 
 class Importance(NamedTuple):
     """The drop of a metric, or the rise of an error, with its 95 % interval.
 
-    Values are None where they are undefined; ``why`` is the reason then.
+    A value that is undefined is None, and ``why`` is the reason.
     """
 
     value: float | None
@@ -66,9 +68,9 @@ def inputs_of(schema: Schema) -> dict[str, Inputs]:
     if not schema.columns:
         return {name: {"": [i]} for i, name in enumerate(schema.input_names)}
     inputs: dict[str, Inputs] = {column.source: {} for column in schema.columns}
-    for part, columns in (("numeric", schema.numeric), ("categorical", schema.categorical)):
+    for kind, columns in (("numeric", schema.numeric), ("categorical", schema.categorical)):
         for i, column in enumerate(columns):
-            inputs[column.source].setdefault(part, []).append(i)
+            inputs[column.source].setdefault(kind, []).append(i)
     return inputs
 
 
@@ -76,11 +78,11 @@ class Rows(NamedTuple):
     """Rows of a split, and a function that predicts them.
 
     ``predict`` takes a batch of at most ``size`` rows and returns ``PredictionSet.output``.
-    ``places`` are the indices of the rows in the split, [rows].
+    ``positions`` are the indices of the rows in the split, [rows].
     """
 
     split: Batch
-    places: Tensor
+    positions: Tensor
     predict: Callable[[Batch], Array]
     size: int
 
@@ -90,22 +92,22 @@ class Rows(NamedTuple):
         With ``order`` [rows], row i takes the values of ``inputs`` from row ``order[i]``.
         """
         permuted = {
-            part: (indices, _part(self.split, part)[:, indices][self.places])
-            for part, indices in (inputs or {}).items()
+            name: (indices, _tensor(self.split, name)[:, indices][self.positions])
+            for name, indices in (inputs or {}).items()
         }
         outputs = []
-        for start in range(0, len(self.places), self.size):
+        for start in range(0, len(self.positions), self.size):
             # `take` copies, so that the split itself stays as it is.
-            batch = take(self.split, self.places[start : start + self.size])
-            for part, (indices, values) in permuted.items():
+            batch = take(self.split, self.positions[start : start + self.size])
+            for name, (indices, values) in permuted.items():
                 assert order is not None
                 sources = torch.from_numpy(order[start : start + self.size])
-                _part(batch, part)[:, indices] = values[sources]
+                _tensor(batch, name)[:, indices] = values[sources]
             outputs.append(self.predict(batch))
         return np.concatenate(outputs)
 
 
-def _part(batch: Batch, name: str) -> Tensor:
+def _tensor(batch: Batch, name: str) -> Tensor:
     return batch.x[name] if isinstance(batch.x, dict) else batch.x
 
 
@@ -117,7 +119,7 @@ def predictor(
     It uses the device and precision of the Trainer. The batch size is chosen for rows like those
     of ``example``.
     """
-    device, precision = trainer.strategy.root_device, trainer.precision_plugin
+    device, precision = trainer.strategy.root_device, precision_plugin(trainer)
     model.to(device).eval()
 
     def moved(batch: Batch) -> Batch:
@@ -192,13 +194,13 @@ def _statistic(predictions: PredictionSet, width: int) -> Statistic:
 
     Its argument has ``width`` sums of the unpermuted rows, then ``width`` of each permutation.
     """
-    place = names_of(predictions).index(headline_metric(predictions.task))
+    index = metric_names(predictions).index(headline_metric(predictions.task))
     sign = headline_sign(predictions.task)
 
     def statistic(sums: Array) -> Array:
         # By the approximation, a sum of few rows may be below 0.
-        each = sums.reshape(*sums.shape[:-1], -1, width).clip(0)
-        values = scores(each, predictions.task)[..., place]
+        permutations = sums.reshape(*sums.shape[:-1], -1, width).clip(0)
+        values = scores(permutations, predictions.task)[..., index]
         return np.asarray(sign * (values[..., :1] - values[..., 1:]).mean(axis=-1, keepdims=True))
 
     return statistic

@@ -1,6 +1,6 @@
 """95 % confidence intervals for every metric, each by a method whose coverage is measured.
 
-``docs/evaluation.md`` and ``scripts/coverage.py`` have the coverage.
+``scripts/coverage.py`` measures the coverage, ``docs/explanation/statistics.md`` lists it.
 """
 
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from proj.engine.evaluation.areas import area_intervals, area_names
-from proj.engine.evaluation.counts import KINDS, names_of, ratio, scores, sums_of
+from proj.engine.evaluation.counts import KINDS, metric_names, ratio, scores, sums_of
 from proj.engine.evaluation.limits import (
     MIN_UNITS,
     Interval,
@@ -50,7 +50,7 @@ def intervals(predictions: PredictionSet, seed: int = 0, areas: bool = True) -> 
 
 
 def mean_interval(values: Array, group: Array | None = None, seed: int = 0) -> Interval:
-    """Return the mean of a positive value of each row [rows], such as the loss."""
+    """Return the interval of the mean of a positive value of each row [rows], such as the loss."""
     rng = np.random.default_rng(seed)
     unit, count = resampling_units(len(values), group, rng)
     sums = np.column_stack([np.bincount(unit, minlength=count), np.bincount(unit, values, count)])
@@ -62,7 +62,7 @@ def mean_interval(values: Array, group: Array | None = None, seed: int = 0) -> I
 
 def _undefined(predictions: PredictionSet) -> dict[str, Interval]:
     why = f"{predictions.missing} of {len(predictions)} predictions are not finite numbers"
-    names = names_of(predictions)
+    names = metric_names(predictions)
     if predictions.task != "regression":
         names += area_names(predictions)
     return {name: Interval(None, None, None, support(predictions, name), "", why) for name in names}
@@ -70,9 +70,13 @@ def _undefined(predictions: PredictionSet) -> dict[str, Interval]:
 
 def _describe_units(predictions: PredictionSet, units: Units) -> str:
     """Return a description of what is resampled: ``200 rows``, ``2000 blocks of 9000 groups``."""
-    drawn, available = int(units.times.sum()), unit_count(predictions)
+    resampled, available = int(units.times.sum()), unit_count(predictions)
     kind = unit_name(predictions)
-    return f"{drawn} {kind}" if drawn == available else f"{drawn} blocks of {available} {kind}"
+    return (
+        f"{resampled} {kind}"
+        if resampled == available
+        else f"{resampled} blocks of {available} {kind}"
+    )
 
 
 # Metrics of counts
@@ -81,8 +85,15 @@ def _describe_units(predictions: PredictionSet, units: Units) -> str:
 def _count_intervals(
     predictions: PredictionSet, rng: np.random.Generator
 ) -> Iterator[tuple[str, Interval]]:
-    """Wilson's limits where they apply; BCa limits for macro averages, and for grouped rows."""
-    task, grouped, names = predictions.task, predictions.group is not None, names_of(predictions)
+    """Yield the name and interval of each metric of counts.
+
+    The limits are Wilson's, or BCa limits for macro averages and for grouped rows.
+    """
+    task, grouped, names = (
+        predictions.task,
+        predictions.group is not None,
+        metric_names(predictions),
+    )
     units = _count_units(predictions, rng)
     values = scores(units.total, task)
     # Grouped rows carry as much information as there are groups.
@@ -137,17 +148,17 @@ def _wilson_limits(total: Array, task: str, share: float) -> Array:
     Donner (2008, Statistics in Medicine 27:1693) for independent estimates. They are needed where
     resampling fails because each class is entirely correct or entirely wrong.
     """
-    true, named, actual = total[2:].reshape(-1, 3).T
-    either = named + actual - true
-    cases = [(true, named), (true, actual), (true, either)]
-    limits = [np.stack(wilson(ratio(part, count), count * share)) for part, count in cases]
+    true, predicted, actual = total[2:].reshape(-1, 3).T
+    either = predicted + actual - true
+    cases = [(true, predicted), (true, actual), (true, either)]
+    limits = [np.stack(wilson(ratio(hits, count), count * share)) for hits, count in cases]
     limits[2] = 2 * limits[2] / (1 + limits[2])
     accuracy = np.stack(wilson(total[1:2] / total[0], total[0] * share))
     if task == "binary":
         return np.concatenate([accuracy, *limits], axis=1)
-    values = [ratio(true, named), ratio(true, actual), ratio(2 * true, named + actual)]
+    values = [ratio(true, predicted), ratio(true, actual), ratio(2 * true, predicted + actual)]
     # A label without cases counts as 0 in the mean and does not vary.
-    count = int(((named + actual > 0) | (task == "multilabel")).sum())
+    count = int(((predicted + actual > 0) | (task == "multilabel")).sum())
     macro = []
     for value, mean, (low, high) in zip(values, scores(total, task)[1:4], limits, strict=True):
         known = ~np.isnan(low)
@@ -165,9 +176,12 @@ def _wilson_limits(total: Array, task: str, share: float) -> Array:
 def _error_intervals(
     predictions: PredictionSet, rng: np.random.Generator
 ) -> Iterator[tuple[str, Interval]]:
-    """Bootstrap-t limits. Those of R² come from 1 - R², the share of unexplained variance."""
+    """Yield the name and bootstrap-t interval of each error.
+
+    The limits of R² come from 1 - R², the share of unexplained variance.
+    """
     unit, count = resampling_units(len(predictions), predictions.group, rng)
-    units, names = units_of(sums_of(predictions, unit, count)), names_of(predictions)
+    units, names = units_of(sums_of(predictions, unit, count)), metric_names(predictions)
     is_r2 = np.array([name.startswith("r2") for name in names])
 
     def positive(sums: Array) -> Array:
@@ -212,16 +226,16 @@ def _bootstrap_t(
     quotient: Array | bool = False,
 ) -> list[Interval]:
     """Return an interval for each of the positive metrics ``values`` [metrics]."""
-    few = len(units.times) < MIN_UNITS
+    is_small = len(units.times) < MIN_UNITS
     undefined = np.full((2, len(values)), np.nan)
-    limits = undefined if few else studentized(units, statistic, rng, quotient)
+    limits = undefined if is_small else studentized(units, statistic, rng, quotient)
     results = []
     for value, low, high in zip(values.tolist(), *limits.tolist(), strict=True):
         if np.isnan(value):
             interval = Interval(None, None, None, rows, "", "the metric is undefined")
         elif np.isnan(low) or np.isnan(high):
             constant = "it does not vary between rows"
-            why = too_few(kind, len(units.times)) if few else constant
+            why = too_few(kind, len(units.times)) if is_small else constant
             interval = Interval(value, None, None, rows, "", why)
         elif high > MAX_LIMIT_RATIO * value or value > MAX_LIMIT_RATIO * low:
             why = "a few rows account for nearly all of it"

@@ -10,15 +10,15 @@ from proj.schema import Array
 
 NORMAL = NormalDist()
 Z = NORMAL.inv_cdf(0.975)
-# With fewer rows or groups than this there is nothing to resample.
+# Fewer rows or groups are too few to resample.
 MIN_UNITS = 5
 
 
 class Interval(NamedTuple):
     """A metric with its 95 % interval.
 
-    ``value``, ``low`` and ``high`` are None where they are undefined; ``why`` is the reason then.
-    ``support`` is the number of rows that the metric is about.
+    ``value``, ``low`` and ``high`` are None where they are undefined, and ``why`` is the reason.
+    ``support`` is the number of rows that the metric is computed from.
     """
 
     value: float | None
@@ -34,14 +34,13 @@ class Interval(NamedTuple):
 
 
 def support(predictions: PredictionSet, name: str) -> int:
-    """Return the number of rows that a metric is about.
+    """Return the number of rows of a metric's class or label, or of all rows.
 
-    These are the rows of its class or label. For binary tasks precision, recall and F1 are about
-    the positive class.
+    For binary tasks, precision, recall and F1 are metrics of the positive class.
     """
     kind, _, class_name = name.partition("/")
-    about_all = kind in ("accuracy", "loss") or (not class_name and predictions.task != "binary")
-    if predictions.task == "regression" or about_all:
+    of_all_rows = kind in ("accuracy", "loss") or (not class_name and predictions.task != "binary")
+    if predictions.task == "regression" or of_all_rows:
         return len(predictions)
     column = predictions.names.index(class_name) if class_name else 0
     return int(predictions.hits[:, column].sum())
@@ -85,9 +84,12 @@ def wilson(share: Array | float, count: Array | float) -> tuple[Array, Array]:
     share, count = np.asarray(share, float), np.asarray(count, float)
     with np.errstate(divide="ignore", invalid="ignore"):
         middle = (share + Z**2 / (2 * count)) / (1 + Z**2 / count)
-        half = Z / (1 + Z**2 / count) * np.sqrt(share * (1 - share) / count + Z**2 / (4 * count**2))
-    none, every = (share == 0) & (count > 0), (share == 1) & (count > 0)
-    return np.where(none, 0.0, middle - half), np.where(every, 1.0, middle + half)
+        half_width = (
+            Z / (1 + Z**2 / count) * np.sqrt(share * (1 - share) / count + Z**2 / (4 * count**2))
+        )
+    low = np.where((share == 0) & (count > 0), 0.0, middle - half_width)
+    high = np.where((share == 1) & (count > 0), 1.0, middle + half_width)
+    return low, high
 
 
 def newcombe(area: float, m: float, k: float) -> tuple[float, float]:
@@ -97,7 +99,8 @@ def newcombe(area: float, m: float, k: float) -> tuple[float, float]:
     Statistics in Medicine 25:559): the variance is that of an area equal to the limit.
     """
     low, high = 0.0, 1.0
-    for _ in range(60):  # bisection to machine precision
+    # Sixty bisections reach machine precision.
+    for _ in range(60):
         theta = (low + high) / 2
         low, high = (theta, high) if (1 - theta) ** 2 > Z**2 * hanley(theta, m, k) else (low, theta)
     return (low, 1.0) if area == 1 else (0.0, 1 - low)
@@ -107,7 +110,12 @@ def hanley(area: float, m: float, k: float) -> float:
     """Return the variance of an area under the ROC curve for exponentially distributed scores.
 
     Hanley and McNeil (1982), Radiology 143:29, as modified by Newcombe (2006): the mean of the
-    numbers of positive and negative rows, ``m`` and ``k``, takes the place of both.
+    numbers of positive and negative rows, ``m`` and ``k``, replaces both.
     """
-    more = (m + k) / 2 - 1
-    return area * (1 - area) * (1 + more * ((1 - area) / (2 - area) + area / (1 + area))) / (m * k)
+    other_rows = (m + k) / 2 - 1
+    return (
+        area
+        * (1 - area)
+        * (1 + other_rows * ((1 - area) / (2 - area) + area / (1 + area)))
+        / (m * k)
+    )

@@ -8,7 +8,7 @@ import numpy as np
 from scipy.stats import t as student
 
 from proj.engine.evaluation.areas import AREAS
-from proj.engine.evaluation.counts import names_of, scores, sums_of
+from proj.engine.evaluation.counts import metric_names, scores, sums_of
 from proj.engine.evaluation.prediction_set import PredictionSet
 from proj.engine.evaluation.resampling import (
     Statistic,
@@ -18,7 +18,7 @@ from proj.engine.evaluation.resampling import (
     units_of,
 )
 
-LEVEL = 0.05  # of significance
+SIGNIFICANCE_LEVEL = 0.05
 
 
 class Difference(NamedTuple):
@@ -42,13 +42,13 @@ def differences(first: PredictionSet, other: PredictionSet, seed: int = 0) -> di
     accuracy of ungrouped rows by McNemar's test; areas by the paired test of DeLong et al. (1988)
     and its equivalent for average precision.
     """
-    rng, names = np.random.default_rng(seed), names_of(first)
+    rng, names = np.random.default_rng(seed), metric_names(first)
     unit, count = resampling_units(len(first), first.group, rng)
     sums = np.column_stack([sums_of(first, unit, count), sums_of(other, unit, count)])
-    half = sums.shape[1] // 2
+    width = sums.shape[1] // 2
     compared = paired(
         units_of(sums),
-        lambda s: scores(s[..., half:], first.task) - scores(s[..., :half], first.task),
+        lambda s: scores(s[..., width:], first.task) - scores(s[..., :width], first.task),
         rng,
     )
     by_name = {
@@ -77,21 +77,22 @@ def paired(units: Units, statistic: Statistic, rng: np.random.Generator) -> list
     informative = np.asarray(errors > 1e-6 * error)
     t = np.full(values.shape, np.nan)
     np.divide(np.abs(values - value), errors, out=t, where=informative)
-    t[0, ~informative.any(axis=0)] = 0.0  # the runs differ in no row, or equally in each
+    # Without an informative resample, the runs differ in no row, or equally in each.
+    t[0, ~informative.any(axis=0)] = 0.0
     with np.errstate(divide="ignore", invalid="ignore"):
         exceeding = (t >= np.abs(value) / error).sum(axis=0)
         p = (1 + exceeding) / (1 + informative.sum(axis=0))
-    half = np.nanquantile(t, 1 - LEVEL, axis=0) * error
+    half_width = np.nanquantile(t, 1 - SIGNIFICANCE_LEVEL, axis=0) * error
     return [
         _constant(v) if e <= 1e-12 else Difference(v, v - h, v + h, chance, "paired bootstrap")
         for v, h, chance, e in zip(
-            *(column.tolist() for column in (value, half, p, error)), strict=True
+            *(column.tolist() for column in (value, half_width, p, error)), strict=True
         )
     ]
 
 
 def _constant(value: float) -> Difference:
-    """Return a difference that is the same on each row, as of a run and itself."""
+    """Return the difference between runs that differ equally on each row, or in no row."""
     p = 1.0 if abs(value) < 1e-12 else 0.0
     return Difference(value, value, value, p, "the same on each row")
 
@@ -127,7 +128,7 @@ def mcnemar(only_first: int, only_other: int) -> float:
 def area_difference(first: PredictionSet, other: PredictionSet, kind: str) -> Difference | None:
     """Return the difference of areas, or of their means over the classes that have one.
 
-    The quantile is Student's, as in ``areas.py``. None: the variance is unknown.
+    The quantile is Student's, as in ``areas.py``. None if the variance is unknown.
     """
     values, influences = [], []
     for run in (first, other):
@@ -148,12 +149,16 @@ def area_difference(first: PredictionSet, other: PredictionSet, kind: str) -> Di
     value, error = values[1] - values[0], float(np.sqrt((moved**2).sum()) / len(first))
     if error < 1e-12:
         return _constant(value)
-    if freedom < 1:  # a single row of one kind
+    # The variance is not known from a single row of one kind.
+    if freedom < 1:
         return None
     t = student(freedom)
-    half, p = float(t.ppf(1 - LEVEL / 2)) * error, 2 * float(t.sf(abs(value) / error))
+    half_width, p = (
+        float(t.ppf(1 - SIGNIFICANCE_LEVEL / 2)) * error,
+        2 * float(t.sf(abs(value) / error)),
+    )
     test = "DeLong" if kind == "auroc" else "jackknife"
-    return Difference(value, value - half, value + half, p, test)
+    return Difference(value, value - half_width, value + half_width, p, test)
 
 
 def holm(ps: Sequence[float]) -> list[float]:
@@ -162,8 +167,8 @@ def holm(ps: Sequence[float]) -> list[float]:
     With them the probability that any of several equally good runs differs significantly is at
     most 5 %.
     """
-    adjusted, most = [0.0] * len(ps), 0.0
+    adjusted, largest = [0.0] * len(ps), 0.0
     for rank, i in enumerate(sorted(range(len(ps)), key=lambda i: ps[i])):
-        most = max(most, min(1.0, (len(ps) - rank) * ps[i]))
-        adjusted[i] = most
+        largest = max(largest, min(1.0, (len(ps) - rank) * ps[i]))
+        adjusted[i] = largest
     return adjusted

@@ -7,7 +7,7 @@ import numpy as np
 import polars as pl
 
 from proj.engine.runs import calibration
-from proj.engine.runs.predictions import decided
+from proj.engine.runs.predictions import apply_thresholds
 from proj.engine.runs.run import Run
 from proj.errors import UserError
 from proj.schema import DEFAULT_THRESHOLD, Array, Schema, Task
@@ -25,11 +25,11 @@ class PredictionSet:
         output: what ``Model.predict_proba`` returns: probabilities of the positive class [rows],
             of the classes [rows, classes] or of the labels [rows, labels], or numbers
             [rows, targets].
-        group: the number of each row's group [rows], such as the customer that it is about. Rows
-            of one group are not independent. None: each row is independent.
+        group: the number of each row's group [rows], such as the customer that it belongs to. Rows
+            of one group are not independent. None if each row is independent.
         thresholds: threshold of the positive class, one of all labels, or one of each label.
         columns: the columns of the predictions file other than probabilities: row numbers, targets
-            and predictions in the user's own labels, and columns of the source. None: the
+            and predictions in the user's own labels, and columns of the source. None if the
             predictions were not read from a file.
     """
 
@@ -65,13 +65,17 @@ class PredictionSet:
         """
         if self.task == "multiclass":
             return np.asarray(self.output.argmax(1))
-        return self.output if self.task == "regression" else decided(self.output, self.thresholds)
+        return (
+            self.output
+            if self.task == "regression"
+            else apply_thresholds(self.output, self.thresholds)
+        )
 
     @property
     def hits(self) -> Array:
-        """Whether a row is of a class or has a label: 0 and 1, [rows, classes].
+        """Indicators of whether a row is of a class or has a label: 0 and 1, [rows, classes].
 
-        For binary tasks of the positive class only: [rows, 1].
+        For binary tasks, they are those of the positive class only: [rows, 1].
         """
         if self.task == "multiclass":
             return np.asarray(self.target[:, None] == np.arange(len(self.names)), np.int64)
@@ -95,12 +99,14 @@ def read_prediction_set(
 
     ``group`` names a column of the table.
     """
-    ends = [f"_{name}" for name in schema.target_names] if len(schema.target_names) > 1 else [""]
-    starts = {"regression": "prediction", "multilabel": "probability"}
-    if schema.task in starts:
+    suffixes = (
+        [f"_{name}" for name in schema.target_names] if len(schema.target_names) > 1 else [""]
+    )
+    prefixes = {"regression": "prediction", "multilabel": "probability"}
+    if schema.task in prefixes:
         names = schema.target_names
-        target = table.select(f"target{end}" for end in ends).to_numpy()
-        output = table.select(f"{starts[schema.task]}{end}" for end in ends).to_numpy()
+        target = table.select(f"target{suffix}" for suffix in suffixes).to_numpy()
+        output = table.select(f"{prefixes[schema.task]}{suffix}" for suffix in suffixes).to_numpy()
     else:
         names = schema.class_names
         labels, numbers = pl.Series(list(schema.classes)), pl.Series(range(len(names)))

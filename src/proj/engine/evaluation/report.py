@@ -25,7 +25,8 @@ from proj.engine.runs.run import Run, atomic_write, flatten_config, read_json
 from proj.metrics import metric_info
 from proj.schema import Array, Schema
 
-MAX_CURVE_POINTS = 1_000  # of a learning curve that are read
+# Points that are read of a learning curve.
+MAX_CURVE_POINTS = 1_000
 
 
 def write_report(
@@ -42,19 +43,20 @@ def write_report(
         schema: the schema of its data.
         predictions: the predictions of the test split.
         metrics: the metrics of the test split with their intervals.
-        tensorboard_step: log the figures to TensorBoard, too, at this optimizer step.
+        tensorboard_step: optimizer step at which the figures are logged to TensorBoard; None logs
+            none.
     """
-    drawn = list(figures_of(predictions))
+    figures = list(figures_of(predictions))
     path = run.path / "report.html"
     content = html.page(
         f"Run {run.path.name}",
         _lead(run, schema, metrics),
-        _sections(run, schema, predictions, metrics, drawn),
+        _sections(run, schema, predictions, metrics, figures),
     )
     atomic_write(path, lambda file: file.write(content.encode()))
     if tensorboard_step is not None:
         with SummaryWriter(str(run.path)) as writer:
-            log_figures(writer, "test", drawn, tensorboard_step)
+            log_figures(writer, "test", figures, tensorboard_step)
     return path
 
 
@@ -63,15 +65,15 @@ def _sections(
     schema: Schema,
     predictions: PredictionSet,
     metrics: Metrics,
-    drawn: list[NamedFigure],
+    figures: list[NamedFigure],
 ) -> Iterator[Section]:
     columns = report_sections.saved_columns(run, predictions)
-    figures = [html.figures(*((each.figure, each.caption) for each in drawn))] if drawn else []
+    captioned = [(figure.figure, figure.caption) for figure in figures]
     mistakes = report_sections.mistakes(run, predictions, columns)
     slices = report_sections.worst_slices(predictions, columns, metrics, run_seed(run))
     missing_values = report_sections.missing_values(schema, predictions, columns)
     yield Section("Results on the test split", list(_metrics(metrics, predictions, run)))
-    yield Section("Figures", figures)
+    yield Section("Figures", [html.figures(*captioned)] if captioned else [])
     yield Section("Calibration", list(_calibration(run, predictions)))
     yield Section("Mistakes", list(mistakes))
     yield Section("Slices", list(slices))
@@ -88,12 +90,12 @@ def _lead(run: Run, schema: Schema, metrics: Metrics) -> Html:
         str(config.get(key, "")).rpartition(".")[2] for key in ("model", "model.net", "data")
     )
     with_net = f" with the net {net}" if net else ""
-    what = f"{model}{with_net} on {config.get('data.path', data)}, {schema.task}."
+    experiment = f"{model}{with_net} on {config.get('data.path', data)}, {schema.task}."
     status = manifest["status"]
     if manifest.get("end"):
         status += f" on {manifest['end'][:16].replace('T', ' at ')} UTC"
     headline = f"{name} {_with_limits(metrics.get(name, {}))}. Training {status}."
-    return html.text(what) + html.text(headline)
+    return html.text(experiment) + html.text(headline)
 
 
 def _with_limits(entry: dict[str, Any]) -> str:
@@ -153,13 +155,13 @@ def _class_table(metrics: Metrics, predictions: PredictionSet) -> Html:
         entries = [metrics.get(f"{kind}/{class_name}", {}) for kind in kinds]
         cells = [html.remarked(number(entry.get("value")), _limits(entry)) for entry in entries]
         rows.append([class_name, str(entries[0].get("support", "")), *cells])
-    what = {"multilabel": "label", "regression": "target"}.get(predictions.task, "class")
-    header = [what, "rows", *kinds]
-    return html.table(f"For each {what}", header, rows, numbers=len(kinds) + 1)
+    noun = {"multilabel": "label", "regression": "target"}.get(predictions.task, "class")
+    header = [noun, "rows", *kinds]
+    return html.table(f"For each {noun}", header, rows, numbers=len(kinds) + 1)
 
 
 def _methods(metrics: Metrics) -> Iterator[str]:
-    """Yield the metrics of each interval method, and what the intervals do not cover."""
+    """Yield the metrics of each interval method, and the limitations of the intervals."""
     methods = (entry["method"] for entry in metrics.values() if entry.get("method"))
     for method in dict.fromkeys(methods):
         names = (name for name, entry in metrics.items() if entry.get("method") == method)
@@ -167,13 +169,13 @@ def _methods(metrics: Metrics) -> Iterator[str]:
         yield f"{', '.join(dict.fromkeys(kinds))}: {method}"
     if any(name.split("/")[0] == "f1" for name in metrics):
         yield (
-            "The number of rows that precision and F1 are about depends on the predictions; the "
-            "interval takes it as fixed."
+            "The number of rows of precision and F1 depends on the predictions; the interval takes "
+            "it as fixed."
         )
     else:
         yield (
-            "If large errors are rare, few rows cannot show how large they may be; the true "
-            "interval is wider then."
+            "If large errors are rare, few rows cannot show how large they may be, and the true "
+            "interval is wider."
         )
 
 
@@ -181,15 +183,15 @@ def _methods(metrics: Metrics) -> Iterator[str]:
 
 
 def _calibration(run: Run, predictions: PredictionSet) -> Iterator[Html]:
-    """Yield what the calibration that `test` applied changes; `test` copies its file."""
+    """Yield the effect of the calibration that `test` applied and saved beside its metrics."""
     applied = run.path / "test" / calibration.FILE
     if predictions.missing or not applied.is_file():
         return
     fitted = calibration.read(applied)
     before = calibrate.uncalibrated(predictions, fitted)
-    what = str(fitted)
+    description = str(fitted)
     yield html.text(
-        f"{what[0].upper()}{what[1:]}; fitted on {fitted.rows} validation rows for "
+        f"{description[0].upper()}{description[1:]}; fitted on {fitted.rows} validation rows for "
         f"{fitted.checkpoint}. Metrics of the validation split are those of the uncalibrated model."
     )
     changes = calibrate.compare_calibration(before, predictions, fitted)
@@ -210,9 +212,9 @@ def _calibration(run: Run, predictions: PredictionSet) -> Iterator[Html]:
 
 def _training(run: Run, schema: Schema) -> Iterator[Html]:
     metrics = list(dict.fromkeys(["loss", headline_metric(schema.task)]))
-    drawn = list(learning(read_scalars(run), metrics))
-    if drawn:
-        yield html.figures(*drawn)
+    curves = list(learning(read_scalars(run), metrics))
+    if curves:
+        yield html.figures(*curves)
     rows = [[key, str(value)] for key, value in flatten_config(run.config).items()]
     yield html.table("The experiment", ["setting", "value"], rows)
 
@@ -224,7 +226,7 @@ def read_scalars(run: Run) -> dict[str, tuple[Array, Array]]:
     # Importing it takes a second, and not every run needs it.
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    # It warns if a resumed run wrote some steps twice, which is correct.
+    # It would warn of steps that a resumed run wrote twice, which is correct.
     logging.getLogger("tensorboard").setLevel(logging.ERROR)
     accumulator = EventAccumulator(str(run.path), size_guidance={"scalars": MAX_CURVE_POINTS})
     accumulator.Reload()

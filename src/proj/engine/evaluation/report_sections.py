@@ -20,8 +20,10 @@ from proj.engine.runs.run import Run, read_json
 from proj.errors import UserError
 from proj.schema import Array, Schema
 
-MAX_COLUMNS = 30  # in a figure or a table
-MAX_VALUES = 8  # columns beside each mistake
+# Columns in a figure or a table.
+MAX_COLUMNS = 30
+# Columns beside each mistake.
+MAX_VALUES = 8
 
 
 def saved_columns(run: Run, predictions: PredictionSet) -> pl.DataFrame | None:
@@ -37,7 +39,7 @@ def saved_columns(run: Run, predictions: PredictionSet) -> pl.DataFrame | None:
 def mistakes(run: Run, predictions: PredictionSet, columns: pl.DataFrame | None) -> Iterator[Html]:
     """Yield the most confident mistakes, or the largest errors.
 
-    Each has its prediction, the values of its columns, and its image.
+    Each one has its prediction, the values of its columns, and its image.
     """
     if predictions.missing:
         return
@@ -58,16 +60,17 @@ def mistakes(run: Run, predictions: PredictionSet, columns: pl.DataFrame | None)
         if images:
             image = [html.image(images[predictions.row[index]], _describe(facts.columns, cells))]
         rows.append([first, *image, *others, *map(format_value, row_values)])
-    what = "largest errors" if is_regression else "most confident mistakes"
+    title = "largest errors" if is_regression else "most confident mistakes"
     image_column = ["image"] if images else []
     header = [facts.columns[0], *image_column, *facts.columns[1:], *values.columns]
     numbers = 0 if values.columns or is_regression else 1
-    yield html.table(f"The {len(rows)} {what}", header, rows, numbers=numbers)
+    yield html.table(f"The {len(rows)} {title}", header, rows, numbers=numbers)
 
 
 def _prediction_cells(predictions: PredictionSet, indices: Array) -> pl.DataFrame:
     """Return texts for some rows: row number, target, prediction, source columns, probability."""
-    assert predictions.columns is not None  # `load_predictions` sets it
+    # `load_predictions` sets the columns.
+    assert predictions.columns is not None
     rows = predictions.columns[indices]
     cells = {
         name: [_cell_text(value) for value in rows[name]] for name in rows.columns[:MAX_VALUES]
@@ -82,7 +85,7 @@ def _cell_text(value: Any) -> str:
 
 
 def _certainty(predictions: PredictionSet, index: int) -> float:
-    """Return the probability of a row's prediction; of several labels, the largest error."""
+    """Return the probability of a row's prediction; for several labels, the largest error."""
     scores = predictions.scores[index]
     if predictions.task == "multiclass":
         return float(scores.max())
@@ -91,7 +94,7 @@ def _certainty(predictions: PredictionSet, index: int) -> float:
 
 
 def _shown_values(run: Run, columns: pl.DataFrame | None, indices: Array) -> pl.DataFrame:
-    """Return the first columns of some rows, the most important ones first if that is known."""
+    """Return the first columns of some rows, by importance if it has been computed."""
     if columns is None:
         return pl.DataFrame()
     by_importance = [name for name in read_importance(run).get("columns", {}) if name in columns]
@@ -142,11 +145,11 @@ def worst_slices(
         f"alone.{left_out}"
     )
     metric = headline_metric(predictions.task)
-    whole = metrics.get(metric, {})
-    rows = [["all test rows", "", str(len(predictions)), *_value_and_limits(whole)]]
+    overall = metrics.get(metric, {})
+    rows = [["all test rows", "", str(len(predictions)), *_value_and_limits(overall)]]
     rows += [
-        [each.column, each.value, str(each.rows), *_value_and_limits(each.interval.entry())]
-        for each in result.worst
+        [row.column, row.value, str(row.rows), *_value_and_limits(row.interval.entry())]
+        for row in result.worst
     ]
     header = ["column", "value", "rows", metric, "from", "to"]
     yield html.table(f"Slices with the worst {metric}", header, rows, numbers=4)
@@ -178,7 +181,7 @@ def _value_and_limits(entry: dict[str, Any]) -> list[str]:
 
 
 def read_importance(run: Run) -> dict[str, Any]:
-    """Return what `validate --importance` wrote; nothing if it was not requested."""
+    """Return the content of the file of `validate --importance`; empty if there is no file."""
     path = run.path / "validate" / "importance.json"
     return dict(read_json(path)) if path.is_file() else {}
 
@@ -192,7 +195,7 @@ def importance(run: Run) -> Iterator[Html]:
     yield html.text(
         f"The {change} of {saved['checkpoint']} on {saved['rows']} validation rows when the values "
         f"of a column are permuted: the mean of {saved['repeats']} permutations. Columns with the "
-        "same information share their importance: each can replace the other, so that both may "
+        "same information share their importance, because each can replace the other, so both may "
         "look worthless."
     )
     known = {name: entry for name, entry in columns.items() if entry["low"] is not None}

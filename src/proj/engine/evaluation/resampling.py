@@ -18,7 +18,7 @@ Statistic = Callable[[Array], Array]  # sums [..., sums] to metrics [..., metric
 
 
 class Units(NamedTuple):
-    """What is drawn with replacement: the sums of each unit, and how often each unit occurs."""
+    """Units that are drawn with replacement: the sums of each, and how often it occurs."""
 
     sums: Array  # [units, sums]
     times: Array  # [units]
@@ -29,21 +29,21 @@ class Units(NamedTuple):
         return np.asarray(self.times @ self.sums)
 
     def resamples(self, rng: np.random.Generator) -> Array:
-        """Draw as many units as there are; return how often each is drawn: [resamples, units]."""
+        """Draw as many units as exist; return how often each is drawn: [resamples, units]."""
         count = int(self.times.sum())
         if len(self.times) < count:
             return rng.multinomial(count, self.times / count, RESAMPLES)
         offsets = np.arange(RESAMPLES)[:, None] * count
-        drawn = rng.integers(count, size=(RESAMPLES, count), dtype=np.int32) + offsets
-        return np.bincount(drawn.ravel(), minlength=RESAMPLES * count).reshape(RESAMPLES, count)
+        indices = rng.integers(count, size=(RESAMPLES, count), dtype=np.int32) + offsets
+        return np.bincount(indices.ravel(), minlength=RESAMPLES * count).reshape(RESAMPLES, count)
 
     def without(self) -> Array:
-        """The sums with each unit left out once, for the jackknife: [units, sums]."""
+        """Return the sums with each unit left out once, for the jackknife: [units, sums]."""
         return np.asarray(self.total - self.sums)
 
 
 def units_of(sums: Array) -> Units:
-    """Return units that occur once each."""
+    """Return units, each of which occurs once."""
     return Units(sums, np.ones(len(sums), np.int64))
 
 
@@ -65,21 +65,21 @@ def bca(units: Units, statistic: Statistic, rng: np.random.Generator) -> tuple[A
     The second result says which metrics vary at all, [metrics]. Efron (1987), JASA 82:171, with
     the jackknife's acceleration. Percentile limits alone cover too little.
     """
-    value, drawn = statistic(units.total), statistic(units.resamples(rng) @ units.sums)
+    value, resampled = statistic(units.total), statistic(units.resamples(rng) @ units.sums)
     left_out = statistic(units.without())
     gap = np.average(left_out, axis=0, weights=units.times) - left_out
     spread = units.times @ gap**2
-    varies = (spread > 1e-20) & (np.ptp(drawn, axis=0) > 0)
+    varies = (spread > 1e-20) & (np.ptp(resampled, axis=0) > 0)
     cubed = np.where(varies, units.times @ gap**3, 0.0)
     acceleration = cubed / (6 * np.where(varies, spread, 1.0) ** 1.5)
-    less, equal = drawn < value - 1e-12, np.abs(drawn - value) <= 1e-12
-    below = np.mean(less, axis=0) + np.mean(equal, axis=0) / 2
+    smaller, equal = resampled < value - 1e-12, np.abs(resampled - value) <= 1e-12
+    below = np.mean(smaller, axis=0) + np.mean(equal, axis=0) / 2
     limits = np.empty((2, len(value)))
     for i, share in enumerate(below.clip(0.5 / RESAMPLES, 1 - 0.5 / RESAMPLES)):
         bias = NORMAL.inv_cdf(share)
         for side, z in enumerate((bias - Z, bias + Z)):
             quantile = NORMAL.cdf(bias + z / (1 - acceleration[i] * z))
-            limits[side, i] = np.quantile(drawn[:, i], quantile)
+            limits[side, i] = np.quantile(resampled[:, i], quantile)
     return limits, varies
 
 
@@ -93,7 +93,7 @@ class BootstrapSamples(NamedTuple):
 
 
 def bootstrap(units: Units, statistic: Statistic, rng: np.random.Generator) -> BootstrapSamples:
-    """Resample units that occur once each.
+    """Return the metrics and standard errors of units, each of which occurs once, and of resamples.
 
     The standard errors are those of the jackknife's linear approximation.
     """
@@ -111,13 +111,13 @@ def studentized(
 ) -> Array:
     """Return bootstrap-t limits [2, metrics] of positive metrics, computed on the log scale.
 
-    The limits are NaN where a metric does not vary, and infinite where so few units account for
-    it that it has no limit. Efron (1982), section 10.10, recommended for means of skewed values by
+    The limits are NaN where a metric does not vary, and infinite where too few units account for
+    it. Efron (1982), section 10.10, recommended for means of skewed values by
     Hall (1988, Annals of Statistics 16:927).
 
-    The standard error of a logarithm is that of the metric divided by the metric, in each resample
-    by the resample's own. For a ``quotient`` [metrics], whose linear approximation already is one
-    of the logarithm, it is divided by the metric of all rows.
+    The standard error of a logarithm is the standard error of the metric divided by the metric, in
+    each resample by the metric of the resample. For a ``quotient`` [metrics], the linear
+    approximation is already that of the logarithm, so it is divided by the metric of all rows.
     """
     value, error, values, errors = bootstrap(units, statistic, rng)
     with np.errstate(divide="ignore", invalid="ignore"):

@@ -1,15 +1,18 @@
-"""Restore a run for `validate`, `test` and `predict`: its experiment, checkpoint and model."""
+"""Restore a run for `validate`, `test` and `predict`, and run the loop of the verb."""
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from proj.data.base import DataModule
 from proj.engine import console
+from proj.engine.callbacks.prediction_writer import PredictionWriter
 from proj.engine.config.arguments import Arguments, read_arguments
 from proj.engine.config.experiment import ExperimentCLI, differences, first_process
+from proj.engine.exit_codes import as_user_error, signal_exit_codes
+from proj.engine.memory import keep_freed_memory
 from proj.engine.runs import calibration
 from proj.engine.runs.calibration import Calibration
 from proj.engine.runs.run import Run, find_matching_run, find_run, read_checkpoint
@@ -36,6 +39,11 @@ class RestoredRun(NamedTuple):
     checkpoint: Path
     step: int
 
+    @property
+    def fast_dev_run(self) -> bool:
+        """Whether only a few batches are evaluated and nothing is saved."""
+        return bool(self.cli.config_init.trainer.fast_dev_run)
+
 
 def restore(verb: str, args: list[str]) -> RestoredRun:
     """Find the run that the command line names, and build its experiment and model.
@@ -45,12 +53,13 @@ def restore(verb: str, args: list[str]) -> RestoredRun:
     """
     arguments = read_arguments(args, verb)
     if {"-h", "--help"} & set(arguments.flags):
-        ExperimentCLI(verb, [], ["--help"])  # prints the help and exits
-    which = arguments.flag("--ckpt_path") or "best"
-    run = _find_run(verb, arguments, which)
+        # This prints the help and exits.
+        ExperimentCLI(verb, [], ["--help"])
+    ckpt_path = arguments.flag("--ckpt_path") or "best"
+    run = _find_run(verb, arguments, ckpt_path)
     recorded = run.config
     cli = ExperimentCLI(verb, [recorded, *arguments.configs], arguments.flags)
-    path = run.checkpoint(which)
+    path = run.checkpoint(ckpt_path)
     checkpoint = read_checkpoint(path)
     if "pytorch-lightning_version" not in checkpoint:
         raise UserError(
@@ -64,12 +73,12 @@ def restore(verb: str, args: list[str]) -> RestoredRun:
     return RestoredRun(run, cli, path, checkpoint["global_step"])
 
 
-def _find_run(verb: str, arguments: Arguments, which: str) -> Run:
-    """Return the run of --run; else the newest one like --config, or the newest one."""
+def _find_run(verb: str, arguments: Arguments, ckpt_path: str) -> Run:
+    """Return the run of ``--run``, the newest one like ``--config``, or the newest one."""
     if arguments.run is None and arguments.files:
         wanted = ExperimentCLI(verb, arguments.configs, [], instantiate=False).experiment
         return find_matching_run(arguments.root, wanted["model"], wanted["data"], arguments.files)
-    return find_run(arguments.root, arguments.run, which)
+    return find_run(arguments.root, arguments.run, ckpt_path)
 
 
 def _restore_model(cli: ExperimentCLI, checkpoint: dict[str, Any], path: Path) -> None:
@@ -83,7 +92,7 @@ def _restore_model(cli: ExperimentCLI, checkpoint: dict[str, Any], path: Path) -
 
 
 def _show_differences(verb: str, run: Run, recorded: dict[str, Any], cli: ExperimentCLI) -> None:
-    """Print what differs from the recorded experiment, and warn of what may mislead."""
+    """Print the changes of the recorded experiment; warn of an unfinished run and of other rows."""
     for line in differences({**recorded, "init_from": None}, cli.experiment):
         console.say(f"not as recorded: {line}")
     status = run.manifest["status"]
@@ -96,7 +105,7 @@ def _show_differences(verb: str, run: Run, recorded: dict[str, Any], cli: Experi
 def warn_of_other_rows(run: Run, recorded: dict[str, Any], cli: ExperimentCLI) -> None:
     """Warn if the scored rows may differ from those of the split at training.
 
-    Rows that the run was trained on may be among them then.
+    Then rows that the run was trained on may be among them.
     """
     changes = [
         line
@@ -115,7 +124,7 @@ def warn_of_other_rows(run: Run, recorded: dict[str, Any], cli: ExperimentCLI) -
 
 
 def apply_calibration(model: LightningModule, checkpoint: Path) -> Calibration | None:
-    """Apply to one of our models what `validate` fitted for the checkpoint; print what it is."""
+    """Apply and print the calibration that `validate` fitted for the checkpoint of our model."""
     if not isinstance(model, Model):
         return None
     applied, warning = calibration.apply(model, checkpoint)
@@ -124,3 +133,25 @@ def apply_calibration(model: LightningModule, checkpoint: Path) -> Calibration |
     elif first_process() and warning:
         console.warn(warning)
     return applied
+
+
+def run_loop(
+    verb: Literal["validate", "test", "predict"], restored: RestoredRun, writer: PredictionWriter
+) -> Trainer:
+    """Run Lightning's loop of a verb with the restored checkpoint, and return its Trainer.
+
+    ``writer`` writes the predictions, except with ``fast_dev_run``.
+    """
+    cli = restored.cli
+    trainer = cli.build_trainer(restored.run.path, [] if restored.fast_dev_run else [writer])
+    keep_freed_memory(trainer.strategy.root_device)
+    options = {"return_predictions": False} if verb == "predict" else {"verbose": False}
+    with signal_exit_codes(trainer), as_user_error(f"{verb} fails"):
+        getattr(trainer, verb)(
+            cli.model,
+            datamodule=cli.datamodule,
+            ckpt_path=restored.checkpoint,
+            weights_only=True,
+            **options,
+        )
+    return trainer

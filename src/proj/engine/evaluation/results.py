@@ -39,7 +39,7 @@ def run_seed(run: Run) -> int:
 
 
 def logged_metrics(logged: Mapping[str, Tensor], split: str) -> Metrics:
-    """Return what a Trainer logged for a split (its ``callback_metrics``) as for metrics.json."""
+    """Return a Trainer's logged metrics (``callback_metrics``) in the form of metrics.json."""
     values = {name.removeprefix(f"{split}/"): value.item() for name, value in logged.items()}
     return metric_entries(values)
 
@@ -67,7 +67,7 @@ def save_metrics(
 
 
 def show_location(run: Run) -> None:
-    """Print where the run is, and how to look at it in TensorBoard if it has curves."""
+    """Print the run's folder, and the command for TensorBoard if the run has curves."""
     console.say(f"run: {run.path}")
     if has_tensorboard(run):
         console.say(f"watch: tensorboard --logdir {run.path.parent}")

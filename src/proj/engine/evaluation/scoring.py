@@ -42,7 +42,7 @@ def add_intervals(
 
 
 def _checked(interval: Interval, reported: float | None) -> Interval:
-    """Return the interval with the reported value; without limits if it is not about that value."""
+    """Return the interval with the reported value; without limits if it is of another value."""
     value = interval.value
     if value is None or reported is None:
         why = interval.why or "the metric is undefined"
@@ -85,7 +85,7 @@ def _row_losses(predictions: PredictionSet, schema: Schema) -> Iterator[Array]:
 
 
 def small_sample_warnings(metrics: Metrics, task: Task, split: str) -> Iterator[str]:
-    """Yield what cannot be concluded from a small split, or from small classes."""
+    """Yield warnings about small splits and small classes: what they cannot show."""
     name = headline_metric(task)
     rows = max((entry.get("support", 0) for entry in metrics.values()), default=0)
     low, high = (metrics.get(name, {}).get(side) for side in ("low", "high"))
@@ -106,7 +106,7 @@ def small_sample_warnings(metrics: Metrics, task: Task, split: str) -> Iterator[
 
 
 def _class_rows(metrics: Metrics) -> Iterator[tuple[str, int]]:
-    """Yield the number of rows of each class or label; binary: of the positive class."""
+    """Yield each class or label, or the positive class of two, with its number of rows."""
     per_class = any(name.startswith("recall/") for name in metrics)
     for name, entry in metrics.items():
         kind, _, class_name = name.partition("/")

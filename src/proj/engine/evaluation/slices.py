@@ -11,7 +11,7 @@ from proj.engine.evaluation.artifacts import OTHER
 from proj.engine.evaluation.counts import (
     headline_metric,
     headline_sign,
-    names_of,
+    metric_names,
     scores,
     sums_of,
 )
@@ -20,8 +20,10 @@ from proj.engine.evaluation.limits import Interval
 from proj.engine.evaluation.prediction_set import PredictionSet
 from proj.schema import Array
 
-MAX_CATEGORIES = 20  # that have a slice each, the most frequent ones
-BINS = 4  # of numbers and dates
+# The most frequent categories have a slice each.
+MAX_CATEGORIES = 20
+# Numbers and dates have a slice for each quarter.
+BINS = 4
 MIN_SLICE_ROWS = 10
 SHOWN_SLICES = 15
 MISSING = "(missing)"
@@ -55,21 +57,21 @@ class Slices(NamedTuple):
 
 
 def slices(
-    predictions: PredictionSet, columns: pl.DataFrame, seed: int = 0, most: int = SHOWN_SLICES
+    predictions: PredictionSet, columns: pl.DataFrame, seed: int = 0, limit: int = SHOWN_SLICES
 ) -> Slices:
-    """Return the ``most`` worst slices by each of the ``columns``, which are of the same rows.
+    """Return the ``limit`` worst slices by the ``columns`` of the same rows.
 
-    All predictions must be finite. Slices are ordered by value, not by certainty; of equal ones
-    the larger comes first.
+    All predictions must be finite. Slices are ordered by the metric, whatever its interval. Of two
+    with equal metrics, the larger one comes first.
     """
     name, sign = headline_metric(predictions.task), headline_sign(predictions.task)
-    place = names_of(predictions).index(name)
+    index = metric_names(predictions).index(name)
     candidates: list[tuple[float, int, str, str, Array]] = []
     small = undefined = constant = 0
     for column in columns:
         code, labels = binned(column)
         sums = sums_of(predictions, code, len(labels))
-        rows, values = sums[:, 0].astype(int), scores(sums, predictions.task)[:, place]
+        rows, values = sums[:, 0].astype(int), scores(sums, predictions.task)[:, index]
         if (rows > 0).sum() < 2:
             constant += 1
             continue
@@ -83,7 +85,7 @@ def slices(
                 candidates.append((sign * values[i], -rows[i], column.name, labels[i], members))
     worst = [
         Slice(column, label, len(rows), intervals(predictions[rows], seed, areas=False)[name])
-        for *_, column, label, rows in sorted(candidates, key=lambda entry: entry[:4])[:most]
+        for *_, column, label, rows in sorted(candidates, key=lambda entry: entry[:4])[:limit]
     ]
     return Slices(worst, len(candidates), small, undefined, constant)
 
@@ -124,7 +126,8 @@ def _quarters(values: pl.Series) -> tuple[Array, list[str]]:
         cuts, names = levels[:-1], [label(float(level)) for level in levels]
     else:
         quarters = np.quantile(known, np.arange(1, BINS) / BINS, method="inverted_cdf")
-        cuts = np.unique(np.minimum(quarters, levels[-2]))  # so that the last slice has rows
+        # The last cut is below the largest value, so that the last slice has rows.
+        cuts = np.unique(np.minimum(quarters, levels[-2]))
         limits = [label(float(cut)) for cut in cuts]
         between = [f"above {low} up to {high}" for low, high in pairwise(limits)]
         names = [f"up to {limits[0]}", *between, f"above {limits[-1]}"]

@@ -17,14 +17,15 @@ if TYPE_CHECKING:
     from proj.engine.evaluation.figure_sets import NamedFigure
 
 MIN_SECONDS_BETWEEN_FIGURES = 60.0
-MAX_SHARE_OF_TIME = 0.01  # that drawing may take
+# Share of the time that drawing may take.
+MAX_SHARE_OF_TIME = 0.01
 
 
 class FigureLogger(Callback):
     """Callback that logs the figures of a validation during ``fit`` once a minute at most.
 
-    Where drawing takes long it logs less often, so that it takes at most ``MAX_SHARE_OF_TIME``. A
-    run of less than a minute has no figures of the validation split: `test` draws its own.
+    If drawing takes long, it logs less often, so that drawing takes at most ``MAX_SHARE_OF_TIME``.
+    A run of less than a minute has no figures of the validation split. `test` logs its own.
     """
 
     def __init__(self) -> None:
@@ -52,16 +53,16 @@ class FigureLogger(Callback):
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self.due:
             return
-        begin, self.due = time.monotonic(), False
+        start, self.due = time.monotonic(), False
         chunks, self.chunks = gather_chunks(self.chunks), []
         if chunks:
             assert isinstance(pl_module, Model)
-            drawn = _draw(pl_module, chunks)
+            figures = _draw(pl_module, chunks)
             for logger in trainer.loggers:
                 if isinstance(logger, TensorBoardLogger):
-                    log_figures(logger.experiment, "val", drawn, trainer.global_step)
+                    log_figures(logger.experiment, "val", figures, trainer.global_step)
         self.last_drawn = time.monotonic()
-        duration = self.last_drawn - begin
+        duration = self.last_drawn - start
         self.wait = max(MIN_SECONDS_BETWEEN_FIGURES, duration / MAX_SHARE_OF_TIME)
 
 
@@ -79,11 +80,11 @@ def _draw(model: Model, chunks: list[dict[str, Array]]) -> "list[NamedFigure]":
 
 
 def log_figures(
-    writer: SummaryWriter, split: str, drawn: "Iterable[NamedFigure]", step: int
+    writer: SummaryWriter, split: str, figures: "Iterable[NamedFigure]", step: int
 ) -> None:
     """Log figures as images at an optimizer step."""
     # Importing matplotlib takes a second, and a short run draws nothing.
     from proj.engine.html import pixels
 
-    for name, figure, _ in drawn:
+    for name, figure, _ in figures:
         writer.add_image(f"{split}/{name}", pixels(figure), step, dataformats="HWC")

@@ -14,7 +14,8 @@ from proj.models.base import Model
 from proj.schema import DEFAULT_THRESHOLD, Schema
 
 FILE = "calibration.json"
-LOWEST, HIGHEST = 0.01, 100.0  # range of temperatures that make sense
+# Temperatures outside this range make no sense.
+LOWEST, HIGHEST = 0.01, 100.0
 REMEDY = "delete the file, or fit it again"
 MAX_THRESHOLDS_SHOWN = 10
 
@@ -32,7 +33,7 @@ class Calibration:
         temperature: above 1 if the model was overconfident (Guo et al. 2017, arXiv:1706.04599);
             None if not fitted.
         thresholds: by name of the positive class or of each label; None if not fitted, so 0.5.
-        rule: how the thresholds were chosen: ``f1`` or ``precision=P``.
+        rule: rule that chose the thresholds: ``f1`` or ``precision=P``.
     """
 
     checkpoint: str
@@ -68,7 +69,7 @@ class Calibration:
         temperature = 1.0 if self.temperature is None else float(self.temperature)
         if self.thresholds is None:
             return temperature, DEFAULT_THRESHOLD
-        names = decided_names(schema)
+        names = threshold_names(schema)
         if set(names) != set(self.thresholds):
             expected = (
                 f"thresholds for {list(names)}" if names else "no thresholds for several classes"
@@ -82,12 +83,12 @@ class Calibration:
         atomic_write(path, lambda file: file.write(json.dumps(asdict(self), indent=2).encode()))
 
 
-def decided_names(schema: Schema) -> tuple[str, ...]:
+def threshold_names(schema: Schema) -> tuple[str, ...]:
     """Return the names that have a threshold: the positive class, or each label."""
     return {"binary": schema.class_names[1:], "multilabel": schema.class_names}.get(schema.task, ())
 
 
-def hash_of(checkpoint: Path) -> str:
+def file_sha256(checkpoint: Path) -> str:
     """Return the SHA-256 of a file."""
     with checkpoint.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -127,7 +128,7 @@ def _is_rule(value: Any) -> bool:
     return value is None or (isinstance(value, str) and value.isprintable() and len(value) < 40)
 
 
-# What each key of the file must hold, in words and as a test.
+# The valid values of each key of the file, in words and as a test.
 KEYS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "checkpoint": ("the name of a file", _is_file_name),
     "sha256": ("64 hexadecimal digits", _is_hash),
@@ -171,7 +172,7 @@ def apply(model: Model, checkpoint: Path) -> tuple[Calibration | None, str]:
     if not path.is_file():
         return None, ""
     calibration = read(path)
-    if hash_of(checkpoint) != calibration.sha256:
+    if file_sha256(checkpoint) != calibration.sha256:
         has_changed = checkpoint.name == calibration.checkpoint
         mismatch = "which has changed since" if has_changed else f"and this is {checkpoint.name}"
         return None, (
@@ -183,10 +184,10 @@ def apply(model: Model, checkpoint: Path) -> tuple[Calibration | None, str]:
     return calibration, ""
 
 
-def keep(calibration: Calibration | None, folder: Path) -> None:
-    """Write the calibration that was applied to results into their folder.
+def save_applied(calibration: Calibration | None, folder: Path) -> None:
+    """Save the calibration that was applied to results in the folder of the results.
 
-    With None, delete the one of earlier results.
+    With None, delete the calibration of earlier results.
     """
     if calibration is not None:
         calibration.write(folder / FILE)

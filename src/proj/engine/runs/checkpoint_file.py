@@ -44,9 +44,10 @@ def is_whole(path: Path) -> bool:
 
 
 class _HashingFile:
-    """Pass on and hash what is written.
+    """File that hashes the written content and passes it on.
 
-    The last two bytes are held back: at the end, they are the length of the archive's comment.
+    The last two bytes are held back, because at the end they are the length of the archive's
+    comment.
     """
 
     def __init__(self, file: IO[bytes]) -> None:

@@ -12,7 +12,9 @@ from proj.schema import DEFAULT_THRESHOLD, Array, Schema
 WRITERS = {".parquet": pl.DataFrame.write_parquet, ".csv": pl.DataFrame.write_csv}
 
 
-def decided(probability: Array, thresholds: tuple[float, ...] = DEFAULT_THRESHOLD) -> Array:
+def apply_thresholds(
+    probability: Array, thresholds: tuple[float, ...] = DEFAULT_THRESHOLD
+) -> Array:
     """Return the decisions, 0 or 1, for probabilities.
 
     Args:
@@ -40,7 +42,7 @@ def frame(
         output: what ``Model.predict_proba`` returns: [rows] (binary), [rows, classes],
             [rows, labels] or [rows, targets].
         target: class numbers [rows], or [rows, labels] or [rows, targets].
-        thresholds: see ``decided``.
+        thresholds: see ``apply_thresholds``.
     """
     columns = {"row": row}
     if schema.task in ("binary", "multiclass"):
@@ -55,7 +57,7 @@ def _class_columns(
 ) -> dict[str, Array]:
     if schema.task == "binary":
         probability = np.stack([1 - output, output], axis=1)
-        predicted = decided(output, thresholds)
+        predicted = apply_thresholds(output, thresholds)
     else:
         probability, predicted = output, output.argmax(1)
     labels = np.asarray(schema.classes)
@@ -70,7 +72,7 @@ def _target_columns(
 ) -> dict[str, Array]:
     is_multilabel, names = schema.task == "multilabel", schema.target_names
     suffixes = [f"_{name}" for name in names] if len(names) > 1 else [""]
-    predicted = decided(output, thresholds) if is_multilabel else output
+    predicted = apply_thresholds(output, thresholds) if is_multilabel else output
     columns: dict[str, Array] = {}
     if target is not None:
         target = target.astype(predicted.dtype)

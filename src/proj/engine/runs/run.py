@@ -30,7 +30,7 @@ PACKAGES = ("torch", "lightning", "torchmetrics", "jsonargparse", "numpy", "pola
 
 @dataclass(frozen=True)
 class Run:
-    """The folder of a run, and what its files hold."""
+    """The folder of a run, and the content of its files."""
 
     path: Path
 
@@ -97,10 +97,10 @@ class Run:
         metrics: dict[str, dict[str, Any]] = read_json(path)
         return metrics
 
-    def checkpoint(self, which: str) -> Path:
-        """Return the file of the checkpoint ``best`` or ``last``, or one given by its path."""
+    def checkpoint(self, name: str) -> Path:
+        """Return the file of the checkpoint ``best`` or ``last``, or a file by its path."""
         folder = self.path / "checkpoints"
-        path = folder / f"{which}.ckpt" if which in ("best", "last") else Path(which)
+        path = folder / f"{name}.ckpt" if name in ("best", "last") else Path(name)
         if not path.is_file():
             checkpoints = [str(file) for file in sorted(folder.glob("*.ckpt"))]
             raise UserError(
@@ -144,12 +144,13 @@ def check_name(root: Path, name: str | None) -> None:
         return
     if not re.fullmatch(r"\w[\w.-]{0,99}", name, re.ASCII):
         raise UserError(
-            "--name: expected up to 100 letters, digits, dots, _ and -, the first one not a dot or "
-            f"-, got {name!r}; choose another name."
+            "--name: expected up to 100 letters, digits, dots, _ and -, starting with a letter, a "
+            f"digit or _, got {name!r}; choose another name."
         )
     if (root / name).exists():
         raise UserError(
-            f"--name: the run {root / name} exists already; choose another name, or delete it."
+            f"--name: expected a new name, got {root / name}, which exists; choose another name, "
+            "or delete that run."
         )
 
 
@@ -165,23 +166,24 @@ def list_runs(root: Path) -> list[Run]:
     )
 
 
-def find_run(root: Path, name: str | None, which: str = "best") -> Run:
+def find_run(root: Path, name: str | None, checkpoint: str = "best") -> Run:
     """Return the run with this name or path.
 
-    Without a name, return the newest finished run that has the checkpoint ``which``.
+    Without a name, return the newest finished run that has the ``checkpoint``.
     """
     if name is not None:
         return _named_run(root, name)
     runs = list_runs(root)
     finished = [run for run in runs if run.manifest["status"] == "finished"]
     for run in finished:
-        if which not in ("best", "last") or (run.path / "checkpoints" / f"{which}.ckpt").is_file():
+        file = run.path / "checkpoints" / f"{checkpoint}.ckpt"
+        if checkpoint not in ("best", "last") or file.is_file():
             return run
-        rank_zero_warn(f"{run.path} is finished but has no {which}.ckpt: skipped.")
+        rank_zero_warn(f"{run.path} is finished but has no {checkpoint}.ckpt: skipped.")
     if finished:
         raise UserError(
-            f"no finished run in {root} has a {which}.ckpt; select a run and a checkpoint with "
-            "--run and --ckpt_path."
+            f"--run: expected a finished run in {root} with a {checkpoint}.ckpt, got none; select "
+            "a run and a checkpoint with --run and --ckpt_path."
         )
     count = f"{len(runs)} run{'s' if len(runs) > 1 else ''} in {root}, none finished"
     raise UserError(
@@ -210,15 +212,16 @@ def find_matching_run(root: Path, model: Any, data: Any, files: list[str]) -> Ru
         if run.config.get("model") == model and run.config.get("data") == data:
             return run
     raise UserError(
-        f"no finished run in {root} has the model and data of {' + '.join(files)} (finished runs: "
-        f"{len(finished)}); train it with `fit --config`, or select a run with --run."
+        f"--config: expected a finished run in {root} with the model and data of "
+        f"{' + '.join(files)}, got none among {len(finished)} finished runs; train it "
+        "with `fit --config`, or select a run with --run."
     )
 
 
 # Files
 
 
-def atomic_write(path: Path, fill: Callable[[IO[bytes]], Any], keep: str | None = None) -> None:
+def atomic_write(path: Path, fill: Callable[[IO[bytes]], Any], backup: str | None = None) -> None:
     """Write a file completely or not at all.
 
     The content goes into a temporary file beside it, is flushed to the disk, and is renamed.
@@ -226,7 +229,7 @@ def atomic_write(path: Path, fill: Callable[[IO[bytes]], Any], keep: str | None 
     Args:
         path: the file. Its folder is created.
         fill: writes the content.
-        keep: name that an existing file gets; None replaces it.
+        backup: new name of an existing file; None replaces the file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
@@ -235,12 +238,13 @@ def atomic_write(path: Path, fill: Callable[[IO[bytes]], Any], keep: str | None 
             fill(file)
             file.flush()
             os.fsync(file.fileno())
-        if keep and path.exists():
-            path.replace(path.with_name(keep))
+        if backup and path.exists():
+            path.replace(path.with_name(backup))
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-    if os.name == "posix":  # The new names are durable only when the folder is flushed, too.
+    # The new names are durable only after the folder is flushed, too.
+    if os.name == "posix":
         folder = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(folder)
@@ -356,7 +360,7 @@ def record_manifest(
 ) -> Iterator[None]:
     """Write the manifest at the start of training, and its status and time at the end.
 
-    A resumed run keeps its command and start time, and the time of the resume is added.
+    For a resumed run, command and start time stay, and the time of the resume is added.
     """
     if resumed:
         start: dict[str, Any] = {"resumed": [*run.manifest.get("resumed", []), _now()]}
@@ -378,7 +382,7 @@ def record_manifest(
         stopped = isinstance(error, KeyboardInterrupt | SystemExit)
         try:
             run.write_manifest(status="stopped" if stopped else "failed", end=_now())
-        except OSError as write_error:  # The first error says more, so it is the one to raise.
+        except OSError as write_error:  # Raise the first error, because it is the cause.
             rank_zero_warn(
                 f"the manifest of {run.path} cannot be written: {write_error}; its status is still "
                 "running."
@@ -405,7 +409,8 @@ def _git_state() -> dict[str, Any] | None:
 
 def _hardware(device: torch.device) -> dict[str, Any]:
     gpus = []
-    if device.type == "cuda":  # The query reserves memory on the GPU, so it is made only for CUDA.
+    # The query reserves memory on the GPU, so it is made only for CUDA.
+    if device.type == "cuda":
         gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
         "machine": platform.platform(),

@@ -23,11 +23,12 @@ def check_weights(model: LightningModule, state: dict[str, Tensor], source: str)
     """Raise UserError unless ``state`` has exactly the model's tensors."""
     if problems := mismatches(model.state_dict(), state):
         shown = "; ".join(problems[:MAX_MISMATCHES_SHOWN])
-        rest = len(problems) - MAX_MISMATCHES_SHOWN
-        more = f" and {rest} more" if rest > 0 else ""
+        hidden = len(problems) - MAX_MISMATCHES_SHOWN
+        more = f" and {hidden} more" if hidden > 0 else ""
         raise UserError(
-            f"{source} is a checkpoint of another model than {type(model).__name__}: "
-            f"{shown}{more}; remove the flags that change the model, or select the run with --run."
+            f"{source}: expected a checkpoint of {type(model).__name__} as it is configured, got "
+            f"one of another model: {shown}{more}; remove the flags that change the model, or "
+            "select the run with --run."
         )
 
 
@@ -45,12 +46,12 @@ def load_fitting(model: LightningModule, state: dict[str, Tensor], source: str) 
     problems = mismatches(own, state)
     if not fitting:
         raise UserError(
-            f"--init_from: nothing in {source} fits the model: "
+            f"--init_from: expected tensors that fit the model, got none in {source}: "
             f"{'; '.join(problems[:MAX_MISMATCHES_SHOWN])}; choose another checkpoint."
         )
     model.load_state_dict(fitting, strict=False)
-    rest = f"; not loaded: {'; '.join(problems)}" if problems else ""
-    return f"{len(fitting)} of {len(own)} tensors from {source}{rest}"
+    not_loaded = f"; not loaded: {'; '.join(problems)}" if problems else ""
+    return f"{len(fitting)} of {len(own)} tensors from {source}{not_loaded}"
 
 
 def mismatches(own: dict[str, Tensor], state: dict[str, Tensor]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Checks of a data set: findings that make a result worse than possible, or better than true."""
+"""Checks of a data set for findings that make a result worse than possible, or better than true."""
 
 from collections.abc import Iterator
 
@@ -12,11 +12,11 @@ from proj.schema import Array, Batch, Schema, Task
 # A class with fewer training rows is too rare to learn.
 MIN_CLASS_ROWS = 10
 
-# Rows that single columns are checked on.
+# Rows of a split that the check of single columns uses.
 COLUMN_SAMPLE = 100_000
 
-# Rows that are compared with each other. Of more rows, a share is chosen by the hash of the inputs,
-# so that equal rows are either all chosen or none.
+# Rows that are compared with each other. If there are more, a share of them is chosen by the hash
+# of the inputs, so that of equal rows all or none are chosen.
 MAX_COMPARED_ROWS = 4_000_000
 
 # A column that alone explains this share of the target probably contains it.
@@ -25,7 +25,8 @@ LEAK_THRESHOLD = 0.99
 # Rows hashed at once.
 CHUNK = 65_536
 
-Hashes = dict[str, Array]  # of the rows of each split: [rows] uint64
+# The hashes of the rows of each split: [rows] uint64.
+Hashes = dict[str, Array]
 
 
 def check_data(data: DataModule) -> list[Finding]:
@@ -108,7 +109,7 @@ def find_duplicates(inputs: Hashes, targets: Hashes) -> list[Finding]:
             finding = Finding(
                 f"{copies} of {len(hashes[later])} {later} rows are exact copies of {earlier} rows",
                 "the model may have memorized them, so the result looks better than it is",
-                "drop the copies, or if one thing has several rows, name its column in data.group",
+                "drop the copies, or keep rows of one customer in one split with data.group",
             )
             findings.append(finding)
     return findings

@@ -8,9 +8,9 @@ from proj.engine.config.experiment import ExperimentCLI, differences
 from proj.engine.runs.run import find_run, read_checkpoint
 from proj.errors import UserError
 
-# Settings of a run whose value may differ from the checkpoint's: the weights stay the same.
+# Settings that may differ from the checkpoint's, because they do not change the weights.
 INTERCHANGEABLE = ("init_args.compile:",)
-# Settings that a scheduler's length is computed from.
+# Settings that determine a scheduler's length.
 LENGTH_FLAGS = ("max_epochs", "max_steps")
 
 
@@ -36,8 +36,8 @@ def checkpoint_to_continue(cli: ExperimentCLI) -> Path | None:
     checkpoint = read_checkpoint(path)
     if "loops" not in checkpoint or "optimizer_states" not in checkpoint:
         raise UserError(
-            f"--ckpt_path: expected a checkpoint of training, {path} holds weights only; start "
-            "from them with --init_from."
+            f"--ckpt_path: expected a checkpoint of training, got weights only in {path}; "
+            "start from them with --init_from."
         )
     check_resumable(checkpoint, path)
     recorded = checkpoint.get("config", cli.experiment)

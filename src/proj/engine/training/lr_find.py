@@ -1,4 +1,4 @@
-"""``fit --lr_find``: find an initial learning rate with Lightning's range test.
+"""Find an initial learning rate with Lightning's range test, for ``fit --lr_find``.
 
 Smith 2017, "Cyclical Learning Rates for Training Neural Networks".
 """
@@ -27,7 +27,7 @@ STEPS = 100
 def find_learning_rate(cli: ExperimentCLI) -> tuple[float, "Figure"]:
     """Return the learning rate at which the loss falls most steeply, and the curve.
 
-    The rate grows from step to step. Training uses a copy of the model and leaves no trace.
+    The rate grows from step to step. The test trains a copy of the model and writes no files.
     """
     _check_supported(cli)
     with isolate_rng(), as_user_error("no learning rate can be found"):
@@ -38,7 +38,8 @@ def find_learning_rate(cli: ExperimentCLI) -> tuple[float, "Figure"]:
             "--lr_find: expected finite losses that fall at some rate, got none; set "
             "--model.optimizer.lr."
         )
-    from matplotlib.figure import Figure  # Importing it takes long.
+    # Importing matplotlib takes a second, and other trainings do not need it.
+    from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4))
     finder.plot(suggest=True, ax=figure.subplots())

@@ -44,12 +44,13 @@ def preflight(cli: ExperimentCLI, callbacks: Sequence[Callback]) -> None:
     """
     with _silenced():
         cli.build_trainer(Path("not created"), [])
-    with isolate_rng(), _silenced(), as_user_error("a first batch does not go through"):
+    with isolate_rng(), _silenced(), as_user_error("the first batch fails"):
         logged = _run_first_batches(cli, callbacks)
     for option, metric in cli.monitored().items():
         if metric is not None and metric not in logged:
             raise UserError(_missing_metric(option, metric, logged))
-    cli.monitors()  # It raises if the mode of a metric is unknown.
+    # This raises UserError if the mode of a metric is unknown.
+    cli.monitors()
 
 
 def _run_first_batches(cli: ExperimentCLI, callbacks: Sequence[Callback]) -> set[str]:
@@ -84,7 +85,7 @@ def _missing_metric(option: str, metric: str, logged: set[str]) -> str:
             "rows; set data.val_fraction, or choose by --checkpoint.monitor train/loss."
         )
     hint = nearest(metric, sorted(logged))
-    return f"{option}.monitor: no metric {metric!r} is logged in fit.{hint}"
+    return f"{option}.monitor: expected a metric that fit logs, got {metric!r}.{hint}"
 
 
 def _check_last_batch(model: LightningModule, data: LightningDataModule | None) -> None:
@@ -103,8 +104,9 @@ def _check_last_batch(model: LightningModule, data: LightningDataModule | None) 
         model.forward_loss(model.trainer.strategy.batch_to_device(row), "train")
     except ValueError as error:
         raise UserError(
-            f"data.batch_size: of {rows} training rows, the last batch of {data.batch_size} has "
-            f"one row, which does not go through the net ({error}); choose another size."
+            f"data.batch_size: expected batches of two rows or more, got {data.batch_size}: of "
+            f"{rows} training rows, the last batch of {data.batch_size} has one row, and the net "
+            f"cannot train on it ({error}); choose another size."
         ) from error
 
 
@@ -119,7 +121,7 @@ def can_test(model: LightningModule, data: LightningDataModule | None) -> bool:
 
 @contextmanager
 def _silenced() -> Iterator[None]:
-    """Suppress Lightning's messages and all warnings: the real run repeats them."""
+    """Suppress Lightning's messages and all warnings, because the training repeats them."""
     logger = logging.getLogger("lightning.pytorch")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""``fit --resume``: continue a run in its own folder, to the same bits as if never interrupted."""
+"""Resume a run in its own folder, to the same bits as without the interruption."""
 
 import os
 from collections.abc import Sequence
@@ -64,7 +64,8 @@ def resume(arguments: Arguments, args: list[str], callbacks: Sequence[Callback] 
     run = _find_run(arguments)
     recorded = run.config
     cli = ExperimentCLI("fit", [recorded, *arguments.configs], arguments.flags)
-    initial = {"init_from": cli.experiment.get("init_from")}  # The run may have none recorded.
+    # A run without initial weights has recorded no `init_from`.
+    initial = {"init_from": cli.experiment.get("init_from")}
     changes = differences({**recorded, **initial}, cli.experiment)
     _check_options(cli)
     _check_changes(run, cli, changes)
@@ -104,7 +105,7 @@ def newest_checkpoint(run: Run) -> tuple[Path, dict[str, Any]]:
     """
     folder = run.path / "checkpoints"
     paths = [path for name in (LAST, PREVIOUS) if (path := folder / name).is_file()]
-    # A user's plugin may write checkpoints without our checksum.
+    # The plugin of a user may write checkpoints without our checksum.
     has_plugins = bool(run.config["trainer"].get("plugins"))
     for path in paths:
         if checkpoint_file.is_whole(path) or has_plugins:
@@ -140,8 +141,8 @@ def _check_options(cli: ExperimentCLI) -> None:
     for option in ("name", "ckpt_path"):
         if cli.option(option) is not None:
             raise UserError(
-                "--resume continues in the run's own folder, from its own checkpoint: remove "
-                f"--{option}."
+                f"--resume: expected no --{option}, because the run continues in its own folder "
+                "from its own checkpoint; remove it."
             )
 
 
@@ -156,9 +157,9 @@ def _check_changes(run: Run, cli: ExperimentCLI, changes: list[str]) -> None:
     refused = [line for line in changes if line.split(":")[0] not in changeable]
     if refused:
         raise UserError(
-            f"--resume: these settings of {run.path} cannot change while it is trained: "
-            f"{'; '.join(refused)}. Leave them as they were, or start a new run from its weights "
-            "with --init_from."
+            f"--resume: expected the settings of {run.path}, got changes of settings that cannot "
+            f"change while it is trained: {'; '.join(refused)}; leave them as they were, or start "
+            "a new run from its weights with --init_from."
         )
 
 
@@ -176,8 +177,8 @@ def _check_data(run: Run, cli: ExperimentCLI) -> None:
     """Raise UserError if the data are not those that the run was started with."""
     if getattr(cli.datamodule, "fingerprint", "") != run.manifest["data"]:
         raise UserError(
-            f"--resume: the data have changed since {run.path} was started: expected the data that "
-            "it was trained on; restore them, or start a new run from its weights with --init_from."
+            f"--resume: expected the data that {run.path} was trained on, got data that have "
+            "changed since; restore them, or start a new run from its weights with --init_from."
         )
 
 
@@ -189,7 +190,7 @@ def _restore_schema(cli: ExperimentCLI, checkpoint: dict[str, Any]) -> None:
 
 
 def _clean_up(used: Path) -> None:
-    """Remove unfinished files of a killed process, and put a damaged ``last.ckpt`` aside.
+    """Remove unfinished files of a killed process, and rename a damaged ``last.ckpt``.
 
     Otherwise the damaged file would replace the intact ``previous.ckpt`` at the next save.
     """

@@ -1,4 +1,4 @@
-"""Train a run: Trainer, manifest, and the messages at the end."""
+"""Train a run, record its manifest, and print the result."""
 
 import os
 import shutil
@@ -16,7 +16,7 @@ from proj.engine.exit_codes import as_user_error, signal_exit_codes
 from proj.engine.memory import keep_freed_memory
 from proj.engine.runs.run import Run, metric_entries, read_checkpoint, record_manifest
 
-# Environment variable with the run's folder, which process 0 creates, for the processes it starts.
+# Environment variable with the run's folder. Process 0 sets it for the processes that it starts.
 RUN_VARIABLE = f"{PACKAGE.upper()}_RUN"
 
 
@@ -69,7 +69,7 @@ def _fit(cli: ExperimentCLI, trainer: Trainer, checkpoint: Path | None) -> None:
 
 @contextmanager
 def _run_variable(run: Run) -> Iterator[None]:
-    """Tell the processes that Lightning starts which folder the run has."""
+    """Pass the run's folder to the processes that Lightning starts."""
     os.environ[RUN_VARIABLE] = str(run.path)
     try:
         yield
@@ -78,7 +78,7 @@ def _run_variable(run: Run) -> Iterator[None]:
 
 
 def _delete(run: Run, root: Path) -> None:
-    """Delete the folder of a run that has made no step, and the folder of runs if it is empty."""
+    """Delete the folder of a run without a step, and the folder of runs if it is empty then."""
     shutil.rmtree(run.path)
     if not any(root.iterdir()):
         root.rmdir()

@@ -1,4 +1,4 @@
-"""``cv``: cross-validate an experiment, over all rows and several seeds."""
+"""Cross-validate an experiment, over all rows and several seeds."""
 
 import argparse
 import json
@@ -83,7 +83,7 @@ def _parse(args: list[str]) -> tuple[argparse.Namespace, list[str]]:
 
 
 def _record(folder: Path, settings: dict[str, Any]) -> None:
-    """Write ``cv.yaml``; raises UserError if the folder has a cross-validation that differs."""
+    """Write ``cv.yaml``; raise UserError if the folder has another cross-validation."""
     file = folder / "cv.yaml"
     if file.exists():
         changes = differences(yaml.safe_load(file.read_text()), settings)
@@ -114,11 +114,11 @@ def _plan_runs(
 def _train(
     fold_runs: list[FoldRun], fit_args: list[str], workers: int, one_process_per_job: bool
 ) -> None:
-    """Train and test all fold runs; raises TrainingError if any failed."""
+    """Train and test all fold runs; raise TrainingError if any failed."""
     pool = Pool(workers, one_process_per_job)
 
     def train(fold_run: FoldRun) -> str:
-        """Return an empty string, or why the run failed."""
+        """Return an empty string, or the reason of a failure."""
         try:
             pool.run(make_job(fold_run.folder, [*fit_args, *fold_run.flags], test=True))
         except JobFailed as failed:

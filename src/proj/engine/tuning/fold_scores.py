@@ -10,13 +10,13 @@ import numpy as np
 import polars as pl
 from scipy.stats import t as student_t
 
-from proj.engine.evaluation.counts import names_of, scores, sums_of
+from proj.engine.evaluation.counts import metric_names, scores, sums_of
 from proj.engine.evaluation.prediction_set import PredictionSet, read_prediction_set
 from proj.engine.runs import calibration
 from proj.engine.runs.run import Run, read_checkpoint, read_json
 from proj.schema import Array, Schema
 
-# Content of a metrics.json: entries such as {"value": 0.97} by name.
+# Content of a metrics.json: entries by name, such as {"value": 0.97}.
 Metrics = dict[str, dict[str, Any]]
 # Largest difference between a metric of `test` and the same metric of its predictions file, which
 # has the probabilities in single precision; relative to values above 1.
@@ -43,7 +43,7 @@ class FoldRun(NamedTuple):
         return metrics
 
     def predictions(self) -> pl.DataFrame:
-        """The test predictions, after columns with the seed and the fold."""
+        """Return the test predictions, after columns with the seed and the fold."""
         table = pl.read_parquet(self.folder / "test" / "predictions.parquet")
         seed, fold = pl.lit(self.seed).alias("seed"), pl.lit(self.fold).alias("fold")
         return table.select(seed, fold, pl.all())
@@ -81,21 +81,22 @@ def summarize_folds(values: list[float], folds: int) -> FoldSummary:
 def out_of_fold_metrics(fold_runs: list[FoldRun]) -> dict[str, float]:
     """Return metrics of the test predictions of all folds together, the mean over the seeds.
 
-    The definitions are those of ``engine.evaluation.counts`` for the task of the runs' schema. Left
-    out are metrics that are not defined, and metrics that the model defines in another way: those
-    whose value of any fold is not that of the fold's predictions.
+    The definitions are those of ``engine.evaluation.counts`` for the task of the runs' schema.
+    Metrics that are not defined are left out, and so are metrics that the model defines in another
+    way: in some fold, their value differs from that of the fold's predictions.
     """
     predictions = [_read_predictions(Run(fold_run.folder)) for fold_run in fold_runs]
     if len({fold.names for fold in predictions}) > 1:
-        return {}  # The folds do not know the same classes.
+        # The training splits of the folds have different classes.
+        return {}
     by_seed: dict[int, list[PredictionSet]] = {}
     for fold_run, fold in zip(fold_runs, predictions, strict=True):
         by_seed.setdefault(fold_run.seed, []).append(fold)
     values = np.mean([_pooled_scores(folds) for folds in by_seed.values()], axis=0)
-    names = names_of(predictions[0])
+    names = metric_names(predictions[0])
     for fold_run, fold in zip(fold_runs, predictions, strict=True):
         names = _matching_names(names, fold, fold_run.metrics())
-    by_name = dict(zip(names_of(predictions[0]), values.tolist(), strict=True))
+    by_name = dict(zip(metric_names(predictions[0]), values.tolist(), strict=True))
     return {name: by_name[name] for name in names if math.isfinite(by_name[name])}
 
 
@@ -134,12 +135,13 @@ def _total(predictions: PredictionSet) -> Array:
 
 def _matching_names(names: list[str], fold: PredictionSet, metrics: Metrics) -> list[str]:
     """Return the names of the metrics whose written value is that of the predictions."""
-    computed = dict(zip(names_of(fold), scores(_total(fold), fold.task).tolist(), strict=True))
+    computed = dict(zip(metric_names(fold), scores(_total(fold), fold.task).tolist(), strict=True))
 
     def matches(name: str) -> bool:
         written = metrics.get(name, {}).get("value")
         if written is None:
-            return True  # It is not defined in this fold.
+            # The metric is not defined in this fold.
+            return True
         return bool(abs(computed[name] - written) <= TOLERANCE * max(1.0, abs(written)))
 
     return [name for name in names if matches(name)]

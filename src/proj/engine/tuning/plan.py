@@ -1,4 +1,4 @@
-"""Plan of a study: the command line of ``tune`` and the study file."""
+"""Plan of a study, read from the command line of ``tune`` and the study file."""
 
 import argparse
 import inspect
@@ -13,10 +13,10 @@ from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
 
 from proj import metrics
-from proj.engine.config.arguments import read_arguments
+from proj.engine.config.arguments import as_flags, read_arguments
 from proj.engine.config.experiment import ExperimentCLI
 from proj.engine.config.parser import VerbParser
-from proj.engine.tuning.space import Parameter, corners, read_space, to_flags
+from proj.engine.tuning.space import Parameter, corners, read_space
 from proj.errors import UserError, nearest
 
 # Type of each key of a study file, for isinstance and in words.
@@ -142,8 +142,8 @@ def read_plan(args: list[str]) -> StudyPlan:
         one_process_per_job=uses_several_devices(cli.experiment),
     )
     if (plan.n_trials is None) == (plan.minutes is None):
-        given = "both" if plan.n_trials else "neither"
-        raise UserError(f"{file}: expected a budget, either trials or minutes, got {given}.")
+        budgets = "both" if plan.n_trials else "neither"
+        raise UserError(f"{file}: expected a budget, either trials or minutes, got {budgets}.")
     # Build both now, so that a mistake in the study file ends the command before the first trial.
     plan.make_sampler(0)
     plan.make_pruner()
@@ -203,7 +203,7 @@ def _read_study_file(file: Path) -> dict[str, Any]:
     for key in ("experiment", "sampler", "space"):
         if not section.get(key):
             raise UserError(
-                f"{file}: expected the key {key} in a study; configs/tune/ has examples."
+                f"{file}: expected the key {key} in a study, got none; configs/tune/ has examples."
             )
     return section
 
@@ -212,7 +212,7 @@ def _check_key(file: Path, key: Any, value: Any) -> None:
     if key not in KEYS:
         raise UserError(f"{file}: no such key {key!r} in a study.{nearest(str(key), KEYS)}")
     key_type, description = KEYS[key]
-    # A bool is an int for isinstance.
+    # A bool is an instance of int.
     if value is not None and (not isinstance(value, key_type) or isinstance(value, bool)):
         raise UserError(f"{file}: {key}: expected {description}, got {value!r}.")
     lowest = LOWEST.get(key, DEFAULT_LOWEST)
@@ -221,9 +221,9 @@ def _check_key(file: Path, key: Any, value: Any) -> None:
 
 
 def _check_space(space: list[Parameter], fit_args: list[str]) -> None:
-    """Parse the experiment with each corner of the space; raises UserError if one is not valid."""
+    """Parse the experiment with each corner of the space; raise UserError if one is not valid."""
     for settings in corners(space):
-        arguments = read_arguments([*fit_args, *to_flags(settings)], "fit")
+        arguments = read_arguments([*fit_args, *as_flags(settings)], "fit")
         ExperimentCLI("fit", arguments.configs, arguments.flags, instantiate=False)
 
 

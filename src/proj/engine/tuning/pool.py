@@ -88,14 +88,14 @@ class Pool:
 
     def _attempt(self, job: Job, report: Report, worker: "Worker") -> dict[str, Any]:
         """Run a job, again if its worker dies; return its outcome."""
-        death = ""
+        end = ""
         for _ in range(MAX_ATTEMPTS):
             if self.signal:
                 raise JobInterrupted
             try:
                 outcome = worker.run(job, report, self.one_process_per_job)
             except WorkerDied as died:
-                death = str(died)
+                end = str(died)
                 continue
             if outcome["code"] not in (0, 2) and outcome["code"] <= 128:
                 # An unexpected error may leave the process in any state, so replace it.
@@ -103,7 +103,7 @@ class Pool:
             return outcome
         if self.signal:
             raise JobInterrupted
-        raise JobFailed(f"its process ended {death}, {MAX_ATTEMPTS} times")
+        raise JobFailed(f"its process ended {end}, {MAX_ATTEMPTS} times")
 
     def stop(self, number: int) -> None:
         """Stop all jobs on a signal: the first saves and stops them, the second kills them."""
@@ -131,7 +131,8 @@ class Worker:
     def run(self, job: Job, report: Report, one_process_per_job: bool) -> dict[str, Any]:
         """Run a job and return its outcome; see ``worker.execute``. Raises WorkerDied."""
         if self.process is not None and one_process_per_job:
-            self.process.wait()  # It exits after its job.
+            # The process exits after its job.
+            self.process.wait()
         if self.process is not None and self.process.poll() is not None:
             self.close()
         if self.process is None:
@@ -149,8 +150,9 @@ class Worker:
                 stop = report(message["epoch"], message["value"])
                 process.stdin.write(json.dumps(stop) + "\n")
         except BrokenPipeError:
-            pass  # The process has died; its exit code says why.
-        raise WorkerDied(_cause_of_death(process.wait()))
+            # The process has died, and its exit code gives the reason.
+            pass
+        raise WorkerDied(_describe_exit(process.wait()))
 
     def _start(self, args: list[str]) -> subprocess.Popen[str]:
         # Its own session keeps Ctrl-C in the terminal from the worker: the pool passes signals on.
@@ -178,7 +180,7 @@ class Worker:
                 self.process = None
 
 
-def _cause_of_death(code: int) -> str:
+def _describe_exit(code: int) -> str:
     if code >= 0:
         return f"with exit code {code}"
     hint = ", possibly because memory ran out" if code == -signal.SIGKILL else ""

@@ -1,4 +1,4 @@
-"""``tune``: run the trials of a study in worker processes until its budget is used up."""
+"""Run the trials of a study in worker processes until its budget is used up."""
 
 import math
 import statistics
@@ -10,11 +10,12 @@ from optuna import Study, Trial
 from optuna.trial import FrozenTrial, TrialState
 
 from proj.engine import console
+from proj.engine.config.arguments import as_flags
 from proj.engine.exit_codes import stop_signals
 from proj.engine.runs.run import Run, lock_run
 from proj.engine.tuning.plan import StudyPlan, read_plan
 from proj.engine.tuning.pool import JobFailed, JobInterrupted, Pool
-from proj.engine.tuning.space import suggest, to_flags
+from proj.engine.tuning.space import suggest
 from proj.engine.tuning.study import (
     enqueue_retry,
     open_study,
@@ -61,7 +62,7 @@ class Search:
     def __init__(self, plan: StudyPlan, study: Study, pool: Pool) -> None:
         self.plan, self.study, self.pool = plan, study, pool
         self.display = StudyDisplay(study, plan)
-        # Seconds of work on the study, also by earlier commands, up to ``clock``.
+        # Seconds of work on the study, including earlier commands, up to ``clock``.
         self.seconds = float(study.user_attrs.get("seconds", 0.0))
         self.clock = time.monotonic()
 
@@ -73,7 +74,7 @@ class Search:
                 if n_trials != 0:
                     self._optimize(n_trials)
                 elif self._others_are_running():
-                    # Their processes may die, which leaves their trials to this one.
+                    # Other processes may die, and then this one takes over their trials.
                     time.sleep(1)
                     optuna.storages.fail_stale_trials(self.study)
                 else:
@@ -133,7 +134,7 @@ class Search:
         for number, repeat in enumerate(plan.repeats):
             job = make_job(
                 plan.folder / f"trial_{index}{repeat.suffix}",
-                [*plan.fit_args, *to_flags(settings), *repeat.flags],
+                [*plan.fit_args, *as_flags(settings), *repeat.flags],
                 # With repeats, pruning compares the means over repeats instead of the epochs.
                 metric=None if has_repeats else plan.metric,
             )
@@ -158,7 +159,7 @@ class Search:
             trial.set_user_attr("reason", str(failed))
             raise
         except JobInterrupted:
-            # A retry inherits this value, so it names the attempt that was interrupted.
+            # A retry inherits this value, so it must identify the interrupted attempt.
             trial.set_user_attr("interrupted", trial.number)
             raise
         if self.plan.metric not in metrics and not reporter.pruned:

@@ -25,7 +25,7 @@ class Parameter(NamedTuple):
         key: the key of the experiment, written as on the command line (``model.optimizer.lr``).
         kind: one of ``KINDS``.
         values: the lowest and the highest number, or the values to choose from.
-        when: values that other keys must have; otherwise the parameter is not set.
+        when: allowed values of other keys; with other values, the parameter is not set.
     """
 
     key: str
@@ -38,7 +38,7 @@ class Parameter(NamedTuple):
         if self.kind in NUMBER_KINDS:
             suggest_number = getattr(trial, NUMBER_KINDS[self.kind])
             return suggest_number(self.key, *self.values, log=self.kind.startswith("log"))
-        # Optuna stores choices as text; JSON keeps lists and null apart from their spelling.
+        # Optuna stores choices as text. As JSON, the list [1] differs from the text "[1]".
         choices = [json.dumps(value) for value in self.values]
         return json.loads(trial.suggest_categorical(self.key, choices))
 
@@ -117,7 +117,7 @@ def _check_values(parameter: Parameter) -> None:
 
 
 def assign(space: list[Parameter], value_of: Callable[[Parameter], Any]) -> dict[str, Any]:
-    """Return ``value_of`` each parameter whose conditions hold, by key."""
+    """Return the values, by key, of the parameters whose conditions hold."""
     values: dict[str, Any] = {}
     for parameter in space:
         if all(values.get(key) in allowed for key, allowed in parameter.when.items()):
@@ -148,11 +148,3 @@ def corners(space: list[Parameter]) -> Iterator[dict[str, Any]]:
             fixed = {parameter.key: value}
             fix_conditions(parameter.key, fixed)
             yield assign(space, fixed_or_first(fixed))
-
-
-def to_flags(settings: dict[str, Any]) -> list[str]:
-    """Return settings as flags of the command line."""
-    flags = []
-    for key, value in settings.items():
-        flags += [f"--{key}", value if isinstance(value, str) else json.dumps(value)]
-    return flags

@@ -50,7 +50,7 @@ def trial_index(study: Study, trial: FrozenTrial) -> int:
 
 
 def trials_by_index(study: Study) -> dict[int, FrozenTrial]:
-    """Return the trials by index, of a retried trial the latest attempt."""
+    """Return the trials by index. A retried trial is represented by its latest attempt."""
     trials = study.get_trials(deepcopy=False)
     return dict(sorted((trial_index(study, trial), trial) for trial in trials))
 
@@ -97,7 +97,7 @@ class DeterministicSampler(BaseSampler):
         digest = hashlib.sha256(key.encode()).digest()
         sampler = self.make_sampler(int.from_bytes(digest[:4], "little"))
         if isinstance(sampler, GridSampler | QMCSampler):
-            # These samplers go through one sequence, which must be the same for all trials.
+            # These samplers use one sequence, which must be the same for all trials.
             return self.make_sampler(self.seed)
         return sampler
 
@@ -244,7 +244,7 @@ def _open_journal(folder: Path) -> JournalStorage:
     """Open the journal of a study; the caller holds the lock on its folder."""
     journal = folder / "study.journal"
     folder.mkdir(parents=True, exist_ok=True)
-    # Only a process that was killed can have left a lock of Optuna's.
+    # A lock of Optuna's can only be left by a process that was killed.
     for lock in folder.glob(f"{journal.name}.lock*"):
         lock.unlink()
     truncate_torn_record(journal)
@@ -252,7 +252,7 @@ def _open_journal(folder: Path) -> JournalStorage:
 
 
 def truncate_torn_record(journal: Path) -> None:
-    """Remove a last record that a killed process wrote only in part.
+    """Remove the last record if a killed process wrote only a part of it.
 
     Optuna would append the next record to it, and then could read neither.
     """

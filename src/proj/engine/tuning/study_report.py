@@ -21,16 +21,15 @@ from rich.table import Table
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from proj.engine import PACKAGE, console, html
-from proj.engine.config.arguments import read_arguments
+from proj.engine.config.arguments import as_flags, read_arguments
 from proj.engine.config.experiment import ExperimentCLI
 from proj.engine.runs.run import atomic_write
 from proj.engine.tuning.plan import StudyPlan
 from proj.engine.tuning.pool import threads_per_worker
-from proj.engine.tuning.space import to_flags
 from proj.engine.tuning.study import trial_index, trials_by_index, was_interrupted
 
 MAX_LIVE_ROWS = 12
-FIGURE_SIZE = (10, 4.5)  # inches
+FIGURE_SIZE_INCHES = (10, 4.5)
 STATE_NAMES = {
     TrialState.COMPLETE: "complete",
     TrialState.PRUNED: "pruned",
@@ -137,7 +136,7 @@ def _trials_table(plan: StudyPlan, trials: dict[int, FrozenTrial]) -> str:
 
 def _experiment_of(plan: StudyPlan, index: int, trial: FrozenTrial) -> str:
     """Return the experiment of a trial as YAML, with the command that repeats it to the bit."""
-    arguments = read_arguments([*plan.fit_args, *to_flags(trial.user_attrs["settings"])], "fit")
+    arguments = read_arguments([*plan.fit_args, *as_flags(trial.user_attrs["settings"])], "fit")
     cli = ExperimentCLI("fit", arguments.configs, arguments.flags, instantiate=False)
     threads = threads_per_worker(plan.workers)
     return (
@@ -205,14 +204,14 @@ def _plot(draw: Callable[[], Any]) -> Figure:
     if hasattr(axes, "__len__"):
         axes = axes[0]
     figure: Figure = axes if isinstance(axes, Figure) else axes.figure
-    figure.set_size_inches(*FIGURE_SIZE)
+    figure.set_size_inches(*FIGURE_SIZE_INCHES)
     return figure
 
 
 def _learning_curves(plan: StudyPlan, trials: dict[int, FrozenTrial]) -> Figure:
     """Return the metric of each trial's first run, by the number of the validation."""
     with html.style():
-        figure = Figure(FIGURE_SIZE, layout="constrained")
+        figure = Figure(FIGURE_SIZE_INCHES, layout="constrained")
         axes = figure.subplots()
     for index in trials:
         folder = plan.folder / f"trial_{index}{plan.repeats[0].suffix}"
@@ -237,7 +236,7 @@ def _format_best(trial: FrozenTrial | None) -> str:
 
 
 def _format_value(trial: FrozenTrial) -> str:
-    """Return the value of a trial, of a running trial the latest intermediate value."""
+    """Return the value of a trial, or the latest intermediate value of a running trial."""
     latest = next(reversed(trial.intermediate_values.values()), None)
     value = latest if trial.value is None else trial.value
     return "" if value is None else f"{value:.4f}"

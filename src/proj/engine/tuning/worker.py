@@ -1,8 +1,8 @@
 """Worker process that trains one job after another: ``python -m proj.engine.tuning.worker``.
 
-Reusing the process saves the imports. Each line of its input is a job as JSON. Its output are lines
-of JSON, too: the monitored metric after each validation, which the parent process answers with
-whether to stop, and the outcome of each job. What training prints goes to the job's log file.
+Reusing the process saves the imports. Each line of its input is a job as JSON. It writes lines of
+JSON, too: the monitored metric after each validation, and the outcome of each job. The parent
+process answers a metric with whether to stop. The output of training goes to the job's log file.
 
 With a job as its argument the process runs that job and exits. Under DDP, Lightning starts the
 further processes with the same arguments.
@@ -118,7 +118,7 @@ class MetricReporter(Callback):
 
 
 def train(job: Job, channel: Channel | None) -> None:
-    """Train and test as the job says.
+    """Train the experiment of a job, and test the run if the job requests it.
 
     A run that was interrupted is resumed. A run that is finished stays as it is.
     """
@@ -175,7 +175,8 @@ def execute(job: Job, channel: Channel | None) -> dict[str, Any]:
         if code := exit_code(call):
             return {"code": code, "reason": reason}
         return {"code": 0, "metrics": best_metrics(Path(job["folder"]))}
-    except Exception as error:  # A bug in user code ends this job only; the log has the traceback.
+    except Exception as error:
+        # An error in user code ends this job only, and the log has the traceback.
         traceback.print_exc()
         return {"code": 1, "reason": f"{type(error).__name__}: {error}"}
     finally:
