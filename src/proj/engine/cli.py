@@ -72,10 +72,18 @@ def _call_verb(args: list[str]) -> None:
         return
     verb, *rest = args
     if verb not in VERBS:
-        hint = nearest(verb, [*VERBS, "--help", "--version"])
-        raise UserError(f"no verb {verb!r}; expected one of {', '.join(VERBS)}.{hint}")
-    module, function = VERBS[verb][0].split(":")
-    getattr(_import_verb(f"{PACKAGE}.engine.{module}"), function)(rest)
+        raise UserError(f"no verb {verb!r}.{nearest(verb, [*VERBS, '--help', '--version'])}")
+    name, function = VERBS[verb][0].split(":")
+    try:
+        module = _import_verb(f"{PACKAGE}.engine.{name}")
+    except ModuleNotFoundError as error:
+        if error.name != "optuna":
+            raise
+        raise UserError(
+            f"{verb}: the package optuna is not installed; install the extra tune: "
+            "python -m pip install --constraint constraints.txt --editable '.[tune]'."
+        ) from error
+    getattr(module, function)(rest)
 
 
 def _import_verb(module: str) -> ModuleType:
