@@ -14,10 +14,13 @@ from proj.engine.callbacks.best_checkpoint import BestCheckpoint
 from proj.engine.config.experiment import ExperimentCLI, first_process
 from proj.engine.exit_codes import as_user_error, signal_exit_codes
 from proj.engine.memory import keep_freed_memory
-from proj.engine.runs.run import Run, metric_entries, read_checkpoint, record_manifest
+from proj.engine.runs.run import LAST, Run, metric_entries, read_checkpoint, record_manifest
 
 # Environment variable with the run's folder, which process 0 creates, for the processes it starts.
 RUN_VARIABLE = f"{PACKAGE.upper()}_RUN"
+
+# Exit codes of a process that SIGINT or SIGTERM has stopped.
+SIGNAL_CODES = (130, 143)
 
 
 def train(
@@ -53,6 +56,10 @@ def train(
             record_manifest(run, command, seed, fingerprint, device, resumed),
         ):
             _fit(cli, trainer, checkpoint)
+    except SystemExit as stop:
+        if stop.code in SIGNAL_CODES and (run.path / "checkpoints" / LAST).is_file():
+            console.say(f"stopped; to continue: fit --resume {run.path}")
+        raise
     except Exception:
         if trainer.global_step == first_step and not resumed:
             _delete(run, cli.root)
