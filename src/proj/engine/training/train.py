@@ -102,7 +102,8 @@ def _show_result(run: Run, trainer: Trainer) -> None:
             }
             title = f"best epoch, by {saver.monitor}" if saver.monitor else "last epoch"
             console.show_metrics(title, metric_entries(metrics))
-    console.say(f"trained: {trainer.current_epoch} epochs, {trainer.global_step} steps")
+    epochs = console.plural(trainer.current_epoch, "epoch")
+    console.say(f"trained: {epochs}, {console.plural(trainer.global_step, 'step')}")
     console.say(f"run: {run.path}")
     if any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers):
         console.say(f"watch: tensorboard --logdir {run.path.parent}")
