@@ -90,8 +90,10 @@ def read_facts(run: Run) -> RunFacts:
 
 def _show(listed: list[RunFacts], sort_key: str | None) -> None:
     """Print a table of runs, with a column for the metric that they are sorted by."""
-    names = dict.fromkeys((*SHOWN_METRICS, *([sort_key] if sort_key else [])))
-    shown = [name for name in names if any(name in run.metrics for run in listed)]
+    metrics = {name for run in listed for name in run.metrics}
+    shown = [name for name in SHOWN_METRICS if name in metrics]
+    if sort_key in metrics and sort_key not in shown:
+        shown = [*shown[:2], sort_key]
     metric_columns = [Column(name, justify="right") for name in shown]
     table = Table("run", "start", "status", "net", *metric_columns, box=box.SIMPLE)
     for run in listed:
