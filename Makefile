@@ -1,7 +1,7 @@
 # Every target runs in .venv, which is made if it is missing or if its list of packages has changed.
 PYTHON ?= python3
 BIN := .venv/bin
-# Bytecode is compiled once at installation, on all cores. Without it, each start takes twice as long.
+# Bytecode is compiled once, at installation, on all cores. Without it a start takes twice as long.
 unexport PYTHONDONTWRITEBYTECODE
 INSTALL = $(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable
 COMPILE = $(BIN)/python -m compileall -qq -j 0 -x '/tests?/' .venv/lib/python3*/site-packages src
@@ -30,7 +30,8 @@ format: .venv/installed-dev  ## format the code and fix what ruff can fix
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-		{ echo "expected Python 3.11 or newer, got $$($(PYTHON) --version); run make PYTHON=python3.x" >&2; exit 2; }
+		{ echo "expected Python 3.11 or newer, got $$($(PYTHON) --version);" \
+		"run make PYTHON=python3.x" >&2; exit 2; }
 	$(PYTHON) -m venv .venv
 
 # A file of a package that does not compile is not needed either.

@@ -202,7 +202,6 @@ class Server:
         assert self.process.stdin is not None
         self.process.stdin.close()
         self.process.wait()
-        shutil.rmtree(self.folder)
         del os.environ[FOLDER]
 
 
@@ -278,6 +277,7 @@ def serve(listener: socket.socket) -> dict[str, Any]:
         if sys.stdin in ready:
             for process in processes:
                 os.kill(process, signal.SIGKILL)
+            shutil.rmtree(Path.cwd(), ignore_errors=True)  # the folder of the socket
             sys.exit()
         if listener in ready:
             if not prepared:

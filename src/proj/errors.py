@@ -26,16 +26,16 @@ class Stopped(BaseException):
 def nearest(name: str, valid_names: Iterable[str]) -> str:
     """Return a hint for a mistyped name, to be appended to an error message.
 
-    The hint is the most similar valid name. Without a similar one, all valid names if there are at
-    most 20, else nothing.
+    The hint is the most similar valid name, the first one if several are. Without a similar one,
+    all valid names if there are at most 20, else nothing.
 
     >>> nearest("droput", ["dropout", "hidden"])
     " Did you mean 'dropout'?"
     """
     names = [str(valid) for valid in valid_names if str(valid) != name]
-    by_lower_case = {valid.lower(): valid for valid in names}
     if completions := [valid for valid in names if len(name) > 2 and valid.startswith(name)]:
         return f" Did you mean '{completions[0]}'?"
-    if similar := difflib.get_close_matches(name.lower(), by_lower_case, n=1, cutoff=0.6):
-        return f" Did you mean '{by_lower_case[similar[0]]}'?"
+    ratios = [difflib.SequenceMatcher(None, v.lower(), name.lower()).ratio() for v in names]
+    if max(ratios, default=0) >= 0.6:
+        return f" Did you mean '{names[ratios.index(max(ratios))]}'?"
     return f" Valid: {', '.join(names)}." if 0 < len(names) <= 20 else ""

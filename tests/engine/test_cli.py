@@ -44,6 +44,20 @@ def test_help_version_and_mistyped_verbs_answer_without_torch(
     assert text in done.stdout + done.stderr
 
 
+def test_a_missing_extra_is_an_error_that_says_what_to_install(work: Path) -> None:
+    """Without the check, `tune` and `cv` end with a traceback where Optuna is not installed."""
+    script = (
+        "import sys; sys.modules['optuna'] = None; from proj.engine.cli import main; "
+        "sys.exit(main(['tune', '--help']) + main(['cv', '--help']))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 4, done.stderr
+    for verb in ("tune", "cv"):
+        assert f"error: {verb}: the package optuna is not installed; install" in done.stderr
+
+
 def test_fit_imports_what_it_uses_and_nothing_else(experiment: Any, work: Path) -> None:
     """`fit` on split arrays would import scikit-learn or polars, which takes a second."""
     config = experiment()
@@ -146,6 +160,8 @@ WRONG_FLAGS = [
         "model.scheduler_interval: expected 'step' or 'epoch', got stepp.",
     ),
     (["--model.net", "MPL"], "no class 'MPL' is known by that short name. Did you mean 'MLP'?"),
+    # torch.nn.Tanh is as similar, but classes of this package come first.
+    (["--model.net", "TabN"], "no class 'TabN' is known by that short name. Did you mean 'TabM'?"),
     (["--model", "proj.models.classification.BinaryClasifier"], "Did you mean 'BinaryClassifier'?"),
     (["--model.net", "nowhere.Net"], "there is no module nowhere"),
     (["--data.batch_size", "0"], "data.batch_size: expected a number from 1"),

@@ -74,10 +74,20 @@ def _call_verb(args: list[str]) -> None:
         return
     verb, *verb_args = args
     if verb not in VERBS:
-        hint = nearest(verb, [*VERBS, "--help", "--version"])
-        raise UserError(f"expected a verb ({', '.join(VERBS)}), got {verb!r}.{hint}")
-    module, function = VERBS[verb][0].split(":")
-    getattr(_import_verb(f"{PACKAGE}.engine.{module}"), function)(verb_args)
+        raise UserError(
+            f"expected a verb, got {verb!r}.{nearest(verb, [*VERBS, '--help', '--version'])}"
+        )
+    name, function = VERBS[verb][0].split(":")
+    try:
+        module = _import_verb(f"{PACKAGE}.engine.{name}")
+    except ModuleNotFoundError as error:
+        if error.name != "optuna":
+            raise
+        raise UserError(
+            f"{verb}: the package optuna is not installed; install the extra tune: "
+            "python -m pip install --constraint constraints.txt --editable '.[tune]'."
+        ) from error
+    getattr(module, function)(verb_args)
 
 
 def _import_verb(module: str) -> ModuleType:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+import yaml
 from scipy import stats
 
 from conftest import Cli, script_of
@@ -182,7 +183,22 @@ def test_compare_and_runs(cli: Cli) -> None:
     )
     assert "--where: expected KEY=VALUE" in cli("runs", "--where", "f1", code=2)
     assert "expected numbers to compare, got status" in cli("runs", "--where", "status>1", code=2)
-    assert "runs: expected a folder of runs" in cli("runs", "nowhere", code=2)
+    assert "got nowhere, which does not exist; train first" in cli("runs", "nowhere", code=2)
+
+
+def test_runs_sorts_by_a_metric_of_the_users_own(tmp_path: Path, cli: Cli) -> None:
+    """The list has a column for the metric, and its direction is that of `checkpoint.mode`."""
+    for name, value in (("good", 0.9), ("bad", 0.2), ("fair", 0.5)):
+        run = tmp_path / "kappas" / name
+        (run / "test").mkdir(parents=True)
+        (run / "manifest.json").write_text(json.dumps({"start": name, "status": "finished"}))
+        config = {"checkpoint": {"monitor": "val/kappa", "mode": "max"}}
+        (run / "config.yaml").write_text(yaml.safe_dump(config))
+        (run / "test" / "metrics.json").write_text(json.dumps({"kappa": {"value": value}}))
+    lines = cli("runs", str(tmp_path / "kappas"), "--sort", "kappa").splitlines()
+    assert any(line.split()[-1:] == ["kappa"] for line in lines)
+    found = [line.split()[0] for line in lines if "finished" in line]
+    assert found == ["good", "fair", "bad"]
 
 
 @pytest.mark.usefixtures("three")

@@ -34,6 +34,7 @@ def test_a_run_stopped_at_any_point_resumes_to_the_same_bits(fit: list[Any]) -> 
         assert attempt(*fit, "--name", name, kill=point, by=[number]) == 128 + number, said()
         assert time.monotonic() - begin < 60
         assert status(name) == "stopped"
+        assert f"stopped; to continue: fit --resume lightning_logs/{name}" in said()
         assert attempt("fit", "--resume", name) == 0, said()
         assert status(name) == "finished"
         assert digest(name) == digest("whole"), point

@@ -18,6 +18,7 @@ import yaml
 from conftest import Cli
 from engine.tuning.conftest import STUDY_FOLDER, records, run, start, trials, wait_until
 from proj.engine.runs.run import Run, read_checkpoint
+from proj.engine.tuning.plan import read_plan
 from proj.engine.tuning.study import truncate_torn_record
 from proj.engine.tuning.worker import best_metrics
 
@@ -303,6 +304,14 @@ def test_a_mistake_ends_the_command_before_the_first_trial(
     space = {"trainer.max_epochs": {"int": [2, 4]}}
     assert message in cli(*study(**{"space": space, **keys}), code=2)
     assert not Path("lightning_logs").exists()
+
+
+def test_a_study_optimizes_what_selects_the_best_epoch(study: Study) -> None:
+    """The direction of a metric of the user's own is that of the experiment, or the study's."""
+    sections = {"checkpoint": {"monitor": "val/kappa", "mode": "max"}}
+    plan = read_plan(study(experiment_sections=sections)[1:])
+    assert (plan.metric, plan.mode) == ("val/kappa", "max")
+    assert read_plan(study(experiment_sections=sections, mode="min")[1:]).mode == "min"
 
 
 def test_a_different_study_and_an_unreachable_database(study: Study, cli: Any) -> None:

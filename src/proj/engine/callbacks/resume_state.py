@@ -169,7 +169,8 @@ class ResumeCheckpoint(Checkpoint):
         self.signal = number
         # `print` is not safe in a signal handler.
         os.write(
-            2, b"\nstopping after this step and its checkpoint; press Ctrl-C to stop at once\n"
+            2,
+            b"\nstopping after this step and its checkpoint; press Ctrl-C again to stop at once\n",
         )
 
     # Resuming

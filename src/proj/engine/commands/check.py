@@ -210,9 +210,13 @@ def _show_costs(model: Model, data: DataModule, seconds: float, activation_bytes
         f"{_mb(activation_bytes)} activations of a batch, {_mb(data_bytes)} data"
     )
     console.say(
-        f"time: {1000 * seconds:.2g} ms per step, {steps} steps per epoch: "
-        f"{seconds * steps:.2g} s, without optimizer and validation"
+        f"time: {_round(1000 * seconds)} ms per step, {steps} steps per epoch: "
+        f"{_round(seconds * steps)} s, without optimizer and validation"
     )
+
+
+def _round(value: float) -> str:
+    return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
 
 
 def _check_disk(cli: ExperimentCLI, model: Model) -> Iterator[Finding]:

@@ -52,7 +52,11 @@ def runs(args: list[str]) -> None:
     arguments = parser.parse_args(args)
     folder = Path(arguments.folder)
     if not folder.is_dir():
-        raise UserError(f"runs: expected a folder of runs, got {folder}, which is not a folder.")
+        reason = "is not a folder" if folder.exists() else "does not exist"
+        raise UserError(
+            f"runs: expected a folder of runs, got {folder}, which {reason}; train first, with "
+            "`fit --config FILE`, or name another folder."
+        )
     listed = sorted(
         _readable(run_folders(folder)),
         key=lambda run: (run.settings["start"], run.settings["name"]),
@@ -62,7 +66,7 @@ def runs(args: list[str]) -> None:
         listed = [run for run in listed if meets(run, condition, listed)]
     if arguments.sort:
         listed = ordered(listed, arguments.sort)
-    _show(listed)
+    _show(listed, arguments.sort)
     console.say(f"{plural(len(listed), 'run')} in {folder}")
 
 
@@ -84,8 +88,10 @@ def read_facts(run: Run) -> RunFacts:
     return RunFacts(settings, metrics)
 
 
-def _show(listed: list[RunFacts]) -> None:
-    shown = [name for name in SHOWN_METRICS if any(name in run.metrics for run in listed)]
+def _show(listed: list[RunFacts], sort_key: str | None) -> None:
+    """Print a table of runs, with a column for the metric that they are sorted by."""
+    names = dict.fromkeys((*SHOWN_METRICS, *([sort_key] if sort_key else [])))
+    shown = [name for name in names if any(name in run.metrics for run in listed)]
     metric_columns = [Column(name, justify="right") for name in shown]
     table = Table("run", "start", "status", "net", *metric_columns, box=box.SIMPLE)
     for run in listed:
@@ -127,13 +133,25 @@ def ordered(listed: list[RunFacts], key: str) -> list[RunFacts]:
     _check_key(key, "--sort", listed)
     with_key = [run for run in listed if run.value(key) is not None]
     without = [run for run in listed if run.value(key) is None]
-    info = metric_info(key) if any(key in run.metrics for run in listed) else None
+    largest_first = any(key in run.metrics for run in listed) and _mode(key, listed) == "max"
     numeric = all(isinstance(run.value(key), int | float) for run in with_key)
     with_key.sort(
         key=lambda run: run.value(key) if numeric else str(run.value(key)),
-        reverse=info is not None and info.mode == "max",
+        reverse=largest_first,
     )
     return with_key + without
+
+
+def _mode(metric: str, listed: list[RunFacts]) -> str | None:
+    """Return the better direction of a metric; for a user's own, that of a run that monitors it."""
+    if info := metric_info(metric):
+        return info.mode
+    modes = (
+        run.value("checkpoint.mode")
+        for run in listed
+        if run.value("checkpoint.monitor") == f"val/{metric}"
+    )
+    return next((mode for mode in modes if mode), None)
 
 
 def _check_key(key: str, option: str, listed: list[RunFacts]) -> None:

@@ -14,10 +14,13 @@ from proj.engine.callbacks.best_checkpoint import BestCheckpoint
 from proj.engine.config.experiment import ExperimentCLI, first_process
 from proj.engine.exit_codes import as_user_error, signal_exit_codes
 from proj.engine.memory import keep_freed_memory
-from proj.engine.runs.run import Run, metric_entries, read_checkpoint, record_manifest
+from proj.engine.runs.run import LAST, Run, metric_entries, read_checkpoint, record_manifest
 
 # Environment variable with the run's folder. Process 0 sets it for the processes that it starts.
 RUN_VARIABLE = f"{PACKAGE.upper()}_RUN"
+
+# Exit codes of a process that SIGINT or SIGTERM has stopped.
+SIGNAL_CODES = (130, 143)
 
 
 def train(
@@ -53,6 +56,10 @@ def train(
             record_manifest(run, command, seed, fingerprint, device, resumed),
         ):
             _fit(cli, trainer, checkpoint)
+    except SystemExit as stop:
+        if stop.code in SIGNAL_CODES and (run.path / "checkpoints" / LAST).is_file():
+            console.say(f"stopped; to continue: fit --resume {run.path}")
+        raise
     except Exception:
         if trainer.global_step == first_step and not resumed:
             _delete(run, cli.root)
@@ -95,7 +102,8 @@ def _show_result(run: Run, trainer: Trainer) -> None:
             }
             title = f"best epoch, by {saver.monitor}" if saver.monitor else "last epoch"
             console.show_metrics(title, metric_entries(metrics))
-    console.say(f"trained: {trainer.current_epoch} epochs, {trainer.global_step} steps")
+    epochs = console.plural(trainer.current_epoch, "epoch")
+    console.say(f"trained: {epochs}, {console.plural(trainer.global_step, 'step')}")
     console.say(f"run: {run.path}")
     if any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers):
         console.say(f"watch: tensorboard --logdir {run.path.parent}")

@@ -230,8 +230,12 @@ def _check_space(space: list[Parameter], fit_args: list[str]) -> None:
 def _read_objective(
     file: Path, section: dict[str, Any], cli: ExperimentCLI
 ) -> tuple[str, Literal["min", "max"]]:
-    """Return the metric to optimize and its direction."""
-    metric = section.get("metric") or cli.monitored()["checkpoint"]
+    """Return the metric to optimize and its direction.
+
+    By default they are those that select the best epoch.
+    """
+    monitored = cli.monitored()["checkpoint"]
+    metric = section.get("metric") or monitored
     if metric is None or metric.startswith(("train/", "test/")):
         raise UserError(
             f"{file}: metric: expected a metric of the validation split, as in val/f1, "
@@ -239,6 +243,8 @@ def _read_objective(
         )
     info = metrics.metric_info(metric)
     mode = section.get("mode") or (info.mode if info else None)
+    if metric == monitored:
+        mode = section.get("mode") or cli.monitors()["checkpoint"]["mode"]
     if mode not in ("min", "max"):
         raise UserError(f"{file}: mode: expected min or max for the metric {metric}, got {mode}.")
     return metric, mode
