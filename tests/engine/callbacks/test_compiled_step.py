@@ -160,7 +160,7 @@ def test_the_bits_do_not_depend_on_the_execution_or_a_resume(experiment: Any, cl
     [
         (
             ["--model.optimizer", "RMSprop"],
-            "steps are not compiled: RMSprop has no compiled form, SGD, Adam and AdamW have",
+            "steps are not compiled: RMSprop has no compiled form; SGD, Adam and AdamW have",
         ),
         (
             ["--model.optimizer.amsgrad", "true"],
