@@ -20,7 +20,7 @@ QUIET = {"trainer.enable_progress_bar": False, "trainer.enable_model_summary": F
 
 
 @pytest.fixture
-def churn() -> pl.DataFrame:
+def churn_rows() -> pl.DataFrame:
     """A table that a linear model learns, in ``churn.csv``; returns its rows without the target."""
     rng = np.random.default_rng(0)
     months = rng.integers(1, 60, 200)
@@ -31,10 +31,10 @@ def churn() -> pl.DataFrame:
     return table.drop("churned")
 
 
-def test_the_example_of_the_guide(churn: pl.DataFrame, cli: Cli) -> None:
+def test_the_example_of_the_guide(churn_rows: pl.DataFrame, cli: Cli) -> None:
     """The guide's lines would not work, or would predict numbers in place of the user's labels."""
     cli("init", "churn.csv", "--target", "churned")
-    frame = churn
+    frame = churn_rows
 
     run = proj.fit("configs/churn.yaml", {"trainer.max_epochs": 5}, name="quick")
     f1 = run.metrics("test")["f1"]

@@ -162,7 +162,10 @@ WRONG_FLAGS = [
     (["--model.net", "MPL"], "no class 'MPL' is known by that short name. Did you mean 'MLP'?"),
     # torch.nn.Tanh is as similar, but classes of this package come first.
     (["--model.net", "TabN"], "no class 'TabN' is known by that short name. Did you mean 'TabM'?"),
-    (["--model", "proj.models.classification.BinaryClasifier"], "Did you mean 'BinaryClassifier'?"),
+    (
+        ["--model", "proj.models.classification.BinaryClasifier"],
+        "Did you mean 'BinaryClassifier'?",
+    ),
     (["--model.net", "nowhere.Net"], "there is no module nowhere"),
     (["--data.batch_size", "0"], "data.batch_size: expected a number from 1"),
     (

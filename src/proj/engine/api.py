@@ -59,8 +59,8 @@ def _fit_and_test(args: list[str], test: bool) -> Run:
     experiment, lr_figure = parse_experiment(arguments)
     if experiment.config.trainer.fast_dev_run:
         raise UserError(
-            "trainer.fast_dev_run: expected false, because proj.fit returns a run and fast_dev_run "
-            "saves none; leave it out, or use the verb `fit`."
+            "trainer.fast_dev_run: expected false, because proj.fit returns a run and "
+            "fast_dev_run saves none; leave it out, or use the verb `fit`."
         )
     run = train_experiment(experiment, args, lr_figure=lr_figure)
     assert run is not None
