@@ -228,3 +228,19 @@ def test_a_table_and_an_ensemble_can_be_compiled(cli: Cli) -> None:
         assert torch.allclose(
             last_checkpoint("whole")["state_dict"][name], value, rtol=1e-2, atol=1e-3
         ), name
+
+
+def _compilations() -> int:
+    """Return how often this process has compiled something, by torch's record."""
+    seconds = torch._dynamo.utils.compilation_time_metrics.get("_compile.compile_inner", [])
+    return len(seconds)
+
+
+def test_each_training_of_a_process_compiles_its_step_once(experiment: Any, cli: Cli) -> None:
+    """With guards, the step would be compiled again whenever a tensor of the model is replaced."""
+    config = experiment(rows=100, trainer={"max_epochs": 3})
+    for name in ("first", "second"):
+        before = _compilations()
+        cli("fit", "--config", config, "--name", name, *STEP)
+        after = _compilations()
+        assert after - before == 1, name

@@ -243,7 +243,8 @@ def _compile(model: Any, optimizer: Optimizer, clip: Clip | None) -> Callable[..
     # Dynamo caches compiled code by code object. Without guards it would use the code of another
     # model, so each model gets a code object of its own.
     step.__code__ = step.__code__.replace()
-    return torch.compile(step, fullgraph=True, options=COMPILE_OPTIONS)
+    # A copy, because torch.compile removes entries from the dict.
+    return torch.compile(step, fullgraph=True, options=dict(COMPILE_OPTIONS))
 
 
 def _clipped(gradient: Tensor, norm: Tensor, clip: Clip | None) -> Tensor:
