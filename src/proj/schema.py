@@ -78,6 +78,9 @@ class Column:
         shares: for numbers, the share of training values below each edge, ties counted half.
         categories: the known categories. They are encoded as 2, 3, …; a missing value is 0 and any
             other value, rare in training or never seen there, is 1.
+        format: how numbers or dates are written in text, or which dates numbers are.
+        placeholders: words among numbers or dates in training that count as missing.
+        center: subtracted from numbers before float32 rounds them; ``edges`` are differences.
     """
 
     source: str
@@ -87,6 +90,9 @@ class Column:
     edges: tuple[float, ...]
     shares: tuple[float, ...]
     categories: tuple[str, ...]
+    format: str = ""
+    placeholders: tuple[str, ...] = ()
+    center: float = 0.0
 
     @property
     def name(self) -> str:
@@ -115,6 +121,7 @@ class Schema:
         rows: training rows; 0 if not known.
         columns: inputs of a table. ``x`` is then a dict of ``numeric`` [rows, numbers] and
             ``categorical`` [rows, categories], both in this order.
+        target_columns: how the targets of a table are read.
     """
 
     task: Task
@@ -130,6 +137,7 @@ class Schema:
     target_std: tuple[float, ...]
     rows: int
     columns: tuple[Column, ...]
+    target_columns: tuple[Column, ...] = ()
 
     def __post_init__(self) -> None:
         # A checkpoint holds the schema and is read with weights_only=True.
@@ -145,9 +153,12 @@ class Schema:
         return tuple(column for column in self.columns if column.kind == "category")
 
     @property
-    def text_sources(self) -> list[str]:
-        """Columns of a table that hold text, even if all of it looks like numbers."""
-        return [column.source for column in self.columns if column.type == "text"]
+    def target_dtype(self) -> torch.dtype:
+        """float64 for regression targets that float32 would round by more than 0.1 % of their
+        standard deviation, such as seconds since 1970.
+        """
+        statistics = zip(self.target_mean, self.target_std, strict=True)
+        return torch.float64 if any(abs(m) > 1e4 * s for m, s in statistics) else torch.float32
 
     @property
     def num_features(self) -> int:
@@ -264,8 +275,13 @@ class Schema:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Schema":
         try:
-            columns = tuple(Column(**_tuples(column)) for column in values["columns"])
-            return cls(**{**_tuples(values), "columns": columns})
+            # Older checkpoints have no target_columns.
+            columns, target_columns = (
+                tuple(Column(**_tuples(column)) for column in part)
+                for part in (values["columns"], values.get("target_columns", []))
+            )
+            fields = {**_tuples(values), "columns": columns, "target_columns": target_columns}
+            return cls(**fields)
         except (TypeError, KeyError) as error:
             raise UserError(
                 f"expected a checkpoint whose schema has this version's fields, got {error}; train "

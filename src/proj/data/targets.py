@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
+import torch
 
 from proj.errors import UserError
 from proj.schema import Array, Label, Schema, Task
@@ -199,9 +200,9 @@ class Targets:
         """Return the targets as a loss takes them.
 
         Classes are numbers [rows] int64, -1 where missing. Labels are 0 and 1 and targets are
-        numbers, [rows, targets] float32, NaN where missing. ``split`` and ``rows``, the rows'
-        numbers in the source, are for messages. Raises UserError for targets that do not fit the
-        schema, such as a label that the training split does not have.
+        numbers, [rows, targets] in the schema's ``target_dtype``, NaN where missing. ``split`` and
+        ``rows``, the rows' numbers in the source, are for messages. Raises UserError for targets
+        that do not fit the schema, such as a label that the training split does not have.
         """
         if schema.task != self.task:
             raise UserError(
@@ -215,7 +216,8 @@ class Targets:
             )
         if not self.is_classes:
             self._check_numbers(rows)
-            return np.column_stack([column.numbers(np.float32) for column in self.columns])
+            dtype = np.float64 if schema.target_dtype == torch.float64 else np.float32
+            return np.column_stack([column.numbers(dtype) for column in self.columns])
         column, codes = self.columns[0], self._class_numbers(schema)
         if (unknown := codes == UNKNOWN).any():
             i = int(unknown.argmax())

@@ -45,8 +45,9 @@ class Regressor(Model):
         count = schema.num_outputs
         mean = schema.target_mean if self.standardize_target else (0.0,) * count
         std = schema.target_std if self.standardize_target else (1.0,) * count
-        self.register_buffer("target_mean", torch.tensor(mean))
-        self.register_buffer("target_std", torch.tensor(std))
+        # In float64 where float32 has too few digits for the target.
+        self.register_buffer("target_mean", torch.tensor(mean, dtype=schema.target_dtype))
+        self.register_buffer("target_std", torch.tensor(std, dtype=schema.target_dtype))
 
     def compute_loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         assert self.loss is not None

@@ -1,17 +1,31 @@
-"""Columns of a table as inputs of a net: fit, encode and check each column."""
+"""Columns of a table as inputs of a net: fit and encode each column, and describe the losses."""
 
+import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Literal, TypeAlias
 
 import numpy as np
 import polars as pl
+import yaml
 
+from proj.data.base import Finding
+from proj.data.tabular.dates import UNITS, read_number_dates
+from proj.data.tabular.overrides import Override
+from proj.data.tabular.readings import (
+    DATE_KINDS,
+    ColumnType,
+    Reading,
+    days_in_numbers,
+    number_date_form,
+    read_number_series,
+    stored_format,
+)
+from proj.data.tabular.split_column import is_split_column
 from proj.data.targets import TargetColumn
-from proj.errors import UserError, nearest
+from proj.errors import UserError
 from proj.schema import Array, Column
 
-Override: TypeAlias = Literal["number", "category", "date", "drop"]
-Type: TypeAlias = Literal["number", "text", "boolean", "date"]
 NumberKind: TypeAlias = Literal["number", "days", "month", "weekday", "hour"]
 
 # The number of bins that rtdl_num_embeddings uses by default.
@@ -20,7 +34,6 @@ BINS = 48
 MIN_CATEGORY_ROWS = 5
 # Less frequent categories are encoded like unseen ones.
 MAX_CATEGORIES = 256
-DATE_KINDS: tuple[NumberKind, ...] = ("days", "month", "weekday", "hour")
 MICROSECONDS_PER_DAY = 86_400_000_000
 
 # Text with more distinct values, and more than half as many as rows, is an identifier.
@@ -29,8 +42,18 @@ MAX_TEXT_CATEGORIES = 20
 # Category codes. The known categories follow.
 MISSING_CODE, OTHER_CODE, FIRST_CODE = 0, 1, 2
 
+# Numbers this many times as large as their spread have a center subtracted: float32 has 7 digits.
+LARGE_OFFSET = 10_000
+# Whole numbers up to here are exact in float64.
+MAX_EXACT = 2**53
 
-def type_of(dtype: pl.DataType) -> Type | None:
+# Names of columns whose whole numbers may be times since 1970.
+_TIME_NAME = re.compile(r"(?i)time|date|epoch|unix|created|updated|(?:^|[_ .])(?:ts|at)$")
+# Seconds since 1970 of the years 1990 and 2100.
+_EPOCH_RANGE = (631_152_000, 4_102_444_800)
+
+
+def type_of(dtype: pl.DataType) -> ColumnType | None:
     """Return the type of a column's values; None for types that no net takes, such as lists."""
     if dtype.is_numeric() or dtype in (pl.Duration, pl.Time):
         return "number"
@@ -42,37 +65,65 @@ def type_of(dtype: pl.DataType) -> Type | None:
 
 
 def fit_columns(
-    rows: pl.DataFrame, overrides: Mapping[str, Override]
-) -> tuple[tuple[Column, ...], dict[str, str]]:
-    """Return the inputs made from training ``rows``, and the reason for each column left out."""
+    rows: pl.DataFrame,
+    overrides: Mapping[str, Override],
+    readings: Mapping[str, Reading],
+) -> tuple[tuple[Column, ...], dict[str, str], list[Finding]]:
+    """Return the inputs made from training ``rows``.
+
+    Also returns the reason for each column left out, and findings about the columns used.
+    """
     columns: list[Column] = []
     left_out: dict[str, str] = {}
+    findings: list[Finding] = []
     for name in rows.columns:
         override = overrides.get(name)
-        if override == "drop":
+        if override and override.kind == "drop":
             left_out[name] = "as data.columns says"
-        elif override is None and (reason := _why_useless(rows[name])):
+            continue
+        form = _date_form(rows[name], override)
+        if override is None and (reason := _why_useless(rows[name], form)):
             left_out[name] = reason
-        else:
-            columns += _fit_column(rows[name], override)
-    return tuple(columns), left_out
+            continue
+        fitted, is_number_date = _fit_column(rows[name], override, form), bool(form)
+        reading = readings.get(name, Reading("text"))
+        form, words = form or stored_format(reading), reading.placeholders
+        fitted = [replace(column, format=form, placeholders=words) for column in fitted]
+        columns += fitted
+        findings += _describe(rows[name], fitted, is_number_date and not override)
+    return tuple(columns), left_out, findings
 
 
-def _why_useless(values: pl.Series) -> str | None:
+def _date_form(values: pl.Series, override: Override | None) -> str:
+    """Return the form of numbers that are dates, or nothing."""
+    if override is not None:
+        is_date = override.kind == "date" and values.dtype.is_numeric()
+        return number_date_form(values.name, values, override.format) if is_date else ""
+    if not values.dtype.is_numeric() or not len(present := values.drop_nulls()):
+        return ""
+    if days_in_numbers(present):
+        return "%Y%m%d"
+    if _TIME_NAME.search(values.name):
+        low, high = float(present.min()), float(present.max())  # type: ignore[arg-type]
+        for unit, seconds in UNITS.items():
+            if _EPOCH_RANGE[0] <= low * seconds and high * seconds <= _EPOCH_RANGE[1]:
+                return unit
+    return ""
+
+
+def _why_useless(values: pl.Series, form: str) -> str | None:
     """Return the reason to leave a column out, because nothing general can be learned; or None."""
-    present, distinct = values.drop_nulls(), values.n_unique()
+    present = values.drop_nulls()
     if (kind := type_of(values.dtype)) is None:
         return f"values of type {values.dtype} cannot be used"
-    if distinct < 2:
+    distinct = present.n_unique()
+    if distinct == 0 or (distinct == 1 and len(present) == len(values)):
         return "constant" if len(present) else "only missing values"
-    distinct -= len(present) < len(values)  # Missing values count as one.
+    if kind == "text" and is_split_column(present):
+        return f"it names the split of each row; to split by it, set data.split: {values.name}"
     if kind == "text" and distinct > max(MAX_TEXT_CATEGORIES, len(present) // 2):
-        numbers = present.cast(pl.String).cast(pl.Float64, strict=False).is_not_null().sum()
-        hint = f", {numbers / len(present):.0%} of which look like numbers" if numbers else ""
-        return (
-            f"an identifier or free text: {distinct} different values in {len(present)} rows{hint}"
-        )
-    if values.dtype.is_integer() and len(present) > 20 and distinct == len(values):
+        return f"an identifier or free text: {distinct} different values in {len(present)} rows"
+    if not form and values.dtype.is_integer() and len(present) > 20 and distinct == len(values):
         span = int(present.max()) - int(present.min())  # type: ignore[arg-type]
         # Nearly every integer of the range occurs, once.
         if span < 4 * len(values):
@@ -80,48 +131,70 @@ def _why_useless(values: pl.Series) -> str | None:
     return None
 
 
-def _fit_column(values: pl.Series, override: Override | None) -> list[Column]:
-    kind = type_of(values.dtype)
-    if kind is None:
+def _fit_column(values: pl.Series, override: Override | None, form: str) -> list[Column]:
+    type_ = type_of(values.dtype)
+    if type_ is None:
         raise UserError(
             f"data.columns: expected numbers, text, booleans or dates in {values.name}, got "
             f"{values.dtype}; drop the column."
         )
+    kind = override.kind if override else None
+    if kind in ("number", "date") and type_ == "text" and values.drop_nulls().len():
+        raise UserError(
+            f"data.columns: {values.name}: expected {kind}s, got {values.drop_nulls()[0]!r}; "
+            "choose another kind."
+        )
+    if kind == "date" and type_ == "boolean":
+        raise UserError(f"data.columns: {values.name}: expected dates, got booleans.")
     numbers: list[Column] = []
-    if override == "date" or (override is None and kind == "date"):
-        numbers = [_fit_numbers(values, kind, number_kind) for number_kind in DATE_KINDS]
-    elif override == "number" or (override is None and kind == "number"):
-        numbers = [_fit_numbers(values, kind, "number")]
+    if kind == "date" or (kind is None and (form or type_ == "date")):
+        numbers = [_fit_numbers(values, type_, number_kind, form) for number_kind in DATE_KINDS]
+    elif kind == "number" or (kind is None and type_ == "number"):
+        numbers = [_fit_numbers(values, type_, "number", "")]
     if varying := [column for column in numbers if len(column.edges) > 1]:
         return varying
     # A column with a single number only shows whether it is missing, which is a category.
-    return [_fit_categories(values, kind)]
+    return [_fit_categories(values, type_)]
 
 
-def _fit_categories(values: pl.Series, kind: Type) -> Column:
-    column = Column(values.name, kind, "category", bool(values.null_count()), (), (), ())
+def _fit_categories(values: pl.Series, type_: ColumnType) -> Column:
+    column = Column(values.name, type_, "category", bool(values.null_count()), (), (), ())
     texts = values.to_frame().select(_category_text(column)).to_series().drop_nulls()
     counts = sorted(texts.value_counts(sort=True).rows(), key=lambda row: (-row[1], row[0]))
     categories = sorted(
         name for name, count in counts[:MAX_CATEGORIES] if count >= MIN_CATEGORY_ROWS
     )
-    return Column(values.name, kind, "category", column.missing, (), (), tuple(categories))
+    return replace(column, categories=tuple(categories))
 
 
-def _fit_numbers(series: pl.Series, kind: Type, number_kind: NumberKind) -> Column:
-    column = Column(series.name, kind, number_kind, False, (), (), ())
-    values = series.to_frame().select(encode_column(column)).to_series().to_numpy()
-    edges, shares = quantiles(values[np.isfinite(values)].astype(np.float64))
-    missing = bool(np.isnan(values).any())
-    return Column(
-        series.name,
-        kind,
-        number_kind,
-        missing,
-        tuple(edges.tolist()),
-        tuple(shares.tolist()),
-        (),
+def _fit_numbers(series: pl.Series, type_: ColumnType, kind: NumberKind, form: str) -> Column:
+    column = Column(series.name, type_, kind, False, (), (), (), form)
+    values = series.to_frame().select(_number(column).cast(pl.Float64)).to_series()
+    missing = bool(values.fill_nan(None).null_count())
+    ordered = np.sort(values.drop_nulls().drop_nans().to_numpy())
+    ordered = ordered[np.isfinite(ordered)]
+    center = _center(ordered)
+    edges, shares = quantiles((ordered - center).astype(np.float32).astype(np.float64))
+    return replace(
+        column,
+        missing=missing,
+        edges=tuple(edges.tolist()),
+        shares=tuple(shares.tolist()),
+        center=center,
     )
+
+
+def _center(ordered: Array) -> float:
+    """Return the median of ascending numbers if they are large beside their spread, else 0.
+
+    float32 would round 1.7e9 to multiples of 128. The differences from the median keep their
+    digits.
+    """
+    if not len(ordered):
+        return 0.0
+    low, median, high = (ordered[len(ordered) * i // 4] for i in (1, 2, 3))
+    spread = (high - low) or ordered[-1] - ordered[0]
+    return float(median) if spread > 0 and abs(median) > LARGE_OFFSET * spread else 0.0
 
 
 def quantiles(values: Array) -> tuple[Array, Array]:
@@ -154,17 +227,27 @@ def encode_column(column: Column) -> pl.Expr:
                 list(column.categories), codes, default=OTHER_CODE, return_dtype=pl.Int32
             )
         return pl.when(values.is_null()).then(MISSING_CODE).otherwise(known).cast(pl.Int32)
+    numbers = _number(column)
+    if column.center:
+        # In float64, because float32 has too few digits for the whole number.
+        numbers = numbers.cast(pl.Float64, strict=False) - column.center
+    return numbers.cast(pl.Float32, strict=False).fill_null(float("nan"))
+
+
+def _number(column: Column) -> pl.Expr:
+    """Return the expression of the number that a column gives."""
+    values = pl.col(column.source)
     if column.kind == "number":
-        return values.cast(pl.Float32, strict=False).fill_null(float("nan"))
-    is_text = column.type == "text"
-    date = (values.str.to_datetime(strict=False) if is_text else values).cast(pl.Datetime("us"))
-    numbers = {
+        return values
+    is_number = column.type == "number" and column.format
+    date = read_number_dates(values, column.format) if is_number else values
+    date = date.cast(pl.Datetime("us"))
+    return {
         "days": date.dt.epoch("us").cast(pl.Float64) / MICROSECONDS_PER_DAY,
         "month": date.dt.month(),
         "weekday": date.dt.weekday(),
         "hour": date.dt.hour() + date.dt.minute() / 60,
     }[column.kind]
-    return numbers.cast(pl.Float32).fill_null(float("nan"))
 
 
 def _category_text(column: Column) -> pl.Expr:
@@ -177,34 +260,99 @@ def _category_text(column: Column) -> pl.Expr:
     return pl.when(is_integer).then(integer).otherwise(values.cast(pl.String))
 
 
-def unreadable_values(rows: pl.DataFrame, column: Column) -> pl.Series:
-    """Return the text values that are not the number or date that an override declares."""
-    if column.type != "text" or column.kind == "category":
-        return pl.Series([])
-    is_wrong = pl.col(column.source).is_not_null() & encode_column(column).is_nan()
-    return rows.filter(is_wrong)[column.source]
+def _describe(values: pl.Series, fitted: list[Column], is_number_date: bool) -> list[Finding]:
+    """Return findings about values of a column that are merged, rounded or read as dates."""
+    name, column = values.name, fitted[0]
+    if is_number_date:
+        example = values.drop_nulls()[0]
+        date = read_number_series(pl.Series([example]), column.format)[0]
+        what = f"{len(values) - values.null_count()} numbers of column {name} are read as dates"
+        effect = f"{example} is {date}"
+        return [Finding(what, effect, f"to keep numbers, {state(name, 'number')}", name)]
+    if column.kind == "category":
+        return _find_folded(values, column) + find_alike(values, f"column {name}", name)
+    if column.kind == "number" and values.dtype.is_numeric():
+        return _find_rounded(values, column)
+    return []
 
 
-def check_columns(table: pl.LazyFrame, columns: tuple[Column, ...], where: str) -> None:
-    """Raise UserError unless the table has the columns with the types they had in training."""
-    dtypes = table.collect_schema()
-    for source, expected in dict.fromkeys((column.source, column.type) for column in columns):
-        if source not in dtypes:
-            raise UserError(
-                f"{where}: expected a column {source}, as in training, got none."
-                f"{nearest(source, dtypes)}"
+def _find_folded(values: pl.Series, column: Column) -> list[Finding]:
+    texts = values.to_frame().select(_category_text(column)).to_series().drop_nulls()
+    folded = texts.filter(~texts.is_in(list(column.categories)))
+    if not len(folded):
+        return []
+    counts = folded.alias("v").value_counts(sort=True, name="n")
+    limit = f"fewer than {MIN_CATEGORY_ROWS} rows have each"
+    if len(column.categories) == MAX_CATEGORIES:
+        limit = f"only the {MAX_CATEGORIES} most frequent are kept"
+    return [
+        Finding(
+            f"{len(counts)} of {texts.n_unique()} values of column {column.source}, in "
+            f"{len(folded)} of {len(values)} training rows, count as one, such as "
+            f"{counts['v'][0]!r}",
+            limit,
+            f"merge values in the file, or leave the column out: {state(column.source, 'drop')}",
+            column.source,
+        )
+    ]
+
+
+def find_alike(values: pl.Series, where: str, column: str | None = None) -> list[Finding]:
+    """Find texts that differ only in capitals or spaces."""
+    if values.dtype != pl.String:
+        return []
+    words = values.drop_nulls().unique().sort()
+    plain = words.str.strip_chars().str.replace_all(r"\s+", " ").str.to_lowercase()
+    alike = words.filter(plain.is_duplicated())
+    if not len(alike):
+        return []
+    rows = int(values.is_in(alike.implode()).sum())
+    same = words.filter(plain == plain.filter(plain.is_duplicated())[0])
+    listed = " and ".join(repr(word) for word in same[:3])
+    return [
+        Finding(
+            f"{len(alike)} values of {where} differ only in capitals or spaces, in {rows} rows, "
+            f"such as {listed}",
+            "they count as different values",
+            "write them alike in the file, if they mean the same",
+            column,
+        )
+    ]
+
+
+def _find_rounded(values: pl.Series, column: Column) -> list[Finding]:
+    """Find numbers that float32 cannot tell apart."""
+    present = values.drop_nulls()
+    what = ""
+    if values.dtype.is_integer() and (present.cast(pl.Float64).abs() > MAX_EXACT).any():
+        large = present.filter(present.cast(pl.Float64).abs() > MAX_EXACT)
+        what = f"{len(large)} numbers of column {column.source} are above 2^53, such as {large[0]}"
+    elif _is_wide(column):
+        numbers = present.cast(pl.Float64)
+        rounded = (numbers - column.center).cast(pl.Float32)
+        lost = numbers.n_unique() - rounded.n_unique()
+        if lost > numbers.n_unique() / 10:
+            what = (
+                f"{lost} of {numbers.n_unique()} different numbers of column {column.source} are "
+                f"equal to others in float32, such as {numbers[0]}"
             )
-        actual = type_of(dtypes[source])
-        if actual == expected:
-            continue
-        indexed = table.with_row_index("_row").select("_row", source)
-        first = indexed.filter(pl.col(source).is_not_null()).head(1).collect(engine="streaming")
-        # A column without values fits any type.
-        for row, value in first.rows():
-            raise UserError(
-                f"{where}: column {source}: expected values of type {expected}, as in training, "
-                f"got {actual or dtypes[source]}, {value!r} in row {row}."
-            )
+    if not what:
+        return []
+    remedy = f"subtract a constant in the file, or set {state(column.source, 'category')} or drop"
+    return [Finding(what, "they are rounded", remedy, column.source)]
+
+
+def _is_wide(column: Column) -> bool:
+    """Return whether the largest number is so far from most numbers that these may be rounded."""
+    edges, middle = column.edges, len(column.edges) // 2
+    spread = edges[(3 * len(edges)) // 4] - edges[len(edges) // 4]
+    return max(abs(edges[0]), abs(edges[-1]), abs(edges[middle])) > LARGE_OFFSET * spread
+
+
+def state(name: str, kind: str) -> str:
+    """Return an entry of data.columns that can be pasted into YAML."""
+    text = yaml.safe_dump({name: kind}, default_flow_style=True, allow_unicode=True, width=1000)
+    return f"data.columns: {text.strip()}"
 
 
 def target_column(values: pl.Series, where: str) -> TargetColumn:

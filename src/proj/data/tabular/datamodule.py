@@ -1,5 +1,6 @@
 """Data module for tables: CSV, TSV and Parquet files, prepared once and memory-mapped."""
 
+import csv
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -8,22 +9,28 @@ from typing import Any
 import numpy as np
 import polars as pl
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from proj.data.base import DataModule, Finding
 from proj.data.cache import build_once, entry_folder, fingerprint, map_array
 from proj.data.splits import Fold
-from proj.data.tabular.columns import Override, check_columns, encode_column
+from proj.data.tabular.columns import encode_column
 from proj.data.tabular.experiment import write_experiment
 from proj.data.tabular.files import (
     SUFFIXES,
+    Source,
     check_names,
-    collect,
+    collect_table,
     list_files,
-    scan,
-    to_frame,
+    open_table,
+    read_names,
+    suffix_of,
 )
+from proj.data.tabular.overrides import OverrideKind, StatedColumn, parse_overrides
 from proj.data.tabular.prepare import TablePlan, prepare_new_rows, prepare_table
+from proj.data.tabular.rows import to_frame
+from proj.data.tabular.typed import conform
 from proj.errors import UserError
 from proj.schema import SPLITS, Batch, Schema, Task
 
@@ -39,7 +46,8 @@ class Tabular(DataModule):
     """A table of numbers, categories and dates, with one target column or several.
 
     Args:
-        path: a .csv, .tsv, .txt or .parquet file, or a glob of such files.
+        path: a table in text (.csv, .tsv, .txt, also compressed), .parquet, JSON lines (.json) or
+            Excel (.xlsx), or a glob of such files.
         target: the column to predict, or a list of columns.
         test_path: a file or glob whose rows are the test split.
         predict_path: a file or glob for ``predict``, without targets; null means the test split.
@@ -47,14 +55,16 @@ class Tabular(DataModule):
             different integers holds classes, several columns of 0 and 1 hold labels, and other
             columns hold numbers to predict.
         columns: the kind of a column, if the inferred one is wrong: number, category, date, or
-            drop to leave it out.
+            drop to leave it out. {kind: date, format: "%d/%m/%Y"} states a form as well, and
+            {kind: number, format: "1.234,5"} decimal commas.
         batch_size: rows per batch and device; null means all rows of a split in one batch.
         val_fraction: share of the rows for validation.
         test_fraction: share of the rows for ``test``, if there is no ``test_path``.
         group: a column whose equal values stay in one split, such as a customer with several rows.
         time: a column to split by: the latest rows are the test split, the rows before them the
             validation split.
-        split: a column with train, val or test for each row.
+        split: a column with train, val or test for each row. Without val, validation rows are
+            taken from the training rows by val_fraction.
         split_seed: seed of the split only, so that runs with different seeds have the same test
             rows.
         fold: one fold as a split. [test, 0, 5] tests on the first of five folds and takes
@@ -71,7 +81,7 @@ class Tabular(DataModule):
         test_path: str | None = None,
         predict_path: str | None = None,
         task: Task | None = None,
-        columns: dict[str, Override] | None = None,
+        columns: dict[str, OverrideKind | StatedColumn] | None = None,
         batch_size: int | None = 256,
         val_fraction: float = 0.15,
         test_fraction: float = 0.15,
@@ -95,7 +105,7 @@ class Tabular(DataModule):
         self.plan = TablePlan(
             targets=targets,
             task=task,
-            columns=columns or {},
+            columns=parse_overrides(columns),
             val_fraction=val_fraction,
             test_fraction=0.0 if self.test_path else test_fraction,
             split_by={"group": group, "time": time, "split": split},
@@ -107,13 +117,16 @@ class Tabular(DataModule):
     def for_source(
         cls, path: str, target: str | list[str] | None, task: Task | None
     ) -> "Tabular | None":
-        if Path(path).is_dir() or ("*" not in path and Path(path).suffix not in SUFFIXES):
+        if Path(path).expanduser().is_dir() or suffix_of(Path(path)) not in SUFFIXES:
             return None
+        names = read_names(list_files(path, "DATA"))
         if target is None:
-            names = scan(list_files(path, "DATA")).collect_schema().names()
             raise UserError(
                 f"--target: expected a column of {path}, got none; it has {', '.join(names[:30])}."
             )
+        # A target with a comma in its name is not a list of targets.
+        if isinstance(target, str) and target not in names and "," in target:
+            target = [name.strip() for name in next(csv.reader([target], skipinitialspace=True))]
         return cls(path, target, task=task)
 
     def experiment_yaml(self, path: str, target: str | list[str] | None) -> str:
@@ -122,9 +135,15 @@ class Tabular(DataModule):
 
     @classmethod
     def encode(cls, rows: Any, schema: Schema) -> dict[str, Tensor]:
-        """Return ``rows``, a polars or pandas frame or a dict of columns, as ``x``."""
-        frame = to_frame(rows)
-        check_columns(frame.lazy(), schema.columns, "rows")
+        """Return rows as ``x``.
+
+        They are a polars or pandas frame, a dict of columns, a list of dicts, or one row as a dict.
+        """
+        source = Source(Path("rows"), to_frame(rows).lazy())
+        table, findings = conform(source, schema.columns, "rows")
+        for finding in findings:
+            rank_zero_warn(str(finding))
+        frame = table.select(dict.fromkeys(column.source for column in schema.columns)).collect()
         inputs = {}
         for kind, columns, dtype in (
             ("numeric", schema.numeric, np.float32),
@@ -144,8 +163,7 @@ class Tabular(DataModule):
         if not self.splits and not self._only_new_rows():
             folder = self._prepare()
             self.schema = _read_schema(folder)
-            findings = json.loads((folder / "findings.json").read_text())
-            self.findings = [Finding(*fields) for fields in findings]
+            self.findings = _read_findings(folder)
             self.splits = {split: _map_split(folder, split) for split in SPLITS}
         if stage == "predict" and "predict" not in self.splits:
             self.splits["predict"] = self._predict_rows()
@@ -158,9 +176,9 @@ class Tabular(DataModule):
         option = next(option for option in SOURCES[split] if getattr(self, option) is not None)
         files = self._files(option)
         # Text files are read as text, so that values stay as they are written.
-        table = scan(files, text=names)
-        check_names(table.collect_schema().names(), names, "--keep", str(files[0]))
-        return collect(files, table.select(names)).select(pl.all().gather(rows))
+        with open_table(files) as source:
+            check_names(source.table.collect_schema().names(), names, "--keep", str(files[0]))
+            return collect_table(source, source.table.select(names)).select(pl.all().gather(rows))
 
     def _files(self, option: str) -> list[Path]:
         path = getattr(self, option)
@@ -189,11 +207,17 @@ class Tabular(DataModule):
         files, schema = self._files("predict_path"), self.schema
         key = {"predict": fingerprint(files, self.cache), "schema": schema.to_dict()}
         folder = build_once(self.cache, key, lambda folder: prepare_new_rows(folder, files, schema))
+        for finding in _read_findings(folder):
+            rank_zero_warn(str(finding))
         return _map_split(folder, "predict")
 
 
 def _read_schema(folder: Path) -> Schema:
     return Schema.from_dict(json.loads((folder / "schema.json").read_text()))
+
+
+def _read_findings(folder: Path) -> list[Finding]:
+    return [Finding(*fields) for fields in json.loads((folder / "findings.json").read_text())]
 
 
 def _map_split(folder: Path, split: str) -> Batch:

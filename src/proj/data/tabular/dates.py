@@ -92,8 +92,11 @@ def read_number_dates(values: pl.Expr, form: str) -> pl.Expr:
     if form in UNITS:
         seconds = UNITS[form]
         microseconds = values * (seconds * 1e6) if seconds >= 1e-6 else values / 1e3
-        return microseconds.cast(pl.Float64).round().cast(pl.Int64, strict=False).cast(
-            pl.Datetime("us")
+        return (
+            microseconds.cast(pl.Float64)
+            .round()
+            .cast(pl.Int64, strict=False)
+            .cast(pl.Datetime("us"))
         )
     if form == EXCEL:
         days = (values.cast(pl.Float64) - 25_569) * 86_400_000_000
@@ -209,9 +212,7 @@ def _is_more_regular(values: pl.Series, form: str, than: str) -> bool:
     return bool(days < other_days)
 
 
-def _rows_that_fit(
-    values: pl.Series, counts: pl.Series, forms: Sequence[str]
-) -> dict[str, int]:
+def _rows_that_fit(values: pl.Series, counts: pl.Series, forms: Sequence[str]) -> dict[str, int]:
     """Return how many rows each form fits."""
     frame = pl.DataFrame({"v": values, "n": counts})
     sums = [

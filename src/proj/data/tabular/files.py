@@ -1,19 +1,25 @@
-"""Tables in files: CSV, TSV and Parquet, scanned without loading them whole."""
+"""Tables in files: text, Parquet, JSON lines and Excel, scanned without loading them whole."""
 
 import csv
-from collections.abc import Iterable, Iterator
+import glob
+import json
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import polars as pl
 from polars.exceptions import PolarsError
 
+from proj.data.base import Finding
+from proj.data.tabular.dialect import Dialect, find_dialect, free_name, plain_copy, read_head
 from proj.errors import UserError, nearest
 
-SUFFIXES = (".csv", ".tsv", ".txt", ".parquet")
-
-# Rows that the types of a text file are inferred from at first.
-INFERENCE_ROWS = 10_000
+TEXT, JSON, EXCEL = (".csv", ".tsv", ".txt"), (".json", ".jsonl", ".ndjson"), (".xlsx", ".xls")
+SUFFIXES = (*TEXT, ".parquet", *JSON, *EXCEL)
+COMPRESSED = (".gz", ".bz2", ".xz")
 
 # Rows per chunk of a streamed table.
 CHUNK_ROWS = 500_000
@@ -22,93 +28,225 @@ CHUNK_ROWS = 500_000
 MISSING = ("NA", "N/A", "n/a", "NaN", "nan", "null", "NULL", "None", "?")
 
 
+class Source(NamedTuple):
+    """A table for several queries.
+
+    Attributes:
+        file: the first file, for messages.
+        table: the rows.
+        separator: of a text file, whose columns all are text; otherwise empty.
+        findings: findings about the files as a whole.
+    """
+
+    file: Path
+    table: pl.LazyFrame
+    separator: str = ""
+    findings: tuple[Finding, ...] = ()
+
+    @property
+    def is_text(self) -> bool:
+        return bool(self.separator)
+
+
+def suffix_of(path: Path) -> str:
+    """Return the ending of a table's name in lower case, without that of a compressed file."""
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    if len(suffixes) > 1 and suffixes[-1] in COMPRESSED and suffixes[-2] in TEXT:
+        return suffixes[-2]
+    return suffixes[-1] if suffixes else ""
+
+
 def list_files(path: str, option: str) -> list[Path]:
-    """Return the file, or the files of a glob in the order of their names."""
-    pattern = Path(path)
-    files = sorted(pattern.parent.glob(pattern.name)) if "*" in pattern.name else [pattern]
+    """Return the file, or the files of a glob in the order of their names.
+
+    A file with the characters of a glob in its name is that file.
+    """
+    pattern = Path(path).expanduser()
+    files = [pattern]
+    if not pattern.exists() and glob.has_magic(pattern.name):
+        files = sorted(pattern.parent.glob(pattern.name))
     for file in files:
-        if file.suffix not in SUFFIXES:
+        if suffix_of(file) not in SUFFIXES:
             raise UserError(
                 f"{option}: expected a table that ends in {', '.join(SUFFIXES)}, got {file}."
             )
         if not file.is_file():
             exists = file.parent.is_dir()
-            siblings = [str(p) for p in file.parent.glob(f"*{file.suffix}")] if exists else []
-            raise UserError(f"{option}: no file {file}.{nearest(str(file), siblings)}")
+            siblings = file.parent.iterdir() if exists else ()
+            tables = [str(p) for p in siblings if suffix_of(p) in SUFFIXES]
+            raise UserError(f"{option}: no file {file}.{nearest(str(file), tables)}")
     if not files:
         raise UserError(
             f"{option}: expected a file that matches {path}, got none; correct the path."
         )
-    if len({file.suffix == ".parquet" for file in files}) > 1:
+    if len({_kind(file) for file in files}) > 1:
         names = ", ".join(file.name for file in files[:5])
         raise UserError(f"{option}: expected files of one kind, got {names}.")
     return files
 
 
-def scan(files: list[Path], text: Iterable[str] = (), infer_from_all: bool = False) -> pl.LazyFrame:
-    """Return the table of all ``files`` as a lazy frame.
+def _kind(file: Path) -> str:
+    return next((k[0] for k in (TEXT, JSON, EXCEL) if suffix_of(file) in k), ".parquet")
 
-    In text files, types are inferred from the first rows, or from all rows with
-    ``infer_from_all``. The columns in ``text`` stay text.
+
+def read_names(files: list[Path]) -> list[str]:
+    """Return the names of the columns."""
+    if _kind(files[0]) == TEXT[0]:
+        tab_separated = suffix_of(files[0]) == ".tsv"
+        return list(find_dialect(read_head(files[0]), str(files[0]), tab_separated).names)
+    with open_table(files) as source:
+        return source.table.collect_schema().names()
+
+
+@contextmanager
+def open_table(files: list[Path], folder: Path | None = None) -> Iterator[Source]:
+    """Yield the table of ``files``, with missing numbers as null.
+
+    All columns of text files are text. Files that are not in Parquet are converted once, in a
+    folder in ``folder`` that exists as long as the context. Raises UserError for a file that is
+    not a table: empty, with lines of different lengths, not UTF-8, or with equal column names.
     """
-    if files[0].suffix == ".parquet":
-        return pl.scan_parquet(files)
-    header, separator = _read_header(files[0])
-    for file in files[1:]:
-        if (other := _read_header(file)[0]) != header:
+    with tempfile.TemporaryDirectory(dir=folder) as name:
+        working = Path(name)
+        try:
+            source = _OPENERS[_kind(files[0])](files, working)
+            rows = source.table.select(pl.len()).collect(engine="streaming").item()
+            names = source.table.collect_schema().names()
+        except (PolarsError, OSError) as error:
+            raise UserError(_cause(files[0], error)) from error
+        if not names or not rows:
+            got = "a header only" if names else "an empty file"
+            raise UserError(f"{files[0]}: expected rows of data, got {got}.")
+        yield source._replace(table=nan_to_null(source.table))
+
+
+def _open_parquet(files: list[Path], folder: Path) -> Source:
+    # With glob, polars takes brackets in a name for a pattern.
+    return Source(files[0], pl.scan_parquet(files, glob=False))
+
+
+def _open_text(files: list[Path], folder: Path) -> Source:
+    """Write text files as one Parquet file of text in ``folder``, and scan it."""
+    tables: list[pl.LazyFrame] = []
+    findings: list[Finding] = []
+    first: Dialect | None = None
+    for file in files:
+        try:
+            plain, dialect = plain_copy(file, folder, suffix_of(file) == ".tsv")
+        except UnicodeDecodeError as error:
+            raise UserError(_cause(file, error)) from error
+        first = first or dialect
+        if dialect.names != first.names:
             raise UserError(
-                f"{file}: expected the columns of {files[0].name}, {', '.join(header)}, got "
-                f"{', '.join(other)}."
+                f"{file}: expected the columns of {files[0].name}, {', '.join(first.names)}, got "
+                f"{', '.join(dialect.names)}."
             )
-    try:
-        return pl.scan_csv(
-            files,
-            separator=separator,
-            null_values=list(MISSING),
-            try_parse_dates=True,
-            infer_schema_length=None if infer_from_all else INFERENCE_ROWS,
-            schema_overrides={name: pl.String for name in text if name in header},
-        )
-    except PolarsError as error:
-        raise _to_user_error(files, error) from error
+        parquet = folder / f"{len(tables)}.parquet"
+        try:
+            _scan_text(plain, dialect).sink_parquet(parquet, engine="streaming")
+        except PolarsError as error:
+            _check_encoding(plain, file)
+            _check_fields(plain, file, dialect)
+            raise UserError(_cause(file, error)) from error
+        table = pl.scan_parquet(parquet, glob=False)
+        _check_last_column(table, plain, file, dialect)
+        tables.append(table)
+        findings += _find_comments(plain, file, dialect)
+    assert first is not None
+    return Source(files[0], pl.concat(tables), first.separator, tuple(findings))
 
 
-def open_table(files: list[Path], folder: Path, text: Iterable[str] = ()) -> pl.LazyFrame:
-    """Return the table of ``files`` for several queries, with missing numbers as null.
-
-    Text files are parsed once, into a Parquet file in ``folder``. Raises UserError for a file that
-    is not a table: empty, with lines of different lengths, not UTF-8, or with equal column names.
-    """
-    is_text = files[0].suffix != ".parquet"
-    try:
-        table = _parse_once(files, folder, list(text)) if is_text else scan(files)
-        names = table.collect_schema().names()
-        rows = table.select(pl.len()).collect(engine="streaming").item()
-    except (PolarsError, OSError) as error:
-        raise _to_user_error(files, error) from error
-    if not names or not rows:
-        got = "a header only" if names else "an empty file"
-        raise UserError(f"{files[0]}: expected rows of data, got {got}.")
-    last = pl.col(names[-1])
-    # A line with too few fields ends in missing values. Without any, no line needs to be checked.
-    if is_text and len(names) > 1 and collect(files, table.select(last.null_count())).item():
-        _check_fields(files, _read_header(files[0])[1], len(names))
-    return nan_to_null(table)
+def _scan_text(file: Path, dialect: Dialect) -> pl.LazyFrame:
+    names = list(dialect.names)
+    table = pl.scan_csv(
+        file,
+        separator=dialect.separator,
+        skip_lines=dialect.skipped,
+        comment_prefix=dialect.comment,
+        null_values=list(MISSING),
+        infer_schema=False,
+        with_column_names=lambda _: names,
+        glob=False,
+    )
+    # The csv module skips blank lines. polars reads them as rows of missing values.
+    is_row = ~pl.all_horizontal(pl.all().is_null())
+    return table.filter(is_row) if dialect.blank_lines and len(names) > 1 else table
 
 
-def collect(files: list[Path], table: pl.LazyFrame) -> pl.DataFrame:
-    """Return the result of a query on ``files``, computed by streaming."""
+def _open_json(files: list[Path], folder: Path) -> Source:
+    """Read objects on lines, or one list of objects."""
+    tables = []
+    for number, file in enumerate(files):
+        with file.open("rb") as start:
+            is_list = start.read(4096).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"[")
+        if is_list:
+            try:
+                rows = json.loads(file.read_text(encoding="utf-8-sig"))
+                table = pl.DataFrame(rows, infer_schema_length=None)
+            except (ValueError, TypeError) as error:
+                raise UserError(_cause(file, error)) from error
+        else:
+            table = pl.read_ndjson(file, infer_schema_length=None)
+        table.write_parquet(folder / f"{number}.parquet")
+        tables.append(pl.scan_parquet(folder / f"{number}.parquet", glob=False))
+    return Source(files[0], pl.concat(tables))
+
+
+def _open_excel(files: list[Path], folder: Path) -> Source:
+    """Read the first sheet of each workbook."""
+    # Importing takes long, and few tables are workbooks.
+    import fastexcel
+
+    tables, findings = [], []
+    for number, file in enumerate(files):
+        try:
+            book = fastexcel.read_excel(file)
+            sheet = book.load_sheet(0, schema_sample_rows=None).to_polars()
+        except fastexcel.FastExcelError as error:
+            raise UserError(_cause(file, error)) from error
+        names = [
+            free_name(i, sheet.columns) if name.startswith("__UNNAMED__") else name.strip()
+            for i, name in enumerate(sheet.columns)
+        ]
+        if len(set(names)) < len(names):
+            raise UserError(
+                f"{file}: expected different names for all columns, got {', '.join(names)}; rename "
+                "the equal ones."
+            )
+        sheet.columns = names
+        sheet.write_parquet(folder / f"{number}.parquet")
+        tables.append(pl.scan_parquet(folder / f"{number}.parquet", glob=False))
+        if others := book.sheet_names[1:]:
+            finding = Finding(
+                f"{file.name} has {len(book.sheet_names)} sheets",
+                f"only the first, {book.sheet_names[0]!r}, is read, not {others[0]!r}",
+                "save the sheet that you need as a file of its own, if it is another one",
+            )
+            findings.append(finding)
+    return Source(files[0], pl.concat(tables), "", tuple(findings))
+
+
+_OPENERS = {
+    TEXT[0]: _open_text,
+    ".parquet": _open_parquet,
+    JSON[0]: _open_json,
+    EXCEL[0]: _open_excel,
+}
+
+
+def collect_table(source: Source, table: pl.LazyFrame) -> pl.DataFrame:
+    """Return the result of a query on ``source``, computed by streaming."""
     try:
         return table.collect(engine="streaming")
     except PolarsError as error:
-        raise _to_user_error(files, error) from error
+        raise UserError(_cause(source.file, error)) from error
 
 
-def iter_chunks(files: list[Path], table: pl.LazyFrame) -> Iterator[tuple[int, pl.DataFrame]]:
+def iter_chunks(source: Source, table: pl.LazyFrame) -> Iterator[tuple[int, pl.DataFrame]]:
     """Yield the table in chunks of ``CHUNK_ROWS``, with the number of each chunk's first row."""
     # polars' own iterator reads ahead without a limit, and a large table would fill the memory.
     start = 0
-    while len(chunk := collect(files, table.slice(start, CHUNK_ROWS))):
+    while len(chunk := collect_table(source, table.slice(start, CHUNK_ROWS))):
         yield start, chunk
         start += len(chunk)
 
@@ -116,26 +254,6 @@ def iter_chunks(files: list[Path], table: pl.LazyFrame) -> Iterator[tuple[int, p
 def nan_to_null(table: pl.LazyFrame) -> pl.LazyFrame:
     """Replace NaN, which other programs write for a missing number, by null."""
     return table.with_columns(pl.col(pl.Float32, pl.Float64).fill_nan(None))
-
-
-def to_frame(rows: Any) -> pl.DataFrame:
-    """Return a polars or pandas frame, or a dict of columns, as a polars frame without NaN."""
-    if isinstance(rows, pl.DataFrame):
-        return nan_to_null(rows.lazy()).collect()
-    if hasattr(rows, "notna"):
-        # The missing values of pandas compare as neither equal nor unequal.
-        rows = rows.astype(object).where(rows.notna(), None)
-    try:
-        columns = {str(name): list(rows[name]) for name in rows}
-    except (TypeError, KeyError, IndexError) as error:
-        raise UserError(
-            "expected rows as a polars or pandas frame, or a dict of columns, got "
-            f"{type(rows).__name__}."
-        ) from error
-    without_nan = {
-        name: [v if v == v else None for v in column] for name, column in columns.items()
-    }
-    return pl.DataFrame(without_nan, strict=False)
 
 
 def check_names(names: list[str], wanted: list[str], option: str, where: str) -> None:
@@ -148,80 +266,61 @@ def check_names(names: list[str], wanted: list[str], option: str, where: str) ->
             )
 
 
-def _parse_once(files: list[Path], folder: Path, text: list[str]) -> pl.LazyFrame:
-    """Write text files as one Parquet file in ``folder``, and return it."""
-    parquet = folder / f"{len(list(folder.iterdir()))}.parquet"
-    try:
-        scan(files, text).sink_parquet(parquet, engine="streaming")
-        table = pl.scan_parquet(parquet)
-        head = table.head(INFERENCE_ROWS)
-        empty = head.select(pl.col(pl.String).exclude(text).is_null().all()).collect()
-        if not any(empty.row(0)):
-            return table
-    except PolarsError:
-        # Either a later row has another type than the first rows, which the second attempt handles,
-        # or the file is not a table, which fails again below.
-        pass
-    scan(files, text, infer_from_all=True).sink_parquet(parquet, engine="streaming")
-    return pl.scan_parquet(parquet)
+def _check_last_column(table: pl.LazyFrame, plain: Path, file: Path, dialect: Dialect) -> None:
+    """Raise UserError if a line is too short: it ends in missing values."""
+    last = pl.nth(-1)
+    if len(dialect.names) > 1 and table.select(last.null_count()).collect().item():
+        _check_fields(plain, file, dialect)
 
 
-def _read_header(file: Path) -> tuple[list[str], str]:
-    """Return the column names, and the separator: the most frequent of ``, ; tab |``."""
-    try:
-        with file.open(encoding="utf-8-sig", newline="") as lines:
-            first_line = lines.readline()
-            separator = "\t" if file.suffix == ".tsv" else max(",;\t|", key=first_line.count)
-            lines.seek(0)
-            names = next(csv.reader(lines, delimiter=separator), [])
-    except UnicodeDecodeError as error:
-        raise UserError(_find_invalid_utf8(file)) from error
-    if not names:
-        raise UserError(f"{file}: expected a header and rows of data, got an empty file.")
-    for name in names:
-        if names.count(name) > 1:
-            raise UserError(
-                f"{file}: expected different names for all columns, got {name!r} "
-                f"{names.count(name)} times; rename all but one."
-            )
-    return names, separator
-
-
-def _to_user_error(files: list[Path], error: Exception) -> UserError:
-    """Return a UserError with the cause of a failed read."""
-    if files[0].suffix != ".parquet":
-        for file in files:
-            if message := _find_invalid_utf8(file):
-                return UserError(message)
-        header, separator = _read_header(files[0])
-        _check_fields(files, separator, len(header))
-    return UserError(f"{files[0]}: cannot be read: {' '.join(str(error).split())[:300]}.")
-
-
-def _check_fields(files: list[Path], separator: str, fields: int) -> None:
+def _check_fields(plain: Path, file: Path, dialect: Dialect) -> None:
     """Raise UserError for the first line with another number of fields. Blank lines are skipped."""
-    for file in files:
-        with file.open(encoding="utf-8-sig", newline="") as lines:
-            reader = csv.reader(lines, delimiter=separator)
-            for row in reader:
-                if row and len(row) != fields:
-                    raise UserError(
-                        f"{file}: expected {fields} fields per line, as in the header, got "
-                        f"{len(row)} in line {reader.line_num}; correct the line, or put quotes "
-                        "around its text."
-                    )
+    fields = len(dialect.names)
+    with plain.open(encoding="utf-8-sig", newline="") as source:
+        lines = islice(source, dialect.skipped, None)
+        if comment := dialect.comment:
+            lines = (line for line in lines if not line.startswith(comment))  # type: ignore[assignment]
+        reader = csv.reader(lines, delimiter=dialect.separator)
+        for row in reader:
+            if row and len(row) != fields:
+                raise UserError(
+                    f"{file}: expected {fields} fields per line, as in the header, got "
+                    f"{len(row)} in line {reader.line_num + dialect.skipped}; correct the line, or "
+                    "put quotes around its text."
+                )
 
 
-def _find_invalid_utf8(file: Path) -> str:
-    """Return a message about the first byte that is not UTF-8; empty if there is none."""
-    with file.open("rb") as lines:
+def _check_encoding(plain: Path, file: Path) -> None:
+    """Raise UserError for the first byte that is not UTF-8."""
+    with plain.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             try:
                 line.decode()
             except UnicodeDecodeError as error:
-                return (
+                raise UserError(
                     f"{file}: expected text in UTF-8, got the byte 0x{line[error.start]:02x} in "
                     f"line {number}; convert it, for example with "
                     f"`iconv -f latin1 -t utf-8 {file.name}`."
-                )
-    return ""
+                ) from error
+
+
+def _find_comments(plain: Path, file: Path, dialect: Dialect) -> list[Finding]:
+    """Return a finding about lines between the rows that are left out as comments."""
+    if not (comment := dialect.comment):
+        return []
+    with plain.open(encoding="utf-8-sig") as source:
+        lines = islice(source, dialect.skipped, None)
+        comments = [line.strip() for line in lines if line.startswith(comment)]
+    if not comments:
+        return []
+    return [
+        Finding(
+            f"{len(comments)} lines of {file.name} begin with {comment}, such as {comments[0]!r}",
+            "they are left out as comments",
+            "put quotes around the first field of each, if they are rows",
+        )
+    ]
+
+
+def _cause(file: Path, error: Exception) -> str:
+    return f"{file}: cannot be read: {' '.join(str(error).split())[:300]}."

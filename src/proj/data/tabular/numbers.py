@@ -11,9 +11,13 @@ DEFAULT_FORMAT: Final = "1,234.5"
 
 # Words that mean "missing" among numbers, in lower case.
 PLACEHOLDERS: Final = frozenset(
-    "- -- --- — – . .. ... … * ? na n/a n.a. #n/a #na <na> n.d. nd nan nil none null (null) missing "
-    "unknown unavailable tbd #null! #div/0! #value! #ref! #num! #name? not_available".split()
-) | {"", "not available", "not applicable", "no data"}
+    [
+        *("", "-", "--", "---", "—", "–", ".", "..", "...", "…", "*", "?", "na", "n/a", "n.a."),
+        *("#n/a", "#na", "<na>", "n.d.", "nd", "nan", "nil", "none", "null", "(null)", "missing"),
+        *("unknown", "unavailable", "not available", "not applicable", "no data", "tbd"),
+        *("#null!", "#div/0!", "#value!", "#ref!", "#num!", "#name?"),
+    ]
+)
 
 _CURRENCY = (
     r"(?:[A-Z]{0,3}[$]|[€£¥₹₽₩₺₫฿₴₪₱¢]|(?:USD|EUR|GBP|CHF|JPY|CNY|INR|CAD|AUD|NZD|SEK|NOK|DKK|PLN"

@@ -13,14 +13,17 @@ from proj.data.base import Finding
 from proj.data.cache import create_array
 from proj.data.splits import Fold, split, split_by_time, split_groups
 from proj.data.tabular.columns import (
-    Override,
-    check_columns,
     encode_column,
+    find_alike,
     fit_columns,
+    state,
     target_column,
-    unreadable_values,
 )
-from proj.data.tabular.files import check_names, collect, iter_chunks, open_table
+from proj.data.tabular.files import Source, check_names, collect_table, iter_chunks, open_table
+from proj.data.tabular.overrides import Override
+from proj.data.tabular.readings import Reading, Wish, column_readings, stored_format
+from proj.data.tabular.split_column import name_splits
+from proj.data.tabular.typed import TypedTable, apply_readings, conform, read_text
 from proj.data.targets import Targets
 from proj.errors import UserError
 from proj.schema import SPLITS, Array, Column, Schema, Task
@@ -54,61 +57,114 @@ def prepare_table(
     A schema is fitted unless one is given. Raises UserError if the table does not fit the plan or
     the schema.
     """
-    where = str(files[0])
-    table = open_table(files, folder, schema.text_sources if schema else ())
-    _check_plan(plan, table.collect_schema().names(), where)
-    targets, keys = _read_targets(plan, files, table, schema)
+    with open_table(files, folder) as source:
+        _check_plan(plan, source.table.collect_schema().names(), str(source.file))
+        schema, findings, keys, readings = _prepare_rows(plan, folder, source, test_files, schema)
+    if test_files:
+        with open_table(test_files, folder) as source:
+            findings += _prepare_test_file(plan, folder, source, schema, keys, readings)
+    (folder / "schema.json").write_text(json.dumps(schema.to_dict()))
+    (folder / "findings.json").write_text(json.dumps(findings))
+
+
+def _prepare_rows(
+    plan: TablePlan, folder: Path, source: Source, test_files: list[Path], schema: Schema | None
+) -> tuple[Schema, list[Finding], pl.DataFrame, dict[str, Reading]]:
+    """Write the arrays of the splits of ``source``.
+
+    Returns the schema, findings, the columns to split the training rows by, and how text is read.
+    """
+    where = str(source.file)
+    inputs = _input_names(plan, source.table.collect_schema().names())
+    typed = _read_columns(plan, source, inputs, schema)
+    targets, keys = _read_targets(plan, source, typed, schema)
     if targets.missing.all():
         names = ", ".join(plan.targets)
         raise UserError(f"{where}: column {names}: expected targets, got missing values only.")
     if schema is None:
         targets.check()
-    row_splits = _assign_splits(plan, targets, keys, where)
+    row_splits, findings = _assign_splits(plan, targets, keys, where)
     train_keys = keys.filter(row_splits == 0)
-    findings = _find_missing_targets(targets)
+    findings += [*source.findings, *_find_missing_targets(targets), *_find_alike_labels(targets)]
+    for name in dict.fromkeys([*plan.targets, plan.split_by["time"] or plan.targets[0]]):
+        # Without a column: `init` writes columns with findings that are no inputs as left out.
+        findings += [f._replace(column=None) for f in typed.findings.get(name, ())]
     for number in (1, 2):
         findings += _find_leaks(plan, train_keys, keys.filter(row_splits == number), SPLITS[number])
     if schema is None:
-        schema, column_findings = _fit_schema(plan, files, table, targets, row_splits)
-        findings += column_findings
+        schema, column_findings = _fit_schema(plan, source, typed, inputs, targets, row_splits)
+        table = typed.table
     else:
-        check_columns(table, schema.columns, where)
+        table, column_findings = conform(source, schema.columns, where)
     y = targets.encode(schema)
     splits = SPLITS[:2] if test_files else SPLITS
-    _write_splits(folder, files, table, schema, splits, row_splits, y)
-    if test_files:
-        findings += _prepare_test_file(plan, folder, test_files, schema, train_keys)
-    (folder / "schema.json").write_text(json.dumps(schema.to_dict()))
-    (folder / "findings.json").write_text(json.dumps(findings))
-    _remove_parsed_files(folder)
+    _write_splits(folder, source._replace(table=table), schema, splits, row_splits, y)
+    return schema, findings + column_findings, train_keys, typed.readings
 
 
 def prepare_new_rows(folder: Path, files: list[Path], schema: Schema) -> None:
-    """Fill ``folder`` with the arrays of rows to predict, which have no targets."""
-    table = open_table(files, folder, schema.text_sources)
-    check_columns(table, schema.columns, str(files[0]))
-    rows = int(collect(files, table.select(pl.len())).item())
-    _write_splits(folder, files, table, schema, ("predict",), np.zeros(rows, np.uint8), None)
-    _remove_parsed_files(folder)
+    """Fill ``folder`` with the arrays of rows to predict, which have no targets, and findings."""
+    with open_table(files, folder) as source:
+        table, findings = conform(source, schema.columns, str(source.file))
+        rows = int(collect_table(source, table.select(pl.len())).item())
+        source = source._replace(table=table)
+        _write_splits(folder, source, schema, ("predict",), np.zeros(rows, np.uint8), None)
+        (folder / "findings.json").write_text(json.dumps([*source.findings, *findings]))
 
 
 def _prepare_test_file(
-    plan: TablePlan, folder: Path, files: list[Path], schema: Schema, train_keys: pl.DataFrame
+    plan: TablePlan,
+    folder: Path,
+    source: Source,
+    schema: Schema,
+    train_keys: pl.DataFrame,
+    readings: dict[str, Reading],
 ) -> list[Finding]:
     """Write the arrays of a test split with files of its own, and return findings."""
-    where = str(files[0])
-    labels = plan.targets if any(isinstance(label, str) for label in schema.classes) else []
-    table = open_table(files, folder, [*schema.text_sources, *labels])
-    names = table.collect_schema().names()
+    where = str(source.file)
+    names = source.table.collect_schema().names()
     keys = [plan.split_by[option] for option in ("group", "time") if plan.split_by[option]]
     check_names(names, [*plan.targets, *map(str, keys)], "data.test_path", where)
-    check_columns(table, schema.columns, where)
-    targets, test_keys = _read_targets(plan, files, table, schema, with_split=False)
+    table, findings = conform(source, schema.columns, where)
+    dtypes = source.table.collect_schema()
+    # Targets and times are read as in the file with the training rows.
+    others = [*plan.targets, *([plan.split_by["time"]] if plan.split_by["time"] else [])]
+    used = {n: readings[n] for n in others if n in readings and dtypes[n] == pl.String}
+    typed = TypedTable(apply_readings(source.table, used), readings, {})
+    targets, test_keys = _read_targets(plan, source, typed, schema, with_split=False)
     y = targets.encode(schema)
     row_splits = np.where(targets.missing, LEFT_OUT, 0).astype(np.uint8)
-    _write_splits(folder, files, table, schema, ("test",), row_splits, y)
+    _write_splits(folder, source._replace(table=table), schema, ("test",), row_splits, y)
     leaks = _find_leaks(plan, train_keys, test_keys, "test")
-    return [*leaks, *_find_missing_targets(targets)]
+    return [*source.findings, *leaks, *_find_missing_targets(targets), *findings]
+
+
+def _input_names(plan: TablePlan, names: list[str]) -> list[str]:
+    not_inputs = (*plan.targets, plan.split_by["split"], plan.split_by["group"])
+    return [name for name in names if name not in not_inputs]
+
+
+def _read_columns(
+    plan: TablePlan, source: Source, inputs: list[str], schema: Schema | None
+) -> TypedTable:
+    """Return the table with typed inputs, targets and times.
+
+    With a schema, inputs are left as they are, and targets are read as in training.
+    """
+    time = plan.split_by["time"]
+    wishes = {name: Wish(override) for name, override in plan.columns.items()}
+    dropped = [name for name, override in plan.columns.items() if override.kind == "drop"]
+    used = [] if schema else [name for name in inputs if name not in dropped]
+    for name in dropped:
+        del wishes[name]
+    for name in plan.targets:
+        wishes[name] = Wish(wishes.get(name, Wish()).override, strict=True)
+    known = {}
+    if schema and any(isinstance(label, str) for label in schema.classes):
+        known[plan.targets[0]] = Reading("text")
+    known |= column_readings(schema.target_columns) if schema else {}
+    names = dict.fromkeys([*plan.targets, *([time] if time else []), *used])
+    return read_text(source, names, wishes, known)
 
 
 def _check_plan(plan: TablePlan, names: list[str], where: str) -> None:
@@ -130,23 +186,43 @@ def _check_plan(plan: TablePlan, names: list[str], where: str) -> None:
 
 def _read_targets(
     plan: TablePlan,
-    files: list[Path],
-    table: pl.LazyFrame,
+    source: Source,
+    typed: TypedTable,
     schema: Schema | None,
     with_split: bool = True,
 ) -> tuple[Targets, pl.DataFrame]:
     """Return the targets of all rows, and the columns to split by."""
-    where = str(files[0])
-    keys = [
-        name
-        for option, name in plan.split_by.items()
-        if name is not None and (with_split or option != "split")
+    where = str(source.file)
+    names = {option: name for option, name in plan.split_by.items() if name is not None}
+    if not with_split:
+        names.pop("split", None)
+    time = [pl.col(name).alias(_key(name)) for option, name in names.items() if option == "time"]
+    # Groups and splits are compared as they are written.
+    raw = [
+        pl.col(name).cast(pl.String).str.strip_chars().alias(_key(name))
+        for option, name in names.items()
+        if option != "time"
     ]
-    aliased = [pl.col(name).alias(_key(name)) for name in keys]
-    frame = collect(files, table.select(*plan.targets, *aliased))
+    frame = collect_table(source, typed.table.select(*plan.targets, *time))
+    keys = frame.drop(plan.targets)
+    if raw:
+        keys = keys.hstack(collect_table(source, source.table.select(raw)))
+    if time:
+        _check_order(keys[_key(names["time"])], names["time"])
     columns = tuple(target_column(frame[name], where) for name in plan.targets)
     targets = Targets.from_table(columns, schema.task if schema else plan.task, where)
-    return targets, frame.drop(plan.targets)
+    return targets, keys
+
+
+def _check_order(times: pl.Series, name: str) -> None:
+    """Raise UserError unless the values of a column have an order in time."""
+    if not (times.dtype.is_numeric() or times.dtype.is_temporal()):
+        example = next(iter(times.drop_nulls()), None)
+        raise UserError(
+            f"data.time: expected dates or numbers in column {name}, got {example!r}, whose order "
+            f"in time is not known; state the form, such as data.columns: "
+            f"{{{name}: {{kind: date, format: '%d/%m/%Y'}}}}."
+        )
 
 
 def _key(name: str) -> str:
@@ -154,8 +230,14 @@ def _key(name: str) -> str:
     return f"_by_{name}"
 
 
-def _assign_splits(plan: TablePlan, targets: Targets, keys: pl.DataFrame, where: str) -> Array:
-    """Return the split of each row: a position in SPLITS, or LEFT_OUT: [rows] uint8."""
+def _assign_splits(
+    plan: TablePlan, targets: Targets, keys: pl.DataFrame, where: str
+) -> tuple[Array, list[Finding]]:
+    """Return the split of each row, a position in SPLITS or LEFT_OUT: [rows] uint8.
+
+    Also returns a finding if a column of splits has no validation rows.
+    """
+    findings: list[Finding] = []
     rows = np.flatnonzero(~targets.missing)
     fractions = plan.val_fraction, plan.test_fraction
     by = plan.split_by
@@ -174,7 +256,9 @@ def _assign_splits(plan: TablePlan, targets: Targets, keys: pl.DataFrame, where:
                 "values."
             )
         if option == "split":
-            chosen = _splits_of_column(rows, key.cast(pl.String), name)
+            chosen = _splits_of_column(rows, key, name)
+            if not len(chosen["val"]) and plan.val_fraction:
+                chosen, findings = _take_val(plan, targets, chosen, name)
         elif option == "group":
             groups = key.rank("dense").to_numpy()
             chosen = split_groups(rows, *fractions, plan.split_seed, groups, plan.fold)
@@ -187,35 +271,57 @@ def _assign_splits(plan: TablePlan, targets: Targets, keys: pl.DataFrame, where:
     row_splits = np.full(len(targets.missing), LEFT_OUT, np.uint8)
     for number, name in enumerate(SPLITS):
         row_splits[chosen[name]] = number
-    return row_splits
+    return row_splits, findings
 
 
 def _splits_of_column(rows: Array, values: pl.Series, name: str) -> dict[str, Array]:
     """Return the rows of each split by the values of a column."""
-    if (invalid := values.filter(~values.is_in(SPLITS))).len():
-        raise UserError(
-            f"data.split: expected train, val or test in column {name}, got {invalid[0]!r}."
-        )
-    return {split_name: rows[(values == split_name).to_numpy()] for split_name in SPLITS}
+    splits = name_splits(values, name)
+    return {split_name: rows[(splits == split_name).to_numpy()] for split_name in SPLITS}
+
+
+def _take_val(
+    plan: TablePlan, targets: Targets, chosen: dict[str, Array], name: str
+) -> tuple[dict[str, Array], list[Finding]]:
+    """Return the splits with validation rows taken from the training rows."""
+    train = targets.take(chosen["train"])
+    taken = split(
+        chosen["train"],
+        plan.val_fraction,
+        0.0,
+        plan.split_seed,
+        train.strata,
+        None,
+        train.class_names,
+    )
+    finding = Finding(
+        f"column {name} names no validation rows",
+        f"{len(taken['val'])} of {len(chosen['train'])} training rows are used",
+        "mark rows with val, or set data.val_fraction",
+    )
+    return {**taken, "test": chosen["test"]}, [finding]
 
 
 def _fit_schema(
-    plan: TablePlan, files: list[Path], table: pl.LazyFrame, targets: Targets, row_splits: Array
+    plan: TablePlan,
+    source: Source,
+    typed: TypedTable,
+    inputs: list[str],
+    targets: Targets,
+    row_splits: Array,
 ) -> tuple[Schema, list[Finding]]:
     """Return the schema of the training split, and findings about its columns."""
     train = np.flatnonzero(row_splits == 0)
     in_sample = np.zeros(len(row_splits), bool)
     in_sample[train[:: -(-len(train) // SAMPLE_ROWS)]] = True
-    not_inputs = (*plan.targets, plan.split_by["split"], plan.split_by["group"])
-    inputs = [name for name in table.collect_schema().names() if name not in not_inputs]
     sample = pl.concat(
         chunk.filter(in_sample[start : start + len(chunk)])
-        for start, chunk in iter_chunks(files, table.select(inputs))
+        for start, chunk in iter_chunks(source, typed.table.select(inputs))
     )
-    columns, left_out = fit_columns(sample, plan.columns)
+    columns, left_out, findings = fit_columns(sample, plan.columns, typed.readings)
     if not columns:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in left_out.items())
-        raise UserError(f"{files[0]}: expected a column to learn from, got none: {reasons}.")
+        raise UserError(f"{source.file}: expected a column to learn from, got none: {reasons}.")
     schema = Schema(
         input_shape=(len(columns),),
         input_type="table",
@@ -224,17 +330,39 @@ def _fit_schema(
         input_std=(),
         rows=len(train),
         columns=columns,
+        target_columns=_target_columns(plan, typed.readings),
         **targets.take(train).fit(),
     )
-    unintended = {name: why for name, why in left_out.items() if plan.columns.get(name) != "drop"}
-    findings = [_left_out_finding(name, reason) for name, reason in unintended.items()]
-    return schema, findings + _find_unreadable_values(sample, columns)
+    unintended = {name: why for name, why in left_out.items() if name not in plan.columns}
+    for name in dict.fromkeys(column.source for column in columns):
+        if name != plan.split_by["time"]:
+            findings += typed.findings.get(name, ())
+    return schema, [*(_left_out_finding(*item) for item in unintended.items()), *findings]
+
+
+def _target_columns(plan: TablePlan, readings: dict[str, Reading]) -> tuple[Column, ...]:
+    """Return how the targets in text are read, if not as plain numbers or text."""
+    known = {name: readings[name] for name in plan.targets if name in readings}
+    read = [(name, r) for name, r in known.items() if stored_format(r) or r.placeholders]
+    return tuple(
+        Column(
+            name,
+            reading.type,
+            "number" if reading.type == "number" else "category",
+            False,
+            (),
+            (),
+            (),
+            stored_format(reading),
+            reading.placeholders,
+        )
+        for name, reading in read
+    )
 
 
 def _write_splits(
     folder: Path,
-    files: list[Path],
-    table: pl.LazyFrame,
+    source: Source,
     schema: Schema,
     splits: tuple[str, ...],
     row_splits: Array,
@@ -247,14 +375,14 @@ def _write_splits(
     counts = np.bincount(row_splits, minlength=LEFT_OUT + 1).tolist()
     arrays = _create_arrays(folder, schema, dict(zip(splits, counts, strict=False)))
     columns = (*schema.numeric, *schema.categorical)
-    encoded = table.select(encode_column(c).alias(str(i)) for i, c in enumerate(columns))
+    encoded = source.table.select(encode_column(c).alias(str(i)) for i, c in enumerate(columns))
     filled = [0] * len(splits)
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        bar = progress.add_task(f"preparing {files[0].name}", total=len(row_splits))
-        for start, chunk in iter_chunks(files, encoded):
+        bar = progress.add_task(f"preparing {source.file.name}", total=len(row_splits))
+        for start, chunk in iter_chunks(source, encoded):
             values = _to_arrays(chunk, len(schema.numeric))
-            _check_finite(values["numeric"], schema, start, files[0])
+            _check_finite(values["numeric"], schema, start, source.file)
             chunk_splits = row_splits[start : start + len(chunk)]
             for number, name in enumerate(splits):
                 chosen = chunk_splits == number
@@ -304,12 +432,6 @@ def _check_finite(numbers: Array, schema: Schema, start: int, file: Path) -> Non
         )
 
 
-def _remove_parsed_files(folder: Path) -> None:
-    """Remove the Parquet files that `open_table` wrote."""
-    for file in folder.glob("*.parquet"):
-        file.unlink()
-
-
 def _find_missing_targets(targets: Targets) -> list[Finding]:
     if not (missing := int(targets.missing.sum())):
         return []
@@ -317,29 +439,22 @@ def _find_missing_targets(targets: Targets) -> list[Finding]:
     return [Finding(problem, "they are left out", "fill it in, or drop them from the file")]
 
 
+def _find_alike_labels(targets: Targets) -> list[Finding]:
+    findings = []
+    for column in targets.columns:
+        if targets.is_classes and column.words:
+            labels = pl.Series(column.words, dtype=pl.String).gather(column.values)
+            findings += find_alike(labels, f"the target {column.name}")
+    return findings
+
+
 def _left_out_finding(name: str, reason: str) -> Finding:
     return Finding(
         f"column {name} is left out",
         reason,
-        f"to confirm, set data.columns: {{{name}: drop}}; to use it, set number, category or date",
+        f"to confirm, set {state(name, 'drop')}; to use it, set number, category or date",
         name,
     )
-
-
-def _find_unreadable_values(rows: pl.DataFrame, columns: tuple[Column, ...]) -> list[Finding]:
-    """Return a finding for each column with text in place of the number or date it should hold."""
-    findings = []
-    for column in {column.source: column for column in columns}.values():
-        if len(values := unreadable_values(rows, column)):
-            finding = Finding(
-                f"{len(values)} of {len(rows)} values of column {column.source} cannot be read "
-                f"as data.columns says, such as {values[0]!r}",
-                "they count as missing",
-                "correct them, or choose another kind",
-                column.source,
-            )
-            findings.append(finding)
-    return findings
 
 
 def _find_leaks(

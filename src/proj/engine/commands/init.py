@@ -49,10 +49,7 @@ def _parse(args: list[str]) -> argparse.Namespace:
     parser.add_argument("--output", help="the file to write; default: configs/NAME.yaml")
     parser.add_argument("--force", action="store_true", help="overwrite the file")
     parser.add_argument("--strict", action="store_true", help="findings about the data are errors")
-    options = parser.parse_args(args)
-    if options.target and "," in options.target:
-        options.target = options.target.split(",")
-    return options
+    return parser.parse_args(args)
 
 
 def _experiment_name(path: str) -> str:

@@ -1,0 +1,286 @@
+"""Tables with typed columns: text is read as numbers, dates and booleans, with findings."""
+
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+import polars as pl
+
+from proj.data.base import Finding
+from proj.data.tabular.columns import state, type_of
+from proj.data.tabular.files import Source, collect_table, iter_chunks
+from proj.data.tabular.numbers import DEFAULT_FORMAT
+from proj.data.tabular.readings import (
+    READABLE_SHARE,
+    SAMPLE_ROWS,
+    ColumnType,
+    Reading,
+    Tally,
+    Wish,
+    column_readings,
+    find_readings,
+    read,
+    read_column,
+)
+from proj.errors import UserError, nearest
+from proj.schema import Column
+
+
+class TypedTable(NamedTuple):
+    """A table whose text columns are read, the readings by column, and findings by column."""
+
+    table: pl.LazyFrame
+    readings: dict[str, Reading]
+    findings: dict[str, list[Finding]]
+
+
+def read_text(
+    source: Source, names: Iterable[str], wishes: Mapping[str, Wish], known: Mapping[str, Reading]
+) -> TypedTable:
+    """Return a table whose columns ``names`` have the types that their values suggest.
+
+    Columns in ``known`` are read as it says.
+    Raises UserError if data.columns states a kind that the values do not have.
+    """
+    dtypes = source.table.collect_schema()
+    all_texts = [name for name in names if dtypes[name] == pl.String]
+    texts = [name for name in all_texts if name not in known]
+    used = {name: known[name] for name in all_texts if name in known}
+    if not texts:
+        return TypedTable(apply_readings(source.table, used), used, {})
+    table = source.table.select(texts)
+    rows = int(collect_table(source, table.select(pl.len())).item())
+    sample = collect_table(source, table.gather_every(-(-rows // SAMPLE_ROWS)))
+    found = find_readings(sample, wishes, source.separator)
+    tallies = _tally(source, {name: reading for name, (reading, _) in found.items()})
+    readings, findings = used, {}
+    for name, (reading, other) in found.items():
+        tally = tallies.get(name, Tally())
+        wish = wishes.get(name, Wish())
+        if reading.type in ("number", "date") and not wish.override and not _fits(tally, wish):
+            reading = Reading("text")
+        elif reading.type in ("number", "date"):
+            words = tuple(sorted(tally.words))
+            whole = reading.type == "number" and tally.whole
+            reading = reading._replace(placeholders=words, whole=whole)
+            findings[name] = _describe(name, reading, other, tally, wish, source.is_text)
+        # Other programs keep the spaces around text in a table that has types.
+        if source.is_text or reading.type != "text":
+            readings[name] = reading
+    return TypedTable(apply_readings(source.table, readings), readings, findings)
+
+
+def _fits(tally: Tally, wish: Wish) -> bool:
+    """Return whether the rows beyond the sample have the kind of the sample, too."""
+    return tally.read >= READABLE_SHARE * tally.present
+
+
+def _tally(source: Source, readings: Mapping[str, Reading]) -> dict[str, Tally]:
+    """Try readings on all rows."""
+    tried = {n: r for n, r in readings.items() if r.type in ("number", "date")}
+    tallies = {name: Tally() for name in tried}
+    if tried:
+        for _, chunk in iter_chunks(source, source.table.select(list(tried))):
+            for name, reading in tried.items():
+                tallies[name].add(chunk[name], reading)
+    return tallies
+
+
+def apply_readings(table: pl.LazyFrame, readings: Mapping[str, Reading]) -> pl.LazyFrame:
+    """Return a table whose text columns have the types of their readings."""
+    expressions = {name: read_column(pl.col(name), reading) for name, reading in readings.items()}
+    return table.with_columns(**expressions)
+
+
+def _describe(
+    name: str, reading: Reading, other: str, tally: Tally, wish: Wish, is_text: bool
+) -> list[Finding]:
+    """Return findings about the values of a column that were not plain numbers or dates."""
+    findings = []
+    plural = f"{reading.type}s"
+    stated = wish.override is not None
+    if words := tally.words:
+        word = max(words, key=lambda w: words[w])
+        more = f" and {len(words) - 1} other words" if len(words) > 1 else ""
+        what = "as data.columns says" if stated else f"as {plural}"
+        findings.append(
+            Finding(
+                f"{sum(words.values())} of {tally.rows} values of column {name} cannot be read "
+                f"{what}, such as {word!r}{more}",
+                "they count as missing",
+                "correct them, or choose another kind",
+                name,
+            )
+        )
+    if stated and wish.override and wish.override.format:
+        return findings
+    if tally.written and reading.type == "number":
+        number = read(pl.Series([tally.example]), reading)[0]
+        number = int(number) if number % 1 == 0 else number
+        findings.append(
+            Finding(
+                f"{tally.written} of {tally.rows} values of column {name} are written like "
+                f"{tally.example!r}",
+                f"it is read as {number}",
+                f"if it means something else, state {_entry(name, reading)} or kind: category",
+                name,
+            )
+        )
+    elif tally.written:
+        findings.append(
+            Finding(
+                f"{tally.written} times of column {name} are in another time zone, such as "
+                f"{tally.example!r}",
+                "they are converted to UTC",
+                "write local times in the file, if the hour of the day matters",
+                name,
+            )
+        )
+    elif reading.type == "number" and not is_text:
+        findings.append(
+            Finding(
+                f"the text of column {name} is read as numbers",
+                "all of it looks like numbers",
+                f"to keep text, set {state(name, 'category')}",
+                name,
+            )
+        )
+    if other:
+        findings.append(
+            Finding(
+                f"the dates of column {name} fit {reading.format.split('|')[0]} and {other}",
+                f"they are read as {reading.format.split('|')[0]}",
+                f"if that is wrong, set data.columns: {{{_key(name)}: {{kind: date, format: "
+                f"'{other}'}}}}",
+                name,
+            )
+        )
+    return findings
+
+
+def _entry(name: str, reading: Reading) -> str:
+    other = DEFAULT_FORMAT if reading.format not in ("", DEFAULT_FORMAT) else "1.234,5"
+    return f"data.columns: {{{_key(name)}: {{kind: number, format: '{other}'}}}}"
+
+
+def _key(name: str) -> str:
+    return state(name, "x").removeprefix("data.columns: {").removesuffix(": x}")
+
+
+# New rows for a fitted schema
+
+_DTYPES: dict[ColumnType, pl.DataType] = {
+    "number": pl.Float64(),
+    "text": pl.String(),
+    "boolean": pl.Boolean(),
+    "date": pl.Datetime("us"),
+}
+
+
+def conform(
+    source: Source, columns: tuple[Column, ...], where: str
+) -> tuple[pl.LazyFrame, list[Finding]]:
+    """Return a table whose columns have the types they had in training, and findings.
+
+    Raises UserError for a column that is not there, of another type, or whose values mostly cannot
+    be read.
+    """
+    expected = {column.source: column for column in columns}
+    source = source._replace(table=_rename(source.table, list(expected), where))
+    dtypes = source.table.collect_schema()
+    readings = {
+        name: reading
+        for name, reading in column_readings(columns).items()
+        if dtypes[name] == pl.String and not _has_outer_spaces(expected[name].categories)
+    }
+    findings = _check_readable(source, readings, expected, where)
+    others = {n: _convert(source, n, c, where) for n, c in expected.items() if n not in readings}
+    table = apply_readings(source.table, readings)
+    converted = {name: expr for name, expr in others.items() if expr is not None}
+    return (table.with_columns(**converted) if converted else table), findings
+
+
+def _has_outer_spaces(words: tuple[str, ...]) -> bool:
+    """Return whether spaces around words have a meaning: the training data have them."""
+    return any(word != word.strip() for word in words)
+
+
+def _rename(table: pl.LazyFrame, names: list[str], where: str) -> pl.LazyFrame:
+    """Return a table with the names of training.
+
+    Other programs keep spaces around names, and give other names to columns without one.
+    """
+    given = table.collect_schema().names()
+    renamed = {}
+    for name in names:
+        if name in given:
+            continue
+        alike = [g for i, g in enumerate(given) if g.strip() == name or name == _unnamed(i, g)]
+        if not alike:
+            raise UserError(
+                f"{where}: expected a column {name}, as in training, got none."
+                f"{nearest(name, given)}"
+            )
+        renamed[alike[0]] = name
+    return table.rename(renamed) if renamed else table
+
+
+def _unnamed(position: int, name: str) -> str:
+    """Return the name that this package gives to a column that polars or pandas calls unnamed."""
+    is_unnamed = not name.strip() or name == f"Unnamed: {position}"
+    return f"column_{position + 1}" if is_unnamed else ""
+
+
+def _check_readable(
+    source: Source, readings: dict[str, Reading], columns: dict[str, Column], where: str
+) -> list[Finding]:
+    findings = []
+    for name, tally in _tally(source, readings).items():
+        column, unreadable = columns[name], tally.present - tally.read
+        # Older runs count all unreadable values of a stated kind as missing.
+        if column.type != "text" and tally.read < READABLE_SHARE * tally.present:
+            assert tally.first_odd is not None
+            row, value = tally.first_odd
+            raise UserError(
+                f"{where}: column {name}: expected values of type {column.type}, as in training, "
+                f"got text, {value!r} in row {row}."
+            )
+        if unreadable:
+            assert tally.first_odd is not None
+            finding = Finding(
+                f"{unreadable} of {tally.rows} values of column {name} of {where} cannot be read "
+                f"as {readings[name].type}s, such as {tally.first_odd[1]!r}",
+                "they count as missing",
+                "correct them",
+                name,
+            )
+            findings.append(finding)
+    return findings
+
+
+def _convert(source: Source, name: str, column: Column, where: str) -> pl.Expr | None:
+    """Return the expression that gives a column the type of training, None if it has it.
+
+    Raises UserError if no conversion keeps the meaning.
+    """
+    dtype = source.table.collect_schema()[name]
+    actual = type_of(dtype)
+    if actual == column.type:
+        return None
+    values = pl.col(name)
+    present = source.table.with_row_index("_row").select("_row", name).filter(values.is_not_null())
+    first = present.head(1).collect(engine="streaming")
+    if not len(first):
+        # A column without values fits any type.
+        return pl.lit(None, _DTYPES[column.type])
+    if actual == "number" and column.type == "text" and column.kind == "category":
+        # Other readers take categories that look like numbers for numbers.
+        whole = values.cast(pl.Int64, strict=False)
+        is_whole = whole.cast(pl.Float64) == values.cast(pl.Float64)
+        text = pl.when(is_whole).then(whole.cast(pl.String)).otherwise(values.cast(pl.String))
+        is_known = text.is_in(list(column.categories)).any()
+        if source.table.select(is_known).collect(engine="streaming").item():
+            return text
+    raise UserError(
+        f"{where}: column {name}: expected values of type {column.type}, as in training, got "
+        f"{actual or dtype}, {first[name][0]!r} in row {first['_row'][0]}."
+    )
