@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from conftest import Cli
-from proj.data.tabular import files, prepare
+from proj.data.tabular import prepare, typed
 from proj.data.tabular.columns import BINS, MIN_CATEGORY_ROWS, encode_column, quantiles
 from proj.data.tabular.datamodule import Tabular
 from proj.errors import UserError
@@ -131,7 +131,7 @@ def test_a_type_that_appears_late_applies_to_the_whole_column(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Types inferred from the first rows would turn later values into missing ones."""
-    monkeypatch.setattr(files, "INFERENCE_ROWS", 50)
+    monkeypatch.setattr(typed, "SAMPLE_ROWS", 5)
     late = [None] * 100
     frame = pl.DataFrame(
         {
@@ -169,7 +169,7 @@ def test_text_that_is_not_a_number_is_counted() -> None:
 
 
 def test_column_kinds_can_be_set(table: pl.DataFrame) -> None:
-    """A wrong inference can be corrected, without findings."""
+    """A wrong inference can be corrected. The only findings count the categories that merge."""
     data = ready(
         columns={"age": "category", "customer": "category", "joined": "drop", "same": "drop"}
     )
@@ -185,7 +185,12 @@ def test_column_kinds_can_be_set(table: pl.DataFrame) -> None:
     age = next(c for c in data.schema.columns if c.name == "age")
     counts = table[data.splits["train"].row.numpy()]["age"].drop_nulls().cast(int).value_counts()
     assert set(age.categories) == {str(v) for v, n in counts.rows() if n >= MIN_CATEGORY_ROWS}
-    assert data.findings == []
+    rare = [n for _, n in counts.rows() if n < MIN_CATEGORY_ROWS]
+    assert [f.what.split(", such as")[0] for f in data.findings] == [
+        "140 of 140 values of column customer, in 140 of 140 training rows, count as one",
+        f"{len(rare)} of {len(counts)} values of column age, in {sum(rare)} of 140 training rows, "
+        "count as one",
+    ]
 
 
 def test_quantiles_separate_rare_values_from_a_frequent_one() -> None:

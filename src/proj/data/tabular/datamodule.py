@@ -143,7 +143,7 @@ class Tabular(DataModule):
         table, findings = conform(source, schema.columns, "rows")
         for finding in findings:
             rank_zero_warn(str(finding))
-        frame = table.select(dict.fromkeys(column.source for column in schema.columns)).collect()
+        frame = table.select(list(dict.fromkeys(c.source for c in schema.columns))).collect()
         inputs = {}
         for kind, columns, dtype in (
             ("numeric", schema.numeric, np.float32),

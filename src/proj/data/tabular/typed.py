@@ -100,13 +100,14 @@ def _describe(
     stated = wish.override is not None
     if words := tally.words:
         word = max(words, key=lambda w: words[w])
-        more = f" and {len(words) - 1} other words" if len(words) > 1 else ""
+        listed = ", ".join(f"{w!r} ({count})" for w, count in list(words.items())[:5])
+        more = f": {listed}{', …' if len(words) > 5 else ''}" if len(words) > 1 else ""
         what = "as data.columns says" if stated else f"as {plural}"
         findings.append(
             Finding(
                 f"{sum(words.values())} of {tally.rows} values of column {name} cannot be read "
-                f"{what}, such as {word!r}{more}",
-                "they count as missing",
+                f"{what}, such as {word!r}",
+                f"they count as missing{more}",
                 "correct them, or choose another kind",
                 name,
             )
