@@ -26,6 +26,7 @@ import tempfile
 import threading
 import traceback
 import warnings
+import weakref
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any, NoReturn
@@ -33,6 +34,8 @@ from typing import IO, Any, NoReturn
 REAL_PYTHON = sys.executable
 FOLDER = "PROJ_TEST_SERVER"  # the variable with the folder of the socket and the stand-in
 BLANK_FIGURES = "PROJ_TEST_BLANK_FIGURES"  # the variable that makes processes render blank figures
+# The variable with constants that processes change, as JSON: values by the names of a module.
+CONSTANTS = "PROJ_TEST_CONSTANTS"
 TESTS = Path(__file__).parent
 
 # Runs without site-packages, which takes 20 ms. Options other than `-u -m MODULE` are left to the
@@ -226,6 +229,8 @@ def prepare() -> None:
     A fork copies one thread only. Polars may be imported before it, but not used: the two threads
     that its import starts are not needed later, the ones of its first query are.
     """
+    import torch
+
     import proj
     from proj.engine.cli import main
     from proj.engine.security import restrict_imports
@@ -243,6 +248,9 @@ def prepare() -> None:
     names = {path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")}
     threads = {name for name in names if not name.startswith(("python", "jemalloc", "polars-ooc"))}
     assert not threads, f"threads run after the imports, a forked process may hang: {threads}"
+    # At exit torch would take back 200 registrations one by one, which takes 30 ms per process.
+    for finalizer, record in weakref.finalize._registry.items():  # type: ignore[attr-defined]
+        finalizer.atexit &= record.func is not torch.library._del_library
     gc.collect()
     gc.freeze()  # A forked process would copy the memory of all objects that it looks at.
 
@@ -341,6 +349,8 @@ def become(request: dict[str, Any]) -> str:
     np.random.seed()
     if os.environ.get(BLANK_FIGURES):
         render_blank_figures()
+    for name, values in json.loads(os.environ.get(CONSTANTS, "{}")).items():
+        vars(importlib.import_module(name)).update(values)
     return module
 
 
