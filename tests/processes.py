@@ -137,7 +137,7 @@ def run(
     cwd: Path | None = None,
     timeout: float = 300,
 ) -> subprocess.CompletedProcess[str]:
-    """Run ``python -m`` with the arguments to its end; return its exit code and its output."""
+    """Run ``python -m``, or a ``.py`` file, to its end; return its exit code and its output."""
     with tempfile.TemporaryFile("w+") as stdout, tempfile.TemporaryFile("w+") as stderr:
         process = Process(*arguments, env=env, cwd=cwd, stdout=stdout, stderr=stderr)
         try:
@@ -150,6 +150,13 @@ def run(
         return subprocess.CompletedProcess(
             list(map(str, arguments)), code, stdout.read(), stderr.read()
         )
+
+
+def forget(*packages: str) -> None:
+    """Remove packages from the imported modules: this process imports them like a new one."""
+    for name in list(sys.modules):
+        if name.partition(".")[0] in packages:
+            del sys.modules[name]
 
 
 def stand_in() -> str:
@@ -355,11 +362,14 @@ def become(request: dict[str, Any]) -> str:
 
 
 def run_module(module: str) -> int:
-    """Run a module as ``python -m`` does, and return the exit code."""
+    """Run a module as ``python -m`` does, or a file as a script; return the exit code."""
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "'.*' found in sys.modules", RuntimeWarning)
-            runpy.run_module(module, run_name="__main__", alter_sys=True)
+            if module.endswith(".py"):
+                runpy.run_path(module, run_name="__main__")
+            else:
+                runpy.run_module(module, run_name="__main__", alter_sys=True)
     except SystemExit as exit_request:
         if isinstance(exit_request.code, str):
             print(exit_request.code, file=sys.stderr)
