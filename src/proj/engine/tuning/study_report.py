@@ -15,7 +15,7 @@ import optuna.visualization.matplotlib as optuna_plots
 from matplotlib.figure import Figure
 from optuna import Study
 from optuna.trial import FrozenTrial, TrialState
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
 from rich.table import Table
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -55,8 +55,7 @@ class StudyDisplay:
         if not sys.stdout.isatty():
             yield
             return
-        terminal = Console(markup=False, emoji=False)
-        with Live(get_renderable=self.render, refresh_per_second=1, console=terminal):
+        with Live(get_renderable=self.render, refresh_per_second=1, console=console.Terminal()):
             yield
 
     def render(self) -> Group:
