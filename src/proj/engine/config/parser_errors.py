@@ -127,6 +127,8 @@ def _unknown_option_of_class(cause: Cause, option: str) -> str:
 def _required(cause: Cause) -> str:
     names = [name for name in cause.match[1].split(", ") if not name.startswith("schema.")]
     key = f"{cause.key}.{names[0]}".strip(".")
+    if key == "model":
+        return "model: expected a class, got none; set it in an experiment, --config FILE."
     return f"{key}: a value is required; set it in the config or with --{key}."
 
 
