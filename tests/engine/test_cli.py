@@ -272,7 +272,10 @@ WRONG_CONFIGS = [
     ("model: null", "model: expected a section of keys and values, got None"),
     ("model: {init_args: {lr: 1}}", "model: expected class_path and init_args, got lr."),
     ("model: {class_path: Regressor}", "model.net: a value is required"),
-    ("trainer: {max_epochs: 1}", "model: expected a class, got none; set it in an experiment, --config FILE."),
+    (
+        "trainer: {max_epochs: 1}",
+        "model: expected a class, got none; set it in an experiment, --config FILE.",
+    ),
     ("model: {class_path: Regresor}", "Did you mean 'Regressor'?"),
     ("name: zebra", "no such key 'name' in an experiment."),
     (

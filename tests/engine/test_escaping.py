@@ -5,12 +5,16 @@ import random
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proj.engine.escaping import visible
+from conftest import QUIET
+from proj.engine.cli import main
+from proj.engine.escaping import csv_cell, visible
+from proj.engine.runs.predictions import escape_formulas
 from proj.engine.yaml_text import yaml_document, yaml_key, yaml_value
 
 # A line break and a key, terminal sequences, a reversed reading direction, other line breaks.
@@ -86,3 +90,82 @@ def test_init_writes_names_as_values(text: str, cli: Any, work: Path) -> None:
     assert experiment["seed_everything"] == 0
     assert experiment["data"]["init_args"]["path"] == source
     cli("check", "--config", "experiment.yaml", "--trainer.accelerator", "cpu")
+
+
+NAMES = {
+    "class": "=HYPERLINK(1)\x1b[31m\n<script>alert(1)</script>\u202e",
+    "column": "@a|`b`\x1b]0;t\x07<img src=x onerror=alert(1)>",
+}
+
+
+@pytest.fixture
+def hostile_table(work: Path) -> list[str]:
+    """Write a table with hostile names, and return the flags of an experiment for it."""
+    chance = random.Random(0)
+    with (work / "table.csv").open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow([NAMES["column"], "id", "y"])
+        for row in range(160):
+            table.writerow([chance.gauss(0, 1), f"=id{row}", NAMES["class"] if row % 2 else "no"])
+    flags = "--data Tabular --data.path table.csv --data.target y --data.batch_size 16"
+    flags += ' --data.columns {"id":"drop"}'
+    flags += " --model BinaryClassifier --model.net MLP --model.net.hidden [4]"
+    return [*flags.split(), *["--trainer.max_epochs", "1", "--trainer.accelerator", "cpu"]]
+
+
+def test_names_reach_no_place_unescaped(
+    hostile_table: list[str], cli: Any, capsys: Any, work: Path
+) -> None:
+    """A class or a column would run a script, clear the screen, or reverse the words of a page."""
+    for words in (["fit", *hostile_table], ["test"], ["runs"]):
+        code = main([*words, *(QUIET if words[0] in ("fit", "test") else [])])
+        printed = capsys.readouterr()
+        assert code == 0, printed.err
+        assert visible(printed.out + printed.err, keep="\n") == printed.out + printed.err
+    page = (work / "lightning_logs/version_0/report.html").read_text()
+    assert visible(page, keep="\n") == page
+    assert "<script" not in page
+    assert "<img src=x" not in page
+    config = (work / "lightning_logs/version_0/config.yaml").read_text()
+    assert visible(config, keep="\n") == config
+
+
+def test_a_spreadsheet_computes_no_label_on_request(
+    hostile_table: list[str], cli: Any, work: Path
+) -> None:
+    """A label of the training data would be a formula in the spreadsheet of the reader."""
+    cli("fit", *hostile_table)
+    flags = ["--data.predict_path", "table.csv", "--keep", f"id,{NAMES['column']}", "--output"]
+    cli("predict", *flags, "as_is.csv")
+    cli("predict", *flags, "escaped.csv", "--escape_formulas")
+    as_is, escaped = (_cells(work / f"{name}.csv") for name in ("as_is", "escaped"))
+    assert {row[1] for row in as_is[1:]} <= {NAMES["class"], "no"}
+    assert [row[as_is[0].index("id")] for row in as_is[1:3]] == ["=id0", "=id1"]
+    for plain_row, escaped_row in zip(as_is, escaped, strict=True):
+        for plain, cell in zip(plain_row, escaped_row, strict=True):
+            is_formula = plain[:1] in tuple("=+-@") and not _is_number(plain)
+            assert cell == (f"'{plain}" if is_formula else plain)
+
+
+@pytest.mark.parametrize("text", ["=1", "+a", "-2+3", "@x", "\t=1", "\r=1", "\n=1", "＝1"])
+def test_texts_that_are_formulas_get_an_apostrophe(text: str) -> None:
+    """A spreadsheet would compute the text."""
+    table = pl.DataFrame({text: [text, None, "a=1", "-1.5e-3", ""], "n": [-1.5] * 5})
+    assert csv_cell(text) == f"'{text}"
+    assert escape_formulas(table).to_dict(as_series=False) == {
+        f"'{text}": [f"'{text}", None, "a=1", "-1.5e-3", ""],
+        "n": [-1.5] * 5,
+    }
+
+
+def _cells(path: Path) -> list[list[str]]:
+    with path.open(newline="") as file:
+        return list(csv.reader(file))
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

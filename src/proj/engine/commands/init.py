@@ -2,6 +2,7 @@
 
 import argparse
 import re
+import shlex
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
@@ -42,7 +43,7 @@ def init(args: list[str]) -> None:
     text = _experiment_yaml(data, options.data)
     atomic_write(output, lambda file: file.write(text.encode()))
     console.say(f"written: {output}")
-    console.say(f"train: python -m {PACKAGE} fit --config {output}")
+    console.say(f"train: python -m {PACKAGE} fit --config {shlex.quote(str(output))}")
 
 
 def _parse(args: list[str]) -> argparse.Namespace:

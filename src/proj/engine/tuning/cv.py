@@ -28,6 +28,7 @@ from proj.engine.tuning.fold_scores import (
 from proj.engine.tuning.plan import positive_int, uses_several_devices
 from proj.engine.tuning.pool import JobFailed, JobInterrupted, Pool
 from proj.engine.tuning.worker import make_job
+from proj.engine.yaml_text import yaml_document
 from proj.errors import TrainingError, UserError
 from proj.models.base import Model
 
@@ -93,7 +94,7 @@ def _record(folder: Path, settings: dict[str, Any]) -> None:
                 f"different settings: {'; '.join(changes)[:500]}; undo the changes, or choose "
                 "another folder with --output."
             )
-    content = yaml.safe_dump(settings, sort_keys=False).encode()
+    content = yaml_document(settings).encode()
     atomic_write(file, lambda stream: stream.write(content))
 
 

@@ -69,6 +69,7 @@ class StudyPlan(NamedTuple):
         workers: number of trials at the same time.
         one_process_per_job: start a new process for each training run. Runs on several devices need
             this, because Lightning starts their further processes with the same arguments.
+        escape_formulas: write trials.csv for a spreadsheet that would compute some of its texts.
     """
 
     name: str
@@ -87,6 +88,7 @@ class StudyPlan(NamedTuple):
     storage: str | None
     workers: int
     one_process_per_job: bool
+    escape_formulas: bool
 
     def make_sampler(self, seed: int) -> BaseSampler:
         sampler: BaseSampler = build(self.sampler, optuna.samplers, "sampler", {"seed": seed})
@@ -140,6 +142,7 @@ def read_plan(args: list[str]) -> StudyPlan:
         storage=options.storage,
         workers=options.workers,
         one_process_per_job=uses_several_devices(cli.experiment),
+        escape_formulas=options.escape_formulas,
     )
     if (plan.n_trials is None) == (plan.minutes is None):
         budgets = "both" if plan.n_trials else "neither"
@@ -172,6 +175,11 @@ def _parse(args: list[str]) -> tuple[argparse.Namespace, list[str]]:
     )
     parser.add_argument(
         "--output", help="folder of the study; default: lightning_logs/studies/NAME"
+    )
+    parser.add_argument(
+        "--escape_formulas",
+        action="store_true",
+        help="put an apostrophe before texts in trials.csv that a spreadsheet would compute",
     )
     return parser.parse_known_args(args)
 
