@@ -20,6 +20,7 @@ from proj.engine.config.callbacks import fit_callbacks, monitor_options, monitor
 from proj.engine.config.options import OPTIONS
 from proj.engine.config.parser_errors import explain_parser_error
 from proj.engine.exit_codes import as_user_error
+from proj.engine.write_paths import check_paths
 from proj.engine.yaml_text import yaml_document
 from proj.errors import UserError
 
@@ -131,7 +132,7 @@ class ExperimentCLI(LightningCLI):
         if seed is None or not 0 <= seed < 2**32:
             raise UserError(f"seed_everything: expected a number from 0 to 2**32 - 1, got {seed}.")
         self.experiment = self._plain_values(parser)
-        security.check_paths(self.experiment, self.flags)
+        check_paths(self.experiment, self.flags)
 
     def instantiate_classes(self) -> None:
         if not self.instantiate:

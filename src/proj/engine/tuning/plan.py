@@ -17,6 +17,7 @@ from proj.engine.config.arguments import as_flags, read_arguments
 from proj.engine.config.experiment import ExperimentCLI
 from proj.engine.config.parser import VerbParser
 from proj.engine.tuning.space import Parameter, corners, read_space
+from proj.engine.write_paths import check_paths
 from proj.errors import UserError, nearest
 
 # Type of each key of a study file, for isinstance and in words.
@@ -230,6 +231,10 @@ def _check_key(file: Path, key: Any, value: Any) -> None:
 
 def _check_space(space: list[Parameter], fit_args: list[str]) -> None:
     """Parse the experiment with each corner of the space; raise UserError if one is not valid."""
+    # Trials get their settings as flags, which may write anywhere, but the user did not type these.
+    for parameter in space:
+        for value in parameter.values:
+            check_paths({parameter.key: value}, fit_args)
     for settings in corners(space):
         arguments = read_arguments([*fit_args, *as_flags(settings)], "fit")
         ExperimentCLI("fit", arguments.configs, arguments.flags, instantiate=False)
