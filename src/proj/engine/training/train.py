@@ -1,6 +1,7 @@
 """Train a run, record its manifest, and print the result."""
 
 import os
+import shlex
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -60,7 +61,7 @@ def train(
                 run.write_manifest(best_epoch=saver.best_epoch)
     except SystemExit as stop:
         if stop.code in SIGNAL_CODES and (run.path / "checkpoints" / LAST).is_file():
-            console.say(f"stopped; to continue: fit --resume {run.path}")
+            console.say(f"stopped; to continue: fit --resume {shlex.quote(str(run.path))}")
         raise
     except Exception:
         if trainer.global_step == first_step and not resumed:
@@ -115,4 +116,4 @@ def _show_result(run: Run, trainer: Trainer) -> None:
     )
     console.say(f"run: {run.path}")
     if any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers):
-        console.say(f"watch: tensorboard --logdir {run.path.parent}")
+        console.say(f"watch: tensorboard --logdir {shlex.quote(str(run.path.parent))}")
