@@ -15,7 +15,7 @@ from lightning.pytorch import Trainer, seed_everything
 import proj
 from conftest import MODELS, Cli, make_arrays
 from proj.data.arrays import ArrayDataModule, Arrays
-from proj.engine.runs.run import read_checkpoint
+from proj.engine.runs.checkpoint_file import read_checkpoint
 from proj.errors import UserError
 from proj.models import MulticlassClassifier
 from proj.nets import MLP

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from proj.engine import lightning_internals as internals
-from proj.engine.runs.run import read_checkpoint
+from proj.engine.runs.checkpoint_file import read_checkpoint
 
 pytestmark = pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers")
 

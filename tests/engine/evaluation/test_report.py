@@ -29,7 +29,8 @@ from proj.engine.evaluation.figures import Curve
 from proj.engine.evaluation.prediction_set import PredictionSet, load_predictions
 from proj.engine.evaluation.report import write_report
 from proj.engine.evaluation.scoring import Metrics, add_intervals
-from proj.engine.runs.run import Run, read_json, write_metrics
+from proj.engine.runs.files import read_json
+from proj.engine.runs.run import Run, write_metrics
 from proj.schema import Batch, Schema
 
 RUN = Path("lightning_logs/version_0")

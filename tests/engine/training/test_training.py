@@ -15,7 +15,7 @@ import yaml
 
 import processes
 from conftest import ROOT, Cli, files_in
-from proj.engine.runs.run import read_checkpoint
+from proj.engine.runs.checkpoint_file import read_checkpoint
 
 LOGS = Path("lightning_logs")
 

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from proj.data.base import DataModule
 from proj.engine.callbacks.step_outputs import as_arrays, gather_chunks
+from proj.engine.runs.files import atomic_write
 from proj.engine.runs.predictions import frame, writer
-from proj.engine.runs.run import atomic_write
 from proj.errors import UserError
 from proj.models.base import Model
 from proj.schema import Array

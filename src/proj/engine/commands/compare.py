@@ -17,7 +17,8 @@ from proj.engine.evaluation.prediction_set import PredictionSet, load_prediction
 from proj.engine.evaluation.results import check_tested, read_schema
 from proj.engine.html import Section
 from proj.engine.runs import calibration
-from proj.engine.runs.run import Run, atomic_write, find_run, flatten_config
+from proj.engine.runs.files import atomic_write
+from proj.engine.runs.run import Run, find_run, flatten_config
 from proj.errors import UserError
 from proj.metrics import metric_info
 

@@ -14,7 +14,8 @@ from proj.engine.config.arguments import Arguments, read_arguments
 from proj.engine.config.experiment import ExperimentCLI, first_process
 from proj.engine.evaluation.tensorboard import FigureLogger
 from proj.engine.exit_codes import as_user_error, signal_exit_codes
-from proj.engine.runs.run import Run, atomic_write, check_name, create_run, lock_run
+from proj.engine.runs.files import atomic_write
+from proj.engine.runs.run import Run, check_name, create_run, lock_run
 from proj.engine.training.data_checks import check_data
 from proj.engine.training.initial_weights import checkpoint_to_continue, initial_weights
 from proj.engine.training.lr_find import find_learning_rate

@@ -11,7 +11,7 @@ from proj.data.base import DataModule
 from proj.engine import PACKAGE, console
 from proj.engine.class_paths import own_classes
 from proj.engine.config.parser import VerbParser
-from proj.engine.runs.run import atomic_write
+from proj.engine.runs.files import atomic_write
 from proj.engine.training.data_checks import check_data
 from proj.errors import UserError
 from proj.schema import Task

@@ -7,7 +7,8 @@ from proj.engine.config.parser import VerbParser
 from proj.engine.evaluation.prediction_set import load_predictions
 from proj.engine.evaluation.report import write_report
 from proj.engine.evaluation.results import check_tested, read_schema
-from proj.engine.runs.run import find_run, read_json
+from proj.engine.runs.files import read_json
+from proj.engine.runs.run import find_run
 
 
 def report(args: list[str]) -> None:

@@ -11,7 +11,8 @@ from rich.table import Column, Table
 from proj.engine import console
 from proj.engine.config.parser import VerbParser
 from proj.engine.console import number, plural
-from proj.engine.runs.run import Run, flatten_config, read_json, run_folders
+from proj.engine.runs.files import read_json
+from proj.engine.runs.run import Run, flatten_config, run_folders
 from proj.errors import UserError, nearest
 from proj.metrics import metric_info
 

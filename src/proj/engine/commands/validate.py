@@ -24,7 +24,8 @@ from proj.engine.evaluation.results import logged_metrics, run_seed, save_metric
 from proj.engine.evaluation.scoring import Metrics, add_intervals, small_sample_warnings
 from proj.engine.runs import calibration
 from proj.engine.runs.calibration import Calibration
-from proj.engine.runs.run import Run, atomic_write
+from proj.engine.runs.files import atomic_write
+from proj.engine.runs.run import Run
 from proj.errors import UserError
 from proj.models.base import Model
 from proj.schema import Schema

@@ -21,7 +21,8 @@ from proj.engine.evaluation.scoring import Metrics, small_sample_warnings
 from proj.engine.evaluation.tensorboard import log_figures
 from proj.engine.html import Html, Section
 from proj.engine.runs import calibration
-from proj.engine.runs.run import Run, atomic_write, flatten_config, read_json
+from proj.engine.runs.files import atomic_write, read_json
+from proj.engine.runs.run import Run, flatten_config
 from proj.metrics import metric_info
 from proj.schema import Array, Schema
 

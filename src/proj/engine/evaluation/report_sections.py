@@ -16,7 +16,8 @@ from proj.engine.evaluation.prediction_set import PredictionSet, read_table
 from proj.engine.evaluation.scoring import Metrics
 from proj.engine.evaluation.slices import MIN_SLICE_ROWS, Slices, format_value, slices
 from proj.engine.html import Html
-from proj.engine.runs.run import Run, read_json
+from proj.engine.runs.files import read_json
+from proj.engine.runs.run import Run
 from proj.errors import UserError
 from proj.schema import Array, Schema
 

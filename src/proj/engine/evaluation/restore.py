@@ -15,7 +15,8 @@ from proj.engine.exit_codes import as_user_error, signal_exit_codes
 from proj.engine.memory import keep_freed_memory
 from proj.engine.runs import calibration
 from proj.engine.runs.calibration import Calibration
-from proj.engine.runs.run import Run, find_matching_run, find_run, read_checkpoint
+from proj.engine.runs.checkpoint_file import read_checkpoint
+from proj.engine.runs.run import Run, find_matching_run, find_run
 from proj.engine.runs.weights import check_weights, give_schema
 from proj.errors import UserError
 from proj.models.base import Model

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from proj.engine.runs.run import atomic_write
+from proj.engine.runs.files import atomic_write
 from proj.errors import UserError
 from proj.models.base import Model
 from proj.schema import DEFAULT_THRESHOLD, Schema

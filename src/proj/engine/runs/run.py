@@ -3,29 +3,21 @@
 import json
 import math
 import os
-import platform
 import re
-import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-import torch
 import yaml
 from lightning.pytorch.utilities import rank_zero_warn
 
-from proj.engine import security
 from proj.engine.class_paths import update_class_paths
+from proj.engine.runs.files import atomic_write, read_json
 from proj.errors import UserError, nearest
 
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
-
-# Packages whose versions the manifest records.
-PACKAGES = ("torch", "lightning", "torchmetrics", "jsonargparse", "numpy", "polars", "scikit-learn")
 
 
 @dataclass(frozen=True)
@@ -221,74 +213,6 @@ def find_matching_run(root: Path, model: Any, data: Any, files: list[str]) -> Ru
 # Files
 
 
-def atomic_write(path: Path, fill: Callable[[IO[bytes]], Any], backup: str | None = None) -> None:
-    """Write a file completely or not at all.
-
-    The content goes into a temporary file beside it, is flushed to the disk, and is renamed.
-
-    Args:
-        path: the file. Its folder is created.
-        fill: writes the content.
-        backup: new name of an existing file; None replaces the file.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("wb") as file:
-            fill(file)
-            file.flush()
-            os.fsync(file.fileno())
-        if backup and path.exists():
-            path.replace(path.with_name(backup))
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    # The new names are durable only after the folder is flushed, too.
-    if os.name == "posix":
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-
-
-def read_json(path: Path) -> Any:
-    """Return the content of a JSON file in a run's folder; raise UserError if it is damaged."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(
-            f"{path} is damaged: {error}; write it again with `test` or `validate`."
-        ) from error
-
-
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Return a checkpoint of plain values and tensors.
-
-    The class paths of older versions in its config are replaced by today's. Raises UserError if the
-    file is missing, damaged, or holds other objects.
-    """
-    if not path.is_file():
-        raise UserError(f"no checkpoint {path}; expected a file that `fit` wrote.")
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises many kinds for a damaged file.
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(
-            f"{path} cannot be read as a checkpoint: it is cut off, damaged, or holds more than "
-            f"plain values and tensors ({reason[:120]}); use another checkpoint."
-        ) from error
-    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
-        raise UserError(
-            f"{path}: expected a checkpoint with a state_dict, got a file without one; use another "
-            "file."
-        )
-    security.check_callback_paths(checkpoint, path)
-    if "config" in checkpoint:
-        checkpoint["config"] = update_class_paths(checkpoint["config"])
-    return checkpoint
-
-
 def metric_entries(values: dict[str, float]) -> dict[str, dict[str, Any]]:
     """Return metrics in the form of ``metrics.json``.
 
@@ -347,78 +271,3 @@ def lock_run(run: Run) -> Iterator[None]:
         yield
     finally:
         os.close(folder)
-
-
-@contextmanager
-def record_manifest(
-    run: Run,
-    command: list[str],
-    seed: int,
-    fingerprint: str,
-    device: torch.device,
-    resumed: bool = False,
-) -> Iterator[None]:
-    """Write the manifest at the start of training, and its status and time at the end.
-
-    For a resumed run, command and start time stay, and the time of the resume is added.
-    """
-    if resumed:
-        start: dict[str, Any] = {"resumed": [*run.manifest.get("resumed", []), _now()]}
-    else:
-        start = {"start": _now(), "command": command}
-    run.write_manifest(
-        **start,
-        seed=seed,
-        status="running",
-        end=None,
-        packages={name: metadata.version(name) for name in PACKAGES},
-        git=_git_state(),
-        data=fingerprint,
-        hardware=_hardware(device),
-    )
-    try:
-        yield
-    except BaseException as error:
-        stopped = isinstance(error, KeyboardInterrupt | SystemExit)
-        try:
-            run.write_manifest(status="stopped" if stopped else "failed", end=_now())
-        except OSError as write_error:  # Raise the first error, because it is the cause.
-            rank_zero_warn(
-                f"the manifest of {run.path} cannot be written: {write_error}; its status is still "
-                "running."
-            )
-        raise
-    run.write_manifest(status="finished", end=_now())
-
-
-def _git_state() -> dict[str, Any] | None:
-    """Return commit and uncommitted changes of the working directory.
-
-    None outside a repository or without git.
-    """
-
-    def git(*args: str) -> str:
-        done = subprocess.run(["git", *args], capture_output=True, text=True, check=True)
-        return done.stdout.strip()
-
-    try:
-        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
-def _hardware(device: torch.device) -> dict[str, Any]:
-    gpus = []
-    # The query reserves memory on the GPU, so it is made only for CUDA.
-    if device.type == "cuda":
-        gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return {
-        "machine": platform.platform(),
-        "cpus": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "gpus": gpus,
-    }
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat()

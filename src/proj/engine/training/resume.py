@@ -13,16 +13,9 @@ from proj.engine.callbacks.resume_state import check_resumable
 from proj.engine.config.arguments import Arguments
 from proj.engine.config.experiment import ExperimentCLI, differences, first_process
 from proj.engine.runs import checkpoint_file
-from proj.engine.runs.run import (
-    LAST,
-    PREVIOUS,
-    Run,
-    atomic_write,
-    find_run,
-    list_runs,
-    lock_run,
-    read_checkpoint,
-)
+from proj.engine.runs.checkpoint_file import read_checkpoint
+from proj.engine.runs.files import atomic_write
+from proj.engine.runs.run import LAST, PREVIOUS, Run, find_run, list_runs, lock_run
 from proj.engine.runs.weights import give_schema
 from proj.engine.training.preflight import preflight
 from proj.engine.training.train import RUN_VARIABLE, train

@@ -13,7 +13,9 @@ from scipy.stats import t as student_t
 from proj.engine.evaluation.counts import metric_names, scores, sums_of
 from proj.engine.evaluation.prediction_set import PredictionSet, read_prediction_set
 from proj.engine.runs import calibration
-from proj.engine.runs.run import Run, read_checkpoint, read_json
+from proj.engine.runs.checkpoint_file import read_checkpoint
+from proj.engine.runs.files import read_json
+from proj.engine.runs.run import Run
 from proj.schema import Array, Schema
 
 # Content of a metrics.json: entries by name, such as {"value": 0.97}.
