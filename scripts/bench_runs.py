@@ -4,13 +4,14 @@ usage: python scripts/bench_runs.py [--runs 5000] [--folder FOLDER]
 
 Trains and tests one small run and copies it. Each copy has its own name, start, seed, learning rate
 and metrics, so no two configs are equal. Then it calls the program as a user does and prints the
-seconds: of the whole command, and beyond `runs --help`, which imports the same modules. `--folder`
-keeps the runs in a folder, and uses those that are there.
+seconds and the CPU seconds of the whole command, and the CPU seconds beyond `runs --help`, which
+imports the same modules. `--folder` keeps the runs in a folder, and uses those that are there.
 """
 
 import argparse
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -28,10 +29,10 @@ SORTED = ["runs", "--where", "f1>0.1", "--where", "status=finished", "--sort", "
 NEWEST = f"""
 import time
 from pathlib import Path
-from {PACKAGE}.engine.runs.run import find_run
-start = time.perf_counter()
+from {PACKAGE}.engine.runs.find import find_run
+start = time.process_time()
 find_run(Path("lightning_logs"), None)
-print(time.perf_counter() - start)
+print(time.process_time() - start)
 """
 
 
@@ -68,17 +69,24 @@ def copy_run(number: int) -> None:
     (folder / "test/metrics.json").write_text(json.dumps(metrics, indent=2))
 
 
-def call(*args: str) -> float:
-    """Run a command of the program and return its seconds."""
-    start = time.perf_counter()
+def call(*args: str) -> tuple[float, float]:
+    """Run a command of the program; return its seconds and its CPU seconds."""
+    start, cpu = time.perf_counter(), cpu_seconds()
     command = [sys.executable, "-m", PACKAGE, *args]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(f"{' '.join(args)}: exit code {done.returncode}: {done.stderr}")
-    return time.perf_counter() - start
+    return time.perf_counter() - start, cpu_seconds() - cpu
+
+
+def cpu_seconds() -> float:
+    """Return the CPU seconds of all processes that have ended."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def newest() -> float:
+    """Return the CPU seconds that the search for the newest finished run takes."""
     command = [sys.executable, "-c", NEWEST]
     return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
@@ -86,18 +94,18 @@ def newest() -> float:
 def measure() -> None:
     """Print the seconds of each command; files are in the system's cache for all of them."""
     call("runs", "--help")  # Write the bytecode.
-    imports = min(call("runs", "--help") for _ in range(3))
-    print(f"{'command':46}{'whole, s':>10}{'beyond --help, s':>18}")
-    print(f"{'runs --help':46}{imports:10.2f}")
+    seconds, imports = call("runs", "--help")
+    print(f"{'command':58}{'s':>8}{'CPU s':>8}{'beyond --help':>15}")
+    print(f"{'runs --help':58}{seconds:8.2f}{imports:8.2f}")
     rows: list[tuple[str, list[str]]] = [
         ("runs, the first time", ["runs"]),
         ("runs", ["runs"]),
         (" ".join(SORTED), SORTED),
     ]
+    print(f"{'the newest finished run, within a process':58}{'':8}{newest():8.2f}")
     for title, args in rows:
-        seconds = call(*args)
-        print(f"{title:46}{seconds:10.2f}{seconds - imports:18.2f}", flush=True)
-    print(f"{'find_run, the newest finished run':46}{newest():10.2f}")
+        seconds, cpu = call(*args)
+        print(f"{title:58}{seconds:8.2f}{cpu:8.2f}{cpu - imports:15.2f}", flush=True)
 
 
 def main() -> None:

@@ -14,6 +14,7 @@ import torch
 from proj.engine import security
 from proj.engine.class_paths import update_class_paths
 from proj.errors import UserError
+from proj.schema import Schema
 
 MARK = b"sha256 of all before: "
 COMMENT_LENGTH = len(MARK) + hashlib.sha256().digest_size * 2
@@ -69,6 +70,14 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             "file."
         )
     security.check_callback_paths(checkpoint, path)
+    if checkpoint.get("schema"):
+        try:
+            Schema.from_dict(checkpoint["schema"])
+        except (TypeError, LookupError, ValueError, AttributeError) as error:
+            raise UserError(
+                f"{path}: expected the schema of a data set, got another value ({error}); use "
+                "another checkpoint."
+            ) from error
     if "config" in checkpoint:
         checkpoint["config"] = update_class_paths(checkpoint["config"])
     return checkpoint
