@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 
 from proj.engine import lightning_internals as internals
 from proj.engine import security
-from proj.engine.runs.run import read_checkpoint
+from proj.engine.runs.checkpoint_file import read_checkpoint
 
 pytestmark = pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers")
 

@@ -9,7 +9,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from proj.metrics.exact import SUM_DTYPE
+from proj.metrics.stage import SUM_DTYPE
 from proj.models.checks import check_outputs
 from proj.models.module import SchemaModule, scale_images
 from proj.models.optim import (

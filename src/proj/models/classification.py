@@ -11,7 +11,7 @@ from torch.nn.functional import (
 )
 
 from proj.errors import UserError
-from proj.metrics.exact import SUM_DTYPE
+from proj.metrics.stage import SUM_DTYPE
 from proj.models.base import Model, Net
 from proj.models.checks import check_fraction, check_no_loss, class_counts
 from proj.schema import Schema

@@ -24,7 +24,7 @@ from torch.optim import Optimizer
 from proj.data.base import DataModule
 from proj.data.loader import take
 from proj.engine.callbacks.best_checkpoint import BestCheckpoint
-from proj.engine.runs.run import flatten_config
+from proj.engine.runs.contents import flatten_config
 from proj.engine.yaml_text import yaml_document
 from proj.models.base import Model
 from proj.models.checks import evaluating

@@ -18,7 +18,10 @@ from proj.engine.config.arguments import read_arguments
 from proj.engine.config.experiment import ExperimentCLI, differences
 from proj.engine.config.parser import VerbParser
 from proj.engine.exit_codes import stop_signals
-from proj.engine.runs.run import Run, atomic_write, lock_run, read_checkpoint
+from proj.engine.runs.checkpoint_file import read_checkpoint
+from proj.engine.runs.files import atomic_write
+from proj.engine.runs.locks import lock_run
+from proj.engine.runs.run import Run
 from proj.engine.tuning.fold_scores import (
     FoldRun,
     Metrics,

@@ -29,7 +29,9 @@ from proj.engine.commands.test import test
 from proj.engine.config.experiment import first_process
 from proj.engine.exit_codes import exit_code
 from proj.engine.runs import checkpoint_file
-from proj.engine.runs.run import LAST, PREVIOUS, Run, lock_run, read_checkpoint
+from proj.engine.runs.checkpoint_file import read_checkpoint
+from proj.engine.runs.locks import lock_run
+from proj.engine.runs.run import LAST, PREVIOUS, Run
 from proj.engine.write_paths import check_appended
 from proj.errors import TrainingError, UserError
 
