@@ -8,8 +8,7 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-# Apple's GPUs have no float64.
-SUM_DTYPE = torch.float32 if torch.backends.mps.is_available() else torch.float64
+from proj.schema import SUM_DTYPE
 
 
 class RankingMetrics(Metric):
@@ -131,7 +130,7 @@ class RegressionErrors(Metric):
 
     def __init__(self, center: tuple[float, ...]) -> None:
         super().__init__()
-        self.register_buffer("center", torch.tensor(center), persistent=False)
+        self.register_buffer("center", torch.tensor(center, dtype=SUM_DTYPE), persistent=False)
         self.add_state("rows", torch.tensor(0), dist_reduce_fx="sum")
         for name in ("squared", "absolute", "sum", "sum_of_squares"):
             zeros = torch.zeros(len(center), dtype=SUM_DTYPE)

@@ -16,7 +16,7 @@ from proj.engine.memory import keep_freed_memory
 from proj.engine.runs import calibration
 from proj.engine.runs.calibration import Calibration
 from proj.engine.runs.run import Run, find_matching_run, find_run, read_checkpoint
-from proj.engine.runs.weights import check_weights, give_schema
+from proj.engine.runs.weights import check_weights, give_schema, weight_type
 from proj.errors import UserError
 from proj.models.base import Model
 from proj.schema import Schema
@@ -83,7 +83,7 @@ def _find_run(verb: str, arguments: Arguments, ckpt_path: str) -> Run:
 
 def _restore_model(cli: ExperimentCLI, checkpoint: dict[str, Any], path: Path) -> None:
     """Give model and data the checkpoint's schema, and check that the weights fit."""
-    give_schema(cli.model, checkpoint)
+    give_schema(cli.model, checkpoint, weight_type(cli.config.trainer.precision))
     is_built = isinstance(cli.model, Model) and cli.model.schema is not None
     if is_built or not is_overridden("configure_model", cli.model):
         check_weights(cli.model, checkpoint["state_dict"], str(path))

@@ -39,7 +39,7 @@ class Run:
         """The experiment, with the class paths of older versions replaced by today's."""
         path = self.path / "config.yaml"
         try:
-            config = yaml.safe_load(path.read_text())
+            config = yaml.safe_load(path.read_text(encoding="utf-8"))
         except (OSError, yaml.YAMLError) as error:
             reason = " ".join(str(error).split())
             raise UserError(
@@ -58,7 +58,7 @@ class Run:
         """Command, seed, versions, commit, data fingerprint, hardware, start, end and status."""
         path = self.path / "manifest.json"
         try:
-            manifest: dict[str, Any] = json.loads(path.read_text())
+            manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise UserError(
                 f"{path} cannot be read: {error}; restore it or delete the run."
@@ -398,8 +398,8 @@ def _git_state() -> dict[str, Any] | None:
     """
 
     def git(*args: str) -> str:
-        done = subprocess.run(["git", *args], capture_output=True, text=True, check=True)
-        return done.stdout.strip()
+        done = subprocess.run(["git", *args], capture_output=True, check=True)
+        return done.stdout.decode(errors="replace").strip()
 
     try:
         return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
