@@ -16,7 +16,7 @@ from torch import Tensor
 from proj.schema import Array
 
 # Part of every key. Raise it when the written files change their meaning.
-FORMAT = 3
+FORMAT = 4
 
 # A backup program skips folders with this file: https://bford.info/cachedir
 CACHE_TAG = "Signature: 8a477f597d28d172789f06886806bc55\n"
@@ -33,7 +33,7 @@ def build_once(cache: Path, key: dict[str, Any], build: Callable[[Path], None]) 
         return folder
     cache.mkdir(parents=True, exist_ok=True)
     if not (tag := cache / "CACHEDIR.TAG").exists():
-        tag.write_text(CACHE_TAG)
+        tag.write_text(CACHE_TAG, encoding="utf-8")
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=cache))
     try:
         build(temporary)
@@ -83,6 +83,8 @@ def fingerprint(files: Sequence[Path], cache: Path) -> str:
             with path.open("rb") as file:
                 content = hashlib.file_digest(file, "sha256").digest()
             digest.update(f"{path.name} ".encode() + content)
-        (folder / "sha256").write_text(digest.hexdigest())
+        (folder / "sha256").write_text(digest.hexdigest(), encoding="utf-8")
 
-    return (build_once(cache, {"files": listing}, hash_files) / "sha256").read_text()
+    return (build_once(cache, {"files": listing}, hash_files) / "sha256").read_text(
+        encoding="utf-8"
+    )

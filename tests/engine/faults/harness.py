@@ -87,7 +87,9 @@ def curves(name: str) -> dict[str, list[tuple[int, float]]]:
 
 def _to_bytes(value: Any) -> bytes:
     if isinstance(value, torch.Tensor):
-        return f"{value.dtype} {list(value.shape)} ".encode() + value.numpy().tobytes()
+        # NumPy has no bfloat16.
+        content = value.reshape(-1).view(torch.uint8).numpy().tobytes()
+        return f"{value.dtype} {list(value.shape)} ".encode() + content
     if isinstance(value, np.ndarray):
         return value.tobytes()
     if isinstance(value, dict):

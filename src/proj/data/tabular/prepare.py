@@ -1,7 +1,7 @@
 """Prepare a table: split the rows, fit the schema on the training split, write encoded arrays."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +13,12 @@ from proj.data.base import Finding
 from proj.data.cache import create_array
 from proj.data.splits import Fold, split, split_by_time, split_groups
 from proj.data.tabular.columns import (
+    NumberKind,
     Override,
     check_columns,
     encode_column,
     fit_columns,
+    rounding,
     target_column,
     unreadable_values,
 )
@@ -78,8 +80,8 @@ def prepare_table(
     _write_splits(folder, files, table, schema, splits, row_splits, y)
     if test_files:
         findings += _prepare_test_file(plan, folder, test_files, schema, train_keys)
-    (folder / "schema.json").write_text(json.dumps(schema.to_dict()))
-    (folder / "findings.json").write_text(json.dumps(findings))
+    (folder / "schema.json").write_text(json.dumps(schema.to_dict()), encoding="utf-8")
+    (folder / "findings.json").write_text(json.dumps(findings), encoding="utf-8")
     _remove_parsed_files(folder)
 
 
@@ -228,7 +230,8 @@ def _fit_schema(
     )
     unintended = {name: why for name, why in left_out.items() if plan.columns.get(name) != "drop"}
     findings = [_left_out_finding(name, reason) for name, reason in unintended.items()]
-    return schema, findings + _find_unreadable_values(sample, columns)
+    findings += _find_unreadable_values(sample, columns)
+    return schema, findings + _find_rounded_values(sample, columns, plan.columns)
 
 
 def _write_splits(
@@ -336,6 +339,29 @@ def _find_unreadable_values(rows: pl.DataFrame, columns: tuple[Column, ...]) -> 
                 f"as data.columns says, such as {values[0]!r}",
                 "they count as missing",
                 "correct them, or choose another kind",
+                column.source,
+            )
+            findings.append(finding)
+    return findings
+
+
+def _find_rounded_values(
+    rows: pl.DataFrame, columns: tuple[Column, ...], overrides: dict[str, Override]
+) -> list[Finding]:
+    """Return a finding for each column of numbers or dates that float32 cannot tell apart."""
+    findings = []
+    for column in {column.source: column for column in reversed(columns)}.values():
+        kind = overrides.get(column.source) or column.type
+        if kind not in ("number", "date"):
+            continue
+        number: NumberKind = "number" if kind == "number" else "days"
+        if found := rounding(rows, replace(column, kind=number)):
+            size, step, spread = found
+            finding = Finding(
+                f"the values of column {column.source}, up to {size:.10g}, are rounded to steps of "
+                f"{step:.3g} (float32), and their standard deviation is {spread:.3g}",
+                "the model cannot learn from smaller differences",
+                "subtract a constant from the column, such as its smallest value",
                 column.source,
             )
             findings.append(finding)

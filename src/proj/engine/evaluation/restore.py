@@ -18,7 +18,7 @@ from proj.engine.runs.calibration import Calibration
 from proj.engine.runs.checkpoint_file import read_checkpoint
 from proj.engine.runs.find import find_matching_run, find_run
 from proj.engine.runs.run import Run
-from proj.engine.runs.weights import check_weights, give_schema
+from proj.engine.runs.weights import check_weights, give_schema, weight_type
 from proj.engine.write_paths import check_links
 from proj.errors import UserError
 from proj.models.base import Model
@@ -101,7 +101,7 @@ def _find_run(
 
 def _restore_model(cli: ExperimentCLI, checkpoint: dict[str, Any], path: Path) -> None:
     """Give model and data the checkpoint's schema, and check that the weights fit."""
-    give_schema(cli.model, checkpoint)
+    give_schema(cli.model, checkpoint, weight_type(cli.config.trainer.precision))
     is_built = isinstance(cli.model, Model) and cli.model.schema is not None
     if is_built or not is_overridden("configure_model", cli.model):
         check_weights(cli.model, checkpoint["state_dict"], str(path))

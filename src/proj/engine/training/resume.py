@@ -18,7 +18,7 @@ from proj.engine.runs.files import atomic_write
 from proj.engine.runs.find import and_skipped, find_run, list_runs, warn_of_skipped
 from proj.engine.runs.locks import lock_run
 from proj.engine.runs.run import LAST, PREVIOUS, Run
-from proj.engine.runs.weights import give_schema
+from proj.engine.runs.weights import give_schema, weight_type
 from proj.engine.training.preflight import preflight
 from proj.engine.training.train import RUN_VARIABLE, train
 from proj.engine.write_paths import check_links
@@ -187,7 +187,7 @@ def _check_data(run: Run, cli: ExperimentCLI) -> None:
 
 def _restore_schema(cli: ExperimentCLI, checkpoint: dict[str, Any]) -> None:
     """Give the checkpoint's schema to the model and the data module, so it is not fitted again."""
-    give_schema(cli.model, checkpoint)
+    give_schema(cli.model, checkpoint, weight_type(cli.config.trainer.precision))
     if isinstance(cli.datamodule, DataModule) and checkpoint.get("schema"):
         cli.datamodule.schema = Schema.from_dict(checkpoint["schema"])
 
