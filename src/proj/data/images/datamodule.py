@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from proj.data.base import DataModule
-from proj.data.cache import build_once
+from proj.data.tabular.cache import build_once
 from proj.data.images.augment import augment
 from proj.data.images.decode import AnyImage, Shape, decode
 from proj.data.images.experiment import scaled_size, val_share, write_experiment

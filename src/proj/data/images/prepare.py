@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from proj.data.base import Finding
-from proj.data.cache import create_array, map_array
+from proj.data.tabular.cache import create_array, map_array
 from proj.data.images.decode import Shape, decode, read_shape, run_parallel
 from proj.data.images.sources import ImageFolder, ImageSet
 from proj.data.splits import Fold, split

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from proj.data.arrays import check_rows, load_inputs, read_source, to_inputs
-from proj.data.cache import fingerprint
+from proj.data.tabular.cache import fingerprint
 from proj.data.images.decode import AnyImage
 from proj.errors import UserError, nearest
 from proj.schema import SPLITS, Array

@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.progress import Progress
 
 from proj.data.base import Finding
-from proj.data.cache import create_array
-from proj.data.splits import Fold, split, split_by_time, split_groups
+from proj.data.tabular.cache import create_array
+from proj.data.splits import Fold, split
 from proj.data.tabular.columns import (
     Override,
     check_columns,
@@ -21,6 +21,7 @@ from proj.data.tabular.columns import (
     unreadable_values,
 )
 from proj.data.tabular.files import check_names, collect, iter_chunks, open_table
+from proj.data.tabular.splits import split_by_time, split_groups
 from proj.data.targets import Targets
 from proj.errors import UserError
 from proj.schema import SPLITS, Array, Column, Schema, Task
