@@ -28,6 +28,8 @@ CACHE_TAG = "Signature: 8a477f597d28d172789f06886806bc55\n"
 
 # Hidden files of an entry: the list of its files, and the lock that its builder holds.
 LISTING, LOCK = ".complete", ".lock"
+# Held while folders are created and removed.
+GUARD = "lock"
 
 # Where the system has no locks, an unfinished entry is abandoned after a day without a change.
 ABANDONED_SECONDS = 86_400
@@ -89,7 +91,7 @@ def _list_files(folder: Path) -> str:
 def _new_folder(cache: Path, folder: Path) -> tuple[Path, BinaryIO]:
     """Remove what cannot be used, and return a temporary folder for an entry with its lock."""
     # Without this lock, another process could take a folder for abandoned before it is locked.
-    with (cache / LOCK).open("ab") as guard:
+    with (cache / GUARD).open("ab") as guard:
         _lock(guard, wait=True)
         for path in cache.glob(".*.*"):
             if path.is_dir() and _is_abandoned(path):

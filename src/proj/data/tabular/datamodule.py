@@ -11,19 +11,20 @@ import torch
 from torch import Tensor
 
 from proj.data.base import DataModule, Finding
-from proj.data.tabular.cache import build_once, entry_folder, is_complete, map_array
 from proj.data.splits import Fold
+from proj.data.tabular.cache import build_once, entry_folder, is_complete, map_array
 from proj.data.tabular.columns import Override, check_columns, encode_column
 from proj.data.tabular.experiment import write_experiment
-from proj.data.tabular.fingerprint import check_unchanged, fingerprint
 from proj.data.tabular.files import (
     SUFFIXES,
+    by_name,
     check_names,
     collect,
     list_files,
     scan,
     to_frame,
 )
+from proj.data.tabular.fingerprint import check_unchanged, fingerprint
 from proj.data.tabular.prepare import TablePlan, prepare_new_rows, prepare_table
 from proj.errors import UserError
 from proj.schema import SPLITS, Batch, Schema, Task
@@ -161,7 +162,8 @@ class Tabular(DataModule):
         # Text files are read as text, so that values stay as they are written.
         table = scan(files, text=names)
         check_names(table.collect_schema().names(), names, "--keep", str(files[0]))
-        return collect(files, table.select(names)).select(pl.all().gather(rows))
+        columns: pl.DataFrame = collect(files, table.select(map(by_name, names)))[rows]
+        return columns
 
     def _files(self, option: str) -> list[Path]:
         path = getattr(self, option)
