@@ -153,7 +153,7 @@ def _read_targets(
         for i, name in enumerate(plan.targets)
     )
     targets = Targets.from_table(columns, schema.task if schema else plan.task, where)
-    return targets, frame.select(list(keys))
+    return targets, frame.drop(f"target {i}" for i in range(len(plan.targets)))
 
 
 def _assign_splits(plan: TablePlan, targets: Targets, keys: pl.DataFrame, where: str) -> Array:
