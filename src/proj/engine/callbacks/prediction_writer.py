@@ -122,7 +122,7 @@ class PredictionWriter(Callback):
         data = getattr(trainer, "datamodule", None)
         if isinstance(data, DataModule):
             split = "val" if trainer.validating else "test" if trainer.testing else "predict"
-            groups = [data.group] if data.group and split != "predict" else []
+            groups = [data.group] if data.group is not None and split != "predict" else []
             names = list(dict.fromkeys([*data.id_columns, *groups, *self.keep]))
             return data.source_columns(names, rows, split) if names else None
         if self.keep:
