@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from random import Random
@@ -159,6 +160,7 @@ def of_pictures(folder: Path) -> None:
             Image.fromarray(pixels[i]).convert(mode) if mode != "I;16" else Image.new(mode, (8, 8))
         )
         picture.save(folder / "pictures" / "dark" / f"other.{suffix}")
+    shutil.copytree(folder / "pictures" / "light", folder / "rows")
     options = {"path": "pictures", "batch_size": 8}
     net = {"class_path": "CNN", "init_args": {"width": 2}}
     experiment(folder, "binary", {"class_path": "Images", "init_args": options}, **net)
@@ -241,6 +243,24 @@ TARGETS = [
         of_pictures,
     ),
     Target(
+        "new pictures",
+        "rows/*",
+        (damage_bytes,),
+        ("predict --run run --data.predict_path rows",),
+        of_pictures,
+        [TRAINED],
+        share=0.5,
+    ),
+    Target(
+        "cache of a table",
+        ".cache/**/*",
+        (damage_bytes, damage_text),
+        (CHECK,),
+        of_table,
+        [CHECK.split()],
+        share=0.5,
+    ),
+    Target(
         "experiment",
         "experiment.yaml",
         (damage_text, damage_yaml, damage_yaml, damage_bytes, deep_text),
@@ -262,6 +282,15 @@ TARGETS = [
         ("tune --config study.yaml",),
         of_study,
         share=2,
+    ),
+    Target(
+        "journal of a study",
+        "lightning_logs/studies/study/study.journal",
+        (damage_text, damage_bytes),
+        ("tune --config study.yaml --n_trials 5",),
+        of_study,
+        [["tune", "--config", "study.yaml"]],
+        share=0.5,
     ),
     Target(
         "checkpoint",
