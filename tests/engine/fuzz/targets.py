@@ -177,7 +177,7 @@ def of_study(folder: Path) -> None:
             "model.optimizer.lr": {"log": [0.001, 0.1]},
             "model.net.hidden": {"choice": [[8], [16, 8], []]},
             "data.batch_size": {"int": [8, 16]},
-            "model.net.dropout": {"float": [0.0, 0.5], "when": {"data.batch_size": 8}},
+            "model.net.dropout": {"float": [0.0, 0.5], "when": {"model.net.hidden": [[8]]}},
         },
     }
     (folder / "study.yaml").write_text(yaml.safe_dump(section, sort_keys=False))
