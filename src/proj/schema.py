@@ -21,6 +21,9 @@ Array: TypeAlias = np.ndarray[Any, Any]
 
 SPLITS = ("train", "val", "test")
 
+# Targets of regression, their statistics and all sums. Apple's GPUs have no float64.
+SUM_DTYPE = torch.float32 if torch.backends.mps.is_available() else torch.float64
+
 # The probability above which a row is of the positive class, or has a label. A calibration may set
 # one for all labels or one for each.
 DEFAULT_THRESHOLD = (0.5,)
@@ -151,14 +154,6 @@ class Schema:
     @property
     def categorical(self) -> tuple[Column, ...]:
         return tuple(column for column in self.columns if column.kind == "category")
-
-    @property
-    def target_dtype(self) -> torch.dtype:
-        """float64 for regression targets that float32 would round by more than 0.1 % of their
-        standard deviation, such as seconds since 1970.
-        """
-        statistics = zip(self.target_mean, self.target_std, strict=True)
-        return torch.float64 if any(abs(m) > 1e4 * s for m, s in statistics) else torch.float32
 
     @property
     def num_features(self) -> int:

@@ -1,16 +1,72 @@
-"""Access to undocumented attributes of Lightning, one function for each.
+"""Access to undocumented attributes of Lightning and jsonargparse, one function for each.
 
 No other module accesses one. ``tests/engine/test_lightning_internals.py`` fails when a new version
-of Lightning removes or changes any of them.
+of a library removes or changes any of them.
 """
 
+import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
-from lightning.pytorch.plugins import CheckpointIO, Precision, TorchCheckpointIO
+from lightning.pytorch.plugins import (
+    CheckpointIO,
+    DoublePrecision,
+    HalfPrecision,
+    Precision,
+    TorchCheckpointIO,
+)
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+
+from proj.schema import Batch, Execution
+
+# Objects that values of a config name
+
+
+class ObjectCheck(Protocol):
+    """Function that raises ``ImportError`` if a value may not name an object."""
+
+    def __call__(
+        self, path: str, value: object, called: bool = ..., has_base: bool = ..., /
+    ) -> None: ...
+
+
+def check_imports(check: ObjectCheck) -> None:
+    """Let jsonargparse call ``check`` for each object that a value of a config names.
+
+    It is called with the path and the object after the import, and once more, with the other two
+    arguments, before the object is called with arguments of the config. jsonargparse itself checks
+    names only. A second call of this function changes nothing.
+    """
+    from jsonargparse import _typehints, _util
+
+    import_object: Any = _util.import_object
+    as_spec: Any = _typehints.subclass_spec_as_namespace
+    build: Any = _typehints.adapt_class_type
+    if hasattr(import_object, "checked"):
+        return
+
+    def checked_import(name: str, check_path: bool = True) -> Any:
+        value = import_object(name, check_path)
+        # Paths that do not come from a value are not checked.
+        if check_path:
+            check(name, value)
+        return value
+
+    def checked_build(value: Any, *args: Any, **options: Any) -> Any:
+        spec = as_spec(value)
+        given = [options.get(name) for name in ("typehint", "partial_skip_args")]
+        has_base = any(option is not None for option in given)
+        check(spec.class_path, import_object(spec.class_path), True, has_base)
+        return build(value, *args, **options)
+
+    checked_import.checked = True  # type: ignore[attr-defined]
+    _typehints.adapt_class_type = checked_build
+    for name, module in list(sys.modules.items()):
+        if name.startswith("jsonargparse.") and vars(module).get("import_object") is import_object:
+            vars(module)["import_object"] = checked_import
+
 
 # Progress of the training loop
 
@@ -98,6 +154,37 @@ def step_plateau_schedulers(trainer: Trainer, epochs: int) -> None:
 def precision_plugin(trainer: Trainer) -> Precision:
     """Return the plugin that casts inputs, and casts operations in its ``val_step_context``."""
     return trainer.precision_plugin
+
+
+def keep_batches(trainer: Trainer) -> None:
+    """Let the Trainer pass our batches on as they are; the model converts the inputs itself.
+
+    Lightning would round the targets, too, to a few digits in half precision.
+    """
+    plugin = precision_plugin(trainer)
+    convert = plugin.convert_input
+
+    def convert_others(data: Any) -> Any:
+        return data if isinstance(data, Batch | Execution) else convert(data)
+
+    plugin.convert_input = convert_others  # type: ignore[method-assign]
+
+
+def convert_before_loading(trainer: Trainer) -> None:
+    """Convert the model to the Trainer's precision before the weights of a checkpoint are loaded.
+
+    Lightning loads them first, into float32 weights, which round those of 64-true.
+    """
+    strategy, plugin = trainer.strategy, precision_plugin(trainer)
+    if not isinstance(plugin, DoublePrecision | HalfPrecision):
+        return
+    load = strategy.load_model_state_dict
+
+    def convert_and_load(*args: Any, **options: Any) -> None:
+        plugin.convert_module(trainer.lightning_module)
+        load(*args, **options)
+
+    strategy.load_model_state_dict = convert_and_load  # type: ignore[method-assign]
 
 
 # Checkpoints

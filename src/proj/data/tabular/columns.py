@@ -11,6 +11,7 @@ import yaml
 
 from proj.data.base import Finding
 from proj.data.tabular.dates import UNITS, read_number_dates
+from proj.data.tabular.files import by_name, nameless
 from proj.data.tabular.overrides import Override
 from proj.data.tabular.readings import (
     DATE_KINDS,
@@ -77,33 +78,33 @@ def fit_columns(
     left_out: dict[str, str] = {}
     findings: list[Finding] = []
     for name in rows.columns:
-        override = overrides.get(name)
+        override, values = overrides.get(name), nameless(rows, name)
         if override and override.kind == "drop":
             left_out[name] = "as data.columns says"
             continue
-        form = _date_form(rows[name], override)
-        if override is None and (reason := _why_useless(rows[name], form)):
+        form = _date_form(name, values, override)
+        if override is None and (reason := _why_useless(name, values, form)):
             left_out[name] = reason
             continue
-        fitted, is_number_date = _fit_column(rows[name], override, form), bool(form)
+        fitted, is_number_date = _fit_column(name, values, override, form), bool(form)
         reading = readings.get(name, Reading("text"))
         form, words = form or stored_format(reading), reading.placeholders
         fitted = [replace(column, format=form, placeholders=words) for column in fitted]
         columns += fitted
-        findings += _describe(rows[name], fitted, is_number_date and not override)
+        findings += _describe(name, values, fitted, is_number_date and not override)
     return tuple(columns), left_out, findings
 
 
-def _date_form(values: pl.Series, override: Override | None) -> str:
+def _date_form(name: str, values: pl.Series, override: Override | None) -> str:
     """Return the form of numbers that are dates, or nothing."""
     if override is not None:
         is_date = override.kind == "date" and values.dtype.is_numeric()
-        return number_date_form(values.name, values, override.format) if is_date else ""
+        return number_date_form(name, values, override.format) if is_date else ""
     if not values.dtype.is_numeric() or not len(present := values.drop_nulls()):
         return ""
     if days_in_numbers(present):
         return "%Y%m%d"
-    if _TIME_NAME.search(values.name):
+    if _TIME_NAME.search(name):
         low, high = float(present.min()), float(present.max())  # type: ignore[arg-type]
         for unit, seconds in UNITS.items():
             if _EPOCH_RANGE[0] <= low * seconds and high * seconds <= _EPOCH_RANGE[1]:
@@ -111,7 +112,7 @@ def _date_form(values: pl.Series, override: Override | None) -> str:
     return ""
 
 
-def _why_useless(values: pl.Series, form: str) -> str | None:
+def _why_useless(name: str, values: pl.Series, form: str) -> str | None:
     """Return the reason to leave a column out, because nothing general can be learned; or None."""
     present = values.drop_nulls()
     if (kind := type_of(values.dtype)) is None:
@@ -120,7 +121,7 @@ def _why_useless(values: pl.Series, form: str) -> str | None:
     if distinct == 0 or (distinct == 1 and len(present) == len(values)):
         return "constant" if len(present) else "only missing values"
     if kind == "text" and is_split_column(present):
-        return f"it names the split of each row; to split by it, set data.split: {values.name}"
+        return f"it names the split of each row; to split by it, set data.split: {name}"
     if kind == "text" and distinct > max(MAX_TEXT_CATEGORIES, len(present) // 2):
         return f"an identifier or free text: {distinct} different values in {len(present)} rows"
     if not form and values.dtype.is_integer() and len(present) > 20 and distinct == len(values):
@@ -131,45 +132,49 @@ def _why_useless(values: pl.Series, form: str) -> str | None:
     return None
 
 
-def _fit_column(values: pl.Series, override: Override | None, form: str) -> list[Column]:
+def _fit_column(name: str, values: pl.Series, override: Override | None, form: str) -> list[Column]:
     type_ = type_of(values.dtype)
     if type_ is None:
         raise UserError(
-            f"data.columns: expected numbers, text, booleans or dates in {values.name}, got "
+            f"data.columns: expected numbers, text, booleans or dates in {name}, got "
             f"{values.dtype}; drop the column."
         )
     kind = override.kind if override else None
     if kind in ("number", "date") and type_ == "text" and values.drop_nulls().len():
         raise UserError(
-            f"data.columns: {values.name}: expected {kind}s, got {values.drop_nulls()[0]!r}; "
+            f"data.columns: {name}: expected {kind}s, got {values.drop_nulls()[0]!r}; "
             "choose another kind."
         )
     if kind == "date" and type_ == "boolean":
-        raise UserError(f"data.columns: {values.name}: expected dates, got booleans.")
+        raise UserError(f"data.columns: {name}: expected dates, got booleans.")
     numbers: list[Column] = []
     if kind == "date" or (kind is None and (form or type_ == "date")):
-        numbers = [_fit_numbers(values, type_, number_kind, form) for number_kind in DATE_KINDS]
+        numbers = [
+            _fit_numbers(name, values, type_, number_kind, form) for number_kind in DATE_KINDS
+        ]
     elif kind == "number" or (kind is None and type_ == "number"):
-        numbers = [_fit_numbers(values, type_, "number", "")]
+        numbers = [_fit_numbers(name, values, type_, "number", "")]
     if varying := [column for column in numbers if len(column.edges) > 1]:
         return varying
     # A column with a single number only shows whether it is missing, which is a category.
-    return [_fit_categories(values, type_)]
+    return [_fit_categories(name, values, type_)]
 
 
-def _fit_categories(values: pl.Series, type_: ColumnType) -> Column:
-    column = Column(values.name, type_, "category", bool(values.null_count()), (), (), ())
-    texts = values.to_frame().select(_category_text(column)).to_series().drop_nulls()
+def _fit_categories(name: str, values: pl.Series, type_: ColumnType) -> Column:
+    column = Column(name, type_, "category", bool(values.null_count()), (), (), ())
+    texts = values.to_frame(name).select(_category_text(column)).to_series().alias("").drop_nulls()
     counts = sorted(texts.value_counts(sort=True).rows(), key=lambda row: (-row[1], row[0]))
     categories = sorted(
-        name for name, count in counts[:MAX_CATEGORIES] if count >= MIN_CATEGORY_ROWS
+        category for category, count in counts[:MAX_CATEGORIES] if count >= MIN_CATEGORY_ROWS
     )
     return replace(column, categories=tuple(categories))
 
 
-def _fit_numbers(series: pl.Series, type_: ColumnType, kind: NumberKind, form: str) -> Column:
-    column = Column(series.name, type_, kind, False, (), (), (), form)
-    values = series.to_frame().select(_number(column).cast(pl.Float64)).to_series()
+def _fit_numbers(
+    name: str, series: pl.Series, type_: ColumnType, kind: NumberKind, form: str
+) -> Column:
+    column = Column(name, type_, kind, False, (), (), (), form)
+    values = series.to_frame(name).select(_number(column).cast(pl.Float64)).to_series()
     missing = bool(values.fill_nan(None).null_count())
     ordered = np.sort(values.drop_nulls().drop_nans().to_numpy())
     ordered = ordered[np.isfinite(ordered)]
@@ -218,7 +223,7 @@ def quantiles(values: Array) -> tuple[Array, Array]:
 
 def encode_column(column: Column) -> pl.Expr:
     """Return the expression of a column's input: float32, NaN where missing, or int32 codes."""
-    values = pl.col(column.source)
+    values = by_name(column.source)
     if column.kind == "category":
         known: pl.Expr | int = OTHER_CODE
         if column.categories:
@@ -236,7 +241,7 @@ def encode_column(column: Column) -> pl.Expr:
 
 def _number(column: Column) -> pl.Expr:
     """Return the expression of the number that a column gives."""
-    values = pl.col(column.source)
+    values = by_name(column.source)
     if column.kind == "number":
         return values
     is_number = column.type == "number" and column.format
@@ -252,7 +257,7 @@ def _number(column: Column) -> pl.Expr:
 
 def _category_text(column: Column) -> pl.Expr:
     """Return a category as text. The numbers 7 and 7.0 are one category."""
-    values = pl.col(column.source)
+    values = by_name(column.source)
     if column.type != "number":
         return values.cast(pl.String)
     is_integer = values.cast(pl.Float64) == values.cast(pl.Float64).round()
@@ -260,9 +265,11 @@ def _category_text(column: Column) -> pl.Expr:
     return pl.when(is_integer).then(integer).otherwise(values.cast(pl.String))
 
 
-def _describe(values: pl.Series, fitted: list[Column], is_number_date: bool) -> list[Finding]:
+def _describe(
+    name: str, values: pl.Series, fitted: list[Column], is_number_date: bool
+) -> list[Finding]:
     """Return findings about values of a column that are merged, rounded or read as dates."""
-    name, column = values.name, fitted[0]
+    column = fitted[0]
     if is_number_date:
         example = values.drop_nulls()[0]
         date = read_number_series(pl.Series([example]), column.format)[0]
@@ -277,7 +284,8 @@ def _describe(values: pl.Series, fitted: list[Column], is_number_date: bool) -> 
 
 
 def _find_folded(values: pl.Series, column: Column) -> list[Finding]:
-    texts = values.to_frame().select(_category_text(column)).to_series().drop_nulls()
+    frame = values.to_frame(column.source)
+    texts = frame.select(_category_text(column)).to_series().alias("").drop_nulls()
     folded = texts.filter(~texts.is_in(list(column.categories)))
     if not len(folded):
         return []
@@ -355,26 +363,26 @@ def state(name: str, kind: str) -> str:
     return f"data.columns: {text.strip()}"
 
 
-def target_column(values: pl.Series, where: str) -> TargetColumn:
+def target_column(name: str, values: pl.Series, where: str) -> TargetColumn:
     """Return a target column as NumPy values and, for text and dates, the distinct texts."""
     kind, dtype = type_of(values.dtype), str(values.dtype)
     missing = values.is_null().to_numpy() if values.null_count() else None
     if kind is None:
         raise UserError(
-            f"{where}: column {values.name}: expected targets that are numbers, text, booleans or "
+            f"{where}: column {name}: expected targets that are numbers, text, booleans or "
             f"dates, got {dtype}; set data.target."
         )
     if kind == "boolean":
         present = values.fill_null(False)
-        return TargetColumn(values.name, kind, present.to_numpy(), dtype, (), missing)
+        return TargetColumn(name, kind, present.to_numpy(), dtype, (), missing)
     if kind == "number":
         numbers = values if values.dtype.is_integer() else values.cast(pl.Float64)
         present = numbers.fill_null(0)
-        return TargetColumn(values.name, kind, present.to_numpy(), dtype, (), missing)
+        return TargetColumn(name, kind, present.to_numpy(), dtype, (), missing)
     text = values.cast(pl.String)
     words = text.drop_nulls().unique().sort()
     positions = text.replace_strict(
         words, pl.Series(range(len(words)), dtype=pl.Int64), default=0, return_dtype=pl.Int64
     )
     codes = positions.fill_null(0).to_numpy()
-    return TargetColumn(values.name, kind, codes, dtype, tuple(words.to_list()), missing)
+    return TargetColumn(name, kind, codes, dtype, tuple(words.to_list()), missing)

@@ -13,13 +13,14 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from proj.data.base import DataModule, Finding
-from proj.data.cache import build_once, entry_folder, fingerprint, map_array
 from proj.data.splits import Fold
+from proj.data.tabular.cache import build_once, entry_folder, is_complete, map_array
 from proj.data.tabular.columns import encode_column
-from proj.data.tabular.experiment import write_experiment
+from proj.data.tabular.experiment import experiment_values
 from proj.data.tabular.files import (
     SUFFIXES,
     Source,
+    by_name,
     check_names,
     collect_table,
     list_files,
@@ -27,6 +28,7 @@ from proj.data.tabular.files import (
     read_names,
     suffix_of,
 )
+from proj.data.tabular.fingerprint import check_unchanged, fingerprint
 from proj.data.tabular.overrides import OverrideKind, StatedColumn, parse_overrides
 from proj.data.tabular.prepare import TablePlan, prepare_new_rows, prepare_table
 from proj.data.tabular.rows import to_frame
@@ -129,9 +131,10 @@ class Tabular(DataModule):
             target = [name.strip() for name in next(csv.reader([target], skipinitialspace=True))]
         return cls(path, target, task=task)
 
-    def experiment_yaml(self, path: str, target: str | list[str] | None) -> str:
+    def experiment_template(self, path: str) -> tuple[Path, dict[str, Any]]:
         assert self.schema is not None
-        return write_experiment(path, self.plan.targets, self.schema, self.findings)
+        template = Path(__file__).parent / "templates" / "experiment.yaml.j2"
+        return template, experiment_values(self.plan.targets, self.schema, self.findings)
 
     @classmethod
     def encode(cls, rows: Any, schema: Schema) -> dict[str, Tensor]:
@@ -143,7 +146,9 @@ class Tabular(DataModule):
         table, findings = conform(source, schema.columns, "rows")
         for finding in findings:
             rank_zero_warn(str(finding))
-        frame = table.select(list(dict.fromkeys(c.source for c in schema.columns))).collect()
+        frame = table.select(
+            map(by_name, dict.fromkeys(c.source for c in schema.columns))
+        ).collect()
         inputs = {}
         for kind, columns, dtype in (
             ("numeric", schema.numeric, np.float32),
@@ -178,7 +183,9 @@ class Tabular(DataModule):
         # Text files are read as text, so that values stay as they are written.
         with open_table(files) as source:
             check_names(source.table.collect_schema().names(), names, "--keep", str(files[0]))
-            return collect_table(source, source.table.select(names)).select(pl.all().gather(rows))
+            table = collect_table(source, source.table.select(map(by_name, names)))
+        columns: pl.DataFrame = table[rows]
+        return columns
 
     def _files(self, option: str) -> list[Path]:
         path = getattr(self, option)
@@ -187,37 +194,46 @@ class Tabular(DataModule):
     def _prepare(self) -> Path:
         """Return the folder of the prepared splits, encoded by the run's schema if it has one."""
         files, test_files, schema = self._files("path"), self._files("test_path"), self.schema
-        self.fingerprint = fingerprint([*files, *test_files], self.cache)
+        sources = [*files, *test_files]
+        self.fingerprint = fingerprint(sources, self.cache)
         counts = [len(files), len(test_files)]
         key = {"source": self.fingerprint, "files": counts, **asdict(self.plan)}
         fitted = entry_folder(self.cache, key)
         # A run's schema is usually the one that was fitted on these files.
-        if schema is not None and not (fitted.is_dir() and _read_schema(fitted) == schema):
+        if schema is not None and not (is_complete(fitted) and _read_schema(fitted) == schema):
             key["schema"] = schema.to_dict()
-        return build_once(
-            self.cache,
-            key,
-            lambda folder: prepare_table(self.plan, folder, files, test_files, schema),
-        )
+
+        def build(folder: Path) -> None:
+            prepare_table(self.plan, folder, files, test_files, schema)
+            check_unchanged(sources, self.cache, self.fingerprint)
+
+        return build_once(self.cache, key, build)
 
     def _predict_rows(self) -> Batch:
         if self.predict_path is None:
             return self.splits["test"]._replace(y=None)
         assert self.schema is not None
         files, schema = self._files("predict_path"), self.schema
-        key = {"predict": fingerprint(files, self.cache), "schema": schema.to_dict()}
-        folder = build_once(self.cache, key, lambda folder: prepare_new_rows(folder, files, schema))
+        content = fingerprint(files, self.cache)
+
+        def build(folder: Path) -> None:
+            prepare_new_rows(folder, files, schema)
+            check_unchanged(files, self.cache, content)
+
+        key = {"predict": content, "schema": schema.to_dict()}
+        folder = build_once(self.cache, key, build)
         for finding in _read_findings(folder):
             rank_zero_warn(str(finding))
         return _map_split(folder, "predict")
 
 
 def _read_schema(folder: Path) -> Schema:
-    return Schema.from_dict(json.loads((folder / "schema.json").read_text()))
+    return Schema.from_dict(json.loads((folder / "schema.json").read_text(encoding="utf-8")))
 
 
 def _read_findings(folder: Path) -> list[Finding]:
-    return [Finding(*fields) for fields in json.loads((folder / "findings.json").read_text())]
+    findings = json.loads((folder / "findings.json").read_text(encoding="utf-8"))
+    return [Finding(*fields) for fields in findings]
 
 
 def _map_split(folder: Path, split: str) -> Batch:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import polars as pl
+from polars import selectors
 from polars.exceptions import PolarsError
 
 from proj.data.base import Finding
@@ -46,6 +47,16 @@ class Source(NamedTuple):
     @property
     def is_text(self) -> bool:
         return bool(self.separator)
+
+
+def by_name(name: str) -> pl.Expr:
+    """Return the expression of a column. ``pl.col`` would read ``*`` and ``^…$`` as patterns."""
+    return selectors.by_name(name).as_expr()
+
+
+def nameless(frame: pl.DataFrame, name: str) -> pl.Series:
+    """Return a column of a frame without its name, which many methods of series read as well."""
+    return frame.get_column(name).alias("")
 
 
 def suffix_of(path: Path) -> str:

@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.progress import Progress
 
 from proj.data.base import Finding
-from proj.data.cache import create_array
-from proj.data.splits import Fold, split, split_by_time, split_groups
+from proj.data.splits import Fold, split
+from proj.data.tabular.cache import create_array
 from proj.data.tabular.columns import (
     encode_column,
     find_alike,
@@ -19,10 +19,19 @@ from proj.data.tabular.columns import (
     state,
     target_column,
 )
-from proj.data.tabular.files import Source, check_names, collect_table, iter_chunks, open_table
+from proj.data.tabular.files import (
+    Source,
+    by_name,
+    check_names,
+    collect_table,
+    iter_chunks,
+    nameless,
+    open_table,
+)
 from proj.data.tabular.overrides import Override
 from proj.data.tabular.readings import Reading, Wish, column_readings, stored_format
 from proj.data.tabular.split_column import name_splits
+from proj.data.tabular.splits import split_by_time, split_groups
 from proj.data.tabular.typed import TypedTable, apply_readings, conform, read_text
 from proj.data.targets import Targets
 from proj.errors import UserError
@@ -63,8 +72,8 @@ def prepare_table(
     if test_files:
         with open_table(test_files, folder) as source:
             findings += _prepare_test_file(plan, folder, source, schema, keys, readings)
-    (folder / "schema.json").write_text(json.dumps(schema.to_dict()))
-    (folder / "findings.json").write_text(json.dumps(findings))
+    (folder / "schema.json").write_text(json.dumps(schema.to_dict()), encoding="utf-8")
+    (folder / "findings.json").write_text(json.dumps(findings), encoding="utf-8")
 
 
 def _prepare_rows(
@@ -86,7 +95,8 @@ def _prepare_rows(
     row_splits, findings = _assign_splits(plan, targets, keys, where)
     train_keys = keys.filter(row_splits == 0)
     findings += [*source.findings, *_find_missing_targets(targets), *_find_alike_labels(targets)]
-    for name in dict.fromkeys([*plan.targets, plan.split_by["time"] or plan.targets[0]]):
+    time = plan.split_by["time"]
+    for name in dict.fromkeys([*plan.targets, *([] if time is None else [time])]):
         # Without a column: `init` writes columns with findings that are no inputs as left out.
         findings += [f._replace(column=None) for f in typed.findings.get(name, ())]
     for number in (1, 2):
@@ -109,7 +119,9 @@ def prepare_new_rows(folder: Path, files: list[Path], schema: Schema) -> None:
         rows = int(collect_table(source, table.select(pl.len())).item())
         source = source._replace(table=table)
         _write_splits(folder, source, schema, ("predict",), np.zeros(rows, np.uint8), None)
-        (folder / "findings.json").write_text(json.dumps([*source.findings, *findings]))
+        (folder / "findings.json").write_text(
+            json.dumps([*source.findings, *findings]), encoding="utf-8"
+        )
 
 
 def _prepare_test_file(
@@ -123,12 +135,14 @@ def _prepare_test_file(
     """Write the arrays of a test split with files of its own, and return findings."""
     where = str(source.file)
     names = source.table.collect_schema().names()
-    keys = [plan.split_by[option] for option in ("group", "time") if plan.split_by[option]]
-    check_names(names, [*plan.targets, *map(str, keys)], "data.test_path", where)
+    keys = [plan.split_by[option] for option in ("group", "time")]
+    wanted = [*plan.targets, *(name for name in keys if name is not None)]
+    check_names(names, wanted, "data.test_path", where)
     table, findings = conform(source, schema.columns, where)
     dtypes = source.table.collect_schema()
     # Targets and times are read as in the file with the training rows.
-    others = [*plan.targets, *([plan.split_by["time"]] if plan.split_by["time"] else [])]
+    time = plan.split_by["time"]
+    others = [*plan.targets, *([] if time is None else [time])]
     used = {n: readings[n] for n in others if n in readings and dtypes[n] == pl.String}
     typed = TypedTable(apply_readings(source.table, used), readings, {})
     targets, test_keys = _read_targets(plan, source, typed, schema, with_split=False)
@@ -163,7 +177,7 @@ def _read_columns(
     if schema and any(isinstance(label, str) for label in schema.classes):
         known[plan.targets[0]] = Reading("text")
     known |= column_readings(schema.target_columns) if schema else {}
-    names = dict.fromkeys([*plan.targets, *([time] if time else []), *used])
+    names = dict.fromkeys([*plan.targets, *([] if time is None else [time]), *used])
     return read_text(source, names, wishes, known)
 
 
@@ -173,12 +187,12 @@ def _check_plan(plan: TablePlan, names: list[str], where: str) -> None:
     for option, name in plan.split_by.items():
         if name is not None:
             check_names(names, [name], f"data.{option}", where)
-    if plan.split_by["group"] and plan.split_by["time"]:
+    if plan.split_by["group"] is not None and plan.split_by["time"] is not None:
         raise UserError(
             "expected data.group or data.time, got both; keep one, or give each row's split in "
             "data.split."
         )
-    if plan.fold and plan.split_by["split"]:
+    if plan.fold and plan.split_by["split"] is not None:
         raise UserError(
             "expected data.fold or data.split, got both; the column already gives each row's split."
         )
@@ -191,25 +205,26 @@ def _read_targets(
     schema: Schema | None,
     with_split: bool = True,
 ) -> tuple[Targets, pl.DataFrame]:
-    """Return the targets of all rows, and the columns to split by."""
+    """Return the targets of all rows, and the columns to split by, named by their option."""
     where = str(source.file)
     names = {option: name for option, name in plan.split_by.items() if name is not None}
     if not with_split:
         names.pop("split", None)
-    time = [pl.col(name).alias(_key(name)) for option, name in names.items() if option == "time"]
+    # A column may be a target and a key, so each has a name of its own here.
+    labelled = [by_name(name).alias(f"target {i}") for i, name in enumerate(plan.targets)]
+    time = [by_name(name).alias(option) for option, name in names.items() if option == "time"]
+    frame = collect_table(source, typed.table.select(*labelled, *time))
+    keys = frame.select(pl.col("^time$"))
     # Groups and splits are compared as they are written.
-    raw = [
-        pl.col(name).cast(pl.String).str.strip_chars().alias(_key(name))
-        for option, name in names.items()
-        if option != "time"
-    ]
-    frame = collect_table(source, typed.table.select(*plan.targets, *time))
-    keys = frame.drop(plan.targets)
-    if raw:
+    others = [option for option in names if option != "time"]
+    if raw := [by_name(names[o]).cast(pl.String).str.strip_chars().alias(o) for o in others]:
         keys = keys.hstack(collect_table(source, source.table.select(raw)))
     if time:
-        _check_order(keys[_key(names["time"])], names["time"])
-    columns = tuple(target_column(frame[name], where) for name in plan.targets)
+        _check_order(keys["time"], names["time"])
+    columns = tuple(
+        target_column(name, nameless(frame, f"target {i}"), where)
+        for i, name in enumerate(plan.targets)
+    )
     targets = Targets.from_table(columns, schema.task if schema else plan.task, where)
     return targets, keys
 
@@ -225,11 +240,6 @@ def _check_order(times: pl.Series, name: str) -> None:
         )
 
 
-def _key(name: str) -> str:
-    """Return the name of a column to split by in the frame of keys; it may be a target, too."""
-    return f"_by_{name}"
-
-
 def _assign_splits(
     plan: TablePlan, targets: Targets, keys: pl.DataFrame, where: str
 ) -> tuple[Array, list[Finding]]:
@@ -241,7 +251,7 @@ def _assign_splits(
     rows = np.flatnonzero(~targets.missing)
     fractions = plan.val_fraction, plan.test_fraction
     by = plan.split_by
-    option = next((option for option in ("split", "group", "time") if by[option]), None)
+    option = next((option for option in ("split", "group", "time") if by[option] is not None), None)
     if option is None:
         present = targets.take(rows)
         chosen = split(
@@ -249,7 +259,7 @@ def _assign_splits(
         )
     else:
         name = str(by[option])
-        key = keys[_key(name)].gather(rows)
+        key = keys[option].gather(rows)
         if missing := key.null_count():
             raise UserError(
                 f"data.{option}: expected a value of {name} in each row, got {missing} missing "
@@ -316,7 +326,7 @@ def _fit_schema(
     in_sample[train[:: -(-len(train) // SAMPLE_ROWS)]] = True
     sample = pl.concat(
         chunk.filter(in_sample[start : start + len(chunk)])
-        for start, chunk in iter_chunks(source, typed.table.select(inputs))
+        for start, chunk in iter_chunks(source, typed.table.select(map(by_name, inputs)))
     )
     columns, left_out, findings = fit_columns(sample, plan.columns, typed.readings)
     if not columns:
@@ -462,18 +472,18 @@ def _find_leaks(
 ) -> list[Finding]:
     """Return findings about groups or times of another split that overlap the training rows."""
     findings = []
-    if group := plan.split_by["group"]:
-        groups, other_groups = (frame.select(_key(group)).unique() for frame in (train, other))
-        if shared := groups.join(other_groups, on=_key(group), how="semi").height:
+    if (group := plan.split_by["group"]) is not None:
+        groups, other_groups = (frame.select("group").unique() for frame in (train, other))
+        if shared := groups.join(other_groups, on="group", how="semi").height:
             finding = Finding(
                 f"{shared} values of {group} are both in train and in {split_name}",
                 "what the model memorizes about a group counts as skill on new groups",
                 "split by data.group only, or use other files",
             )
             findings.append(finding)
-    if time := plan.split_by["time"]:
-        latest = train[_key(time)].max()
-        early = int((other[_key(time)] < latest).sum()) if len(train) else 0
+    if (time := plan.split_by["time"]) is not None:
+        latest = train["time"].max()
+        early = int((other["time"] < latest).sum()) if len(train) else 0
         if early:
             finding = Finding(
                 f"{early} {split_name} rows are earlier than the latest training row by {time}",

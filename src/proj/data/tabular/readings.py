@@ -13,6 +13,7 @@ from proj.data.tabular.dates import (
     read_number_dates,
     to_polars_form,
 )
+from proj.data.tabular.files import nameless
 from proj.data.tabular.numbers import (
     DECIMAL_SIGNS,
     DEFAULT_FORMAT,
@@ -199,7 +200,7 @@ def find_readings(sample: pl.DataFrame, wishes: Mapping[str, Wish], separator: s
 
     Raises UserError if data.columns states a kind that the values do not have.
     """
-    columns = {name: _Values(sample[name]) for name in sample.columns}
+    columns = {name: _Values(nameless(sample, name)) for name in sample.columns}
     styles = {name: column.style() for name, column in columns.items()}
     comma = any(columns[name].has_comma(style) for name, style in styles.items())
     found: Found = {}

@@ -7,7 +7,7 @@ import polars as pl
 
 from proj.data.base import Finding
 from proj.data.tabular.columns import state, type_of
-from proj.data.tabular.files import Source, collect_table, iter_chunks
+from proj.data.tabular.files import Source, by_name, collect_table, iter_chunks, nameless
 from proj.data.tabular.numbers import DEFAULT_FORMAT
 from proj.data.tabular.readings import (
     READABLE_SHARE,
@@ -47,7 +47,7 @@ def read_text(
     used = {name: known[name] for name in all_texts if name in known}
     if not texts:
         return TypedTable(apply_readings(source.table, used), used, {})
-    table = source.table.select(texts)
+    table = source.table.select(map(by_name, texts))
     rows = int(collect_table(source, table.select(pl.len())).item())
     sample = collect_table(source, table.gather_every(-(-rows // SAMPLE_ROWS)))
     found = find_readings(sample, wishes, source.separator)
@@ -79,16 +79,17 @@ def _tally(source: Source, readings: Mapping[str, Reading]) -> dict[str, Tally]:
     tried = {n: r for n, r in readings.items() if r.type in ("number", "date")}
     tallies = {name: Tally() for name in tried}
     if tried:
-        for _, chunk in iter_chunks(source, source.table.select(list(tried))):
+        for _, chunk in iter_chunks(source, source.table.select(map(by_name, tried))):
             for name, reading in tried.items():
-                tallies[name].add(chunk[name], reading)
+                tallies[name].add(nameless(chunk, name), reading)
     return tallies
 
 
 def apply_readings(table: pl.LazyFrame, readings: Mapping[str, Reading]) -> pl.LazyFrame:
     """Return a table whose text columns have the types of their readings."""
-    expressions = {name: read_column(pl.col(name), reading) for name, reading in readings.items()}
-    return table.with_columns(**expressions)
+    return table.with_columns(
+        read_column(by_name(name), reading).alias(name) for name, reading in readings.items()
+    )
 
 
 def _describe(
@@ -196,8 +197,8 @@ def conform(
     findings = _check_readable(source, readings, expected, where)
     others = {n: _convert(source, n, c, where) for n, c in expected.items() if n not in readings}
     table = apply_readings(source.table, readings)
-    converted = {name: expr for name, expr in others.items() if expr is not None}
-    return (table.with_columns(**converted) if converted else table), findings
+    converted = [expr.alias(name) for name, expr in others.items() if expr is not None]
+    return table.with_columns(converted), findings
 
 
 def _has_outer_spaces(words: tuple[str, ...]) -> bool:
@@ -267,8 +268,9 @@ def _convert(source: Source, name: str, column: Column, where: str) -> pl.Expr |
     actual = type_of(dtype)
     if actual == column.type:
         return None
-    values = pl.col(name)
-    present = source.table.with_row_index("_row").select("_row", name).filter(values.is_not_null())
+    values = by_name(name)
+    indexed = source.table.select(pl.int_range(pl.len()).alias("row"), values.alias("value"))
+    present = indexed.filter(pl.col("value").is_not_null())
     first = present.head(1).collect(engine="streaming")
     if not len(first):
         # A column without values fits any type.
@@ -283,5 +285,5 @@ def _convert(source: Source, name: str, column: Column, where: str) -> pl.Expr |
             return text
     raise UserError(
         f"{where}: column {name}: expected values of type {column.type}, as in training, got "
-        f"{actual or dtype}, {first[name][0]!r} in row {first['_row'][0]}."
+        f"{actual or dtype}, {first['value'][0]!r} in row {first['row'][0]}."
     )
