@@ -214,7 +214,7 @@ def _read_targets(
     labelled = [by_name(name).alias(f"target {i}") for i, name in enumerate(plan.targets)]
     time = [by_name(name).alias(option) for option, name in names.items() if option == "time"]
     frame = collect_table(source, typed.table.select(*labelled, *time))
-    keys = frame.select(pl.col("^time$"))
+    keys = frame.drop(f"target {i}" for i in range(len(plan.targets)))
     # Groups and splits are compared as they are written.
     others = [option for option in names if option != "time"]
     if raw := [by_name(names[o]).cast(pl.String).str.strip_chars().alias(o) for o in others]:
