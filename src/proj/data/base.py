@@ -9,7 +9,7 @@ from lightning.pytorch import LightningDataModule
 
 from proj.data.loader import ArrayLoader, nbytes, take, to_device
 from proj.errors import UserError
-from proj.schema import Batch, Schema, Task, Tensors
+from proj.schema import Array, Batch, Schema, Task, Tensors
 
 if TYPE_CHECKING:
     # Importing takes half a second, and arrays do not need it.
@@ -91,6 +91,13 @@ class DataModule(LightningDataModule, ABC):
     @property
     def group(self) -> str | None:
         """Column of the source whose equal values belong together, such as a customer."""
+        return None
+
+    def source_hashes(self, split: str) -> Array | None:
+        """Return hashes of a split's rows as the source has them, without targets: [rows] uint64.
+
+        None means that rows with equal inputs are equal in the source, too.
+        """
         return None
 
     def source_columns(self, names: list[str], rows: Any, split: str) -> "pl.DataFrame":

@@ -66,7 +66,8 @@ class Predictor:
         row = torch.arange(len(next(iter(x.values())) if isinstance(x, dict) else x))
         outputs = []
         with torch.inference_mode():
-            for start in range(0, len(row), batch_size):
+            # Without rows, one empty batch gives the outputs their shape.
+            for start in range(0, max(1, len(row)), batch_size):
                 batch = take(Batch(x, None, row), row[start : start + batch_size])
                 batch = self.model.transfer_batch_to_device(batch, self.model.device, 0)
                 outputs.append(self.model.predict_step(batch, 0)["output"].cpu())

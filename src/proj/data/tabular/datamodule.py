@@ -31,10 +31,11 @@ from proj.data.tabular.files import (
 from proj.data.tabular.fingerprint import check_unchanged, fingerprint
 from proj.data.tabular.overrides import OverrideKind, StatedColumn, parse_overrides
 from proj.data.tabular.prepare import TablePlan, prepare_new_rows, prepare_table
+from proj.data.tabular.row_hashes import hash_rows
 from proj.data.tabular.rows import to_frame
 from proj.data.tabular.typed import conform
 from proj.errors import UserError
-from proj.schema import SPLITS, Batch, Schema, Task
+from proj.schema import SPLITS, Array, Batch, Schema, Task
 
 # The options that name the files of a split, in order of preference.
 SOURCES = {
@@ -176,6 +177,25 @@ class Tabular(DataModule):
     @property
     def group(self) -> str | None:
         return self.plan.split_by["group"]
+
+    def source_hashes(self, split: str) -> Array | None:
+        option = next(option for option in SOURCES.get(split, ("path",)) if getattr(self, option))
+        kinds = {suffix_of(file) for name in ("path", "test_path") for file in self._files(name)}
+        if len(kinds) > 1:
+            # Values of one kind of file do not equal those of another, such as text.
+            return None
+        ignored = [*self.plan.targets, *filter(None, [self.plan.split_by["split"]])]
+
+        def build(folder: Path) -> None:
+            for name in ("path", "test_path"):
+                if files := self._files(name):
+                    np.save(folder / f"{name}.npy", hash_rows(files, ignored))
+
+        key = {"hashes": self.fingerprint, "polars": pl.__version__, "ignored": ignored}
+        folder = build_once(self.cache, key, build)
+        rows = self.splits[split].row.numpy()
+        hashes: Array = np.load(folder / f"{option}.npy")[rows]
+        return hashes
 
     def source_columns(self, names: list[str], rows: Any, split: str) -> pl.DataFrame:
         option = next(option for option in SOURCES[split] if getattr(self, option) is not None)

@@ -40,6 +40,9 @@ def check_data(data: DataModule) -> list[Finding]:
         name: split for name, split in data.splits.items() if name != "predict" and len(split.row)
     }
     inputs, targets = hash_splits(labelled)
+    # Rows that differ in the source may be equal as inputs: columns are left out, and values merge.
+    if _any_equal(inputs) and (source := _source_hashes(data, labelled)):
+        inputs, targets = hash_splits(labelled, source)
     findings = [
         *data.findings,
         *find_duplicates(inputs, targets),
@@ -53,15 +56,31 @@ def check_data(data: DataModule) -> list[Finding]:
     return findings
 
 
-def hash_splits(splits: dict[str, Batch]) -> tuple[Hashes, Hashes]:
-    """Return hashes of the inputs and of the targets of each split's compared rows."""
+def _any_equal(inputs: Hashes) -> bool:
+    hashes = np.concatenate(list(inputs.values()))
+    return len(np.unique(hashes)) < len(hashes)
+
+
+def _source_hashes(data: DataModule, splits: dict[str, Batch]) -> Hashes | None:
+    """Return hashes of the rows of each split in the source, None if the inputs are enough."""
+    hashes = {name: data.source_hashes(name) for name in splits}
+    known = {name: values for name, values in hashes.items() if values is not None}
+    return known if len(known) == len(splits) else None
+
+
+def hash_splits(splits: dict[str, Batch], source: Hashes | None = None) -> tuple[Hashes, Hashes]:
+    """Return hashes of the inputs and of the targets of each split's compared rows.
+
+    With ``source``, the hashes of the rows in the source, rows with equal inputs have equal hashes
+    only if they are equal in the source, too.
+    """
     rows = sum(len(split.row) for split in splits.values())
     stride = -(-rows // MAX_COMPARED_ROWS)
     inputs, targets = {}, {}
     for name, split in splits.items():
         hashes = hash_inputs(split)
         compared = slice(None) if stride == 1 else hashes % np.uint64(stride) == 0
-        inputs[name] = hashes[compared]
+        inputs[name] = hashes[compared] + (source[name][compared] if source else np.uint64(0))
         targets[name] = _hash_rows(_targets(split)[compared].view(np.uint8))
     return inputs, targets
 
@@ -133,7 +152,7 @@ def find_contradictions(inputs: Hashes, targets: Hashes) -> list[Finding]:
         Finding(
             f"{rows} of {len(hashes)} rows have the inputs of another row and a different label",
             "no model can predict all of them correctly",
-            "correct the labels, or add a column in which the rows differ",
+            "add a column in which the rows differ, or correct labels that are wrong",
         )
     ]
 
