@@ -179,7 +179,9 @@ def _fit_numbers(
     ordered = np.sort(values.drop_nulls().drop_nans().to_numpy())
     ordered = ordered[np.isfinite(ordered)]
     center = _center(ordered)
-    edges, shares = quantiles((ordered - center).astype(np.float32).astype(np.float64))
+    if center:
+        ordered -= center
+    edges, shares = _quantiles(ordered.astype(np.float32).astype(np.float64))
     return replace(
         column,
         missing=missing,
@@ -209,16 +211,20 @@ def quantiles(values: Array) -> tuple[Array, Array]:
     edge count half. A value as frequent as a bin has its own edge, and the other edges divide the
     remaining values equally: a column that is mostly zero still has many edges above zero.
     """
-    ordered = np.sort(values)
+    return _quantiles(np.sort(values))
+
+
+def _quantiles(ordered: Array) -> tuple[Array, Array]:
+    """Return the quantiles of ascending values."""
     is_first = np.append(True, ordered[1:] != ordered[:-1])[: len(ordered)]
     edges, counts = ordered[is_first], np.diff(np.append(np.flatnonzero(is_first), len(ordered)))
     if len(edges) > BINS + 1:
-        frequent = edges[counts * BINS > len(values)]
+        frequent = edges[counts * BINS > len(ordered)]
         others = ordered[~np.isin(ordered, frequent)]
         places = np.linspace(0, 1, BINS + 1 - len(frequent))
         edges = np.union1d(frequent, np.quantile(others, places, method="nearest"))
     below, below_or_equal = (np.searchsorted(ordered, edges, side) for side in ("left", "right"))
-    return edges, (below + below_or_equal) / 2 / max(len(values), 1)
+    return edges, (below + below_or_equal) / 2 / max(len(ordered), 1)
 
 
 def encode_column(column: Column) -> pl.Expr:
@@ -332,7 +338,8 @@ def _find_rounded(values: pl.Series, column: Column) -> list[Finding]:
     """Find numbers that float32 cannot tell apart."""
     present = values.drop_nulls()
     what = ""
-    if values.dtype.is_integer() and (present.cast(pl.Float64).abs() > MAX_EXACT).any():
+    largest = max(abs(column.center + edge) for edge in (column.edges[0], column.edges[-1]))
+    if values.dtype.is_integer() and largest > MAX_EXACT:
         large = present.filter(present.cast(pl.Float64).abs() > MAX_EXACT)
         what = f"{len(large)} numbers of column {column.source} are above 2^53, such as {large[0]}"
     elif _is_wide(column):

@@ -37,12 +37,14 @@ class Source(NamedTuple):
         table: the rows.
         separator: of a text file, whose columns all are text; otherwise empty.
         findings: findings about the files as a whole.
+        folder: a folder for copies that exists as long as the table.
     """
 
     file: Path
     table: pl.LazyFrame
     separator: str = ""
     findings: tuple[Finding, ...] = ()
+    folder: Path | None = None
 
     @property
     def is_text(self) -> bool:
@@ -128,7 +130,7 @@ def open_table(files: list[Path], folder: Path | None = None) -> Iterator[Source
         if not names or not rows:
             got = "a header only" if names else "an empty file"
             raise UserError(f"{files[0]}: expected rows of data, got {got}.")
-        yield source._replace(table=nan_to_null(source.table))
+        yield source._replace(table=nan_to_null(source.table), folder=working)
 
 
 def _open_parquet(files: list[Path], folder: Path) -> Source:

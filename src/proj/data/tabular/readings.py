@@ -87,8 +87,19 @@ class Tally:
 
     def add(self, values: pl.Series, reading: Reading) -> None:
         """Count the values of a chunk."""
-        parsed, start = read(values, reading), self.rows
+        start = self.rows
         self.rows += len(values)
+        if reading.type == "number" and not reading.format:
+            numbers = plain_numbers(values)
+            if numbers.null_count() == values.null_count():
+                # The usual case: all numbers are plainly written.
+                self.read += len(values) - values.null_count()
+                self.present = self.read + self._unreadable
+                if self.whole:
+                    integers = values.cast(pl.Int64, strict=False)
+                    self.whole = integers.null_count() == values.null_count()
+                return
+        parsed = read(values, reading)
         present = values.is_not_null()
         if parsed.null_count() > values.null_count():
             self._add_words(values, present & parsed.is_null(), reading, start)
@@ -113,9 +124,6 @@ class Tally:
                 self.words[word] = self.words.get(word, 0) + count
 
     def _add_forms(self, values: pl.Series, parsed: pl.Series, reading: Reading) -> None:
-        integers = values.cast(pl.Int64, strict=False)
-        if integers.null_count() == parsed.null_count():
-            return  # The usual case: whole numbers, plainly written.
         plain = plain_numbers(values)
         if plain.null_count() > parsed.null_count() or reading.format not in ("", DEFAULT_FORMAT):
             text = values.str.strip_chars()

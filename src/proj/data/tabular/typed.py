@@ -66,7 +66,13 @@ def read_text(
         # Other programs keep the spaces around text in a table that has types.
         if source.is_text or reading.type != "text":
             readings[name] = reading
-    return TypedTable(apply_readings(source.table, readings), readings, findings)
+    typed = apply_readings(source.table, readings)
+    if source.is_text and source.folder:
+        # Several queries follow, and text is converted once.
+        file = source.folder / "typed.parquet"
+        typed.sink_parquet(file, engine="streaming")
+        typed = pl.scan_parquet(file, glob=False)
+    return TypedTable(typed, readings, findings)
 
 
 def _fits(tally: Tally, wish: Wish) -> bool:
