@@ -28,7 +28,7 @@ def test_tensorboard_serves_scalars_text_and_hparams(runs: None, board: Callable
     address = board()
     tags = ask(
         f"{address}/data/plugin/scalars/tags",
-        lambda c: {"one", "two"} <= c.keys() and "best/val/f1" in c["two"],
+        lambda c: {"one", "two"} <= c.keys() and "val_best/f1" in c["two"],
     )
     wanted = {
         "train/loss",
@@ -61,7 +61,7 @@ def test_tensorboard_serves_scalars_text_and_hparams(runs: None, board: Callable
             "startIndex": 0,
             "sliceSize": 10,
             "allowedStatuses": ["STATUS_SUCCESS", "STATUS_UNKNOWN", "STATUS_RUNNING"],
-            "colParams": [{"metric": {"tag": "best/val/f1", "group": ""}}],
+            "colParams": [{"metric": {"tag": "val_best/f1", "group": ""}}],
         },
     )
     rates = {group["hparams"]["model.optimizer.lr"] for group in groups["sessionGroups"]}
@@ -186,7 +186,7 @@ def test_tensorboard_in_chromium(runs: None, board: Callable[[], str], browser: 
     """No error in the console, no request to another host, and one chart draws both curves."""
     address = board()
     ask(f"{address}/data/plugin/custom_scalars/layout", lambda c: c)
-    ask(f"{address}/data/plugin/scalars/tags", lambda c: "best/val/f1" in c.get("two", {}))
+    ask(f"{address}/data/plugin/scalars/tags", lambda c: "val_best/f1" in c.get("two", {}))
     tab, said, requests = watched(browser)
     tab.goto(f"{address}/#custom_scalars")
     chart = tab.locator("tf-custom-scalar-multi-line-chart-card", has_text="f1")
