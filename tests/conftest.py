@@ -38,6 +38,7 @@ RENDERED = (
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 QUIET = ["--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false"]
 Cli = Callable[..., Any]
+Trained = Callable[..., None]
 SERVER = pytest.StashKey[processes.Server]()
 
 
@@ -61,6 +62,8 @@ def pytest_collection_finish() -> None:
     """Exclude what was imported so far from garbage collection."""
     gc.collect()
     gc.freeze()
+    # Python's default looks through all objects of a test several times.
+    gc.set_threshold(20_000, 20, 20)
     gc.enable()
 
 
@@ -197,7 +200,28 @@ def experiment(work: Path) -> Callable[..., Path]:
     return write
 
 
+@pytest.fixture(scope="session")
+def kept_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the runs that ``trained`` copies."""
+    return tmp_path_factory.mktemp("kept_runs")
+
+
 @pytest.fixture
+def trained(experiment: Callable[..., Path], cli: Cli, work: Path, kept_runs: Path) -> Trained:
+    """Train the default experiment of a task, ``version_0``, or copy a run of an earlier test."""
+
+    def train(task: str = "multiclass", rows: int = 120) -> None:
+        config, kept = experiment(task, rows), kept_runs / f"{task}_{rows}"
+        if not kept.exists():
+            cli("fit", "--config", config)
+            shutil.copytree(work / "lightning_logs", kept)
+        else:
+            shutil.copytree(kept, work / "lightning_logs")
+
+    return train
+
+
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     """Start Debian's Chromium, driven by playwright."""
     sync = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -265,7 +289,7 @@ def ask(url: str, until: Callable[[Any], Any], body: Any = None, seconds: float 
             content = None
         if time.monotonic() > end:
             raise AssertionError(f"TensorBoard did not show it within {seconds} s: {content}")
-        time.sleep(0.5)
+        time.sleep(0.1)
 
 
 def script_of(name: str) -> Any:
