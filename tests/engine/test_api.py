@@ -108,7 +108,10 @@ def test_without_validation_the_last_checkpoint_is_tested(experiment: Any) -> No
 
 
 MISTAKES: list[tuple[dict[str, Any], str]] = [
-    ({"trainer.max_epoch": 3}, "no option --trainer.max_epoch. Did you mean 'trainer.max_epochs'?"),
+    (
+        {"trainer.max_epoch": 3},
+        "no option --trainer.max_epoch. Did you mean '--trainer.max_epochs'?",
+    ),
     ({"model.net": "MPL"}, "no class 'MPL' is known by that short name. Did you mean 'MLP'?"),
     ({"model.net.hidden": object()}, "model.net.hidden: expected a plain value"),
     ({"trainer.fast_dev_run": True}, "trainer.fast_dev_run: expected false"),

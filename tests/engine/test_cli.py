@@ -146,8 +146,12 @@ def test_config_files_merge_in_order_and_flags_win_wherever_they_stand(
 WRONG_FLAGS = [
     (
         ["--trainer.max_epoch", "3"],
-        "no option --trainer.max_epoch. Did you mean 'trainer.max_epochs'?",
+        "no option --trainer.max_epoch. Did you mean '--trainer.max_epochs'?",
     ),
+    (["--epochs", "3"], "no option --epochs. Did you mean --trainer.max_epochs?"),
+    (["--batch-size", "3"], "no option --batch-size. Did you mean --data.batch_size?"),
+    (["--model.lr", "1"], "has no option 'lr'; did you mean model.optimizer.lr?"),
+    (["--model.net.lr", "1"], "MLP has no option 'lr'; did you mean model.optimizer.lr?"),
     (["--trainer.max_epochs", "three"], "trainer.max_epochs: expected int or null, got three."),
     (
         ["--model.net.hiden", "[3]"],
@@ -276,7 +280,10 @@ WRONG_CONFIGS = [
     ("model: null", "model: expected a section of keys and values, got None"),
     ("model: {init_args: {lr: 1}}", "model: expected class_path and init_args, got lr."),
     ("model: {class_path: Regressor}", "model.net: a value is required"),
-    ("trainer: {max_epochs: 1}", "model: a value is required"),
+    (
+        "trainer: {max_epochs: 1}",
+        "model: expected a class, got none; give an experiment, as in --config configs/",
+    ),
     ("model: {class_path: Regresor}", "Did you mean 'Regressor'?"),
     ("name: zebra", "no such key 'name' in an experiment."),
     (

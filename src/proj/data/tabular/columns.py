@@ -65,7 +65,7 @@ def _why_useless(values: pl.Series) -> str | None:
         return f"values of type {values.dtype} cannot be used"
     if distinct < 2:
         return "constant" if len(present) else "only missing values"
-    distinct = present.n_unique()
+    distinct -= len(present) < len(values)  # Missing values count as one.
     if kind == "text" and distinct > max(MAX_TEXT_CATEGORIES, len(present) // 2):
         numbers = present.cast(pl.String).cast(pl.Float64, strict=False).is_not_null().sum()
         hint = f", {numbers / len(present):.0%} of which look like numbers" if numbers else ""
@@ -131,13 +131,14 @@ def quantiles(values: Array) -> tuple[Array, Array]:
     edge count half. A value as frequent as a bin has its own edge, and the other edges divide the
     remaining values equally: a column that is mostly zero still has many edges above zero.
     """
-    edges, counts = np.unique(values, return_counts=True)
+    ordered = np.sort(values)
+    is_first = np.append(True, ordered[1:] != ordered[:-1])[: len(ordered)]
+    edges, counts = ordered[is_first], np.diff(np.append(np.flatnonzero(is_first), len(ordered)))
     if len(edges) > BINS + 1:
         frequent = edges[counts * BINS > len(values)]
-        others = values[~np.isin(values, frequent)]
+        others = ordered[~np.isin(ordered, frequent)]
         places = np.linspace(0, 1, BINS + 1 - len(frequent))
         edges = np.union1d(frequent, np.quantile(others, places, method="nearest"))
-    ordered = np.sort(values)
     below, below_or_equal = (np.searchsorted(ordered, edges, side) for side in ("left", "right"))
     return edges, (below + below_or_equal) / 2 / max(len(values), 1)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from proj.data.base import DataModule
 from proj.engine.callbacks.step_outputs import as_arrays, gather_chunks
-from proj.engine.runs.predictions import frame, writer
+from proj.engine.runs.predictions import escape_formulas, frame, writer
 from proj.engine.runs.run import atomic_write
 from proj.errors import UserError
 from proj.models.base import Model
@@ -29,13 +29,16 @@ class PredictionWriter(Callback):
     Args:
         path: file that ends in ``.parquet`` or ``.csv``. Its lines are in row order.
         keep: columns of the data source to write as well.
+        escape_formulas: put an apostrophe before the texts that a spreadsheet would compute.
 
     Attributes:
         written: whether the file was written, on process 0.
     """
 
-    def __init__(self, path: Path, keep: list[str] | None = None) -> None:
-        self.path, self.keep = path, keep or []
+    def __init__(
+        self, path: Path, keep: list[str] | None = None, escape_formulas: bool = False
+    ) -> None:
+        self.path, self.keep, self.escape_formulas = path, keep or [], escape_formulas
         self.chunks: list[dict[str, Array]] = []
         self.rows_seen = 0
         self.written = False
@@ -96,6 +99,8 @@ class PredictionWriter(Callback):
         if source is not None:
             renamed = {name: f"kept_{name}" for name in source.columns if name in table.columns}
             table = table.hstack(source.rename(renamed))
+        if self.escape_formulas:
+            table = escape_formulas(table)
         atomic_write(self.path, lambda file: writer(self.path)(table, file))
         self.written = True
 

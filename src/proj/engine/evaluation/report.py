@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from torch.utils.tensorboard import SummaryWriter
 
 from proj.data.base import Finding
@@ -22,6 +21,7 @@ from proj.engine.evaluation.tensorboard import log_figures
 from proj.engine.html import Html, Section
 from proj.engine.runs import calibration
 from proj.engine.runs.run import Run, atomic_write, flatten_config, read_json
+from proj.engine.yaml_text import yaml_document
 from proj.metrics import metric_info
 from proj.schema import Array, Schema
 
@@ -94,6 +94,8 @@ def _lead(run: Run, schema: Schema, metrics: Metrics) -> Html:
     status = manifest["status"]
     if manifest.get("end"):
         status += f" on {manifest['end'][:16].replace('T', ' at ')} UTC"
+    if manifest.get("best_epoch") is not None:
+        status += f"; the best epoch is {manifest['best_epoch']}, counted from 0"
     headline = f"{name} {_with_limits(metrics.get(name, {}))}. Training {status}."
     return html.text(experiment) + html.text(headline)
 
@@ -282,4 +284,4 @@ def _reproduce(run: Run) -> Iterator[Html]:
     yield html.table("The run", ["what", "value"], rows)
     yield html.text("Save this configuration as experiment.yaml and train again:")
     yield html.code(f"python -m {PACKAGE} fit --config experiment.yaml")
-    yield html.code(yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True))
+    yield html.code(yaml_document(run.config))

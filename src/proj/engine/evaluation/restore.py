@@ -17,6 +17,7 @@ from proj.engine.runs import calibration
 from proj.engine.runs.calibration import Calibration
 from proj.engine.runs.run import Run, find_matching_run, find_run, read_checkpoint
 from proj.engine.runs.weights import check_weights, give_schema
+from proj.engine.write_paths import check_links
 from proj.errors import UserError
 from proj.models.base import Model
 from proj.schema import Schema
@@ -57,6 +58,7 @@ def restore(verb: str, args: list[str]) -> RestoredRun:
         ExperimentCLI(verb, [], ["--help"])
     ckpt_path = arguments.flag("--ckpt_path") or "best"
     run = _find_run(verb, arguments, ckpt_path)
+    check_links(run.path)
     recorded = run.config
     cli = ExperimentCLI(verb, [recorded, *arguments.configs], arguments.flags)
     path = run.checkpoint(ckpt_path)
@@ -68,7 +70,7 @@ def restore(verb: str, args: list[str]) -> RestoredRun:
         )
     _restore_model(cli, checkpoint, path)
     if first_process():
-        console.say(f"run: {run.path}, {path.name}")
+        console.say(f"run: {run.path}, {path.name} of epoch {checkpoint['epoch']}")
         _show_differences(verb, run, recorded, cli)
     return RestoredRun(run, cli, path, checkpoint["global_step"])
 

@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
-from torch.utils.tensorboard import SummaryWriter
 
 from proj.engine.callbacks.step_outputs import as_arrays, gather_chunks
 from proj.models.base import Model
 from proj.schema import Array
 
 if TYPE_CHECKING:
+    # Importing takes 70 ms, which `fit --help` can do without.
+    from torch.utils.tensorboard import SummaryWriter
+
     from proj.engine.evaluation.figure_sets import NamedFigure
 
 MIN_SECONDS_BETWEEN_FIGURES = 60.0
@@ -80,7 +82,7 @@ def _draw(model: Model, chunks: list[dict[str, Array]]) -> "list[NamedFigure]":
 
 
 def log_figures(
-    writer: SummaryWriter, split: str, figures: "Iterable[NamedFigure]", step: int
+    writer: "SummaryWriter", split: str, figures: "Iterable[NamedFigure]", step: int
 ) -> None:
     """Log figures as images at an optimizer step."""
     # Importing matplotlib takes a second, and a short run draws nothing.

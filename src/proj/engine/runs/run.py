@@ -18,8 +18,8 @@ import torch
 import yaml
 from lightning.pytorch.utilities import rank_zero_warn
 
-from proj.engine import security
 from proj.engine.class_paths import update_class_paths
+from proj.engine.write_paths import check_callback_paths
 from proj.errors import UserError, nearest
 
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
@@ -234,7 +234,9 @@ def atomic_write(path: Path, fill: Callable[[IO[bytes]], Any], backup: str | Non
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with temporary.open("wb") as file:
+        # A file of this name may be left by a killed process, or be a link to a file elsewhere.
+        temporary.unlink(missing_ok=True)
+        with temporary.open("xb") as file:
             fill(file)
             file.flush()
             os.fsync(file.fileno())
@@ -283,7 +285,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             f"{path}: expected a checkpoint with a state_dict, got a file without one; use another "
             "file."
         )
-    security.check_callback_paths(checkpoint, path)
+    check_callback_paths(checkpoint, path)
     if "config" in checkpoint:
         checkpoint["config"] = update_class_paths(checkpoint["config"])
     return checkpoint
