@@ -38,6 +38,7 @@ RENDERED = (
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 QUIET = ["--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false"]
 Cli = Callable[..., Any]
+Once = Callable[[str, Callable[[], object]], None]
 Trained = Callable[..., None]
 SERVER = pytest.StashKey[processes.Server]()
 
@@ -62,8 +63,8 @@ def pytest_collection_finish() -> None:
     """Exclude what was imported so far from garbage collection."""
     gc.collect()
     gc.freeze()
-    # Python's default looks through all objects of a test several times.
-    gc.set_threshold(20_000, 20, 20)
+    # All objects are looked through ten times less often than by default.
+    gc.set_threshold(700, 10, 100)
     gc.enable()
 
 
@@ -201,22 +202,36 @@ def experiment(work: Path) -> Callable[..., Path]:
 
 
 @pytest.fixture(scope="session")
-def kept_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of the runs that ``trained`` copies."""
-    return tmp_path_factory.mktemp("kept_runs")
+def kept_folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folders that ``once`` copies."""
+    return tmp_path_factory.mktemp("kept_folders")
 
 
 @pytest.fixture
-def trained(experiment: Callable[..., Path], cli: Cli, work: Path, kept_runs: Path) -> Trained:
-    """Train the default experiment of a task, ``version_0``, or copy a run of an earlier test."""
+def once(work: Path, kept_folders: Path) -> Once:
+    """Call a function that writes files, or copy the files of its call in an earlier test.
+
+    Absolute paths in a run, as in the state of a checkpoint callback, are those of that test.
+    """
+
+    def write(name: str, function: Callable[[], object]) -> None:
+        kept = kept_folders / name
+        if not kept.exists():
+            function()
+            shutil.copytree(work, kept)
+        else:
+            shutil.copytree(kept, work, dirs_exist_ok=True)
+
+    return write
+
+
+@pytest.fixture
+def trained(experiment: Callable[..., Path], cli: Cli, once: Once) -> Trained:
+    """Train the default experiment of a task once per session; its run is ``version_0``."""
 
     def train(task: str = "multiclass", rows: int = 120) -> None:
-        config, kept = experiment(task, rows), kept_runs / f"{task}_{rows}"
-        if not kept.exists():
-            cli("fit", "--config", config)
-            shutil.copytree(work / "lightning_logs", kept)
-        else:
-            shutil.copytree(kept, work / "lightning_logs")
+        config = experiment(task, rows)
+        once(f"{task}_{rows}", lambda: cli("fit", "--config", config))
 
     return train
 
