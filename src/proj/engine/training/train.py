@@ -15,7 +15,10 @@ from proj.engine.callbacks.best_checkpoint import BestCheckpoint
 from proj.engine.config.experiment import ExperimentCLI, first_process
 from proj.engine.exit_codes import as_user_error, signal_exit_codes
 from proj.engine.memory import keep_freed_memory
-from proj.engine.runs.run import LAST, Run, metric_entries, read_checkpoint, record_manifest
+from proj.engine.runs.checkpoint_file import read_checkpoint
+from proj.engine.runs.contents import metric_entries
+from proj.engine.runs.manifest import record_manifest
+from proj.engine.runs.run import LAST, Run
 
 # Environment variable with the run's folder. Process 0 sets it for the processes that it starts.
 RUN_VARIABLE = f"{PACKAGE.upper()}_RUN"
@@ -64,9 +67,13 @@ def train(
             console.say(f"stopped; to continue: fit --resume {shlex.quote(str(run.path))}")
         raise
     except Exception:
+        # No step was made, so model, data, settings and checkpoint do not fit together.
         if trainer.global_step == first_step and not resumed:
             _delete(run, cli.root)
             with as_user_error("training cannot start"):
+                raise
+        if trainer.global_step in (0, first_step):
+            with as_user_error(f"training cannot resume from {checkpoint}"):
                 raise
         raise
     _show_result(run, trainer)
