@@ -10,7 +10,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.compat.proto.graph_pb2 import GraphDef
 
-from conftest import Cli, ask, watched
+from conftest import Cli, Once, ask, watched
 from proj.engine.runs.checkpoint_file import read_checkpoint
 from proj.engine.runs.run import Run
 
@@ -18,10 +18,13 @@ RUN = Path("lightning_logs/version_0")
 
 
 @pytest.fixture
-def runs(experiment: Any, cli: Cli) -> None:
-    cli("fit", "--config", experiment("binary"), "--name", "one")
-    more = ["--model.optimizer.lr", "0.1", "--data.batch_size", "8"]
-    cli("fit", "--config", experiment("binary"), "--name", "two", *more)
+def runs(experiment: Any, cli: Cli, once: Once) -> None:
+    def train() -> None:
+        cli("fit", "--config", experiment("binary"), "--name", "one")
+        more = ["--model.optimizer.lr", "0.1", "--data.batch_size", "8"]
+        cli("fit", "--config", experiment("binary"), "--name", "two", *more)
+
+    once("one_and_two", train)
 
 
 def test_tensorboard_serves_scalars_text_and_hparams(runs: None, board: Callable[[], str]) -> None:
