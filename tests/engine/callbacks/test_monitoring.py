@@ -201,7 +201,7 @@ def test_tensorboard_in_chromium(runs: None, board: Callable[[], str], browser: 
         ("graphs", "Main Graph"),
         ("hparams", "model.optimizer.lr"),
         ("text", "config"),
-        ("timeseries", "f1"),
+        ("timeseries", "train_best"),
     ):
         tab.goto(f"{address}/#{page}")
         tab.get_by_text(text).locator("visible=true").first.wait_for(timeout=60_000)
