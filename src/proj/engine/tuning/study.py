@@ -10,7 +10,8 @@ import logging
 import re
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -92,6 +93,20 @@ class DeterministicSampler(BaseSampler):
         # Samplers of the running trials, by trial number.
         self.samplers: dict[int, BaseSampler] = {}
 
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Convert the errors of a sampler that does not fit the space to a message."""
+        try:
+            yield
+        except (TypeError, ValueError, LookupError, ImportError, NotImplementedError) as error:
+            if isinstance(error, UserError):
+                raise
+            name = type(self.make_sampler(self.seed)).__name__
+            raise UserError(
+                f"sampler: expected one that fits the space, got {name}, which cannot propose "
+                f"parameters: {' '.join(str(error).split())}; change the sampler or the space."
+            ) from error
+
     def _sampler_of(self, study: Study, trial: FrozenTrial, parameter: str = "") -> BaseSampler:
         key = f"{self.seed} {trial_index(study, trial)} {parameter}"
         digest = hashlib.sha256(key.encode()).digest()
@@ -102,18 +117,21 @@ class DeterministicSampler(BaseSampler):
         return sampler
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
-        self.samplers[trial.number] = self._sampler_of(study, trial)
-        self.samplers[trial.number].before_trial(study, trial)
+        with self._explained():
+            self.samplers[trial.number] = self._sampler_of(study, trial)
+            self.samplers[trial.number].before_trial(study, trial)
 
     def infer_relative_search_space(
         self, study: Study, trial: FrozenTrial
     ) -> dict[str, BaseDistribution]:
-        return self.samplers[trial.number].infer_relative_search_space(study, trial)
+        with self._explained():
+            return self.samplers[trial.number].infer_relative_search_space(study, trial)
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        return self.samplers[trial.number].sample_relative(study, trial, search_space)
+        with self._explained():
+            return self.samplers[trial.number].sample_relative(study, trial, search_space)
 
     def sample_independent(
         self,
@@ -124,8 +142,9 @@ class DeterministicSampler(BaseSampler):
     ) -> Any:
         # A retried trial has some parameters already. A generator for each parameter keeps the
         # others independent of how many were sampled before.
-        sampler = self._sampler_of(study, trial, param_name)
-        return sampler.sample_independent(study, trial, param_name, param_distribution)
+        with self._explained():
+            sampler = self._sampler_of(study, trial, param_name)
+            return sampler.sample_independent(study, trial, param_name, param_distribution)
 
     def after_trial(
         self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None
