@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Any
 from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Column, Table
+from rich.text import Text
 
+from proj.engine.escaping import visible
 from proj.errors import UserError
 from proj.metrics import metric_info
 
@@ -22,16 +24,27 @@ MAX_NAMES_SHOWN = 12
 
 def say(line: str) -> None:
     """Print a line. It is not wrapped, so that paths stay whole."""
-    print(line, flush=True)
+    print(visible(line), flush=True)
 
 
 def warn(line: str) -> None:
-    print(f"warning: {line}", file=sys.stderr, flush=True)
+    print(f"warning: {visible(line)}", file=sys.stderr, flush=True)
+
+
+class Terminal(Console):
+    """A rich console that shows texts as they are: no markup, no control sequences."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(markup=False, emoji=False, **options)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        # The cells of our tables have several lines.
+        return super().render_str(visible(text, keep="\n"), **options)
 
 
 def show(table: Table) -> None:
-    """Print a table. Brackets and colons in names are shown as they are, not as rich markup."""
-    Console(markup=False, emoji=False).print(table)
+    """Print a table."""
+    Terminal().print(table)
 
 
 def show_lines(header: list[str], rows: list[list[str]], numbers: int) -> None:
@@ -40,6 +53,7 @@ def show_lines(header: list[str], rows: list[list[str]], numbers: int) -> None:
     rich takes two seconds for five thousand rows. ``numbers`` is how many of the last columns hold
     numbers, which are aligned on the right.
     """
+    rows = [[visible(text) for text in cells] for cells in rows]
     widths = [max(map(cell_len, column)) for column in zip(header, *rows, strict=True)]
     first_number = len(header) - numbers
 

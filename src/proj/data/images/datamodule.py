@@ -18,7 +18,7 @@ from proj.data.base import DataModule
 from proj.data.cache import build_once
 from proj.data.images.augment import augment
 from proj.data.images.decode import AnyImage, Shape, decode
-from proj.data.images.experiment import scaled_size, val_share, write_experiment
+from proj.data.images.experiment import experiment_values, scaled_size, val_share
 from proj.data.images.prepare import (
     CHANNEL_NAMES,
     ImagePlan,
@@ -125,10 +125,11 @@ class Images(DataModule):
         images = read_images(path, list_folder(path, predict=False), predict=False)
         return cls(path, size=scaled_size(images), val_fraction=val_share(images))
 
-    def experiment_yaml(self, path: str, target: str | list[str] | None) -> str:
+    def experiment_template(self, path: str) -> tuple[Path, dict[str, Any]]:
         assert self.schema is not None
+        template = Path(__file__).parent / "templates" / "experiment.yaml.j2"
         size = self.size[0] if self.size else None
-        return write_experiment(path, self.schema, size, self.val_fraction)
+        return template, experiment_values(path, self.schema, size, self.val_fraction)
 
     @classmethod
     def encode(cls, rows: Any, schema: Schema) -> Tensor:

@@ -14,7 +14,7 @@ from proj.data.base import DataModule, Finding
 from proj.data.cache import build_once, entry_folder, fingerprint, map_array
 from proj.data.splits import Fold
 from proj.data.tabular.columns import Override, check_columns, encode_column
-from proj.data.tabular.experiment import write_experiment
+from proj.data.tabular.experiment import experiment_values
 from proj.data.tabular.files import (
     SUFFIXES,
     check_names,
@@ -116,9 +116,10 @@ class Tabular(DataModule):
             )
         return cls(path, target, task=task)
 
-    def experiment_yaml(self, path: str, target: str | list[str] | None) -> str:
+    def experiment_template(self, path: str) -> tuple[Path, dict[str, Any]]:
         assert self.schema is not None
-        return write_experiment(path, self.plan.targets, self.schema, self.findings)
+        template = Path(__file__).parent / "templates" / "experiment.yaml.j2"
+        return template, experiment_values(self.plan.targets, self.schema, self.findings)
 
     @classmethod
     def encode(cls, rows: Any, schema: Schema) -> dict[str, Tensor]:

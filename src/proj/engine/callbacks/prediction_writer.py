@@ -13,7 +13,7 @@ from torch import Tensor
 from proj.data.base import DataModule
 from proj.engine.callbacks.step_outputs import as_arrays, gather_chunks
 from proj.engine.runs.files import atomic_write
-from proj.engine.runs.predictions import frame, writer
+from proj.engine.runs.predictions import escape_formulas, frame, writer
 from proj.errors import UserError
 from proj.models.base import Model
 from proj.schema import Array
@@ -29,6 +29,7 @@ class PredictionWriter(Callback):
     Args:
         path: file that ends in ``.parquet`` or ``.csv``. Its lines are in row order.
         keep: columns of the data source to write as well.
+        escape_formulas: put an apostrophe before the texts that a spreadsheet would compute.
         deferred: write nothing until ``write`` is called, for results that consist of several
             files.
 
@@ -37,8 +38,15 @@ class PredictionWriter(Callback):
             that can be written.
     """
 
-    def __init__(self, path: Path, keep: list[str] | None = None, deferred: bool = False) -> None:
-        self.path, self.keep, self.deferred = path, keep or [], deferred
+    def __init__(
+        self,
+        path: Path,
+        keep: list[str] | None = None,
+        escape_formulas: bool = False,
+        deferred: bool = False,
+    ) -> None:
+        self.path, self.keep = path, keep or []
+        self.escape_formulas, self.deferred = escape_formulas, deferred
         self.chunks: list[dict[str, Array]] = []
         self.rows_seen = 0
         self.table: pl.DataFrame | None = None
@@ -107,7 +115,7 @@ class PredictionWriter(Callback):
         if source is not None:
             renamed = {name: f"kept_{name}" for name in source.columns if name in table.columns}
             table = table.hstack(source.rename(renamed))
-        self.table = table
+        self.table = escape_formulas(table) if self.escape_formulas else table
 
     def _source_columns(self, trainer: Trainer, rows: Array) -> pl.DataFrame | None:
         """Return the id, group and ``keep`` columns of the source for rows; None without any."""

@@ -9,6 +9,7 @@ from proj.engine.evaluation.report import write_report
 from proj.engine.evaluation.results import check_tested, read_schema
 from proj.engine.runs.find import find_run
 from proj.engine.runs.locks import read_results
+from proj.engine.write_paths import check_links
 
 
 def report(args: list[str]) -> None:
@@ -18,6 +19,7 @@ def report(args: list[str]) -> None:
         "run", nargs="?", help="name or folder of a run; default: the newest finished one"
     )
     run = find_run(Path("lightning_logs"), parser.parse_args(args).run)
+    check_links(run.path)
     schema = read_schema(run)
     with read_results(run, "test"):
         check_tested(run, "metrics.json", "predictions.parquet")

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from torch.utils.tensorboard import SummaryWriter
 
 from proj.data.base import Finding
@@ -24,6 +23,7 @@ from proj.engine.runs import calibration
 from proj.engine.runs.contents import LOST, FindingEntry, flatten_config
 from proj.engine.runs.files import atomic_write, is_present, read_json
 from proj.engine.runs.run import Run
+from proj.engine.yaml_text import yaml_document
 from proj.metrics import metric_info
 from proj.schema import Array, Schema
 
@@ -96,6 +96,8 @@ def _lead(run: Run, schema: Schema, metrics: Metrics) -> Html:
     status: str = manifest["status"]
     if end := manifest.get("end"):
         status += f" on {end[:16].replace('T', ' at ')} UTC"
+    if (best_epoch := manifest.get("best_epoch")) is not None:
+        status += f"; the best epoch is {best_epoch}, counted from 0"
     headline = f"{name} {_with_limits(metrics.get(name, {}))}. Training {status}."
     return html.text(experiment) + html.text(headline)
 
@@ -283,4 +285,4 @@ def _reproduce(run: Run) -> Iterator[Html]:
     yield html.table("The run", ["what", "value"], rows)
     yield html.text("Save this configuration as experiment.yaml and train again:")
     yield html.code(f"python -m {PACKAGE} fit --config experiment.yaml")
-    yield html.code(yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True))
+    yield html.code(yaml_document(run.config))

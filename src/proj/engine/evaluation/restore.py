@@ -19,6 +19,7 @@ from proj.engine.runs.checkpoint_file import read_checkpoint
 from proj.engine.runs.find import find_matching_run, find_run
 from proj.engine.runs.run import Run
 from proj.engine.runs.weights import check_weights, give_schema
+from proj.engine.write_paths import check_links
 from proj.errors import UserError
 from proj.models.base import Model
 from proj.schema import Schema
@@ -60,6 +61,7 @@ def restore(verb: str, args: list[str]) -> RestoredRun:
     ckpt_path = arguments.flag("--ckpt_path") or "best"
     checkpoints: dict[Path, dict[str, Any]] = {}
     run = _find_run(verb, arguments, ckpt_path, checkpoints)
+    check_links(run.path)
     recorded = run.config
     cli = ExperimentCLI(verb, [recorded, *arguments.configs], arguments.flags)
     path = run.checkpoint(ckpt_path)
@@ -71,7 +73,7 @@ def restore(verb: str, args: list[str]) -> RestoredRun:
         )
     _restore_model(cli, checkpoint, path)
     if first_process():
-        console.say(f"run: {run.path}, {path.name}")
+        console.say(f"run: {run.path}, {path.name} of epoch {checkpoint['epoch']}")
         _show_differences(verb, run, recorded, cli)
     return RestoredRun(run, cli, path, checkpoint["global_step"])
 
@@ -87,6 +89,7 @@ def _find_run(
 
     def read(run: Run) -> None:
         assert run.config
+        check_links(run.path)
         if ckpt_path in ("best", "last"):
             path = run.checkpoint(ckpt_path)
             checkpoints[path] = read_checkpoint(path)

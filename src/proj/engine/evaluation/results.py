@@ -1,5 +1,6 @@
 """The results of `validate` and `test` in the folder of a run: read, write and show them."""
 
+import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -72,7 +73,7 @@ def show_location(run: Run) -> None:
     """Print the run's folder, and the command for TensorBoard if the run has curves."""
     console.say(f"run: {run.path}")
     if has_tensorboard(run):
-        console.say(f"watch: tensorboard --logdir {run.path.parent}")
+        console.say(f"watch: tensorboard --logdir {shlex.quote(str(run.path.parent))}")
 
 
 def has_tensorboard(run: Run) -> bool:

@@ -11,8 +11,8 @@ from typing import IO, Any
 
 import torch
 
-from proj.engine import security
 from proj.engine.class_paths import update_class_paths
+from proj.engine.write_paths import check_callback_paths
 from proj.errors import UserError
 from proj.schema import Schema
 
@@ -69,7 +69,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             f"{path}: expected a checkpoint with a state_dict, got a file without one; use another "
             "file."
         )
-    security.check_callback_paths(checkpoint, path)
+    check_callback_paths(checkpoint, path)
     if checkpoint.get("schema"):
         try:
             Schema.from_dict(checkpoint["schema"])

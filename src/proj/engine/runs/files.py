@@ -59,7 +59,8 @@ def atomic_write(path: Path, fill: Callable[[IO[bytes]], Any], backup: str | Non
     # Processes of several machines may have the same number, so it is not enough.
     temporary = path.with_name(f".{path.name}.{os.getpid()}{secrets.token_hex(4)}")
     try:
-        with temporary.open("wb") as file:
+        # A new file only, never a link that was put there to change a file elsewhere.
+        with temporary.open("xb") as file:
             fill(file)
             file.flush()
             os.fsync(file.fileno())
@@ -165,13 +166,10 @@ def parse_json(content: bytes, path: Path, kind: Any, remedy: str) -> Any:
     """
     try:
         value = json.loads(content.decode(), parse_constant=_refuse_constant)
-        if b"\\u" in content:
-            # Half of a pair of surrogates is valid JSON, but such a text cannot be printed.
-            json.dumps(value, ensure_ascii=False).encode()
-        problem = mismatch(value, kind)
     except (ValueError, RecursionError) as error:
-        problem = " ".join(str(error).split())
-    if problem:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path} cannot be read: it is damaged: {reason}; {remedy}.") from error
+    if problem := mismatch(value, kind):
         raise UserError(f"{path} is damaged: {problem}; {remedy}.")
     return value
 

@@ -21,6 +21,7 @@ from proj.engine.runs.run import LAST, PREVIOUS, Run
 from proj.engine.runs.weights import give_schema
 from proj.engine.training.preflight import preflight
 from proj.engine.training.train import RUN_VARIABLE, train
+from proj.engine.write_paths import check_links
 from proj.errors import UserError
 from proj.schema import Schema
 
@@ -57,6 +58,7 @@ def resume(arguments: Arguments, args: list[str], callbacks: Sequence[Callback] 
         callbacks: callbacks beside those of the experiment.
     """
     run = _find_run(arguments)
+    check_links(run.path)
     recorded = run.config
     cli = ExperimentCLI("fit", [recorded, *arguments.configs], arguments.flags)
     # A run without initial weights has recorded no `init_from`.

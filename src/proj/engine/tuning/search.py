@@ -28,6 +28,7 @@ from proj.engine.tuning.study import (
 )
 from proj.engine.tuning.study_report import StudyDisplay, write_results
 from proj.engine.tuning.worker import Job, make_job
+from proj.engine.write_paths import check_links
 from proj.errors import TrainingError, UserError
 
 
@@ -35,6 +36,7 @@ def tune(args: list[str]) -> None:
     """Search for better hyperparameters."""
     plan = read_plan(args)
     plan.folder.mkdir(parents=True, exist_ok=True)
+    check_links(plan.folder)
     with nullcontext() if plan.storage else lock_run(Run(plan.folder)):
         study = open_study(plan)
         pool = Pool(plan.workers, plan.one_process_per_job)
