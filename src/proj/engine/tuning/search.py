@@ -21,6 +21,7 @@ from proj.engine.tuning.space import suggest
 from proj.engine.tuning.study import (
     enqueue_retry,
     open_study,
+    rehearse,
     remaining_trials,
     trial_index,
     trials_by_index,
@@ -35,6 +36,7 @@ from proj.errors import TrainingError, UserError
 def tune(args: list[str]) -> None:
     """Search for better hyperparameters."""
     plan = read_plan(args)
+    rehearse(plan)
     plan.folder.mkdir(parents=True, exist_ok=True)
     check_links(plan.folder)
     with nullcontext() if plan.storage else lock_run(Run(plan.folder)):

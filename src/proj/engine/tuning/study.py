@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import optuna
-from optuna import Study
+from optuna import Study, Trial
 from optuna.distributions import BaseDistribution
 from optuna.exceptions import DuplicatedStudyError, ExperimentalWarning
 from optuna.samplers import BaseSampler, GridSampler, QMCSampler
@@ -28,12 +28,18 @@ from optuna.trial import FrozenTrial, TrialState
 from proj.engine import console
 from proj.engine.config.experiment import differences
 from proj.engine.tuning.plan import StudyPlan
+from proj.engine.tuning.space import suggest
 from proj.engine.write_paths import check_appended
 from proj.errors import UserError
 
 # A `tune` on another machine counts as dead after four missed heartbeats.
 HEARTBEAT_SECONDS = 5
 GRACE_SECONDS = 4 * HEARTBEAT_SECONDS
+
+# Some samplers propose the first trial at random.
+REHEARSED_TRIALS = 3
+# What Optuna raises if a sampler or pruner does not fit the space, or lacks a package.
+SAMPLER_ERRORS = (TypeError, ValueError, LookupError, ImportError, NotImplementedError)
 
 warnings.simplefilter("ignore", ExperimentalWarning)
 # Add a waiting trial with the parameters and the intermediate values of a trial that has failed.
@@ -99,10 +105,15 @@ class DeterministicSampler(BaseSampler):
         """Convert the errors of a sampler that does not fit the space to a message."""
         try:
             yield
-        except (TypeError, ValueError, LookupError, ImportError, NotImplementedError) as error:
+        except SAMPLER_ERRORS as error:
             if isinstance(error, UserError):
                 raise
             name = type(self.make_sampler(self.seed)).__name__
+            if isinstance(error, ImportError):
+                raise UserError(
+                    f"sampler: {name} needs a package that is not installed: {error}; install it, "
+                    "or choose another sampler."
+                ) from error
             raise UserError(
                 f"sampler: expected one that fits the space, got {name}, which cannot propose "
                 f"parameters: {' '.join(str(error).split())}; change the sampler or the space."
@@ -152,6 +163,34 @@ class DeterministicSampler(BaseSampler):
     ) -> None:
         if sampler := self.samplers.pop(trial.number, None):
             sampler.after_trial(study, trial, state, values)
+
+
+def rehearse(plan: StudyPlan) -> None:
+    """Run a few trials of the study in memory, without training.
+
+    Raises:
+        UserError: the sampler or the pruner needs a package that is not installed, or does not fit
+            the space.
+    """
+    _silence_optuna()
+
+    def objective(trial: Trial) -> float:
+        suggest(trial, plan.space)
+        trial.report(float(trial.number), step=0)
+        trial.should_prune()
+        return float(trial.number)
+
+    sampler = DeterministicSampler(plan.make_sampler, plan.seed)
+    study = optuna.create_study(sampler=sampler, pruner=plan.make_pruner())
+    try:
+        study.optimize(objective, n_trials=REHEARSED_TRIALS)
+    except SAMPLER_ERRORS as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(
+            f"pruner: expected one that can run, got an error: {' '.join(str(error).split())}; "
+            "change its options."
+        ) from error
 
 
 def open_study(plan: StudyPlan) -> Study:
