@@ -19,7 +19,7 @@ from proj.engine.runs.checkpoint_file import read_checkpoint
 from proj.engine.runs.find import find_run
 from proj.engine.runs.predictions import frame
 from proj.engine.runs.run import Run
-from proj.engine.runs.weights import check_weights, give_schema
+from proj.engine.runs.weights import check_weights, give_schema, weight_type
 from proj.errors import UserError
 from proj.models.base import Model
 from proj.schema import Batch
@@ -37,7 +37,8 @@ class Predictor:
     def __init__(self, checkpoint: dict[str, Any], path: Path) -> None:
         self.model, data_class = _build_classes(checkpoint["config"], str(path))
         self._encode = data_class.encode
-        give_schema(self.model, checkpoint)
+        precision = checkpoint["config"].get("trainer", {}).get("precision")
+        give_schema(self.model, checkpoint, weight_type(precision))
         check_weights(self.model, checkpoint["state_dict"], str(path))
         self.model.load_state_dict(checkpoint["state_dict"])
         self.model.eval()

@@ -28,10 +28,7 @@ from torchmetrics.classification import (
 from torchmetrics.utilities import dim_zero_cat
 
 from proj.errors import UserError
-from proj.schema import DEFAULT_THRESHOLD, Schema
-
-# Apple's GPUs have no float64.
-SUM_DTYPE = torch.float32 if torch.backends.mps.is_available() else torch.float64
+from proj.schema import DEFAULT_THRESHOLD, SUM_DTYPE, Schema
 
 
 class StageMetrics(nn.Module):
@@ -311,7 +308,7 @@ class RegressionErrors(Metric):
 
     def __init__(self, center: tuple[float, ...]) -> None:
         super().__init__()
-        self.register_buffer("center", torch.tensor(center), persistent=False)
+        self.register_buffer("center", torch.tensor(center, dtype=SUM_DTYPE), persistent=False)
         self.add_state("rows", torch.tensor(0), dist_reduce_fx="sum")
         for name in ("squared", "absolute", "sum", "sum_of_squares"):
             zeros = torch.zeros(len(center), dtype=SUM_DTYPE)

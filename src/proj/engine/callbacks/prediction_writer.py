@@ -45,8 +45,8 @@ class PredictionWriter(Callback):
         escape_formulas: bool = False,
         deferred: bool = False,
     ) -> None:
-        self.path, self.keep = path, keep or []
-        self.escape_formulas, self.deferred = escape_formulas, deferred
+        self.path, self.keep, self.deferred = path, keep or [], deferred
+        self.escape_formulas = escape_formulas
         self.chunks: list[dict[str, Array]] = []
         self.rows_seen = 0
         self.table: pl.DataFrame | None = None
@@ -122,7 +122,7 @@ class PredictionWriter(Callback):
         data = getattr(trainer, "datamodule", None)
         if isinstance(data, DataModule):
             split = "val" if trainer.validating else "test" if trainer.testing else "predict"
-            groups = [data.group] if data.group and split != "predict" else []
+            groups = [data.group] if data.group is not None and split != "predict" else []
             names = list(dict.fromkeys([*data.id_columns, *groups, *self.keep]))
             return data.source_columns(names, rows, split) if names else None
         if self.keep:

@@ -96,8 +96,8 @@ def _lead(run: Run, schema: Schema, metrics: Metrics) -> Html:
     status: str = manifest["status"]
     if end := manifest.get("end"):
         status += f" on {end[:16].replace('T', ' at ')} UTC"
-    if (best_epoch := manifest.get("best_epoch")) is not None:
-        status += f"; the best epoch is {best_epoch}, counted from 0"
+    if manifest.get("best_epoch") is not None:
+        status += f"; the best epoch is {manifest['best_epoch']}, counted from 0"
     headline = f"{name} {_with_limits(metrics.get(name, {}))}. Training {status}."
     return html.text(experiment) + html.text(headline)
 

@@ -11,6 +11,7 @@ from proj.engine import console
 from proj.engine.callbacks.prediction_writer import PredictionWriter
 from proj.engine.config.arguments import Arguments, read_arguments
 from proj.engine.config.experiment import ExperimentCLI, differences, first_process
+from proj.engine.config.without_effect import flags_without_effect
 from proj.engine.exit_codes import as_user_error, signal_exit_codes
 from proj.engine.memory import keep_freed_memory
 from proj.engine.runs import calibration
@@ -18,7 +19,7 @@ from proj.engine.runs.calibration import Calibration
 from proj.engine.runs.checkpoint_file import read_checkpoint
 from proj.engine.runs.find import find_matching_run, find_run
 from proj.engine.runs.run import Run
-from proj.engine.runs.weights import check_weights, give_schema
+from proj.engine.runs.weights import check_weights, give_schema, weight_type
 from proj.engine.write_paths import check_links
 from proj.errors import UserError
 from proj.models.base import Model
@@ -73,6 +74,8 @@ def restore(verb: str, args: list[str]) -> RestoredRun:
         )
     _restore_model(cli, checkpoint, path)
     if first_process():
+        for sentence in flags_without_effect(verb, arguments.flags):
+            console.warn(sentence)
         console.say(f"run: {run.path}, {path.name} of epoch {checkpoint['epoch']}")
         _show_differences(verb, run, recorded, cli)
     return RestoredRun(run, cli, path, checkpoint["global_step"])
@@ -102,7 +105,7 @@ def _find_run(
 
 def _restore_model(cli: ExperimentCLI, checkpoint: dict[str, Any], path: Path) -> None:
     """Give model and data the checkpoint's schema, and check that the weights fit."""
-    give_schema(cli.model, checkpoint)
+    give_schema(cli.model, checkpoint, weight_type(cli.config.trainer.precision))
     is_built = isinstance(cli.model, Model) and cli.model.schema is not None
     if is_built or not is_overridden("configure_model", cli.model):
         check_weights(cli.model, checkpoint["state_dict"], str(path))

@@ -33,6 +33,7 @@ class Manifest(TypedDict):
     best_epoch: NotRequired[int | None]
     hardware: NotRequired[dict[str, Any]]
     resumed: NotRequired[list[str]]
+    best_epoch: NotRequired[int | None]
 
 
 class ClassSection(TypedDict):

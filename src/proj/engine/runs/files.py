@@ -59,7 +59,7 @@ def atomic_write(path: Path, fill: Callable[[IO[bytes]], Any], backup: str | Non
     # Processes of several machines may have the same number, so it is not enough.
     temporary = path.with_name(f".{path.name}.{os.getpid()}{secrets.token_hex(4)}")
     try:
-        # A new file only, never a link that was put there to change a file elsewhere.
+        # A link to a file elsewhere cannot have this name.
         with temporary.open("xb") as file:
             fill(file)
             file.flush()

@@ -67,8 +67,8 @@ def _git_state() -> dict[str, Any] | None:
     """
 
     def git(*args: str) -> str:
-        done = subprocess.run(["git", *args], capture_output=True, text=True, check=True)
-        return done.stdout.strip()
+        done = subprocess.run(["git", *args], capture_output=True, check=True)
+        return done.stdout.decode(errors="replace").strip()
 
     try:
         return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}

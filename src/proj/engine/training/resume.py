@@ -18,7 +18,7 @@ from proj.engine.runs.files import atomic_write
 from proj.engine.runs.find import and_skipped, find_run, list_runs, warn_of_skipped
 from proj.engine.runs.locks import lock_run
 from proj.engine.runs.run import LAST, PREVIOUS, Run
-from proj.engine.runs.weights import give_schema
+from proj.engine.runs.weights import give_schema, weight_type
 from proj.engine.training.preflight import preflight
 from proj.engine.training.train import RUN_VARIABLE, train
 from proj.engine.write_paths import check_links
@@ -47,6 +47,9 @@ CHANGEABLE_SETTINGS = (
     "checkpoint.every_n_steps",
     "data.init_args.cache_dir",
 )
+
+# Temporary files of `atomic_write` that a killed training may leave in the run's folder.
+UNFINISHED_FILES = ("checkpoints/.*.ckpt.*", ".manifest.json.*", ".config.yaml.*")
 
 
 def resume(arguments: Arguments, args: list[str], callbacks: Sequence[Callback] = ()) -> Run:
@@ -81,7 +84,7 @@ def resume(arguments: Arguments, args: list[str], callbacks: Sequence[Callback] 
         train(cli, run, command, callbacks, path, resumed=True)
         return run
     with lock_run(run):
-        _clean_up(path)
+        _clean_up(run, path)
         preflight(cli, [])
         _check_data(run, cli)
         for line in changes:
@@ -187,18 +190,20 @@ def _check_data(run: Run, cli: ExperimentCLI) -> None:
 
 def _restore_schema(cli: ExperimentCLI, checkpoint: dict[str, Any]) -> None:
     """Give the checkpoint's schema to the model and the data module, so it is not fitted again."""
-    give_schema(cli.model, checkpoint)
+    give_schema(cli.model, checkpoint, weight_type(cli.config.trainer.precision))
     if isinstance(cli.datamodule, DataModule) and checkpoint.get("schema"):
         cli.datamodule.schema = Schema.from_dict(checkpoint["schema"])
 
 
-def _clean_up(used: Path) -> None:
+def _clean_up(run: Run, used: Path) -> None:
     """Remove unfinished files of a killed process, and rename a damaged ``last.ckpt``.
 
-    Otherwise the damaged file would replace the intact ``previous.ckpt`` at the next save.
+    Otherwise the damaged file would replace the intact ``previous.ckpt`` at the next save. Only
+    files that ``fit`` writes are removed, because another verb may be writing its own.
     """
-    for path in used.parent.glob(".*.ckpt.*"):
-        path.unlink()
+    for pattern in UNFINISHED_FILES:
+        for path in run.path.glob(pattern):
+            path.unlink()
     last = used.with_name(LAST)
     if used.name != LAST and last.exists():
         last.replace(last.with_suffix(".damaged"))

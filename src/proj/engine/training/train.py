@@ -67,9 +67,13 @@ def train(
             console.say(f"stopped; to continue: fit --resume {shlex.quote(str(run.path))}")
         raise
     except Exception:
+        # No step was made, so model, data, settings and checkpoint do not fit together.
         if trainer.global_step == first_step and not resumed:
             _delete(run, cli.root)
             with as_user_error("training cannot start"):
+                raise
+        if trainer.global_step in (0, first_step):
+            with as_user_error(f"training cannot resume from {checkpoint}"):
                 raise
         raise
     _show_result(run, trainer)

@@ -92,7 +92,7 @@ def _record(folder: Path, settings: dict[str, Any]) -> None:
     """Write ``cv.yaml``; raise UserError if the folder has another cross-validation."""
     file = folder / "cv.yaml"
     if file.exists():
-        changes = differences(yaml.safe_load(file.read_text()), settings)
+        changes = differences(yaml.safe_load(file.read_text(encoding="utf-8")), settings)
         if changes:
             raise UserError(
                 f"{folder}: expected the settings with which this cross-validation began, got "
