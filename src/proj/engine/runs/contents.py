@@ -33,7 +33,6 @@ class Manifest(TypedDict):
     best_epoch: NotRequired[int | None]
     hardware: NotRequired[dict[str, Any]]
     resumed: NotRequired[list[str]]
-    best_epoch: NotRequired[int | None]
 
 
 class ClassSection(TypedDict):
