@@ -215,7 +215,7 @@ def fake(work: Path, predictions: PredictionSet, schema: Schema) -> Run:
     """A tested run with these predictions, without training."""
     run = Run(work / "run")
     run.path.mkdir()
-    (run.path / "config.yaml").write_text("seed_everything: 0\n")
+    (run.path / "config.yaml").write_text("seed_everything: 0\ntrainer: {}\nmodel: {}\n")
     run.write_manifest(status="finished", start="2026-11-26T00:00:00", end="2026-11-26T00:01:00")
     columns: dict[str, Any] = {
         "row": predictions.row,

@@ -168,7 +168,7 @@ def test_a_value_that_differs_from_the_predictions_has_no_interval(work: Path) -
     """The limits would be those of another value."""
     run = Run(work / "run")
     (run.path / "test").mkdir(parents=True)
-    (run.path / "config.yaml").write_text("seed_everything: 0\n")
+    (run.path / "config.yaml").write_text("seed_everything: 0\ntrainer: {}\nmodel: {}\n")
     rng = np.random.default_rng(0)
     pl.DataFrame(
         {"row": np.arange(50), "target": rng.normal(size=50), "prediction": rng.normal(size=50)}

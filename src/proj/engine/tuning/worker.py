@@ -31,6 +31,7 @@ from proj.engine.config.experiment import first_process
 from proj.engine.exit_codes import exit_code
 from proj.engine.runs import checkpoint_file
 from proj.engine.runs.checkpoint_file import read_checkpoint
+from proj.engine.runs.files import as_plain
 from proj.engine.runs.locks import lock_run
 from proj.engine.runs.run import LAST, PREVIOUS, Run
 from proj.engine.write_paths import check_appended
@@ -92,7 +93,7 @@ class Channel:
         os.kill(os.getpid(), signal.SIGTERM)
 
     def send(self, **message: Any) -> None:
-        self.output.write(json.dumps(message) + "\n")
+        self.output.write(json.dumps(message, default=as_plain) + "\n")
 
     def receive(self) -> Any:
         """Return the next message; None after the parent process has ended."""
