@@ -10,7 +10,7 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from proj.data.base import DataModule, Finding
+from proj.data.base import DataModule, Finding, split_names
 from proj.data.splits import Fold
 from proj.data.tabular.cache import build_once, entry_folder, is_complete, map_array
 from proj.data.tabular.columns import Override, check_columns, encode_column
@@ -111,11 +111,13 @@ class Tabular(DataModule):
     ) -> "Tabular | None":
         if Path(path).is_dir() or ("*" not in path and Path(path).suffix not in SUFFIXES):
             return None
+        names = scan(list_files(path, "DATA")).collect_schema().names()
         if target is None:
-            names = scan(list_files(path, "DATA")).collect_schema().names()
             raise UserError(
                 f"--target: expected a column of {path}, got none; it has {', '.join(names[:30])}."
             )
+        if isinstance(target, str) and target not in names:
+            target = split_names(target, "--target")
         return cls(path, target, task=task)
 
     def experiment_template(self, path: str) -> tuple[Path, dict[str, Any]]:
