@@ -193,6 +193,11 @@ def create_array(path: Path, dtype: Any, shape: tuple[int, ...]) -> Array:
     return array
 
 
+def save_array(path: Path, values: Array) -> None:
+    """Write an array to a file. Raises UserError if the disk has no space for it."""
+    create_array(path, values.dtype, values.shape)[...] = values
+
+
 def _allocate(file: BinaryIO, size: int) -> None:
     """Take space for ``size`` bytes. A mapped write without space would kill the process."""
     file.flush()

@@ -1,6 +1,7 @@
 """Tables in files: CSV, TSV and Parquet, scanned without loading them whole."""
 
 import csv
+import os
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ from polars import selectors
 from polars.exceptions import PolarsError
 
 from proj.data.memory import check_memory
+from proj.data.tabular.cache import DISK_FULL
 from proj.errors import UserError, nearest
 
 SUFFIXES = (".csv", ".tsv", ".txt", ".parquet")
@@ -222,7 +224,10 @@ def _most_frequent_separator(lines: TextIO) -> str:
 
 
 def _to_user_error(files: list[Path], error: Exception) -> UserError:
-    """Return a UserError with the cause of a failed read."""
+    """Return a UserError with the cause of a failed read; raise OSError if the disk is full."""
+    full = re.search(r"os error (\d+)", str(error))
+    if full and int(full[1]) in DISK_FULL:
+        raise OSError(int(full[1]), os.strerror(int(full[1]))) from error
     if files[0].suffix != ".parquet":
         for file in files:
             if message := _find_invalid_utf8(file):
