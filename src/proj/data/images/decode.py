@@ -107,16 +107,15 @@ def _open(image: Path | Image.Image) -> Image.Image:
         raise ValueError("it has 0 bytes")
     try:
         opened = Image.open(image, formats=FORMATS)
-        pixels = opened.width * opened.height
-        is_large = MAX_PIXELS is not None and pixels > MAX_PIXELS
+        if MAX_PIXELS is None or opened.width * opened.height <= MAX_PIXELS:
+            return opened
+        opened.close()
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        is_large = True
-    if is_large:
-        raise ValueError(
-            f"it has more than {MAX_PIXELS:,} pixels; scale it down, or allow more: "
-            f"{VARIABLE}=NUMBER"
-        )
-    return opened
+        # Pillow has closed the file, and the message below says how to allow it.
+        pass
+    raise ValueError(
+        f"it has more than {MAX_PIXELS:,} pixels; scale it down, or allow more: {VARIABLE}=NUMBER"
+    )
 
 
 def _to_mode(image: Image.Image, mode: str) -> Image.Image:

@@ -161,9 +161,10 @@ def _write_errors(cache: Path, only_full: bool = False) -> Iterator[None]:
     except OSError as error:
         if only_full and error.errno not in DISK_FULL:
             raise
+        free = f" ({shutil.disk_usage(cache).free:,} bytes are free)" if cache.is_dir() else ""
         raise UserError(
-            f"data.cache_dir: cannot write to {cache}: {error}; make space there, or set another "
-            "folder."
+            f"data.cache_dir: cannot write to {cache}: {error.strerror or error}{free}; make space "
+            "there, or set another folder."
         ) from error
 
 

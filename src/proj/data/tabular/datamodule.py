@@ -89,6 +89,8 @@ class Tabular(DataModule):
         # A fold replaces the test split that the source has.
         self.path, self.test_path = path, None if fold and fold[0] == "test" else test_path
         self.cache = Path(cache_dir)
+        # The files that are prepared and their fingerprint, by the option that names them.
+        self.prepared: dict[str, tuple[list[Path], str]] = {}
         targets = [target] if isinstance(target, str) else target
         if not targets or len(set(targets)) < len(targets):
             raise UserError(
@@ -166,6 +168,8 @@ class Tabular(DataModule):
         table = scan(files, text=names)
         check_names(table.collect_schema().names(), names, "--keep", str(files[0]))
         columns: pl.DataFrame = collect(files, table.select(map(by_name, names)))[rows]
+        prepared, before = self.prepared[option]
+        check_unchanged(prepared, self.cache, before)
         return columns
 
     def _files(self, option: str) -> list[Path]:
@@ -177,6 +181,7 @@ class Tabular(DataModule):
         files, test_files, schema = self._files("path"), self._files("test_path"), self.schema
         sources = [*files, *test_files]
         self.fingerprint = fingerprint(sources, self.cache)
+        self.prepared["path"] = self.prepared["test_path"] = sources, self.fingerprint
         counts = [len(files), len(test_files)]
         key = {"source": self.fingerprint, "files": counts, **asdict(self.plan)}
         fitted = entry_folder(self.cache, key)
@@ -196,6 +201,7 @@ class Tabular(DataModule):
         assert self.schema is not None
         files, schema = self._files("predict_path"), self.schema
         content = fingerprint(files, self.cache)
+        self.prepared["predict_path"] = files, content
 
         def build(folder: Path) -> None:
             prepare_new_rows(folder, files, schema)

@@ -13,7 +13,7 @@ from proj.engine import console
 from proj.engine.config.arguments import Arguments, read_arguments
 from proj.engine.config.experiment import ExperimentCLI, first_process
 from proj.engine.evaluation.tensorboard import FigureLogger
-from proj.engine.exit_codes import as_user_error, signal_exit_codes
+from proj.engine.exit_codes import DISK_ERRORS, as_user_error, signal_exit_codes
 from proj.engine.runs.run import Run, atomic_write, check_name, create_run, lock_run
 from proj.engine.training.data_checks import check_data
 from proj.engine.training.initial_weights import checkpoint_to_continue, initial_weights
@@ -21,6 +21,7 @@ from proj.engine.training.lr_find import find_learning_rate
 from proj.engine.training.preflight import preflight
 from proj.engine.training.resume import resume
 from proj.engine.training.train import RUN_VARIABLE, train
+from proj.errors import UserError
 
 # Importing matplotlib takes a second, and training does not need it.
 if TYPE_CHECKING:
@@ -103,7 +104,24 @@ def _fast_dev_run(cli: ExperimentCLI, callbacks: list[Callback], checkpoint: Pat
 def _write_files(
     run: Run, cli: ExperimentCLI, findings: list[Finding], lr_figure: "Figure | None"
 ) -> None:
-    """Write the files of a run that are known before training."""
+    """Write the files of a run that are known before training.
+
+    Raises UserError if the disk is full or read-only.
+    """
+    try:
+        _write(run, cli, findings, lr_figure)
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        raise UserError(
+            f"cannot write to {run.path}: {error.strerror}; make space there, or set "
+            "trainer.default_root_dir."
+        ) from error
+
+
+def _write(
+    run: Run, cli: ExperimentCLI, findings: list[Finding], lr_figure: "Figure | None"
+) -> None:
     atomic_write(run.path / "config.yaml", lambda file: file.write(cli.as_yaml().encode()))
     text = json.dumps([finding._asdict() for finding in findings], indent=2)
     atomic_write(run.path / "findings.json", lambda file: file.write(text.encode()))

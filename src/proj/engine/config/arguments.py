@@ -120,9 +120,9 @@ def as_flags(values: dict[str, Any]) -> list[str]:
     flags = []
     for key, value in values.items():
         resolved = resolve_classes(value, key)
+        if isinstance(resolved, str) and key.startswith("data."):
+            resolved = keep_text(key, resolved)
         try:
-            if isinstance(resolved, str) and key.startswith("data."):
-                resolved = keep_text(key, resolved)
             is_text = isinstance(resolved, str | Path)
             text = str(resolved) if is_text else json.dumps(resolved)
         except (TypeError, ValueError) as error:
