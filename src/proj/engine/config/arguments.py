@@ -85,6 +85,29 @@ def _with_class_paths(words: list[str]) -> list[str]:
     return words
 
 
+def keep_text(key: str, text: str) -> str | list[str]:
+    """Return a value of the data section so that the parser takes it as text.
+
+    The parser reads texts as YAML once more: ``[x]`` may be a column and become a list.
+
+    Raises:
+        UserError: if it would read the text as null, and this cannot be avoided.
+    """
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+    name = key.rsplit(".", 1)[-1]
+    if name == "target":
+        return [text] if isinstance(value, list) else text
+    if value is None and text.strip():
+        raise UserError(
+            f"{key}: expected a name that does not mean null, got {text!r}; rename the column or "
+            "file."
+        )
+    return text
+
+
 def as_flags(values: dict[str, Any]) -> list[str]:
     """Return dotted keys and plain values as flags of the command line.
 
@@ -97,6 +120,8 @@ def as_flags(values: dict[str, Any]) -> list[str]:
     flags = []
     for key, value in values.items():
         resolved = resolve_classes(value, key)
+        if isinstance(resolved, str) and key.startswith("data."):
+            resolved = keep_text(key, resolved)
         try:
             is_text = isinstance(resolved, str | Path)
             text = str(resolved) if is_text else json.dumps(resolved)

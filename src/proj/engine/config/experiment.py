@@ -16,6 +16,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from proj.engine import PACKAGE, security
 from proj.engine.callbacks.best_checkpoint import BestCheckpoint, EarlyStopping
 from proj.engine.callbacks.monitoring import RunLogger, StepProgressBar
+from proj.engine.config.arguments import keep_text
 from proj.engine.config.callbacks import fit_callbacks, monitor_options, monitored_metrics
 from proj.engine.config.options import OPTIONS
 from proj.engine.config.parser_errors import explain_parser_error
@@ -229,6 +230,13 @@ def _inline(configs: list[dict[str, Any]], recorded_options: set[str]) -> list[s
             for key, value in config.items()
             if key != "init_from" or key in recorded_options
         }
+        data = known.get("data")
+        if isinstance(data, dict) and isinstance(options := data.get("init_args"), dict):
+            kept = {
+                key: keep_text(f"data.{key}", value) if isinstance(value, str) else value
+                for key, value in options.items()
+            }
+            known["data"] = data | {"init_args": kept}
         words += ["--config", json.dumps(known)]
     return words
 
