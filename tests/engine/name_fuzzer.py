@@ -251,7 +251,7 @@ class Canary:
         if kind in ("subprocess", "socket", "urllib", "http", "ftplib", "smtplib", "pty", "winreg"):
             harmless = event == "socket.gethostname" or OWN_PROGRAM in str(args[:2])
             return "" if harmless else str(args[:2])
-        if event in ("os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "os.putenv"):
+        if event in ("os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork"):
             return str(args[:1])
         if event in ("pickle.find_class", "marshal.loads", "code.__new__", "webbrowser.open"):
             return str(args) if event != "marshal.loads" else ""
