@@ -59,14 +59,18 @@ SKIPPED = re.compile(
 def dependencies() -> list[str]:
     """Return the import names of everything that the package depends on."""
     requirements = [text for text in metadata.requires(PACKAGE) or [] if "extra ==" not in text]
-    names = {re.split(r"[^\w.-]", text)[0].lower() for text in requirements}
+    required = {normalized(re.split(r"[^\w.-]", text)[0]) for text in requirements}
     return sorted(
         name
         for name, distributions in metadata.packages_distributions().items()
         if name.isidentifier()
         and not name.startswith("_")
-        and any(distribution.lower() in names for distribution in distributions)
+        and required & set(map(normalized, distributions))
     )
+
+
+def normalized(distribution: str) -> str:
+    return re.sub(r"[-_.]+", "-", distribution).lower()
 
 
 def modules_in(package: str) -> Iterator[str]:

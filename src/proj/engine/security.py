@@ -25,6 +25,7 @@ from proj.errors import UserError
 ALLOWED_PARTS = (
     "torch.nn",
     "torch.optim",
+    "torchmetrics",
     "lightning.LightningDataModule",
     "lightning.LightningModule",
     "lightning.fabric.plugins",
