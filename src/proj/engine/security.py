@@ -1,11 +1,9 @@
-"""Limits on what a config or a checkpoint may do.
+"""Limits on the classes that a config or a checkpoint may name.
 
-It may name classes of known packages and kinds only, and it may write into the working directory
-only. Both kinds of files may come from other people and be used unread. Words that are typed on the
-command line come from the user and are trusted.
+It may name classes of known packages and kinds only. Both kinds of files may come from other people
+and be used unread. ``write_paths`` limits where they may have files written.
 """
 
-import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import is_dataclass
@@ -78,10 +76,6 @@ DENIED_PARTS = (
     "torchmetrics.text.sacre_bleu",
     "torchmetrics.video.vmaf",
 )
-
-# By the key of a setting, the file or folder that this program creates in such a folder. If it
-# exists, the user has allowed the folder before, so a config may write into it again.
-KNOWN_FOLDER_MARKS = {"default_root_dir": "lightning_logs", "cache_dir": "CACHEDIR.TAG"}
 
 
 class NameRefused(ImportError, ValueError):
@@ -255,76 +249,3 @@ def _local_modules() -> Iterator[str]:
         origins = [spec.origin, *(spec.submodule_search_locations or [])] if spec else []
         if any(Path(origin).is_relative_to(folder) for origin in origins if origin):
             yield path.stem
-
-
-def check_paths(experiment: dict[str, Any], typed: list[str]) -> None:
-    """Check that an experiment writes into the working directory only.
-
-    Args:
-        experiment: the resolved experiment.
-        typed: words of the command line; a path among them is allowed anywhere.
-
-    Raises:
-        UserError: if a path leads elsewhere.
-    """
-    sections = {name: experiment[name] for name in ("trainer", "data") if experiment.get(name)}
-    for key, text in _texts(sections):
-        name = key.rpartition(".")[2]
-        if not key.startswith("trainer.") and name != "cache_dir":
-            continue
-        mark = KNOWN_FOLDER_MARKS.get(name)
-        known = mark is not None and (Path(text) / mark).exists()
-        if _is_outside(text) and not known and not any(text in word for word in typed):
-            raise UserError(
-                f"{key}: expected a path in the working directory, because a config may write only "
-                f"there, got {text}; to allow it, add --{key} {text} to the command line."
-            )
-
-
-def _is_outside(text: str) -> bool:
-    """Return whether a text, taken as a path, is outside the working directory."""
-    text = os.path.expanduser(os.path.expandvars(text))
-    path = Path(text)
-    # http:// and https:// name servers, not folders.
-    other_file_system = "://" in text and not text.startswith(("http://", "https://"))
-    return (
-        other_file_system
-        or ".." in path.parts
-        or (path.is_absolute() and not path.is_relative_to(Path.cwd()))
-    )
-
-
-def _texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """Yield all texts in nested dictionaries and lists, each with its dotted key."""
-    if isinstance(value, str):
-        yield key, value
-        return
-    items: Any = ()
-    if isinstance(value, dict):
-        items = value.items()
-    elif isinstance(value, list):
-        items = enumerate(value)
-    for name, inner in items:
-        yield from _texts(inner, f"{key}.{name}".strip("."))
-
-
-def check_callback_paths(checkpoint: dict[str, Any], source: Path) -> None:
-    """Check that the state of each callback names files in its own folder only.
-
-    Lightning deletes the file of the previous best checkpoint, so other paths would delete files of
-    the user.
-
-    Raises:
-        UserError: if a path leads out of the folder.
-    """
-    for state in checkpoint.get("callbacks", {}).values():
-        if not (isinstance(state, dict) and state.get("dirpath")):
-            continue
-        folder = os.path.normpath(state["dirpath"])
-        paths = [state.get(f"{name}_model_path") for name in ("best", "kth_best", "last")]
-        for path in filter(None, [*paths, *state.get("best_k_models", {})]):
-            if not Path(os.path.normpath(path)).is_relative_to(folder):
-                raise UserError(
-                    f"{source}: expected the checkpoints of a callback to lie in {folder}, got "
-                    f"{path}; use another file, because this one was tampered with."
-                )

@@ -11,10 +11,36 @@ import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib.util import find_spec
+from pathlib import Path
 
 from proj.engine.class_paths import own_classes, public_classes
 from proj.engine.security import PARTLY_ALLOWED
 from proj.errors import nearest
+
+# Where options are that other programs have as flags of one word.
+FULL_KEYS = {
+    "batch_size": "data.batch_size",
+    "devices": "trainer.devices",
+    "dropout": "model.net.dropout",
+    "epochs": "trainer.max_epochs",
+    "gpus": "trainer.devices",
+    "hidden": "model.net.hidden",
+    "learning_rate": "model.optimizer.lr",
+    "lr": "model.optimizer.lr",
+    "max_epochs": "trainer.max_epochs",
+    "momentum": "model.optimizer.momentum",
+    "monitor": "checkpoint.monitor",
+    "net": "model.net",
+    "num_epochs": "trainer.max_epochs",
+    "optimizer": "model.optimizer",
+    "path": "data.path",
+    "patience": "early_stopping.patience",
+    "precision": "trainer.precision",
+    "scheduler": "model.scheduler",
+    "seed": "seed_everything",
+    "target": "data.target",
+    "weight_decay": "model.optimizer.weight_decay",
+}
 
 
 @dataclass(frozen=True)
@@ -124,12 +150,20 @@ def _unknown_flag(cause: Cause) -> str:
     if not flag.startswith("-"):
         hint = f" Did you mean --config {flag}?" if flag.endswith((".yaml", ".yml")) else ""
         return f"expected an option, --KEY VALUE, got {flag}.{hint}"
-    options = [*cause.valid_keys, "print_config", "config", "debug"]
-    return f"no option {flag}.{nearest(flag.lstrip('-'), options)}"
+    name = flag.lstrip("-").replace("-", "_")
+    if name in FULL_KEYS:
+        return f"no option {flag}. Did you mean --{FULL_KEYS[name]}?"
+    options = [f"--{key}" for key in (*cause.valid_keys, "print_config", "config", "debug")]
+    return f"no option {flag}.{nearest(flag, options)}"
 
 
 def _unknown_option_of_class(cause: Cause, option: str) -> str:
     name = option.split(".")[0]
+    key = FULL_KEYS.get(name)
+    if key is not None and key.rpartition(".")[0] != cause.key:
+        return (
+            f"{cause.key}.{option}: {cause.owner_name} has no option {name!r}; did you mean {key}?"
+        )
     hint = nearest(name, _options(cause.owner))
     return f"{cause.key}.{option}: {cause.owner_name} has no option {name!r}.{hint}"
 
@@ -143,7 +177,11 @@ def _required(cause: Cause) -> str:
         )
     key = f"{cause.key}.{names[0]}".strip(".")
     if key == "model":
-        return "model: expected a class, got none; set it in an experiment, --config FILE."
+        configs = [*sorted(Path("configs").glob("*.yaml")), Path("configs/mine.yaml")]
+        return (
+            f"model: expected a class, got none; give an experiment, as in --config {configs[0]}, "
+            "or write one for your data with init."
+        )
     return f"{key}: a value is required; set it in the config or with --{key}."
 
 
