@@ -7,6 +7,7 @@ of Lightning removes or changes any of them.
 from pathlib import Path
 from typing import Any
 
+from lightning.fabric.utilities.data import AttributeDict
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.plugins import CheckpointIO, Precision, TorchCheckpointIO
@@ -139,3 +140,11 @@ def restore_model_checkpoint(callback: ModelCheckpoint, state: dict[str, Any], f
 def validations_without_improvement(callback: EarlyStopping) -> int:
     """Return the number of consecutive validations without an improvement."""
     return callback.wait_count
+
+
+# Hyperparameters
+
+
+def set_logged_hyperparameters(module: Any, values: dict[str, Any]) -> None:
+    """Set what Lightning logs of the arguments that a module saved; ``hparams`` stays as it is."""
+    module._hparams_initial = AttributeDict(values)

@@ -44,7 +44,7 @@ def check_paths(experiment: dict[str, Any], typed: list[str]) -> None:
             continue
         if typed_paths is None:
             typed_paths = set(_typed_texts(typed))
-        if (_flag(key), text) not in typed_paths:
+        if (flag_key(key), text) not in typed_paths:
             raise UserError(
                 f"{key}: expected a path in the working directory, because a config may write only "
                 f"there, got {text}; to allow it, add --{key} {text} to the command line."
@@ -105,20 +105,20 @@ def _typed_texts(words: list[str]) -> Iterator[tuple[str, str]]:
         if not flag.startswith("--"):
             continue
         value = value if equals else next_word
-        yield _flag(flag[2:]), value
+        yield flag_key(flag[2:]), value
         if value[:1] in ("{", "["):
             try:
                 section = yaml.safe_load(value)
             except yaml.YAMLError:  # The parser of the experiment reports it.
                 continue
             for key, text in texts(section, flag[2:]):
-                yield _flag(key), text
+                yield flag_key(key), text
 
 
-def _flag(key: str) -> str:
+def flag_key(key: str) -> str:
     """Return a key as its short flag, without numbers of list items.
 
-    >>> _flag("trainer.callbacks.0.init_args.dirpath"), _flag("trainer.callbacks+.dirpath")
+    >>> flag_key("trainer.callbacks.0.init_args.dirpath"), flag_key("trainer.callbacks+.dirpath")
     ('trainer.callbacks.dirpath', 'trainer.callbacks.dirpath')
     """
     names = key.replace("+", "").split(".")

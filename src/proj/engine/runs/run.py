@@ -19,6 +19,7 @@ import yaml
 from lightning.pytorch.utilities import rank_zero_warn
 
 from proj.engine.class_paths import update_class_paths
+from proj.engine.secrets import split_words
 from proj.engine.write_paths import check_callback_paths
 from proj.errors import UserError, nearest
 
@@ -367,7 +368,7 @@ def record_manifest(
     if resumed:
         start: dict[str, Any] = {"resumed": [*run.manifest.get("resumed", []), _now()]}
     else:
-        start = {"start": _now(), "command": command}
+        start = {"start": _now(), "command": split_words(command)[0]}
     run.write_manifest(
         **start,
         seed=seed,
