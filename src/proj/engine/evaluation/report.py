@@ -94,6 +94,8 @@ def _lead(run: Run, schema: Schema, metrics: Metrics) -> Html:
     status = manifest["status"]
     if manifest.get("end"):
         status += f" on {manifest['end'][:16].replace('T', ' at ')} UTC"
+    if manifest.get("best_epoch") is not None:
+        status += f"; the best epoch is {manifest['best_epoch']}, counted from 0"
     headline = f"{name} {_with_limits(metrics.get(name, {}))}. Training {status}."
     return html.text(experiment) + html.text(headline)
 

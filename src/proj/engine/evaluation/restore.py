@@ -70,7 +70,7 @@ def restore(verb: str, args: list[str]) -> RestoredRun:
         )
     _restore_model(cli, checkpoint, path)
     if first_process():
-        console.say(f"run: {run.path}, {path.name}")
+        console.say(f"run: {run.path}, {path.name} of epoch {checkpoint['epoch']}")
         _show_differences(verb, run, recorded, cli)
     return RestoredRun(run, cli, path, checkpoint["global_step"])
 

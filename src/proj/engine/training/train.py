@@ -57,6 +57,8 @@ def train(
             record_manifest(run, command, seed, fingerprint, device, resumed),
         ):
             _fit(cli, trainer, checkpoint)
+            for saver in _best_checkpoints(trainer):
+                run.write_manifest(best_epoch=saver.best_epoch)
     except SystemExit as stop:
         if stop.code in SIGNAL_CODES and (run.path / "checkpoints" / LAST).is_file():
             console.say(f"stopped; to continue: fit --resume {shlex.quote(str(run.path))}")
@@ -92,19 +94,26 @@ def _delete(run: Run, root: Path) -> None:
         root.rmdir()
 
 
+def _best_checkpoints(trainer: Trainer) -> list[BestCheckpoint]:
+    """Return the callback that selected the best epoch, if there was a validation."""
+    savers = [saver for saver in trainer.checkpoint_callbacks if isinstance(saver, BestCheckpoint)]
+    return [saver for saver in savers if saver.best_metrics]
+
+
 def _show_result(run: Run, trainer: Trainer) -> None:
     """Print the metrics of the best epoch, the length of the training, and the run's folder."""
-    for saver in trainer.checkpoint_callbacks:
-        if isinstance(saver, BestCheckpoint) and saver.best_metrics:
-            metrics = {
-                name: value
-                for name, value in saver.best_metrics.items()
-                if not name.startswith(("train", "lr-"))
-            }
-            title = f"best epoch, by {saver.monitor}" if saver.monitor else "last epoch"
-            console.show_metrics(title, metric_entries(metrics))
     epochs = console.plural(trainer.current_epoch, "epoch")
-    console.say(f"trained: {epochs}, {console.plural(trainer.global_step, 'step')}")
+    for saver in _best_checkpoints(trainer):
+        metrics = {
+            name: value
+            for name, value in saver.best_metrics.items()
+            if not name.startswith(("train", "lr-"))
+        }
+        title = f"best epoch: {saver.best_epoch} of {epochs}, by {saver.monitor}"
+        console.show_metrics(title if saver.monitor else "last epoch", metric_entries(metrics))
+    console.say(
+        f"trained: {epochs} (counted from 0), {console.plural(trainer.global_step, 'step')}"
+    )
     console.say(f"run: {run.path}")
     if any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers):
         console.say(f"watch: tensorboard --logdir {shlex.quote(str(run.path.parent))}")
