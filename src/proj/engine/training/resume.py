@@ -48,6 +48,9 @@ CHANGEABLE_SETTINGS = (
     "data.init_args.cache_dir",
 )
 
+# Temporary files of `atomic_write` that a killed training may leave in the run's folder.
+UNFINISHED_FILES = ("checkpoints/.*.ckpt.*", ".manifest.json.*", ".config.yaml.*")
+
 
 def resume(arguments: Arguments, args: list[str], callbacks: Sequence[Callback] = ()) -> Run:
     """Resume a run from its newest intact checkpoint.
@@ -81,7 +84,7 @@ def resume(arguments: Arguments, args: list[str], callbacks: Sequence[Callback] 
         train(cli, run, command, callbacks, path, resumed=True)
         return run
     with lock_run(run):
-        _clean_up(path)
+        _clean_up(run, path)
         preflight(cli, [])
         _check_data(run, cli)
         for line in changes:
@@ -192,13 +195,15 @@ def _restore_schema(cli: ExperimentCLI, checkpoint: dict[str, Any]) -> None:
         cli.datamodule.schema = Schema.from_dict(checkpoint["schema"])
 
 
-def _clean_up(used: Path) -> None:
+def _clean_up(run: Run, used: Path) -> None:
     """Remove unfinished files of a killed process, and rename a damaged ``last.ckpt``.
 
-    Otherwise the damaged file would replace the intact ``previous.ckpt`` at the next save.
+    Otherwise the damaged file would replace the intact ``previous.ckpt`` at the next save. Only
+    files that ``fit`` writes are removed, because another verb may be writing its own.
     """
-    for path in used.parent.glob(".*.ckpt.*"):
-        path.unlink()
+    for pattern in UNFINISHED_FILES:
+        for path in run.path.glob(pattern):
+            path.unlink()
     last = used.with_name(LAST)
     if used.name != LAST and last.exists():
         last.replace(last.with_suffix(".damaged"))

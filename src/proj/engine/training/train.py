@@ -64,12 +64,19 @@ def train(
                 run.write_manifest(best_epoch=saver.best_epoch)
     except SystemExit as stop:
         if stop.code in SIGNAL_CODES and (run.path / "checkpoints" / LAST).is_file():
-            console.say(f"stopped; to continue: fit --resume {shlex.quote(str(run.path))}")
+            console.say(
+                f"stopped in epoch {trainer.current_epoch}, saved; to continue: "
+                f"fit --resume {shlex.quote(str(run.path))}"
+            )
         raise
     except Exception:
+        # No step was made, so model, data, settings and checkpoint do not fit together.
         if trainer.global_step == first_step and not resumed:
             _delete(run, cli.root)
             with as_user_error("training cannot start"):
+                raise
+        if trainer.global_step in (0, first_step):
+            with as_user_error(f"training cannot resume from {checkpoint}"):
                 raise
         raise
     _show_result(run, trainer)
