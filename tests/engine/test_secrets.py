@@ -1,7 +1,9 @@
 """Passwords, keys and tokens: neither printed nor recorded."""
 
 import json
+import logging
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,8 @@ import yaml
 
 import proj
 from conftest import Cli, files_in
-from proj.engine.secrets import is_secret_name, mask_urls, split_secrets, split_words
+from proj.engine.secrets import hide, is_secret_name, mask_urls, split_secrets, split_words
+from proj.engine.terminal import escape_output
 
 SECRETS = ["S3CRET-1", "S3CRET-2", "S3CRET-3", "S3CRET-4"]
 OWN = """
@@ -186,3 +189,19 @@ def test_secrets_in_a_command_line() -> None:
     assert "abc" not in " ".join(public)
     assert public[:3] == ["tune", "--x.token", "<not recorded>"]
     assert set(secrets) == {"x.token", "x.api_key", "s", "l.0.key"}
+
+
+def test_tracebacks_warnings_and_logs_are_printed_without_secrets(capsys: Any) -> None:
+    """A library would print the password, or a name that the terminal obeys."""
+    hide({"data.password": "S3CRET-9", "model.key": "word", "x.key": "monitor"})
+    escape_output()
+    text = "S3CRET-9 db://bob:pw@host \x1b[2J\u202e monitor\nforged"
+    shown = "*** db://bob:***@host \\x1b[2J\\u202e monitor\n"
+    try:
+        raise ValueError(text)
+    except ValueError as error:
+        sys.excepthook(type(error), error, error.__traceback__)
+    assert f"ValueError: {shown}forged" in capsys.readouterr().err
+    record = logging.getLogRecordFactory()("x", 30, "x.py", 1, "%s", (text,), None)
+    assert record.getMessage() == f"{shown}  forged"
+    assert f"UserWarning: {shown}  forged" in warnings.formatwarning(text, UserWarning, "x.py", 1)
