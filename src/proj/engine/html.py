@@ -21,6 +21,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogFormatterMathtext, NullFormatter
 from PIL import Image
 
 from proj.engine.secrets import printable
@@ -144,6 +145,7 @@ def svg(figure: Figure, label: str) -> Html:
     The label makes the element's ids differ from those of other figures.
     """
     buffer = io.StringIO()
+    _write_powers_as_numbers(figure)
     with style():
         mpl.rcParams["svg.hashsalt"] = label
         figure.savefig(
@@ -160,8 +162,18 @@ def svg(figure: Figure, label: str) -> Html:
     return Html(drawing.replace("<svg", f'<svg role="img" aria-label="{escape(label)}"', 1))
 
 
+def _write_powers_as_numbers(figure: Figure) -> None:
+    """Label logarithmic axes 0.01 instead of with markup: names in figures are never markup."""
+    for axes in figure.axes:
+        for axis in (axes.xaxis, axes.yaxis):
+            if isinstance(axis.get_major_formatter(), LogFormatterMathtext):
+                axis.set_major_formatter(FuncFormatter(lambda value, place: f"{value:g}"))
+                axis.set_minor_formatter(NullFormatter())
+
+
 def pixels(figure: Figure) -> Array:
     """Return a figure on a white background as uint8 [height, width, 3]."""
+    _write_powers_as_numbers(figure)
     with style():
         figure.set(facecolor="white", dpi=110)
         canvas: Any = FigureCanvasAgg(figure)
