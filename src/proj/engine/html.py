@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogFormatterMathtext, NullFormatter
 from PIL import Image
 
-from proj.engine.escaping import visible
+from proj.engine.secrets import printable
 from proj.schema import Array
 
 # Text that is HTML already, so that it is not escaped.
@@ -62,7 +62,7 @@ _ENVIRONMENT = Environment(
     loader=FileSystemLoader(Path(__file__).parent / "templates"),
     autoescape=True,
     # Marks that reverse the reading direction would rearrange the words of the page.
-    finalize=lambda value: value if isinstance(value, Markup) else visible(str(value), "\n\t"),
+    finalize=lambda value: value if isinstance(value, Markup) else printable(str(value), "\n\t"),
     undefined=StrictUndefined,
     trim_blocks=True,
     lstrip_blocks=True,
@@ -154,7 +154,7 @@ def svg(figure: Figure, label: str) -> Html:
             dpi=150,
             metadata={"Date": None, "Creator": None, "Format": None, "Type": None},
         )
-    drawing = visible(buffer.getvalue(), keep="\n")
+    drawing = printable(buffer.getvalue(), keep="\n")
     drawing = drawing[drawing.index("<svg") :].replace(INK, "currentColor")
     drawing = re.sub(r"<metadata>.*?</metadata>", "", drawing, flags=re.DOTALL)
     # Nothing refers to the ids of groups, and they would occur in several figures.

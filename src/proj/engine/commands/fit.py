@@ -11,6 +11,7 @@ from proj.data.base import DataModule, Finding
 from proj.engine import console
 from proj.engine.config.arguments import Arguments, read_arguments
 from proj.engine.config.experiment import ExperimentCLI, first_process
+from proj.engine.config.placeholders import show_not_recorded
 from proj.engine.config.without_effect import settings_without_effect
 from proj.engine.evaluation.tensorboard import FigureLogger
 from proj.engine.exit_codes import DISK_ERRORS, as_user_error, signal_exit_codes
@@ -92,6 +93,7 @@ def train_experiment(
         train(cli, run, args, callbacks, checkpoint)
         return run
     run = create_run(root, name)
+    show_not_recorded(cli.secrets)
     _write_files(run, cli, findings, lr_figure)
     with lock_run(run):
         train(cli, run, ["fit", *args], callbacks, checkpoint)

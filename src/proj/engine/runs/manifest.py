@@ -13,6 +13,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 
 from proj.engine.runs.run import Run
+from proj.engine.secrets import split_words
 from proj.errors import UserError
 
 # Packages whose versions the manifest records.
@@ -35,7 +36,7 @@ def record_manifest(
     if resumed:
         start: dict[str, Any] = {"resumed": [*run.manifest.get("resumed", []), _now()]}
     else:
-        start = {"start": _now(), "command": command}
+        start = {"start": _now(), "command": split_words(command)[0]}
     run.write_manifest(
         **start,
         seed=seed,

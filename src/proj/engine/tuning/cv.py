@@ -17,6 +17,7 @@ from proj.engine import console
 from proj.engine.config.arguments import read_arguments
 from proj.engine.config.experiment import ExperimentCLI, differences
 from proj.engine.config.parser import VerbParser
+from proj.engine.config.placeholders import show_not_recorded
 from proj.engine.exit_codes import stop_signals
 from proj.engine.runs.checkpoint_file import read_checkpoint
 from proj.engine.runs.files import atomic_write
@@ -49,6 +50,7 @@ def cv(args: list[str]) -> None:
             "data: expected a data module with the option fold, which those of this package have, "
             f"got {cli.experiment['data']['class_path']}; use one of this package."
         )
+    show_not_recorded(cli.secrets)
     folder.mkdir(parents=True, exist_ok=True)
     check_links(folder)
     one_process_per_job = uses_several_devices(cli.experiment)

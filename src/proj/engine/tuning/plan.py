@@ -17,6 +17,7 @@ from proj import metrics
 from proj.engine.config.arguments import as_flags, read_arguments
 from proj.engine.config.experiment import ExperimentCLI
 from proj.engine.config.parser import VerbParser
+from proj.engine.config.placeholders import show_not_recorded
 from proj.engine.tuning.space import Parameter, corners, read_space
 from proj.engine.write_paths import check_paths
 from proj.errors import UserError, nearest
@@ -126,6 +127,7 @@ def read_plan(args: list[str]) -> StudyPlan:
     space = read_space(section["space"])
     _check_space(space, fit_args)
     cli = ExperimentCLI("fit", arguments.configs, arguments.flags)
+    show_not_recorded(cli.secrets)
     metric, mode = _read_objective(file, section, cli)
     plan = StudyPlan(
         name=file.stem,
