@@ -210,6 +210,11 @@ def _fit_schema(
     in_sample[train[:: -(-len(train) // SAMPLE_ROWS)]] = True
     not_inputs = (*plan.targets, plan.split_by["split"], plan.split_by["group"])
     inputs = [name for name in table.collect_schema().names() if name not in not_inputs]
+    if not inputs:
+        raise UserError(
+            f"{files[0]}: expected a column to learn from, got {', '.join(plan.targets)} only, the "
+            "target; add the inputs."
+        )
     sample = pl.concat(
         chunk.filter(in_sample[start : start + len(chunk)])
         for start, chunk in iter_chunks(files, table.select(inputs))

@@ -17,6 +17,7 @@ from proj.engine import console
 from proj.engine.config.arguments import read_arguments
 from proj.engine.config.experiment import ExperimentCLI, differences
 from proj.engine.config.parser import VerbParser
+from proj.engine.config.yaml_file import read_yaml
 from proj.engine.exit_codes import stop_signals
 from proj.engine.runs.run import Run, atomic_write, lock_run, read_checkpoint
 from proj.engine.tuning.fold_scores import (
@@ -86,7 +87,7 @@ def _record(folder: Path, settings: dict[str, Any]) -> None:
     """Write ``cv.yaml``; raise UserError if the folder has another cross-validation."""
     file = folder / "cv.yaml"
     if file.exists():
-        changes = differences(yaml.safe_load(file.read_text(encoding="utf-8")), settings)
+        changes = differences(read_yaml(file), settings)
         if changes:
             raise UserError(
                 f"{folder}: expected the settings with which this cross-validation began, got "
