@@ -10,6 +10,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,17 @@ def pytest_collection_finish() -> None:
     gc.collect()
     gc.freeze()
     gc.enable()
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Print the sums of the numbers that tests recorded, such as kills and damaged files."""
+    sums: Counter[str] = Counter()
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            if getattr(report, "when", None) == "call":
+                sums.update(dict(report.user_properties))
+    for name, count in sums.items():
+        terminalreporter.write_line(f"{name}: {count:,}")
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

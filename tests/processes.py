@@ -26,6 +26,7 @@ import tempfile
 import threading
 import traceback
 import warnings
+import weakref
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any, NoReturn
@@ -33,6 +34,8 @@ from typing import IO, Any, NoReturn
 REAL_PYTHON = sys.executable
 FOLDER = "PROJ_TEST_SERVER"  # the variable with the folder of the socket and the stand-in
 BLANK_FIGURES = "PROJ_TEST_BLANK_FIGURES"  # the variable that makes processes render blank figures
+# The variable with constants that processes change, as JSON: values by the names of a module.
+CONSTANTS = "PROJ_TEST_CONSTANTS"
 TESTS = Path(__file__).parent
 
 # Runs without site-packages, which takes 20 ms. Options other than `-u -m MODULE` are left to the
@@ -134,7 +137,7 @@ def run(
     cwd: Path | None = None,
     timeout: float = 300,
 ) -> subprocess.CompletedProcess[str]:
-    """Run ``python -m`` with the arguments to its end; return its exit code and its output."""
+    """Run ``python -m``, or a ``.py`` file, to its end; return its exit code and its output."""
     with tempfile.TemporaryFile("w+") as stdout, tempfile.TemporaryFile("w+") as stderr:
         process = Process(*arguments, env=env, cwd=cwd, stdout=stdout, stderr=stderr)
         try:
@@ -147,6 +150,13 @@ def run(
         return subprocess.CompletedProcess(
             list(map(str, arguments)), code, stdout.read(), stderr.read()
         )
+
+
+def forget(*packages: str) -> None:
+    """Remove packages from the imported modules: this process imports them like a new one."""
+    for name in list(sys.modules):
+        if name.partition(".")[0] in packages:
+            del sys.modules[name]
 
 
 def stand_in() -> str:
@@ -226,6 +236,8 @@ def prepare() -> None:
     A fork copies one thread only. Polars may be imported before it, but not used: the two threads
     that its import starts are not needed later, the ones of its first query are.
     """
+    import torch
+
     import proj
     from proj.engine.cli import main
     from proj.engine.security import restrict_imports
@@ -243,6 +255,9 @@ def prepare() -> None:
     names = {path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")}
     threads = {name for name in names if not name.startswith(("python", "jemalloc", "polars-ooc"))}
     assert not threads, f"threads run after the imports, a forked process may hang: {threads}"
+    # At exit torch would take back 200 registrations one by one, which takes 30 ms per process.
+    for finalizer, record in weakref.finalize._registry.items():  # type: ignore[attr-defined]
+        finalizer.atexit &= record.func is not torch.library._del_library
     gc.collect()
     gc.freeze()  # A forked process would copy the memory of all objects that it looks at.
 
@@ -341,15 +356,20 @@ def become(request: dict[str, Any]) -> str:
     np.random.seed()
     if os.environ.get(BLANK_FIGURES):
         render_blank_figures()
+    for name, values in json.loads(os.environ.get(CONSTANTS, "{}")).items():
+        vars(importlib.import_module(name)).update(values)
     return module
 
 
 def run_module(module: str) -> int:
-    """Run a module as ``python -m`` does, and return the exit code."""
+    """Run a module as ``python -m`` does, or a file as a script; return the exit code."""
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "'.*' found in sys.modules", RuntimeWarning)
-            runpy.run_module(module, run_name="__main__", alter_sys=True)
+            if module.endswith(".py"):
+                runpy.run_path(module, run_name="__main__")
+            else:
+                runpy.run_module(module, run_name="__main__", alter_sys=True)
     except SystemExit as exit_request:
         if isinstance(exit_request.code, str):
             print(exit_request.code, file=sys.stderr)

@@ -16,6 +16,7 @@ import pytest
 import yaml
 from PIL import Image
 
+import processes
 import proj
 from conftest import CONFIGS, ROOT, Cli
 from proj.engine import PACKAGE, class_paths
@@ -205,6 +206,10 @@ def test_the_notebook_runs_and_its_outputs_are_the_stored_ones(project: Path) ->
     client = nbclient.NotebookClient(
         notebook, timeout=120, resources={"metadata": {"path": str(project / "docs")}}
     )
+    # The kernel is a process of the server. It would end because its parent is not this process.
+    options = ["-f", "{connection_file}", "--IPKernelApp.parent_handle=0"]
+    kernel = [processes.stand_in(), "-m", "ipykernel_launcher", *options]
+    client.create_kernel_manager().kernel_spec.argv = kernel
     client.execute()
     executed = [cell.outputs for cell in notebook.cells if cell.cell_type == "code"]
     for outputs in executed:

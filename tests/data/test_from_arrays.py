@@ -1,8 +1,6 @@
 """Arrays and tensors from Python: the same schema, splits and weights as an .npz file of them."""
 
 import json
-import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,10 +10,11 @@ import pytest
 import torch
 from lightning.pytorch import Trainer, seed_everything
 
+import processes
 import proj
 from conftest import MODELS, Cli, make_arrays
 from proj.data.arrays import ArrayDataModule, Arrays
-from proj.engine.runs.run import read_checkpoint
+from proj.engine.runs.checkpoint_file import read_checkpoint
 from proj.errors import UserError
 from proj.models import MulticlassClassifier
 from proj.nets import MLP
@@ -161,8 +160,9 @@ def test_training_from_python_gives_the_weights_of_the_verb(cli: Cli, experiment
 
 def test_the_package_imports_its_data_modules_when_they_are_used() -> None:
     """Arrays must not take the time of importing polars, tables and images."""
-    script = """
-import json, sys
+    Path("names.py").write_text("""
+import json, processes, sys
+processes.forget("proj", "polars")
 import proj.data
 arrays = proj.data.ArrayDataModule
 unused = ("polars", "proj.data.tabular", "proj.data.images")
@@ -172,8 +172,8 @@ try:
     proj.data.Tables
 except AttributeError as error:
     assert "has no attribute 'Tables'" in str(error)
-"""
-    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+""")
+    result = processes.run("names.py")
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout) == []
 

@@ -1,7 +1,5 @@
 """Training from Python: `proj.fit` and `proj.load`, in scripts and in notebooks."""
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +8,12 @@ import polars as pl
 import pytest
 import torch
 
+import processes
 import proj
 from conftest import Cli, files_in
 from proj.engine.api import fit
-from proj.engine.runs.run import Run, read_checkpoint
+from proj.engine.runs.checkpoint_file import read_checkpoint
+from proj.engine.runs.run import Run
 from proj.errors import TrainingError, UserError
 
 QUIET = {"trainer.enable_progress_bar": False, "trainer.enable_model_summary": False}
@@ -109,7 +109,10 @@ def test_without_validation_the_last_checkpoint_is_tested(experiment: Any) -> No
 
 
 MISTAKES: list[tuple[dict[str, Any], str]] = [
-    ({"trainer.max_epoch": 3}, "no option --trainer.max_epoch. Did you mean 'trainer.max_epochs'?"),
+    (
+        {"trainer.max_epoch": 3},
+        "no option --trainer.max_epoch. Did you mean '--trainer.max_epochs'?",
+    ),
     ({"model.net": "MPL"}, "no class 'MPL' is known by that short name. Did you mean 'MLP'?"),
     ({"model.net.hidden": object()}, "model.net.hidden: expected a plain value"),
     ({"trainer.fast_dev_run": True}, "trainer.fast_dev_run: expected false"),
@@ -169,6 +172,8 @@ def test_load_takes_a_run_a_name_a_folder_and_a_file(experiment: Any) -> None:
 
 
 SCRIPT = """
+import warnings
+warnings.simplefilter("error", UserWarning)
 import proj
 run = proj.fit("experiment.yaml", {overrides})
 print(proj.load(run).predict([[0.0] * 6])["prediction"][0])
@@ -177,7 +182,8 @@ print(run.metrics("test")["accuracy"]["value"])
 
 # A notebook has no file and runs its cells inside an event loop.
 NOTEBOOK = """
-import asyncio
+import __main__, asyncio
+del __main__.__file__
 async def cell():
     exec({script!r}, {{"__name__": "__main__"}})
 asyncio.run(cell())
@@ -189,14 +195,9 @@ def test_a_script_without_main_guard_and_a_notebook(kind: str, experiment: Any) 
     """A script or a notebook would start itself again, print warnings, or not train at all."""
     experiment()
     script = SCRIPT.format(overrides=QUIET)
-    Path("script.py").write_text(script)
-    done = subprocess.run(
-        [sys.executable, "-W", "error::UserWarning", "script.py" if kind == "script" else "-"],
-        input=NOTEBOOK.format(script=script),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    text = script if kind == "script" else NOTEBOOK.format(script=script)
+    Path("script.py").write_text(text)
+    done = processes.run("script.py")
     assert done.returncode == 0, done.stderr
     assert "Warning" not in done.stderr
     label, accuracy = done.stdout.splitlines()[-2:]
@@ -208,14 +209,19 @@ def test_a_script_without_main_guard_and_a_notebook(kind: str, experiment: Any) 
 
 def test_public_names_are_imported_when_they_are_used() -> None:
     """`import proj` would take seconds, or a public name would be missing."""
-    script = (
-        "import sys, proj; assert 'torch' not in sys.modules; "
-        "assert set(proj.__all__) <= set(dir(proj)); assert proj.__version__; "
-        "[getattr(proj, name) for name in proj.__all__]; "
-        "assert proj.nets.__name__ == 'proj.nets'; assert not hasattr(proj, 'nothing')"
+    Path("names.py").write_text(
+        """
+import sys, processes
+torch = {name: module for name, module in sys.modules.items() if name.split(".")[0] == "torch"}
+processes.forget("proj", "torch")
+import proj
+assert "torch" not in sys.modules
+sys.modules.update(torch)
+assert set(proj.__all__) <= set(dir(proj)); assert proj.__version__
+[getattr(proj, name) for name in proj.__all__]
+assert proj.nets.__name__ == "proj.nets"; assert not hasattr(proj, "nothing")
+"""
     )
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=False
-    )
+    done = processes.run("names.py")
     assert done.returncode == 0, done.stderr
     assert proj.fit is fit

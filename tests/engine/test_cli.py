@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 
+import processes
 from conftest import CONFIGS, ROOT, Cli, files_in, make_arrays
 from proj.engine.cli import main
 from proj.errors import UserError
@@ -46,13 +47,12 @@ def test_help_version_and_mistyped_verbs_answer_without_torch(
 
 def test_a_missing_extra_is_an_error_that_says_what_to_install(work: Path) -> None:
     """Without the check, `tune` and `cv` end with a traceback where Optuna is not installed."""
-    script = (
-        "import sys; sys.modules['optuna'] = None; from proj.engine.cli import main; "
+    Path("without.py").write_text(
+        "import processes, sys; processes.forget('proj', 'optuna'); sys.modules['optuna'] = None; "
+        "from proj.engine.cli import main; "
         "sys.exit(main(['tune', '--help']) + main(['cv', '--help']))"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=False
-    )
+    done = processes.run("without.py")
     assert done.returncode == 4, done.stderr
     for verb in ("tune", "cv"):
         assert f"error: {verb}: the package optuna is not installed; install" in done.stderr
@@ -78,9 +78,13 @@ def test_fit_imports_what_it_uses_and_nothing_else(experiment: Any, work: Path) 
         "unused &= set(sys.modules); sys.exit(f'imported: {unused}' if unused else code)"
     )
     done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+        [sys.executable, "-W", "error::UserWarning", "-c", script],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
+    assert "Warning" not in done.stderr
 
 
 # Help lists all subclasses in memory. Some may be from modules that an earlier test has deleted.
@@ -142,8 +146,12 @@ def test_config_files_merge_in_order_and_flags_win_wherever_they_stand(
 WRONG_FLAGS = [
     (
         ["--trainer.max_epoch", "3"],
-        "no option --trainer.max_epoch. Did you mean 'trainer.max_epochs'?",
+        "no option --trainer.max_epoch. Did you mean '--trainer.max_epochs'?",
     ),
+    (["--epochs", "3"], "no option --epochs. Did you mean --trainer.max_epochs?"),
+    (["--batch-size", "3"], "no option --batch-size. Did you mean --data.batch_size?"),
+    (["--model.lr", "1"], "has no option 'lr'; did you mean model.optimizer.lr?"),
+    (["--model.net.lr", "1"], "MLP has no option 'lr'; did you mean model.optimizer.lr?"),
     (["--trainer.max_epochs", "three"], "trainer.max_epochs: expected int or null, got three."),
     (
         ["--model.net.hiden", "[3]"],
@@ -272,7 +280,10 @@ WRONG_CONFIGS = [
     ("model: null", "model: expected a section of keys and values, got None"),
     ("model: {init_args: {lr: 1}}", "model: expected class_path and init_args, got lr."),
     ("model: {class_path: Regressor}", "model.net: a value is required"),
-    ("trainer: {max_epochs: 1}", "model: expected a class, got none; set it in an experiment, --config FILE."),
+    (
+        "trainer: {max_epochs: 1}",
+        "model: expected a class, got none; give an experiment, as in --config configs/",
+    ),
     ("model: {class_path: Regresor}", "Did you mean 'Regressor'?"),
     ("name: zebra", "no such key 'name' in an experiment."),
     (

@@ -1,13 +1,16 @@
-"""Each undocumented attribute of Lightning that the package touches, exercised on a real Trainer.
+"""Each undocumented attribute of Lightning and jsonargparse that the package touches.
 
-A test here fails when a new version of Lightning removes or changes such an attribute.
+A test here fails when a new version of a library removes or changes such an attribute.
 """
 
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from jsonargparse import ArgumentError, ArgumentParser
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.plugins import TorchCheckpointIO
@@ -15,12 +18,50 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from proj.engine import lightning_internals as internals
-from proj.engine.runs.run import read_checkpoint
+from proj.engine import security
+from proj.engine.runs.checkpoint_file import read_checkpoint
 from proj.schema import Batch
 
 pytestmark = pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers")
 
 BATCHES = 6
+
+
+RELU, GAIN = "torch.nn.ReLU", "torch.nn.init.calculate_gain"
+LINEAR = {"class_path": "torch.nn.Linear", "init_args": {"out_features": 1}}
+
+
+@pytest.mark.parametrize(
+    ("kind", "accepted", "refused"),
+    [
+        (nn.Module, RELU, GAIN),
+        (Callable[[int], nn.Module], RELU, GAIN),
+        # A class that is called later, and a class whose instance would be the function.
+        (Callable[[int], nn.Module], LINEAR, GAIN),
+        (Callable[[int], int], None, RELU),
+        (Callable[[int], int], None, GAIN),
+        (type[nn.Module], RELU, GAIN),
+        (type, RELU, "torch.nn.modules.module.OrderedDict"),
+        (list[nn.Module], [RELU], [GAIN]),
+        (dict[str, nn.Module | int], {"a": RELU}, {"a": GAIN}),
+    ],
+)
+def test_check_imports(kind: Any, accepted: Any, refused: Any) -> None:
+    """jsonargparse would import, or call, an object that nobody checked."""
+    security.restrict_imports()
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--x", type=kind | None)
+    if accepted is not None:
+        assert parser.instantiate(parser.parse_object({"x": accepted})).x is not accepted
+    spec = {"class_path": refused, "init_args": {"nonlinearity": "relu"}}
+    takes_spec = isinstance(refused, str) and kind not in (type, type[nn.Module])
+    for value in [refused, spec] if takes_spec else [refused]:
+        with pytest.raises(ArgumentError, match=r"Importing '.*' is not allowed"):
+            parser.parse_object({"x": value})
+    checked = vars(sys.modules["jsonargparse._util"])["import_object"]
+    for name, module in sys.modules.items():
+        if name.startswith("jsonargparse.") and "import_object" in vars(module):
+            assert vars(module)["import_object"] is checked, name
 
 
 class StatefulLoader(DataLoader[Tensor]):

@@ -259,6 +259,25 @@ ELSEWHERE = {
             "logger": {"class_path": "TensorBoardLogger", "init_args": {"save_dir": "$OUTSIDE"}}
         }
     },
+    **{
+        f"a logger, {name}": {
+            "trainer": {"logger": {"class_path": "CSVLogger", "init_args": {"save_dir": path}}}
+        }
+        for name, path in {
+            "by a chain of file systems": "simplecache::{outside}",
+            "by a chain with a URL": "blockcache::file://{outside}",
+            "by a prefix": "file:{outside}",
+            "by a prefix in capitals": "LOCAL:{outside}",
+            "in memory": "memory://x",
+            "by a home folder": "~root/x",
+            "by a variable in the middle": "x/${UP}/${UP}/x",
+            "by a link": "link/x",
+            "by a link in a folder": "folder/link",
+            "by a dangling link": "dangling",
+            "by a loop of links": "loop/x",
+        }.items()
+    },
+    "runs, by a link": {"trainer": {"default_root_dir": "link"}},
     "a callback": {
         "trainer": {
             "callbacks": [{"class_path": "ModelCheckpoint", "init_args": {"dirpath": "{outside}"}}]
@@ -293,6 +312,15 @@ def test_a_config_does_not_write_outside_the_working_directory(
 ) -> None:
     """A config could overwrite files anywhere on the disk."""
     monkeypatch.setenv("OUTSIDE", str(outside))
+    monkeypatch.setenv("UP", "..")
+    Path("folder").mkdir()
+    for link, target in {
+        "link": outside,
+        "folder/link": outside,
+        "dangling": outside / "new",
+        "loop": "loop",
+    }.items():
+        Path(link).symlink_to(target)
     Path("table.csv").write_text("a,y\n" + "".join(f"{i},{i % 2}\n" for i in range(60)))
     text = (
         json.dumps(section)

@@ -161,7 +161,7 @@ class Members(nn.Module):
 def test_the_members_of_an_ensemble_learn_as_if_alone(experiment: Any, cli: Cli) -> None:
     """Each gets half of its own gradient, which Adam's steps do not depend on."""
     from proj.data.arrays import ArrayDataModule
-    from proj.engine.runs.run import read_checkpoint
+    from proj.engine.runs.checkpoint_file import read_checkpoint
 
     Path("members.py").write_text("from test_losses import Members")
     flags = [

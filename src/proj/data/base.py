@@ -1,10 +1,10 @@
 """Base class of the data modules: four splits, a schema, and loaders over the splits."""
 
 from abc import ABC, abstractmethod
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import torch
-import yaml
 from lightning.pytorch import LightningDataModule
 
 from proj.data.loader import ArrayLoader, nbytes, take, to_device
@@ -79,9 +79,9 @@ class DataModule(LightningDataModule, ABC):
         """
         return None
 
-    def experiment_yaml(self, path: str, target: str | list[str] | None) -> str:
-        """Return the commented experiment that `init` writes, after ``setup``."""
-        raise NotImplementedError(f"{type(self).__name__} has no experiment_yaml")
+    def experiment_template(self, path: str) -> tuple[Path, dict[str, Any]]:
+        """Return the template of the experiment that `init` writes, and values for it."""
+        raise NotImplementedError(f"{type(self).__name__} has no experiment_template")
 
     @property
     def id_columns(self) -> list[str]:
@@ -197,39 +197,3 @@ class DataModule(LightningDataModule, ABC):
         assert self.trainer is not None
         sample = take(self.splits[split], torch.arange(min(2, self.rows(split))))
         return int(preferred_size(self.trainer.strategy.batch_to_device(sample).x))
-
-
-# Parts of the experiments that `init` writes
-
-MODEL_CLASSES: dict[Task, str] = {
-    "binary": "BinaryClassifier",
-    "multiclass": "MulticlassClassifier",
-    "multilabel": "MultilabelClassifier",
-    "regression": "Regressor",
-}
-
-
-def yaml_text(value: str | list[str]) -> str:
-    """Return a text or a list of texts as YAML on one line."""
-    text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=1000)
-    return text.removesuffix("...\n").strip()
-
-
-def summarize_targets(schema: Schema) -> str:
-    """Return the classes with their shares of the training rows, or the target names."""
-    if not schema.class_counts:
-        return "numbers: " + ", ".join(schema.target_names)
-    counts = zip(schema.class_names, schema.class_counts, strict=True)
-    shares = [f"{name} {count / schema.rows:.1%}" for name, count in counts]
-    return ", ".join(shares[:8]) + (", …" if len(shares) > 8 else "")
-
-
-def class_weight_line(schema: Schema) -> str:
-    """Return the commented option of the model that weights rare classes more."""
-    if schema.task == "regression":
-        return ""
-    option = "class_weights" if schema.task == "multiclass" else "pos_weight"
-    return (
-        f"    # {option}: auto # weights rare classes more: "
-        "better recall, but their probabilities are too high\n"
-    )

@@ -10,6 +10,7 @@ from types import ModuleType
 from proj.engine import PACKAGE, security
 from proj.engine.config.options import COMMON_OPTIONS
 from proj.engine.exit_codes import exit_code
+from proj.engine.terminal import escape_output
 from proj.errors import UserError, nearest
 
 # For each verb, the module and function that implement it, and its description. A module is
@@ -107,6 +108,7 @@ def _call_verb(args: list[str]) -> None:
             f"{verb}: the package optuna is not installed; install the extra tune: "
             "python -m pip install --constraint constraints.txt --editable '.[tune]'."
         ) from error
+    escape_output()
     getattr(module, function)(verb_args)
 
 

@@ -1,15 +1,21 @@
 """Output of the verbs: lines, warnings and tables."""
 
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Column, Table
+from rich.text import Text
 
-from proj.data.base import DataModule, Finding
+from proj.engine.escaping import visible
 from proj.errors import UserError
 from proj.metrics import metric_info
-from proj.schema import Schema
+
+# Importing torch takes seconds, and `runs` does not need it.
+if TYPE_CHECKING:
+    from proj.data.base import DataModule, Finding
+    from proj.schema import Schema
 
 INTERVAL = "95 % interval"
 # Names of a table's columns that are printed.
@@ -18,16 +24,50 @@ MAX_NAMES_SHOWN = 12
 
 def say(line: str) -> None:
     """Print a line. It is not wrapped, so that paths stay whole."""
-    print(line, flush=True)
+    print(visible(line), flush=True)
 
 
 def warn(line: str) -> None:
-    print(f"warning: {line}", file=sys.stderr, flush=True)
+    print(f"warning: {visible(line)}", file=sys.stderr, flush=True)
+
+
+class Terminal(Console):
+    """A rich console that shows texts as they are: no markup, no control sequences."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(markup=False, emoji=False, **options)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        # The cells of our tables have several lines.
+        return super().render_str(visible(text, keep="\n"), **options)
 
 
 def show(table: Table) -> None:
-    """Print a table. Brackets and colons in names are shown as they are, not as rich markup."""
-    Console(markup=False, emoji=False).print(table)
+    """Print a table."""
+    Terminal().print(table)
+
+
+def show_lines(header: list[str], rows: list[list[str]], numbers: int) -> None:
+    """Print a table of any length, one line for each row, none of them wrapped or cut.
+
+    rich takes two seconds for five thousand rows. ``numbers`` is how many of the last columns hold
+    numbers, which are aligned on the right.
+    """
+    widths = [max(map(cell_len, column)) for column in zip(header, *rows, strict=True)]
+    first_number = len(header) - numbers
+
+    def line(cells: list[str]) -> str:
+        blanks = [" " * (width - cell_len(text)) for text, width in zip(cells, widths, strict=True)]
+        parts = [
+            text + blank if i < first_number else blank + text
+            for i, (text, blank) in enumerate(zip(cells, blanks, strict=True))
+        ]
+        return "  ".join(parts).rstrip()
+
+    say(line(header))
+    say("─" * (sum(widths) + 2 * (len(widths) - 1)))
+    for row in rows:
+        say(line(row))
 
 
 def number(value: float | None) -> str:
@@ -122,7 +162,7 @@ def show_importance(metric: str, columns: dict[str, dict[str, Any]], limit: int 
         say(f"{reason}.")
 
 
-def show_findings(findings: list[Finding], strict: bool = False) -> None:
+def show_findings(findings: "list[Finding]", strict: bool = False) -> None:
     """Print findings about the data as warnings; raise them as one ``UserError`` if ``strict``."""
     if findings and strict:
         raise UserError(
@@ -132,7 +172,7 @@ def show_findings(findings: list[Finding], strict: bool = False) -> None:
         warn(str(finding))
 
 
-def show_data(data: DataModule) -> None:
+def show_data(data: "DataModule") -> None:
     """Print the contents of a data module: rows of each split, inputs, task, class shares."""
     schema = data.schema
     assert schema is not None
@@ -143,7 +183,7 @@ def show_data(data: DataModule) -> None:
     say(f"targets: {schema.task}, {shares or ', '.join(schema.target_names)}")
 
 
-def _columns(schema: Schema) -> str:
+def _columns(schema: "Schema") -> str:
     """Return a table's columns by kind, and those that have missing values."""
     columns_by_kind = {
         "number": ["number"],

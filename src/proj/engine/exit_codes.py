@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from proj.engine.escaping import visible
 from proj.errors import Stopped, TrainingError, UserError
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def exit_code(call: Callable[[], int | None], debug: bool = False) -> int:
     except (UserError, TrainingError) as error:
         if debug:
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {visible(str(error))}", file=sys.stderr)
         return 2 if isinstance(error, UserError) else 3
     except UnicodeEncodeError as error:
         if debug:

@@ -23,6 +23,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
+from proj.engine.escaping import visible
 from proj.schema import Array
 
 # Text that is HTML already, so that it is not escaped.
@@ -59,6 +60,8 @@ STYLE: dict[Any, Any] = {
 _ENVIRONMENT = Environment(
     loader=FileSystemLoader(Path(__file__).parent / "templates"),
     autoescape=True,
+    # Marks that reverse the reading direction would rearrange the words of the page.
+    finalize=lambda value: value if isinstance(value, Markup) else visible(str(value), "\n\t"),
     undefined=StrictUndefined,
     trim_blocks=True,
     lstrip_blocks=True,
@@ -149,7 +152,7 @@ def svg(figure: Figure, label: str) -> Html:
             dpi=150,
             metadata={"Date": None, "Creator": None, "Format": None, "Type": None},
         )
-    drawing = buffer.getvalue()
+    drawing = visible(buffer.getvalue(), keep="\n")
     drawing = drawing[drawing.index("<svg") :].replace(INK, "currentColor")
     drawing = re.sub(r"<metadata>.*?</metadata>", "", drawing, flags=re.DOTALL)
     # Nothing refers to the ids of groups, and they would occur in several figures.

@@ -1,11 +1,12 @@
-"""Access to undocumented attributes of Lightning, one function for each.
+"""Access to undocumented attributes of Lightning and jsonargparse, one function for each.
 
 No other module accesses one. ``tests/engine/test_lightning_internals.py`` fails when a new version
-of Lightning removes or changes any of them.
+of a library removes or changes any of them.
 """
 
+import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
@@ -19,6 +20,53 @@ from lightning.pytorch.plugins import (
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from proj.schema import Batch, Execution
+
+# Objects that values of a config name
+
+
+class ObjectCheck(Protocol):
+    """Function that raises ``ImportError`` if a value may not name an object."""
+
+    def __call__(
+        self, path: str, value: object, called: bool = ..., has_base: bool = ..., /
+    ) -> None: ...
+
+
+def check_imports(check: ObjectCheck) -> None:
+    """Let jsonargparse call ``check`` for each object that a value of a config names.
+
+    It is called with the path and the object after the import, and once more, with the other two
+    arguments, before the object is called with arguments of the config. jsonargparse itself checks
+    names only. A second call of this function changes nothing.
+    """
+    from jsonargparse import _typehints, _util
+
+    import_object: Any = _util.import_object
+    as_spec: Any = _typehints.subclass_spec_as_namespace
+    build: Any = _typehints.adapt_class_type
+    if hasattr(import_object, "checked"):
+        return
+
+    def checked_import(name: str, check_path: bool = True) -> Any:
+        value = import_object(name, check_path)
+        # Paths that do not come from a value are not checked.
+        if check_path:
+            check(name, value)
+        return value
+
+    def checked_build(value: Any, *args: Any, **options: Any) -> Any:
+        spec = as_spec(value)
+        given = [options.get(name) for name in ("typehint", "partial_skip_args")]
+        has_base = any(option is not None for option in given)
+        check(spec.class_path, import_object(spec.class_path), True, has_base)
+        return build(value, *args, **options)
+
+    checked_import.checked = True  # type: ignore[attr-defined]
+    _typehints.adapt_class_type = checked_build
+    for name, module in list(sys.modules.items()):
+        if name.startswith("jsonargparse.") and vars(module).get("import_object") is import_object:
+            vars(module)["import_object"] = checked_import
+
 
 # Progress of the training loop
 

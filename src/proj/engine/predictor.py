@@ -15,8 +15,10 @@ from proj.engine import security
 from proj.engine.class_paths import add_working_directory
 from proj.engine.config.parser_errors import explain_parser_error
 from proj.engine.runs import calibration
+from proj.engine.runs.checkpoint_file import read_checkpoint
+from proj.engine.runs.find import find_run
 from proj.engine.runs.predictions import frame
-from proj.engine.runs.run import Run, find_run, read_checkpoint
+from proj.engine.runs.run import Run
 from proj.engine.runs.weights import check_weights, give_schema, weight_type
 from proj.errors import UserError
 from proj.models.base import Model

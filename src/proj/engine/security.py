@@ -1,44 +1,85 @@
-"""Limits on what a config or a checkpoint may do.
+"""Limits on the classes that a config or a checkpoint may name.
 
-It may name classes of known packages only, and it may write into the working directory only. Both
-kinds of files may come from other people and be used unread. Words that are typed on the command
-line come from the user and are trusted.
+It may name classes of known packages and kinds only. Both kinds of files may come from other people
+and be used unread. ``write_paths`` limits where they may have files written.
 """
 
-import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import is_dataclass
 from functools import cache
 from importlib import metadata
 from importlib.util import find_spec
+from inspect import isroutine
 from pathlib import Path
-from typing import Any
+from types import ModuleType, UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from proj.engine import PACKAGE
 from proj.errors import UserError
 
-# Parts of libraries that a config may name. Dependencies are allowed as a whole, except for
-# PARTLY_ALLOWED: torch and lightning hold functions that run code or load files, and jsonargparse
-# would let a value change these settings.
+# Parts of libraries that a config may name; torch and Lightning also hold code that runs programs
+# or loads pickled files. Other dependencies are named as a whole, except for WITHOUT_CLASSES.
 ALLOWED_PARTS = (
     "torch.nn",
     "torch.optim",
-    "torchmetrics",
-    "lightning.pytorch",
-    "lightning.fabric.plugins",
-    "lightning.LightningModule",
     "lightning.LightningDataModule",
+    "lightning.LightningModule",
+    "lightning.fabric.plugins",
+    "lightning.pytorch.Callback",
+    "lightning.pytorch.LightningDataModule",
+    "lightning.pytorch.LightningModule",
+    "lightning.pytorch.accelerators",
+    "lightning.pytorch.callbacks",
+    "lightning.pytorch.cli",
+    "lightning.pytorch.core",
+    "lightning.pytorch.loggers",
+    "lightning.pytorch.plugins",
+    "lightning.pytorch.profilers",
+    "lightning.pytorch.strategies",
 )
-PARTLY_ALLOWED = ("torch", "lightning", "jsonargparse")
-# LambdaCallback takes bare Callables, so any function could be passed to it.
-DENIED_PARTS = ("lightning.pytorch.callbacks.lambda_function",)
-
-# By the key of a setting, the file or folder that this program creates in such a folder. If it
-# exists, the user has allowed the folder before, so a config may write into it again.
-KNOWN_FOLDER_MARKS = {"default_root_dir": "lightning_logs", "cache_dir": "CACHEDIR.TAG"}
+PARTLY_ALLOWED = ("torch", "lightning", "jsonargparse", "torchmetrics")
+# Dependencies without a class that a config could use. Their modules are not imported by name.
+WITHOUT_CLASSES = (
+    "jinja2",
+    "matplotlib",
+    "numpy",
+    "pillow",
+    "polars",
+    "pyyaml",
+    "rich",
+    "scikit-learn",
+    "tensorboard",
+)
+# Modules whose classes do more than their place needs.
+DENIED_PARTS = (
+    # LambdaCallback takes bare Callables, so any function could be passed to it.
+    "lightning.pytorch.callbacks.lambda_function",
+    # The options file of DeepSpeed names folders and other programs.
+    "lightning.pytorch.strategies.deepspeed",
+    # Metrics that download a model, or load one from a folder that the config names.
+    "torchmetrics.audio.dnsmos",
+    "torchmetrics.audio.nisqa",
+    "torchmetrics.image.arniqa",
+    "torchmetrics.image.dists",
+    "torchmetrics.image.fid",
+    "torchmetrics.image.inception",
+    "torchmetrics.image.kid",
+    "torchmetrics.image.lpip",
+    "torchmetrics.image.mifid",
+    "torchmetrics.image.perceptual_path_length",
+    "torchmetrics.multimodal",
+    "torchmetrics.text.bert",
+    "torchmetrics.text.infolm",
+    "torchmetrics.text.rouge",
+    "torchmetrics.text.sacre_bleu",
+    "torchmetrics.video.vmaf",
+)
 
 # Packages that the user has allowed in this process.
 allowed_packages: list[str] = []
+# Modules of the user: this package, and those in the working directory.
+own_modules: list[str] = []
 
 
 def allow_package(package: str) -> None:
@@ -56,25 +97,114 @@ def allow_package(package: str) -> None:
 
 
 def restrict_imports() -> None:
-    """Allow imports by name from known packages only, and configs from files only.
+    """Allow imports by name as ``check_object`` does, and configs from files only.
 
-    The settings hold for the rest of this process.
+    Every parser of an experiment or a checkpoint is made after this call. The settings hold for the
+    rest of this process.
     """
-    # jsonargparse is imported late because `--help` does not need it.
+    # These are imported late because `--help` does not need them.
     from jsonargparse import set_parsing_settings
 
+    from proj.engine.lightning_internals import check_imports
+
+    own_modules[:] = [PACKAGE, *_local_modules()]
     set_parsing_settings(
-        import_path_denylist=["*", *DENIED_PARTS],
-        import_path_allowlist=[PACKAGE, *ALLOWED_PARTS, *_dependencies(), *_local_modules()],
+        import_path_denylist=["*"],
+        import_path_allowlist=[*own_modules, *ALLOWED_PARTS, *_dependencies()],
         instantiate_subclass_spec_in_any=False,  # No class is built where none is expected.
         config_read_mode_urls_enabled=False,
         config_read_mode_fsspec_enabled=False,  # LightningCLI switches it on.
     )
+    check_imports(check_object)
+
+
+def check_object(path: str, value: object, called: bool = False, has_base: bool = True) -> None:
+    """Check an object that a value of a config or a checkpoint names.
+
+    jsonargparse calls this for each object that it imports by a name, and again before it calls
+    the object. A class must be of one of the kinds of ``_kinds``, and jsonargparse checks that it
+    derives from what its place expects. Functions must be the user's own. Whatever the user has
+    allowed with ``--allow`` passes.
+
+    Args:
+        path: the import path in the config.
+        value: the object.
+        called: the object will be called with arguments from the config.
+        has_base: the place of the name expects a class derived from a certain one.
+
+    Raises:
+        ImportError: if a config may not name the object.
+    """
+    source = _source(value) or path
+    if _is_in(source, allowed_packages):
+        return
+    is_own = _is_in(source, own_modules) and not _is_in(source, [f"{PACKAGE}.engine"])
+    if isinstance(value, type):
+        is_kind = is_dataclass(value) or issubclass(value, _kinds())
+        is_allowed = is_own or (is_kind and has_base and not _is_in(source, DENIED_PARTS))
+    else:
+        is_allowed = is_own and not isinstance(value, ModuleType)
+    if not is_allowed:
+        raise ImportError(f"Importing '{path}' is not allowed")
+    if called and not isinstance(value, type) and not _makes_object(value, source):
+        raise ImportError(f"The function '{path}' needs a return annotation")
+
+
+def _source(value: object) -> str | None:
+    """Return where a class or function is defined; None for other objects."""
+    if not (isinstance(value, type) or isroutine(value)):
+        return None
+    return f"{value.__module__}.{value.__qualname__}"
+
+
+def _is_in(path: str, packages: Iterable[str]) -> bool:
+    return any(f"{path}.".startswith(f"{package}.") for package in packages)
+
+
+@cache
+def _kinds() -> tuple[type, ...]:
+    """Return the base classes of everything that a config may build."""
+    # torch and Lightning are imported late because `--help` does not need them.
+    from lightning.fabric.plugins import CheckpointIO, ClusterEnvironment, Precision
+    from lightning.pytorch import Callback, LightningDataModule
+    from lightning.pytorch.accelerators import Accelerator
+    from lightning.pytorch.loggers import Logger
+    from lightning.pytorch.plugins import LayerSync
+    from lightning.pytorch.profilers import Profiler
+    from lightning.pytorch.strategies import Strategy
+    from torch import nn
+    from torch.optim import Optimizer
+    from torch.optim.lr_scheduler import LRScheduler
+
+    # Metrics and LightningModules are Modules.
+    training = (nn.Module, Optimizer, LRScheduler, LightningDataModule)
+    plugins = (CheckpointIO, ClusterEnvironment, LayerSync, Precision)
+    return (*training, Callback, Logger, Profiler, Strategy, Accelerator, *plugins)
+
+
+def _makes_object(function: Any, source: str) -> bool:
+    """Return whether a user's function makes something that a config may build.
+
+    Its return annotation says so. Without one, functions in the working directory are trusted;
+    functions of this package are not, because they are known to everybody.
+    """
+    try:
+        made = get_type_hints(function).get("return", Any)
+    except (NameError, TypeError):  # A name that only the type checker knows, or a builtin.
+        made = Any
+    if made is Any:
+        return not _is_in(source, [PACKAGE])
+    alternatives = get_args(made) if get_origin(made) in (Union, UnionType) else (made,)
+    for alternative in alternatives:
+        kind = get_origin(alternative) or alternative
+        if kind is Callable or (isinstance(kind, type) and issubclass(kind, _kinds())):
+            return True
+    return False
 
 
 @cache
 def _dependencies() -> list[str]:
-    """Return the import names of the packages that this one depends on."""
+    """Return the import names of dependencies that may hold classes for a config."""
     try:
         requirements = metadata.requires(PACKAGE) or []
     except metadata.PackageNotFoundError:
@@ -84,12 +214,12 @@ def _dependencies() -> list[str]:
         for requirement in requirements
         if "extra ==" not in requirement
     }
+    # jsonargparse would let a value change these settings.
+    required -= {"torch", "lightning", "jsonargparse", *WITHOUT_CLASSES}
     return [
         name
         for name, distributions in metadata.packages_distributions().items()
-        if name.isidentifier()
-        and name not in PARTLY_ALLOWED
-        and required & set(map(_normalized, distributions))
+        if name.isidentifier() and required & set(map(_normalized, distributions))
     ]
 
 
@@ -113,76 +243,3 @@ def _local_modules() -> Iterator[str]:
         origins = [spec.origin, *(spec.submodule_search_locations or [])] if spec else []
         if any(Path(origin).is_relative_to(folder) for origin in origins if origin):
             yield path.stem
-
-
-def check_paths(experiment: dict[str, Any], typed: list[str]) -> None:
-    """Check that an experiment writes into the working directory only.
-
-    Args:
-        experiment: the resolved experiment.
-        typed: words of the command line; a path among them is allowed anywhere.
-
-    Raises:
-        UserError: if a path leads elsewhere.
-    """
-    sections = {name: experiment[name] for name in ("trainer", "data") if experiment.get(name)}
-    for key, text in _texts(sections):
-        name = key.rpartition(".")[2]
-        if not key.startswith("trainer.") and name != "cache_dir":
-            continue
-        mark = KNOWN_FOLDER_MARKS.get(name)
-        known = mark is not None and (Path(text) / mark).exists()
-        if _is_outside(text) and not known and not any(text in word for word in typed):
-            raise UserError(
-                f"{key}: expected a path in the working directory, because a config may write only "
-                f"there, got {text}; to allow it, add --{key} {text} to the command line."
-            )
-
-
-def _is_outside(text: str) -> bool:
-    """Return whether a text, taken as a path, is outside the working directory."""
-    text = os.path.expanduser(os.path.expandvars(text))
-    path = Path(text)
-    # http:// and https:// name servers, not folders.
-    other_file_system = "://" in text and not text.startswith(("http://", "https://"))
-    return (
-        other_file_system
-        or ".." in path.parts
-        or (path.is_absolute() and not path.is_relative_to(Path.cwd()))
-    )
-
-
-def _texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """Yield all texts in nested dictionaries and lists, each with its dotted key."""
-    if isinstance(value, str):
-        yield key, value
-        return
-    items: Any = ()
-    if isinstance(value, dict):
-        items = value.items()
-    elif isinstance(value, list):
-        items = enumerate(value)
-    for name, inner in items:
-        yield from _texts(inner, f"{key}.{name}".strip("."))
-
-
-def check_callback_paths(checkpoint: dict[str, Any], source: Path) -> None:
-    """Check that the state of each callback names files in its own folder only.
-
-    Lightning deletes the file of the previous best checkpoint, so other paths would delete files of
-    the user.
-
-    Raises:
-        UserError: if a path leads out of the folder.
-    """
-    for state in checkpoint.get("callbacks", {}).values():
-        if not (isinstance(state, dict) and state.get("dirpath")):
-            continue
-        folder = os.path.normpath(state["dirpath"])
-        paths = [state.get(f"{name}_model_path") for name in ("best", "kth_best", "last")]
-        for path in filter(None, [*paths, *state.get("best_k_models", {})]):
-            if not Path(os.path.normpath(path)).is_relative_to(folder):
-                raise UserError(
-                    f"{source}: expected the checkpoints of a callback to lie in {folder}, got "
-                    f"{path}; use another file, because this one was tampered with."
-                )

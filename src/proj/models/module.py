@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from proj.errors import UserError
-from proj.metrics import DEFAULT_MONITOR, METRIC_INFO, StageMetrics
+from proj.metrics import DEFAULT_MONITOR, METRIC_INFO
+from proj.metrics.stage import StageMetrics
 from proj.models.checks import (
     build_net,
     check_targets,

@@ -1,11 +1,8 @@
 """The data module for images: file formats, the cache of decoded images, and messages."""
 
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+import processes
 import proj
 from conftest import Cli
 from proj.data.arrays import ArrayDataModule
@@ -280,8 +278,7 @@ def test_a_killed_preparation_is_not_used(decoded: list[Any]) -> None:
     """Half-decoded arrays would be trained on."""
     folder()
     Path("slow.py").write_text(PREPARE)
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    process = subprocess.Popen([sys.executable, "slow.py"], env=environment)
+    process = processes.Process("slow.py")
     deadline = time.monotonic() + 300  # importing torch on a busy machine
     while (
         not (started := list(Path(".cache").glob("*/.*/x_train.npy")))

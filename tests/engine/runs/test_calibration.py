@@ -249,15 +249,19 @@ def test_a_damaged_file_is_an_error_with_a_remedy(experiment: Any, cli: Cli) -> 
     cli("fit", "--config", experiment("binary"))
     for changes, message in BAD:
         save({**calibration("binary"), **changes})
-        said = cli("test", code=2)
+        with pytest.raises(UserError) as raised:
+            proj.load("version_0")
+        said = str(raised.value)
         assert message in said, changes
         assert "delete the file, or fit it again." in said
         assert len(said) < 600
+        assert "\n" not in said
+    assert said in cli("test", code=2)
     for content in (b"", b"{", b"[" * 100_000, b"\xff\xfe", b"[1]", b"1" * 10_000, b'{"a": 1}'):
         FILE.write_bytes(content)
-        assert "calibration.json" in cli("predict", "--data.predict_path", "data.npz", code=2)
         with pytest.raises(UserError, match=r"calibration\.json"):
             proj.load("version_0")
+    assert "calibration.json" in cli("predict", "--data.predict_path", "data.npz", code=2)
     said = cli("validate")  # It applies no calibration and reads none.
     assert f"{FILE} is not applied to the split it was fitted on" in said
 

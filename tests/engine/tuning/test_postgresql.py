@@ -1,5 +1,6 @@
 """A study that two processes share through a real PostgreSQL server."""
 
+import json
 import os
 import shutil
 import signal
@@ -13,7 +14,9 @@ from typing import Any
 import optuna
 import pytest
 
+import processes
 from engine.tuning.conftest import run, start, trials, wait_until
+from proj.engine.tuning import study as study_module
 
 POSTGRESQL_BIN = next(
     (path.parent for path in Path("/usr/lib/postgresql").glob("*/bin/initdb")), None
@@ -66,9 +69,11 @@ def server() -> Iterator[str]:
 
 
 def test_a_study_survives_the_kill_of_one_of_two_processes(
-    study: Callable[..., list[str]], server: str
+    study: Callable[..., list[str]], server: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The surviving process takes over the trials of the killed one."""
+    quick = {study_module.__name__: {"HEARTBEAT_SECONDS": 1, "GRACE_SECONDS": 4}}
+    monkeypatch.setenv(processes.CONSTANTS, json.dumps(quick))
     command = [*study(6), "--storage", server]
     first = start(*command)
     wait_until(lambda: Path("lightning_logs/studies/study/trial_0/checkpoints/last.ckpt").exists())

@@ -15,10 +15,9 @@ from PIL import Image
 from torch import Tensor
 
 from proj.data.base import DataModule
-from proj.data.cache import build_once
 from proj.data.images.augment import augment
 from proj.data.images.decode import AnyImage, Shape, decode
-from proj.data.images.experiment import scaled_size, val_share, write_experiment
+from proj.data.images.experiment import experiment_values, scaled_size, val_share
 from proj.data.images.prepare import (
     CHANNEL_NAMES,
     ImagePlan,
@@ -28,12 +27,14 @@ from proj.data.images.prepare import (
 )
 from proj.data.images.sources import (
     ImageSet,
+    check_unchanged,
     hash_source,
     list_folder,
     read_images,
     to_images,
 )
 from proj.data.splits import Fold
+from proj.data.tabular.cache import build_once
 from proj.data.targets import Targets
 from proj.errors import UserError
 from proj.schema import SPLITS, Batch, Schema, Task
@@ -125,10 +126,11 @@ class Images(DataModule):
         images = read_images(path, list_folder(path, predict=False), predict=False)
         return cls(path, size=scaled_size(images), val_fraction=val_share(images))
 
-    def experiment_yaml(self, path: str, target: str | list[str] | None) -> str:
+    def experiment_template(self, path: str) -> tuple[Path, dict[str, Any]]:
         assert self.schema is not None
+        template = Path(__file__).parent / "templates" / "experiment.yaml.j2"
         size = self.size[0] if self.size else None
-        return write_experiment(path, self.schema, size, self.val_fraction)
+        return template, experiment_values(path, self.schema, size, self.val_fraction)
 
     @classmethod
     def encode(cls, rows: Any, schema: Schema) -> Tensor:
@@ -197,10 +199,12 @@ class Images(DataModule):
             self.fold,
         )
         key = {"source": source_hash, "predict": predict, "pillow": PIL.__version__, **asdict(plan)}
-        folder = build_once(
-            self.cache, key, lambda folder: prepare_images(folder, read(), plan, path)
-        )
-        return PreparedImages(folder, listing, source_hash)
+
+        def build(folder: Path) -> None:
+            prepare_images(folder, read(), plan, path)
+            check_unchanged(path, listing, self.cache, source_hash)
+
+        return PreparedImages(build_once(self.cache, key, build), listing, source_hash)
 
     def _shape(self, source_hash: str, read: Callable[[], ImageSet]) -> Shape:
         """Return the shape of one row, from the schema, the options or the images themselves."""

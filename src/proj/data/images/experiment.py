@@ -1,8 +1,9 @@
-"""Experiment that `init` writes for images, with comments on each choice."""
+"""Values of the experiment that `init` writes for images."""
+
+from typing import Any
 
 import numpy as np
 
-from proj.data.base import MODEL_CLASSES, class_weight_line, summarize_targets, yaml_text
 from proj.data.images.decode import read_shape, run_parallel
 from proj.data.images.sources import ImageSet
 from proj.schema import Schema
@@ -24,43 +25,22 @@ MAX_SIZE = 64
 SIZE_SAMPLE = 500
 
 
-def write_experiment(path: str, schema: Schema, size: int | None, val_fraction: float) -> str:
-    """Return the experiment as commented YAML; ``size`` None means that images are not scaled."""
+def experiment_values(
+    path: str, schema: Schema, size: int | None, val_fraction: float
+) -> dict[str, Any]:
+    """Return the values of ``templates/experiment.yaml.j2``; ``size`` None: images keep theirs."""
     epochs = max(MIN_EPOCHS, min(MAX_EPOCHS, IMAGES_PER_RUN // schema.rows))
-    is_short = epochs < EPOCHS_FOR_CROP
-    crop = min(schema.input_shape[1:]) // 14
-    longer = f" # more accurate with three times as many, and crop: {crop}" if is_short else ""
     # Classes of one letter are probably letters, which must not be mirrored.
     letters = all(len(name) == 1 for name in schema.class_names)
-    flip = not letters or path.endswith(".npz")
-    smoothing = "    label_smoothing: 0.1\n" if schema.task == "multiclass" else ""
-    scaling = "null # all images have one size"
-    if size is not None:
-        scaling = f"{size} # height and width that all images are scaled to"
-    return f"""\
-# Images of {path}: {schema.rows} training rows, {len(schema.class_names)} classes.
-# Written by `init`; change it as you like. Each key is also a flag: --model.net.width 32
-seed_everything: 0
-trainer:
-  max_epochs: {epochs}{longer}
-model:
-  class_path: {MODEL_CLASSES[schema.task]} # {summarize_targets(schema)}
-  init_args:
-    net: {{class_path: CNN, init_args: {{width: 40{", mirror: true" if flip else ""}}}}}
-    optimizer: {{class_path: AdamW, init_args: {{weight_decay: 0.01}}}}
-    scheduler: {{class_path: OneCycleLR, init_args: {{max_lr: 0.01}}}} # its length is filled in
-    scheduler_interval: step
-{smoothing}{class_weight_line(schema)}data:
-  class_path: Images
-  init_args:
-    path: {yaml_text(path)}
-    size: {scaling}
-    flip: {str(flip).lower()} # left to right; not for text, or where left and right differ
-    crop: {0 if is_short else crop} # largest random shift in pixels; helps in long runs
-    batch_size: {_batch_size(schema.rows)}
-    val_fraction: {val_fraction} # if there is no folder val
-    test_fraction: 0.15 # if there is no folder test
-"""
+    return {
+        "epochs": epochs,
+        "is_short": epochs < EPOCHS_FOR_CROP,
+        "crop": min(schema.input_shape[1:]) // 14,
+        "flip": not letters or path.endswith(".npz"),
+        "size": size,
+        "batch_size": _batch_size(schema.rows),
+        "val_fraction": val_fraction,
+    }
 
 
 def scaled_size(images: ImageSet) -> int | None:

@@ -14,14 +14,41 @@ from proj.engine.lightning_internals import (
 )
 from proj.engine.runs.weights import load_fitting
 from proj.errors import TrainingError
+from proj.metrics import metric_info
 from proj.schema import Schema
+
+# Decides between epochs whose monitored metric is the same.
+LOSS = "val/loss"
+
+# Fewer validations may agree by chance, and do not call for a warning.
+MIN_CONSTANT_VALIDATIONS = 5
+
+
+class Progress:
+    """Whether a monitored metric ever changed, over the validations of a training.
+
+    Attributes:
+        first: the metric's first value; None before the first validation.
+        validations: number of values.
+        moved: whether a value differs from the first one.
+    """
+
+    def __init__(self) -> None:
+        self.first: float | None = None
+        self.validations, self.moved = 0, False
+
+    def add(self, value: float) -> None:
+        self.first = value if self.first is None else self.first
+        self.validations += 1
+        self.moved |= value != self.first
 
 
 class BestCheckpoint(callbacks.ModelCheckpoint):
     """Save the best epoch by a metric to ``best.ckpt``.
 
-    Every checkpoint holds the experiment's config and the data's schema as plain values, so that it
-    can be used without any other file.
+    Of epochs with the same value, the one with the smallest ``val/loss`` is the best. Every
+    checkpoint holds the experiment's config and the data's schema as plain values, so that it can
+    be used without any other file.
 
     Args:
         monitor: metric to choose the best epoch by; null means the model's own (``val/f1``,
@@ -42,6 +69,8 @@ class BestCheckpoint(callbacks.ModelCheckpoint):
         self.schema: dict[str, Any] | None = None
         # All metrics that were logged when best.ckpt was written.
         self.best_metrics: dict[str, float] = {}
+        self.best_epoch: int | None = None
+        self.progress = Progress()
         super().__init__(
             dirpath=dirpath,
             filename="best",
@@ -62,14 +91,32 @@ class BestCheckpoint(callbacks.ModelCheckpoint):
         super().on_train_epoch_end(trainer, pl_module)
         self._record_metrics(trainer, previous_score)
 
+    def check_monitor_top_k(self, trainer: Trainer, current: Tensor | None = None) -> bool:
+        if current is not None:
+            self.progress.add(current.item())
+        return super().check_monitor_top_k(trainer, current) or self._wins_tie(trainer, current)
+
+    def _wins_tie(self, trainer: Trainer, current: Tensor | None) -> bool:
+        """Return whether this epoch has the best epoch's score and a smaller loss."""
+        loss = trainer.callback_metrics.get(LOSS)
+        if loss is None or current is None or self.best_model_score is None or self.monitor == LOSS:
+            return False
+        return bool(current == self.best_model_score and loss < self.best_metrics[LOSS])
+
     def _record_metrics(self, trainer: Trainer, previous_score: Tensor | None) -> None:
         if self.best_model_score is not previous_score or self.monitor is None:
+            self.best_epoch = trainer.current_epoch
             self.best_metrics = {
                 name: value.item() for name, value in trainer.callback_metrics.items()
             }
 
     def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "best_metrics": self.best_metrics}
+        return {
+            **super().state_dict(),
+            "best_metrics": self.best_metrics,
+            "best_epoch": self.best_epoch,
+            "progress": vars(self.progress).copy(),
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the best score, also in a folder that was moved.
@@ -80,6 +127,8 @@ class BestCheckpoint(callbacks.ModelCheckpoint):
         file = Path(str(self.dirpath)) / "best.ckpt"
         if file.is_file():
             self.best_metrics = state_dict.get("best_metrics", {})
+            self.best_epoch = state_dict.get("best_epoch")
+            vars(self.progress).update(state_dict.get("progress", {}))
             restore_model_checkpoint(self, state_dict, file)
 
     def on_save_checkpoint(
@@ -105,10 +154,29 @@ class BestCheckpoint(callbacks.ModelCheckpoint):
                 "no validation took place, so there is no best.ckpt; use the last epoch's "
                 "checkpoint with `--ckpt_path last`."
             )
+        elif self.monitor and not self.progress.moved:
+            self._warn_of_constant_metric()
+
+    def _warn_of_constant_metric(self) -> None:
+        """Warn that the metric cannot tell epochs apart, unless it had its best possible value."""
+        value, info = self.progress.first, metric_info(str(self.monitor))
+        is_perfect = info is not None and value == (1.0 if info.mode == "max" else 0.0)
+        if is_perfect or self.progress.validations < MIN_CONSTANT_VALIDATIONS:
+            return
+        by_loss = LOSS in self.best_metrics and self.monitor != LOSS
+        effect = f"the best epoch was chosen by {LOSS}" if by_loss else "no epoch is the best one"
+        rank_zero_warn(
+            f"{self.monitor} was {value:.4g} in each of the {self.progress.validations} "
+            f"validations, so {effect}; train longer, raise the learning rate, or name another "
+            "metric with --checkpoint.monitor."
+        )
 
 
 class EarlyStopping(callbacks.EarlyStopping):
     """Stop when a metric has not improved for a number of validations.
+
+    As long as the metric has not changed at all, such as the F1 of a rare class that is never
+    predicted, a smaller ``val/loss`` counts as an improvement, too.
 
     Args:
         monitor: the metric; null means the one that the best checkpoint is chosen by.
@@ -125,6 +193,8 @@ class EarlyStopping(callbacks.EarlyStopping):
         min_delta: float = 0.0,
     ) -> None:
         self.checkpoint_patience = patience or 0
+        self.progress = Progress()
+        self.best_loss = float("inf")
         super().__init__(
             monitor=monitor or "",
             mode=mode or "min",
@@ -133,7 +203,23 @@ class EarlyStopping(callbacks.EarlyStopping):
             check_on_train_epoch_end=_after_training_epoch(monitor),
         )
 
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        metrics = trainer.callback_metrics
+        if not trainer.sanity_checking and {self.monitor, LOSS} <= metrics.keys():
+            self.progress.add(metrics[self.monitor].item())
+            needed = self.best_loss - abs(self.min_delta)
+            if not self.progress.moved and (loss := metrics[LOSS].item()) < needed:
+                # The check, now or at the end of the epoch, adds one.
+                self.best_loss, self.wait_count = loss, -1
+        super().on_validation_end(trainer, pl_module)
+
+    def state_dict(self) -> dict[str, Any]:
+        progress = {"progress": vars(self.progress).copy(), "best_loss": self.best_loss}
+        return {**super().state_dict(), **progress}
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        vars(self.progress).update(state_dict.get("progress", {}))
+        self.best_loss = state_dict.get("best_loss", self.best_loss)
         self.checkpoint_patience = state_dict["patience"]
         super().load_state_dict({**state_dict, "patience": self.patience})
 

@@ -9,7 +9,8 @@ from typing import IO, Any
 from lightning.pytorch.plugins import TorchCheckpointIO
 
 from proj.engine.runs import checkpoint_file
-from proj.engine.runs.run import LAST, PREVIOUS, atomic_write
+from proj.engine.runs.files import atomic_write
+from proj.engine.runs.run import LAST, PREVIOUS
 from proj.errors import TrainingError
 
 
@@ -32,7 +33,8 @@ class DurableCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
     ) -> None:
-        path = Path(path).resolve()
+        # Not the file: a link of this name is replaced, and what it leads to stays as it is.
+        path = Path(path).parent.resolve() / Path(path).name
         if path.parent != self.folder:
             super().save_checkpoint(checkpoint, path, storage_options)
         elif path.name == LAST:

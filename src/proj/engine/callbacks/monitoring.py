@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-import yaml
 from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
@@ -25,7 +24,8 @@ from torch.optim import Optimizer
 from proj.data.base import DataModule
 from proj.data.loader import take
 from proj.engine.callbacks.best_checkpoint import BestCheckpoint
-from proj.engine.runs.run import flatten_config
+from proj.engine.runs.contents import flatten_config
+from proj.engine.yaml_text import yaml_document
 from proj.models.base import Model
 from proj.models.checks import evaluating
 from proj.models.module import to_inputs
@@ -168,7 +168,7 @@ class TensorBoardSummary(Callback):
         self.charts_logged = state_dict["charts_logged"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        text = yaml.safe_dump(self.config, sort_keys=False)
+        text = yaml_document(self.config)
         for logger in _tensorboard_loggers(trainer):
             # A new run may start from another run's checkpoint, so `charts_logged` may be restored.
             if not getattr(logger, "resumed", False):

@@ -2,19 +2,28 @@
 
 import argparse
 import re
+import shlex
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import get_args
 
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
 from proj.data.base import DataModule
 from proj.engine import PACKAGE, console
 from proj.engine.class_paths import own_classes
 from proj.engine.config.parser import VerbParser
-from proj.engine.runs.run import atomic_write
+from proj.engine.escaping import visible
+from proj.engine.runs.files import atomic_write
 from proj.engine.training.data_checks import check_data
+from proj.engine.yaml_text import yaml_key, yaml_value
 from proj.errors import UserError
-from proj.schema import Task
+from proj.schema import Schema, Task
+
+# Parts of experiments that the templates of the data modules include.
+TEMPLATES = Path(__file__).parent.parent / "templates"
 
 
 def init(args: list[str]) -> None:
@@ -31,10 +40,10 @@ def init(args: list[str]) -> None:
     data.setup("fit")
     console.show_data(data)
     console.show_findings(check_data(data), options.strict)
-    text = data.experiment_yaml(options.data, options.target)
+    text = _experiment_yaml(data, options.data)
     atomic_write(output, lambda file: file.write(text.encode()))
     console.say(f"written: {output}")
-    console.say(f"train: python -m {PACKAGE} fit --config {output}")
+    console.say(f"train: python -m {PACKAGE} fit --config {shlex.quote(str(output))}")
 
 
 def _parse(args: list[str]) -> argparse.Namespace:
@@ -59,6 +68,40 @@ def _experiment_name(path: str) -> str:
     """Return a name for the experiment, from the name of the file or folder."""
     stem = Path(path).stem if "*" not in Path(path).name else Path(path).parent.name
     return re.sub(r"\W+", "_", stem).strip("_").lower() or "experiment"
+
+
+def _experiment_yaml(data: DataModule, path: str) -> str:
+    """Return the commented experiment, rendered from the template of the data module.
+
+    Each value is written as YAML on one line, or with the filter ``comment`` as a part of a
+    comment, whatever characters it holds.
+    """
+    assert data.schema is not None
+    template, values = data.experiment_template(path)
+    # Autoescape marks the values that are YAML already, such as the results of macros.
+    environment = Environment(
+        loader=FileSystemLoader([template.parent, TEMPLATES]),
+        autoescape=True,
+        finalize=lambda value: value if isinstance(value, Markup) else Markup(yaml_value(value)),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["comment"] = lambda text: Markup(visible(text))
+    environment.filters["key"] = lambda name: Markup(yaml_key(name)).replace("\n", "\n      ")
+    return environment.get_template(template.name).render(
+        **values, path=path, schema=data.schema, target_summary=_target_summary(data.schema)
+    )
+
+
+def _target_summary(schema: Schema) -> str:
+    """Return the classes with their shares of the training rows, or the target names."""
+    if not schema.class_counts:
+        return "numbers: " + ", ".join(schema.target_names)
+    counts = zip(schema.class_names, schema.class_counts, strict=True)
+    shares = [f"{name} {count / schema.rows:.1%}" for name, count in counts]
+    return ", ".join(shares[:8]) + (", …" if len(shares) > 8 else "")
 
 
 def _open_data(path: str, target: str | list[str] | None, task: Task | None) -> DataModule:

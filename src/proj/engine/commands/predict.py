@@ -18,7 +18,9 @@ def predict(args: list[str]) -> None:
     apply_calibration(cli.model, restored.checkpoint)
     path = _output_path(cli, restored.run)
     columns = cli.option("keep")
-    prediction_writer = PredictionWriter(path, columns.split(",") if columns else [])
+    prediction_writer = PredictionWriter(
+        path, columns.split(",") if columns else [], bool(cli.option("escape_formulas"))
+    )
     trainer = run_loop("predict", restored, prediction_writer)
     if trainer.is_global_zero and not restored.fast_dev_run:
         console.say(f"predictions: {path}")

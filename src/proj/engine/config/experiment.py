@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from jsonargparse import ArgumentError
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ProgressBar
@@ -22,6 +21,8 @@ from proj.engine.config.options import OPTIONS
 from proj.engine.config.parser_errors import explain_parser_error
 from proj.engine.exit_codes import as_user_error
 from proj.engine.lightning_internals import convert_before_loading, keep_batches
+from proj.engine.write_paths import check_paths
+from proj.engine.yaml_text import yaml_document
 from proj.errors import UserError
 
 # Warnings that a user of the verbs cannot act on.
@@ -137,7 +138,7 @@ class ExperimentCLI(LightningCLI):
         if seed is None or not 0 <= seed < 2**32:
             raise UserError(f"seed_everything: expected a number from 0 to 2**32 - 1, got {seed}.")
         self.experiment = self._plain_values(parser)
-        security.check_paths(self.experiment, self.flags)
+        check_paths(self.experiment, self.flags)
 
     def instantiate_classes(self) -> None:
         if not self.instantiate:
@@ -164,7 +165,7 @@ class ExperimentCLI(LightningCLI):
 
     def as_yaml(self) -> str:
         """Return the resolved experiment as the text of ``config.yaml``."""
-        return yaml.safe_dump(self.experiment, sort_keys=False, allow_unicode=True)
+        return yaml_document(self.experiment)
 
     @property
     def root(self) -> Path:

@@ -112,5 +112,10 @@ OPTIONS: dict[str, tuple[Option, ...]] = {
         Option(
             "keep", "Columns of the source to write beside the predictions, separated by commas."
         ),
+        Option(
+            "escape_formulas",
+            "Put an apostrophe before texts that a spreadsheet would compute.",
+            bool,
+        ),
     ),
 }

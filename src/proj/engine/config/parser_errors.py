@@ -1,7 +1,8 @@
 """Convert the nested error texts of jsonargparse to one sentence about one key.
 
 The sentence names the key, the value, and the nearest valid name. The texts are not a public
-interface of jsonargparse. A text that is not recognised is passed on as it is.
+interface of jsonargparse. A text that is not recognised is passed on as it is. A text may quote
+values of a config, so nothing is imported by a name that was found in it.
 """
 
 import inspect
@@ -9,12 +10,37 @@ import re
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
 
 from proj.engine.class_paths import own_classes, public_classes
 from proj.engine.security import PARTLY_ALLOWED
 from proj.errors import nearest
+
+# Where options are that other programs have as flags of one word.
+FULL_KEYS = {
+    "batch_size": "data.batch_size",
+    "devices": "trainer.devices",
+    "dropout": "model.net.dropout",
+    "epochs": "trainer.max_epochs",
+    "gpus": "trainer.devices",
+    "hidden": "model.net.hidden",
+    "learning_rate": "model.optimizer.lr",
+    "lr": "model.optimizer.lr",
+    "max_epochs": "trainer.max_epochs",
+    "momentum": "model.optimizer.momentum",
+    "monitor": "checkpoint.monitor",
+    "net": "model.net",
+    "num_epochs": "trainer.max_epochs",
+    "optimizer": "model.optimizer",
+    "path": "data.path",
+    "patience": "early_stopping.patience",
+    "precision": "trainer.precision",
+    "scheduler": "model.scheduler",
+    "seed": "seed_everything",
+    "target": "data.target",
+    "weight_decay": "model.optimizer.weight_decay",
+}
 
 
 @dataclass(frozen=True)
@@ -58,6 +84,9 @@ def explain_parser_error(text: str, valid_keys: Iterable[str]) -> str:
         text: the error text.
         valid_keys: all dotted keys of the parser.
     """
+    # In a union, the texts of the other types may come before the refusal of a name.
+    refused = any(re.search(pattern, text) for pattern in REFUSALS)
+    explanations = REFUSALS if refused else EXPLANATIONS
     keys: list[str] = []
     owner = ""
     lines = text.splitlines()
@@ -68,7 +97,7 @@ def explain_parser_error(text: str, valid_keys: Iterable[str]) -> str:
         )
         if owner_match := re.search(owner_pattern, line):
             owner = owner_match[1]
-        for pattern, explain in EXPLANATIONS.items():
+        for pattern, explain in explanations.items():
             if match := re.search(pattern, line):
                 cause = Cause(match, ".".join(keys), owner, list(valid_keys), lines[number:])
                 return explain(cause)
@@ -78,7 +107,7 @@ def explain_parser_error(text: str, valid_keys: Iterable[str]) -> str:
 def _import_not_allowed(cause: Cause) -> str:
     path = cause.match[1]
     package = path.split(".")[0]
-    if package not in sys.modules and find_spec(package) is None:
+    if package.isidentifier() and package not in sys.modules and find_spec(package) is None:
         return (
             f"{cause.key}: {path} cannot be imported, there is no module {package}."
             f"{_nearest_class(path)}"
@@ -87,6 +116,13 @@ def _import_not_allowed(cause: Cause) -> str:
     return (
         f"{cause.key}: a config may not name {path}; if you trust it, and know what it does, add "
         f"--allow {package}."
+    )
+
+
+def _no_annotation(cause: Cause) -> str:
+    return (
+        f"{cause.key}: a config may call the function {cause.match[1]} only if its return "
+        "annotation names what it makes, such as nn.Module."
     )
 
 
@@ -114,21 +150,38 @@ def _unknown_flag(cause: Cause) -> str:
     if not flag.startswith("-"):
         hint = f" Did you mean --config {flag}?" if flag.endswith((".yaml", ".yml")) else ""
         return f"expected an option, --KEY VALUE, got {flag}.{hint}"
-    options = [*cause.valid_keys, "print_config", "config", "debug"]
-    return f"no option {flag}.{nearest(flag.lstrip('-'), options)}"
+    name = flag.lstrip("-").replace("-", "_")
+    if name in FULL_KEYS:
+        return f"no option {flag}. Did you mean --{FULL_KEYS[name]}?"
+    options = [f"--{key}" for key in (*cause.valid_keys, "print_config", "config", "debug")]
+    return f"no option {flag}.{nearest(flag, options)}"
 
 
 def _unknown_option_of_class(cause: Cause, option: str) -> str:
     name = option.split(".")[0]
+    key = FULL_KEYS.get(name)
+    if key is not None and key.rpartition(".")[0] != cause.key:
+        return (
+            f"{cause.key}.{option}: {cause.owner_name} has no option {name!r}; did you mean {key}?"
+        )
     hint = nearest(name, _options(cause.owner))
     return f"{cause.key}.{option}: {cause.owner_name} has no option {name!r}.{hint}"
 
 
 def _required(cause: Cause) -> str:
     names = [name for name in cause.match[1].split(", ") if not name.startswith("schema.")]
+    if not names:
+        return (
+            f"{cause.key}: {cause.owner} is a function that takes the schema; write a class whose "
+            "first argument is the schema."
+        )
     key = f"{cause.key}.{names[0]}".strip(".")
     if key == "model":
-        return "model: expected a class, got none; set it in an experiment, --config FILE."
+        configs = [*sorted(Path("configs").glob("*.yaml")), Path("configs/mine.yaml")]
+        return (
+            f"model: expected a class, got none; give an experiment, as in --config {configs[0]}, "
+            "or write one for your data with init."
+        )
     return f"{key}: a value is required; set it in the config or with --{key}."
 
 
@@ -140,7 +193,8 @@ def _no_attribute(cause: Cause) -> str:
             f"{cause.key}: {cause.owner} cannot be imported: module {module} has no {name}."
             f"{_nearest_class(cause.owner)}"
         )
-    return f"{cause.key}: no class {name} in {module}.{nearest(name, public_classes(module))}"
+    classes = public_classes(module) if module in sys.modules else []
+    return f"{cause.key}: no class {name} in {module}.{nearest(name, classes)}"
 
 
 def _no_module(cause: Cause) -> str:
@@ -186,8 +240,11 @@ def _other(cause: Cause) -> str:
 
 
 # Patterns in the order in which they are tried on each line.
-EXPLANATIONS: dict[str, Callable[[Cause], str]] = {
+REFUSALS: dict[str, Callable[[Cause], str]] = {
     r"Importing '([^']+)' is not allowed": _import_not_allowed,
+    r"The function '([^']+)' needs a return annotation": _no_annotation,
+}
+EXPLANATIONS: dict[str, Callable[[Cause], str]] = {
     r"Option '([^']+)' is not accepted": _unknown_option,
     r"Group '([^']+)' does not accept option '([^']+)'": _unknown_in_group,
     r"[Uu]nrecognized arguments: (\S+)": _unknown_flag,
@@ -215,7 +272,10 @@ def _type_name(text: str) -> str:
 def _options(class_path: str) -> list[str]:
     """Return the options of a class: all arguments of its constructor and of its bases'."""
     module, _, name = class_path.rpartition(".")
-    bases = inspect.getmro(getattr(import_module(module), name))
+    owner = getattr(sys.modules.get(module), name, None)
+    if not isinstance(owner, type):
+        return []
+    bases = inspect.getmro(owner)
     constructors = [vars(base)["__init__"] for base in bases if "__init__" in vars(base)]
     names = [
         name for constructor in constructors for name in inspect.signature(constructor).parameters

@@ -1,5 +1,6 @@
 """The results of `validate` and `test` in the folder of a run: read, write and show them."""
 
+import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -7,7 +8,9 @@ from torch import Tensor
 
 from proj.engine import console
 from proj.engine.evaluation.scoring import Metrics
-from proj.engine.runs.run import Run, metric_entries, read_checkpoint, write_metrics
+from proj.engine.runs.checkpoint_file import read_checkpoint
+from proj.engine.runs.contents import metric_entries, write_metrics
+from proj.engine.runs.run import Run
 from proj.errors import UserError
 from proj.schema import Schema
 
@@ -70,7 +73,7 @@ def show_location(run: Run) -> None:
     """Print the run's folder, and the command for TensorBoard if the run has curves."""
     console.say(f"run: {run.path}")
     if has_tensorboard(run):
-        console.say(f"watch: tensorboard --logdir {run.path.parent}")
+        console.say(f"watch: tensorboard --logdir {shlex.quote(str(run.path.parent))}")
 
 
 def has_tensorboard(run: Run) -> bool:

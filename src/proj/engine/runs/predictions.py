@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from proj.engine.escaping import FORMULA, NUMBER, csv_cell
 from proj.errors import UserError
 from proj.schema import DEFAULT_THRESHOLD, Array, Schema
 
@@ -81,6 +82,18 @@ def _target_columns(
     if is_multilabel:
         columns |= {f"probability{suffix}": output[:, i] for i, suffix in enumerate(suffixes)}
     return columns
+
+
+def escape_formulas(table: pl.DataFrame) -> pl.DataFrame:
+    """Return a table whose names and texts a spreadsheet shows and does not compute."""
+    columns = []
+    for name, column in zip(table.columns, table.get_columns(), strict=True):
+        if column.dtype in (pl.String, pl.Categorical, pl.Enum):
+            texts = column.cast(pl.String)
+            is_formula = texts.str.contains(FORMULA) & ~texts.str.contains(NUMBER)
+            column = ("'" + texts).zip_with(is_formula.fill_null(False), texts)
+        columns.append(column.rename(csv_cell(name)))
+    return pl.DataFrame(columns)
 
 
 def writer(path: Path) -> Any:

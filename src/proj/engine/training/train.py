@@ -1,6 +1,7 @@
 """Train a run, record its manifest, and print the result."""
 
 import os
+import shlex
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,7 +15,10 @@ from proj.engine.callbacks.best_checkpoint import BestCheckpoint
 from proj.engine.config.experiment import ExperimentCLI, first_process
 from proj.engine.exit_codes import as_user_error, signal_exit_codes
 from proj.engine.memory import keep_freed_memory
-from proj.engine.runs.run import LAST, Run, metric_entries, read_checkpoint, record_manifest
+from proj.engine.runs.checkpoint_file import read_checkpoint
+from proj.engine.runs.contents import metric_entries
+from proj.engine.runs.manifest import record_manifest
+from proj.engine.runs.run import LAST, Run
 
 # Environment variable with the run's folder. Process 0 sets it for the processes that it starts.
 RUN_VARIABLE = f"{PACKAGE.upper()}_RUN"
@@ -56,14 +60,20 @@ def train(
             record_manifest(run, command, seed, fingerprint, device, resumed),
         ):
             _fit(cli, trainer, checkpoint)
+            for saver in _best_checkpoints(trainer):
+                run.write_manifest(best_epoch=saver.best_epoch)
     except SystemExit as stop:
         if stop.code in SIGNAL_CODES and (run.path / "checkpoints" / LAST).is_file():
-            console.say(f"stopped; to continue: fit --resume {run.path}")
+            console.say(f"stopped; to continue: fit --resume {shlex.quote(str(run.path))}")
         raise
     except Exception:
+        # No step was made, so model, data, settings and checkpoint do not fit together.
         if trainer.global_step == first_step and not resumed:
             _delete(run, cli.root)
             with as_user_error("training cannot start"):
+                raise
+        if trainer.global_step in (0, first_step):
+            with as_user_error(f"training cannot resume from {checkpoint}"):
                 raise
         raise
     _show_result(run, trainer)
@@ -91,19 +101,26 @@ def _delete(run: Run, root: Path) -> None:
         root.rmdir()
 
 
+def _best_checkpoints(trainer: Trainer) -> list[BestCheckpoint]:
+    """Return the callback that selected the best epoch, if there was a validation."""
+    savers = [saver for saver in trainer.checkpoint_callbacks if isinstance(saver, BestCheckpoint)]
+    return [saver for saver in savers if saver.best_metrics]
+
+
 def _show_result(run: Run, trainer: Trainer) -> None:
     """Print the metrics of the best epoch, the length of the training, and the run's folder."""
-    for saver in trainer.checkpoint_callbacks:
-        if isinstance(saver, BestCheckpoint) and saver.best_metrics:
-            metrics = {
-                name: value
-                for name, value in saver.best_metrics.items()
-                if not name.startswith(("train", "lr-"))
-            }
-            title = f"best epoch, by {saver.monitor}" if saver.monitor else "last epoch"
-            console.show_metrics(title, metric_entries(metrics))
     epochs = console.plural(trainer.current_epoch, "epoch")
-    console.say(f"trained: {epochs}, {console.plural(trainer.global_step, 'step')}")
+    for saver in _best_checkpoints(trainer):
+        metrics = {
+            name: value
+            for name, value in saver.best_metrics.items()
+            if not name.startswith(("train", "lr-"))
+        }
+        title = f"best epoch: {saver.best_epoch} of {epochs}, by {saver.monitor}"
+        console.show_metrics(title if saver.monitor else "last epoch", metric_entries(metrics))
+    console.say(
+        f"trained: {epochs} (counted from 0), {console.plural(trainer.global_step, 'step')}"
+    )
     console.say(f"run: {run.path}")
     if any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers):
-        console.say(f"watch: tensorboard --logdir {run.path.parent}")
+        console.say(f"watch: tensorboard --logdir {shlex.quote(str(run.path.parent))}")

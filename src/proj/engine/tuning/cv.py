@@ -19,7 +19,10 @@ from proj.engine.config.experiment import ExperimentCLI, differences
 from proj.engine.config.parser import VerbParser
 from proj.engine.config.yaml_file import read_yaml
 from proj.engine.exit_codes import stop_signals
-from proj.engine.runs.run import Run, atomic_write, lock_run, read_checkpoint
+from proj.engine.runs.checkpoint_file import read_checkpoint
+from proj.engine.runs.files import atomic_write
+from proj.engine.runs.locks import lock_run
+from proj.engine.runs.run import Run
 from proj.engine.tuning.fold_scores import (
     FoldRun,
     Metrics,
@@ -29,6 +32,8 @@ from proj.engine.tuning.fold_scores import (
 from proj.engine.tuning.plan import positive_int, uses_several_devices
 from proj.engine.tuning.pool import JobFailed, JobInterrupted, Pool
 from proj.engine.tuning.worker import make_job
+from proj.engine.write_paths import check_links
+from proj.engine.yaml_text import yaml_document
 from proj.errors import TrainingError, UserError
 from proj.models.base import Model
 
@@ -46,6 +51,7 @@ def cv(args: list[str]) -> None:
             f"got {cli.experiment['data']['class_path']}; use one of this package."
         )
     folder.mkdir(parents=True, exist_ok=True)
+    check_links(folder)
     one_process_per_job = uses_several_devices(cli.experiment)
     with lock_run(Run(folder)):
         _record(folder, {"folds": options.folds, "seeds": options.seeds, **cli.experiment})
@@ -94,7 +100,7 @@ def _record(folder: Path, settings: dict[str, Any]) -> None:
                 f"different settings: {'; '.join(changes)[:500]}; undo the changes, or choose "
                 "another folder with --output."
             )
-    content = yaml.safe_dump(settings, sort_keys=False).encode()
+    content = yaml_document(settings).encode()
     atomic_write(file, lambda stream: stream.write(content))
 
 

@@ -17,6 +17,7 @@ from proj.engine.config.experiment import ExperimentCLI
 from proj.engine.config.parser import VerbParser
 from proj.engine.config.yaml_file import read_yaml
 from proj.engine.tuning.space import Parameter, corners, read_space
+from proj.engine.write_paths import check_paths
 from proj.errors import UserError, nearest
 
 # Type of each key of a study file, for isinstance and in words.
@@ -69,6 +70,7 @@ class StudyPlan(NamedTuple):
         workers: number of trials at the same time.
         one_process_per_job: start a new process for each training run. Runs on several devices need
             this, because Lightning starts their further processes with the same arguments.
+        escape_formulas: write trials.csv for a spreadsheet that would compute some of its texts.
     """
 
     name: str
@@ -87,6 +89,7 @@ class StudyPlan(NamedTuple):
     storage: str | None
     workers: int
     one_process_per_job: bool
+    escape_formulas: bool
 
     def make_sampler(self, seed: int) -> BaseSampler:
         sampler: BaseSampler = build(self.sampler, optuna.samplers, "sampler", {"seed": seed})
@@ -140,6 +143,7 @@ def read_plan(args: list[str]) -> StudyPlan:
         storage=options.storage,
         workers=options.workers,
         one_process_per_job=uses_several_devices(cli.experiment),
+        escape_formulas=options.escape_formulas,
     )
     if (plan.n_trials is None) == (plan.minutes is None):
         budgets = "both" if plan.n_trials else "neither"
@@ -172,6 +176,11 @@ def _parse(args: list[str]) -> tuple[argparse.Namespace, list[str]]:
     )
     parser.add_argument(
         "--output", help="folder of the study; default: lightning_logs/studies/NAME"
+    )
+    parser.add_argument(
+        "--escape_formulas",
+        action="store_true",
+        help="put an apostrophe before texts in trials.csv that a spreadsheet would compute",
     )
     return parser.parse_known_args(args)
 
@@ -220,6 +229,10 @@ def _check_key(file: Path, key: Any, value: Any) -> None:
 
 def _check_space(space: list[Parameter], fit_args: list[str]) -> None:
     """Parse the experiment with each corner of the space; raise UserError if one is not valid."""
+    # Trials get their settings as flags, which may write anywhere, but the user did not type these.
+    for parameter in space:
+        for value in parameter.values:
+            check_paths({parameter.key: value}, fit_args)
     for settings in corners(space):
         arguments = read_arguments([*fit_args, *as_flags(settings)], "fit")
         ExperimentCLI("fit", arguments.configs, arguments.flags, instantiate=False)

@@ -12,7 +12,8 @@ from optuna.trial import FrozenTrial, TrialState
 from proj.engine import console
 from proj.engine.config.arguments import as_flags
 from proj.engine.exit_codes import stop_signals
-from proj.engine.runs.run import Run, lock_run
+from proj.engine.runs.locks import lock_run
+from proj.engine.runs.run import Run
 from proj.engine.tuning.plan import StudyPlan, read_plan
 from proj.engine.tuning.pool import JobFailed, JobInterrupted, Pool
 from proj.engine.tuning.space import suggest
@@ -26,6 +27,7 @@ from proj.engine.tuning.study import (
 )
 from proj.engine.tuning.study_report import StudyDisplay, write_results
 from proj.engine.tuning.worker import Job, make_job
+from proj.engine.write_paths import check_links
 from proj.errors import TrainingError, UserError
 
 
@@ -33,6 +35,7 @@ def tune(args: list[str]) -> None:
     """Search for better hyperparameters."""
     plan = read_plan(args)
     plan.folder.mkdir(parents=True, exist_ok=True)
+    check_links(plan.folder)
     with nullcontext() if plan.storage else lock_run(Run(plan.folder)):
         study = open_study(plan)
         pool = Pool(plan.workers, plan.one_process_per_job)

@@ -27,6 +27,7 @@ from optuna.trial import FrozenTrial, TrialState
 from proj.engine import console
 from proj.engine.config.experiment import differences
 from proj.engine.tuning.plan import StudyPlan
+from proj.engine.write_paths import check_appended
 from proj.errors import UserError
 
 # A `tune` on another machine counts as dead after four missed heartbeats.
@@ -247,6 +248,7 @@ def _open_journal(folder: Path) -> JournalStorage:
     # A lock of Optuna's can only be left by a process that was killed.
     for lock in folder.glob(f"{journal.name}.lock*"):
         lock.unlink()
+    check_appended(journal)
     truncate_torn_record(journal)
     return JournalStorage(JournalFileBackend(str(journal)))
 

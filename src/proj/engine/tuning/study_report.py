@@ -2,6 +2,7 @@
 
 import csv
 import io
+import shlex
 import sys
 import time
 import warnings
@@ -15,7 +16,7 @@ import optuna.visualization.matplotlib as optuna_plots
 from matplotlib.figure import Figure
 from optuna import Study
 from optuna.trial import FrozenTrial, TrialState
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
 from rich.table import Table
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -23,7 +24,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from proj.engine import PACKAGE, console, html
 from proj.engine.config.arguments import as_flags, read_arguments
 from proj.engine.config.experiment import ExperimentCLI
-from proj.engine.runs.run import atomic_write
+from proj.engine.escaping import csv_cell, visible
+from proj.engine.runs.files import atomic_write
 from proj.engine.tuning.plan import StudyPlan
 from proj.engine.tuning.pool import threads_per_worker
 from proj.engine.tuning.study import trial_index, trials_by_index, was_interrupted
@@ -55,8 +57,7 @@ class StudyDisplay:
         if not sys.stdout.isatty():
             yield
             return
-        terminal = Console(markup=False, emoji=False)
-        with Live(get_renderable=self.render, refresh_per_second=1, console=terminal):
+        with Live(get_renderable=self.render, refresh_per_second=1, console=console.Terminal()):
             yield
 
     def render(self) -> Group:
@@ -122,15 +123,17 @@ def _write(plan: StudyPlan, name: str, content: str) -> None:
 def _trials_table(plan: StudyPlan, trials: dict[int, FrozenTrial]) -> str:
     """Return the trials as CSV, one line for each."""
     buffer = io.StringIO()
-    writer = csv.writer(buffer)
     keys = [parameter.key for parameter in plan.space]
-    writer.writerow(["trial", "state", plan.metric, *keys, "seconds", "reason"])
+    rows: list[list[Any]] = [["trial", "state", plan.metric, *keys, "seconds", "reason"]]
     for index, trial in trials.items():
         settings = trial.user_attrs.get("settings", {})
         values = [settings.get(key) for key in keys]
         seconds = trial.duration.total_seconds() if trial.duration else None
         reason = trial.user_attrs.get("reason")
-        writer.writerow([index, STATE_NAMES[trial.state], trial.value, *values, seconds, reason])
+        rows.append([index, STATE_NAMES[trial.state], trial.value, *values, seconds, reason])
+    if plan.escape_formulas:
+        rows = [list(map(csv_cell, row)) for row in rows]
+    csv.writer(buffer).writerows(rows)
     return buffer.getvalue()
 
 
@@ -138,12 +141,13 @@ def _experiment_of(plan: StudyPlan, index: int, trial: FrozenTrial) -> str:
     """Return the experiment of a trial as YAML, with the command that repeats it to the bit."""
     arguments = read_arguments([*plan.fit_args, *as_flags(trial.user_attrs["settings"])], "fit")
     cli = ExperimentCLI("fit", arguments.configs, arguments.flags, instantiate=False)
+    title = f"Trial {index} of {plan.folder}, {plan.metric} {trial.value!r}."
+    file = shlex.quote(str(plan.folder / "best.yaml"))
     threads = threads_per_worker(plan.workers)
+    command = f"OMP_NUM_THREADS={threads} python -m {PACKAGE} fit --config {file}"
     return (
-        f"# Trial {index} of {plan.folder}, {plan.metric} {trial.value!r}. "
-        "This command repeats it to the bit:\n"
-        f"# OMP_NUM_THREADS={threads} python -m {PACKAGE} fit "
-        f"--config {plan.folder / 'best.yaml'}\n"
+        f"# {visible(title)} This command repeats it to the bit:\n"
+        f"# {visible(command)}\n"
         f"{cli.as_yaml()}"
     )
 
@@ -165,7 +169,7 @@ def study_report(study: Study, plan: StudyPlan, trials: dict[int, FrozenTrial]) 
     best_settings = [
         html.table("Settings of the best trial", ["setting", "value"], settings),
         html.text("Train with them:"),
-        html.code(f"fit --config {plan.folder / 'best.yaml'}"),
+        html.code(f"fit --config {shlex.quote(str(plan.folder / 'best.yaml'))}"),
     ]
     sections = [
         html.Section("Best settings", best_settings),

@@ -30,7 +30,10 @@ from proj.engine.commands.test import test
 from proj.engine.config.experiment import first_process
 from proj.engine.exit_codes import exit_code
 from proj.engine.runs import checkpoint_file
-from proj.engine.runs.run import LAST, PREVIOUS, Run, lock_run, read_checkpoint
+from proj.engine.runs.checkpoint_file import read_checkpoint
+from proj.engine.runs.locks import lock_run
+from proj.engine.runs.run import LAST, PREVIOUS, Run
+from proj.engine.write_paths import check_appended
 from proj.errors import TrainingError, UserError
 
 QUIET = ["--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false"]
@@ -197,6 +200,7 @@ def best_metrics(folder: Path) -> dict[str, float]:
 def _redirect_output(log: Path) -> None:
     """Append everything that this process prints to the log."""
     log.parent.mkdir(parents=True, exist_ok=True)
+    check_appended(log)
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for stream in (1, 2):
         os.dup2(descriptor, stream)
