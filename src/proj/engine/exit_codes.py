@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 # A disk that is full, over its quota, read-only or broken.
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
-
 # A file or folder that cannot be used: read-only, of another user, a file in place of a folder.
 PLACE_ERRORS = (
     *DISK_ERRORS,
@@ -44,12 +43,12 @@ def exit_code(call: Callable[[], int | None], debug: bool = False) -> int:
     except UnicodeEncodeError as error:
         if debug:
             raise
-        print(f"error: {_unencodable(error)}", file=sys.stderr)
+        print(f"error: {visible(_unencodable(error))}", file=sys.stderr)
         return 2
     except OSError as error:
         if debug or error.errno not in PLACE_ERRORS or error.filename is None:
             raise
-        print(f"error: {_unusable_place(error)}", file=sys.stderr)
+        print(f"error: {visible(_unusable_place(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
