@@ -117,6 +117,11 @@ def _prepare_test_file(
 
 def _check_plan(plan: TablePlan, names: list[str], where: str) -> None:
     check_names(names, plan.targets, "data.target", where)
+    if not_text := [name for name in plan.columns if not isinstance(name, str)]:
+        raise UserError(
+            f"data.columns: expected names of columns as texts, got {not_text[0]}, which YAML does "
+            "not read as a text; put quotes around it."
+        )
     check_names(names, list(plan.columns), "data.columns", where)
     for option, name in plan.split_by.items():
         if name is not None:

@@ -63,9 +63,7 @@ def train(
             record_manifest(run, command, seed, fingerprint, device, resumed),
         ):
             _fit(cli, trainer, checkpoint)
-            for saver in _best_checkpoints(trainer):
-                run.write_manifest(best_epoch=saver.best_epoch)
-            record_divergence(run, divergence(trainer))
+            _record_result(run, trainer)
     except SystemExit as stop:
         if stop.code in SIGNAL_CODES and (run.path / "checkpoints" / LAST).is_file():
             console.say(f"stopped; to continue: fit --resume {shlex.quote(str(run.path))}")
@@ -81,11 +79,15 @@ def train(
                 raise
         raise
     _show_result(run, trainer)
-    if found := divergence(trainer):
-        console.warn(str(found))
 
 
-def record_divergence(run: Run, found: Finding | None) -> None:
+def _record_result(run: Run, trainer: Trainer) -> None:
+    for saver in _best_checkpoints(trainer):
+        run.write_manifest(best_epoch=saver.best_epoch)
+    _record_divergence(run, divergence(trainer))
+
+
+def _record_divergence(run: Run, found: Finding | None) -> None:
     """Record in the manifest and in ``findings.json`` whether training has diverged.
 
     What an earlier part of a resumed run recorded is replaced.
@@ -145,3 +147,5 @@ def _show_result(run: Run, trainer: Trainer) -> None:
     console.say(f"run: {run.path}")
     if any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers):
         console.say(f"watch: tensorboard --logdir {shlex.quote(str(run.path.parent))}")
+    if found := divergence(trainer):
+        console.warn(str(found))
