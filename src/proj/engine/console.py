@@ -53,7 +53,7 @@ def show_lines(header: list[str], rows: list[list[str]], numbers: int) -> None:
     rich takes two seconds for five thousand rows. ``numbers`` is how many of the last columns hold
     numbers, which are aligned on the right.
     """
-    rows = [[visible(text) for text in cells] for cells in rows]
+    rows = [[printable(text) for text in cells] for cells in rows]
     widths = [max(map(cell_len, column)) for column in zip(header, *rows, strict=True)]
     first_number = len(header) - numbers
 

@@ -117,6 +117,11 @@ def _prepare_test_file(
 
 def _check_plan(plan: TablePlan, names: list[str], where: str) -> None:
     check_names(names, plan.targets, "data.target", where)
+    if not_text := [name for name in plan.columns if not isinstance(name, str)]:
+        raise UserError(
+            f"data.columns: expected names of columns as texts, got {not_text[0]}, which YAML does "
+            "not read as a text; put quotes around it."
+        )
     check_names(names, list(plan.columns), "data.columns", where)
     for option, name in plan.split_by.items():
         if name is not None:
@@ -212,6 +217,11 @@ def _fit_schema(
     in_sample[train[:: -(-len(train) // SAMPLE_ROWS)]] = True
     not_inputs = (*plan.targets, plan.split_by["split"], plan.split_by["group"])
     inputs = [name for name in table.collect_schema().names() if name not in not_inputs]
+    if not inputs:
+        raise UserError(
+            f"{files[0]}: expected a column to learn from, got {', '.join(plan.targets)} only, the "
+            "target; add the inputs."
+        )
     sample = pl.concat(
         chunk.filter(in_sample[start : start + len(chunk)])
         for start, chunk in iter_chunks(files, table.select(map(by_name, inputs)))

@@ -140,6 +140,11 @@ class ExperimentCLI(LightningCLI):
         except ArgumentError as error:
             message = explain_parser_error(str(error), parser.get_defaults().keys())
             raise UserError(message) from error
+        except RecursionError as error:
+            raise UserError(
+                "expected values of flags nested a few levels deep, got one that is nested too "
+                "deep to be read; write it in a config file."
+            ) from error
         seed = self.config.seed_everything
         if seed is None or not 0 <= seed < 2**32:
             raise UserError(f"seed_everything: expected a number from 0 to 2**32 - 1, got {seed}.")

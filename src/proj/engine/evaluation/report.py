@@ -256,7 +256,7 @@ def _data(run: Run, schema: Schema, predictions: PredictionSet) -> Iterator[Html
     path = run.path / "findings.json"
     findings = read_json(path, list[FindingEntry], LOST) if is_present(path) else []
     if findings:
-        yield html.note("Findings of the data checks:")
+        yield html.note("Findings of the data checks and of training:")
         yield html.listed(str(Finding(**finding)) for finding in findings)
     if not schema.class_counts:
         return

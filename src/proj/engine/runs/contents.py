@@ -30,9 +30,10 @@ class Manifest(TypedDict):
     packages: NotRequired[dict[str, str]]
     git: NotRequired[GitState | None]
     data: NotRequired[str]
-    best_epoch: NotRequired[int | None]
     hardware: NotRequired[dict[str, Any]]
     resumed: NotRequired[list[str]]
+    best_epoch: NotRequired[int | None]
+    warnings: NotRequired[list[str]]
 
 
 class ClassSection(TypedDict):

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
-import yaml
 from rich.table import Column, Table
 
 from proj.engine import console
@@ -18,6 +17,7 @@ from proj.engine.config.arguments import read_arguments
 from proj.engine.config.experiment import ExperimentCLI, differences
 from proj.engine.config.parser import VerbParser
 from proj.engine.config.placeholders import show_not_recorded
+from proj.engine.config.yaml_file import read_yaml
 from proj.engine.exit_codes import stop_signals
 from proj.engine.runs.checkpoint_file import read_checkpoint
 from proj.engine.runs.files import atomic_write
@@ -94,7 +94,7 @@ def _record(folder: Path, settings: dict[str, Any]) -> None:
     """Write ``cv.yaml``; raise UserError if the folder has another cross-validation."""
     file = folder / "cv.yaml"
     if file.exists():
-        changes = differences(yaml.safe_load(file.read_text(encoding="utf-8")), settings)
+        changes = differences(read_yaml(file), settings)
         if changes:
             raise UserError(
                 f"{folder}: expected the settings with which this cross-validation began, got "

@@ -9,7 +9,6 @@ from types import ModuleType
 from typing import Any, Literal, NamedTuple
 
 import optuna
-import yaml
 from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
 
@@ -18,6 +17,7 @@ from proj.engine.config.arguments import as_flags, read_arguments
 from proj.engine.config.experiment import ExperimentCLI
 from proj.engine.config.parser import VerbParser
 from proj.engine.config.placeholders import show_not_recorded
+from proj.engine.config.yaml_file import read_yaml
 from proj.engine.tuning.space import Parameter, corners, read_space
 from proj.engine.write_paths import check_paths
 from proj.errors import UserError, nearest
@@ -201,12 +201,10 @@ def positive_int(text: str) -> int:
 
 def _read_study_file(file: Path) -> dict[str, Any]:
     try:
-        section = yaml.safe_load(file.read_text(encoding="utf-8"))
+        section = read_yaml(file)
     except OSError as error:
         near = nearest(str(file), [str(path) for path in Path("configs/tune").glob("*.yaml")])
         raise UserError(f"--config: cannot read {file}: {error.strerror}.{near}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(section, dict):
         keys = ", ".join(KEYS)
         raise UserError(f"{file}: expected the keys of a study ({keys}), got {section!r}.")
