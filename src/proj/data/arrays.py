@@ -255,11 +255,12 @@ def load_npz(path: str, option: str = "data.path") -> dict[str, Array]:
         raise UserError(f"{option}: no file {path}.{nearest(path, siblings)}")
     try:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in arrays.files}
+            # A member that is no array comes as bytes, whose type a check refuses.
+            return {name: np.asarray(arrays[name]) for name in arrays.files}
     except Exception as error:
         # np.load raises many types for a damaged file.
         hint = "; write text labels with y.astype(str)" if "allow_pickle" in str(error) else ""
-        raise UserError(f"{path}: cannot be read as .npz: {error}{hint}") from error
+        raise UserError(f"{path}: cannot be read as .npz: {str(error)[:200]}{hint}") from error
 
 
 def load_inputs(path: str) -> Array:
