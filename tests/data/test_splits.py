@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from proj.data.splits import split, split_by_time, split_groups
+from proj.data.splits import split
+from proj.data.tabular.splits import split_by_time, split_groups
 from proj.errors import UserError
 
 

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from conftest import Cli, files_in
-from proj.engine.runs.run import atomic_write
+from proj.engine.runs.files import atomic_write
 from proj.engine.write_paths import check_appended, check_callback_paths, check_paths
 from proj.errors import UserError
 

@@ -32,10 +32,26 @@ def exit_code(call: Callable[[], int | None], debug: bool = False) -> int:
             raise
         print(f"error: {visible(str(error))}", file=sys.stderr)
         return 2 if isinstance(error, UserError) else 3
+    except UnicodeEncodeError as error:
+        if debug:
+            raise
+        print(f"error: {_unencodable(error)}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         return 130
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
+
+
+def _unencodable(error: UnicodeEncodeError) -> str:
+    """Return the message for a text, such as a file name, that cannot be encoded."""
+    text = ascii(error.object if len(error.object) < 80 else error.object[error.start :][:80])
+    if error.encoding.lower().replace("-", "") == "utf8":
+        return f"{text} is not valid UTF-8: expected names and texts in UTF-8; rename the file."
+    return (
+        f"{text} has characters that this process cannot use as a file name, because its locale "
+        f"is of {error.encoding}; set the environment variable PYTHONUTF8=1, or LC_ALL=C.UTF-8."
+    )
 
 
 @contextmanager

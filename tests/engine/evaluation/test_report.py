@@ -29,7 +29,8 @@ from proj.engine.evaluation.figures import Curve
 from proj.engine.evaluation.prediction_set import PredictionSet, load_predictions
 from proj.engine.evaluation.report import write_report
 from proj.engine.evaluation.scoring import Metrics, add_intervals
-from proj.engine.runs.run import Run, read_json, write_metrics
+from proj.engine.runs.contents import write_metrics
+from proj.engine.runs.run import Run
 from proj.schema import Batch, Schema
 
 RUN = Path("lightning_logs/version_0")
@@ -244,7 +245,7 @@ def write_scored(run: Run, schema: Schema, metrics: Metrics) -> None:
 def report_of(run: Run, schema: Schema) -> Path:
     """Write the report of a run and return its path."""
     predictions = load_predictions(run, "test", schema)
-    return write_report(run, schema, predictions, read_json(run.path / "test/metrics.json"))
+    return write_report(run, schema, predictions, run.metrics("test"))
 
 
 def classes_schema(names: tuple[str, ...]) -> Schema:

@@ -183,15 +183,19 @@ def test_a_value_that_differs_from_the_predictions_has_no_interval(work: Path) -
     assert done["mine"] == {"value": 3.0}
 
 
-def test_test_reads_the_predictions_once(
+def test_test_does_not_read_the_predictions_that_it_writes(
     experiment: Any, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Reading a large predictions file again for each section of the report would take long."""
+    """Reading a large predictions file for each section of the report would take long."""
     cli("fit", "--config", experiment("binary"))
     read: list[Path] = []
     original = pl.read_parquet
-    monkeypatch.setattr(pl, "read_parquet", lambda path: read.append(path) or original(path))
+    monkeypatch.setattr(
+        pl, "read_parquet", lambda file: read.append(Path(file.name)) or original(file)
+    )
     cli("test")
+    assert read == []
+    cli("report")
     assert [path.name for path in read] == ["predictions.parquet"]
 
 

@@ -17,7 +17,8 @@ from proj.engine.evaluation import tensorboard
 from proj.engine.evaluation.figure_sets import figures_of
 from proj.engine.evaluation.prediction_set import load_predictions
 from proj.engine.html import figures, pixels
-from proj.engine.runs.run import Run, read_checkpoint
+from proj.engine.runs.checkpoint_file import read_checkpoint
+from proj.engine.runs.run import Run
 from proj.schema import Schema
 
 RUN = Path("lightning_logs/version_0")

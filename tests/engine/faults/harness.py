@@ -15,7 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import processes
 from conftest import QUIET
 from proj.engine import security
-from proj.engine.runs.run import read_checkpoint
+from proj.engine.runs.checkpoint_file import read_checkpoint
 
 security.allow_package("engine.faults")
 
@@ -93,7 +93,9 @@ def curves_of(folder: Path) -> dict[str, list[tuple[int, float]]]:
 def to_bytes(value: Any) -> bytes:
     """Return the content of nested values without ``IGNORED_KEYS``; tensors bit by bit."""
     if isinstance(value, torch.Tensor):
-        return f"{value.dtype} {list(value.shape)} ".encode() + value.numpy().tobytes()
+        # NumPy has no bfloat16.
+        content = value.reshape(-1).view(torch.uint8).numpy().tobytes()
+        return f"{value.dtype} {list(value.shape)} ".encode() + content
     if isinstance(value, np.ndarray):
         return value.tobytes()
     if isinstance(value, dict):

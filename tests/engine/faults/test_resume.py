@@ -13,7 +13,8 @@ import pytest
 from conftest import Cli
 from engine.faults.harness import attempt, curves, digest, said
 from proj.engine.runs.checkpoint_file import is_whole
-from proj.engine.runs.run import Run, lock_run
+from proj.engine.runs.locks import lock_run
+from proj.engine.runs.run import Run
 
 ONE_CYCLE = [
     "--model.scheduler",

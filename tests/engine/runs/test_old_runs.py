@@ -12,7 +12,8 @@ from polars.testing import assert_frame_equal
 
 import proj
 from conftest import Cli
-from proj.engine.runs.run import Run, read_checkpoint
+from proj.engine.runs.checkpoint_file import read_checkpoint
+from proj.engine.runs.run import Run
 
 RUNS = Path(__file__).parent / "runs_of_0.1"
 NAMES = ("table", "images", "regression")

@@ -14,15 +14,11 @@ import yaml
 import proj
 from conftest import Cli, files_in, make_arrays
 from proj.engine.cli import main
-from proj.engine.runs.run import (
-    Run,
-    atomic_write,
-    create_run,
-    find_run,
-    flatten_config,
-    list_runs,
-    read_checkpoint,
-)
+from proj.engine.runs.checkpoint_file import read_checkpoint
+from proj.engine.runs.contents import flatten_config
+from proj.engine.runs.files import atomic_write
+from proj.engine.runs.find import find_run, list_runs
+from proj.engine.runs.run import Run, create_run
 from proj.errors import UserError
 
 LOGS = Path("lightning_logs")

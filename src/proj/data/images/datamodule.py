@@ -15,7 +15,6 @@ from PIL import Image
 from torch import Tensor
 
 from proj.data.base import DataModule
-from proj.data.cache import build_once
 from proj.data.images.augment import augment
 from proj.data.images.decode import AnyImage, Shape, decode
 from proj.data.images.experiment import experiment_values, scaled_size, val_share
@@ -28,12 +27,14 @@ from proj.data.images.prepare import (
 )
 from proj.data.images.sources import (
     ImageSet,
+    check_unchanged,
     hash_source,
     list_folder,
     read_images,
     to_images,
 )
 from proj.data.splits import Fold
+from proj.data.tabular.cache import build_once
 from proj.data.targets import Targets
 from proj.errors import UserError
 from proj.schema import SPLITS, Batch, Schema, Task
@@ -198,10 +199,12 @@ class Images(DataModule):
             self.fold,
         )
         key = {"source": source_hash, "predict": predict, "pillow": PIL.__version__, **asdict(plan)}
-        folder = build_once(
-            self.cache, key, lambda folder: prepare_images(folder, read(), plan, path)
-        )
-        return PreparedImages(folder, listing, source_hash)
+
+        def build(folder: Path) -> None:
+            prepare_images(folder, read(), plan, path)
+            check_unchanged(path, listing, self.cache, source_hash)
+
+        return PreparedImages(build_once(self.cache, key, build), listing, source_hash)
 
     def _shape(self, source_hash: str, read: Callable[[], ImageSet]) -> Shape:
         """Return the shape of one row, from the schema, the options or the images themselves."""
@@ -212,7 +215,7 @@ class Images(DataModule):
 
         def write_shape(folder: Path) -> None:
             shape = common_shape(read(), self.size, self.channels, self.skip_unreadable)
-            (folder / "shape").write_text(json.dumps(shape))
+            (folder / "shape").write_text(json.dumps(shape), encoding="utf-8")
 
         key = {
             "source": source_hash,
@@ -221,7 +224,7 @@ class Images(DataModule):
             "skip": self.skip_unreadable,
         }
         folder = build_once(self.cache, key, write_shape)
-        return tuple(json.loads((folder / "shape").read_text()))
+        return tuple(json.loads((folder / "shape").read_text(encoding="utf-8")))
 
     def _check_options(self, shape: Shape) -> None:
         if len(shape) != 3 or shape[0] not in CHANNEL_NAMES:

@@ -1,6 +1,7 @@
 """Decode images: any file that Pillow reads, in any mode, as uint8 pixels of one size."""
 
 import os
+import stat
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,6 +18,13 @@ from proj.schema import Array
 # A file, an image of Pillow, or an array: uint8 [channels, height, width].
 AnyImage: TypeAlias = Path | Image.Image | Array
 Shape: TypeAlias = tuple[int, ...]  # channels, height, width
+
+# The formats that are read, by the names of Pillow. Others are left out because they are rare, and
+# each is one more parser of files from others; EPS and PS would start Ghostscript.
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TGA", "TIFF", "WEBP")
+
+# Pillow would do this when it opens the first image, and not safely in several threads.
+Image.init()
 
 GREY_MODES = {"1", "L", "LA", "I", "I;16", "I;16B", "I;16L", "I;16N"}
 SIXTEEN_BIT_MODES = {"I", "I;16", "I;16B", "I;16L", "I;16N"}
@@ -72,9 +80,13 @@ def read_pixels(image: AnyImage, shape: Shape, resize: bool) -> Array:
 def _open(image: Path | Image.Image) -> Image.Image:
     if isinstance(image, Image.Image):
         return image.copy()
-    if not image.stat().st_size:
+    found = image.stat()
+    if not stat.S_ISREG(found.st_mode):
+        # Opening a named pipe would wait for its writer.
+        raise ValueError("it is not a regular file")
+    if not found.st_size:
         raise ValueError("it has 0 bytes")
-    return Image.open(image)
+    return Image.open(image, formats=FORMATS)
 
 
 def _to_mode(image: Image.Image, mode: str) -> Image.Image:

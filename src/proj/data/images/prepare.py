@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from proj.data.base import Finding
-from proj.data.cache import create_array, map_array
 from proj.data.images.decode import Shape, decode, read_shape, run_parallel
 from proj.data.images.sources import ImageFolder, ImageSet
 from proj.data.splits import Fold, split
+from proj.data.tabular.cache import create_array, map_array
 from proj.data.targets import Targets
 from proj.errors import UserError
 from proj.schema import SPLITS, Array, Batch, Schema, Task
@@ -51,7 +51,7 @@ class PreparedImages(NamedTuple):
     @property
     def facts(self) -> dict[str, Any]:
         """``schema`` of labelled images, and a message about images that cannot be read."""
-        facts: dict[str, Any] = json.loads((self.folder / "facts.json").read_text())
+        facts: dict[str, Any] = json.loads((self.folder / "facts.json").read_text(encoding="utf-8"))
         return facts
 
     @property
@@ -69,6 +69,15 @@ class PreparedImages(NamedTuple):
             listed = ", ".join(files[:3]) + ", …" * (len(files) > 3)
             problem = f"{len(files)} files in {self.listing.root} have no image suffix ({listed})"
             findings.append(Finding(problem, effect, "remove them, or rename them to their format"))
+        if self.listing and (links := self.listing.skipped_links):
+            noun = "link leads" if links == 1 else "links lead"
+            problem = f"{links} {noun} to files of {self.listing.root} that are counted already"
+            findings.append(Finding(problem, "they are not followed", "remove them"))
+        if self.listing and (shared := self.listing.shared):
+            noun = "file is" if len(shared) == 1 else "files are"
+            problem = f"{len(shared)} {noun} in several classes through links, such as {shared[0]}"
+            effect = "no model can predict all its labels"
+            findings.append(Finding(problem, effect, "remove the links with a wrong label"))
         return findings
 
     def load(self, name: str, split_name: str) -> Array:
@@ -106,7 +115,7 @@ def prepare_images(folder: Path, images: ImageSet, plan: ImagePlan, where: str) 
         x = np.load(folder / "x_train.npy", mmap_mode="r")[: len(labels)]
         targets = Targets.from_array(labels, plan.task, (), where)
         facts["schema"] = _fit_schema(x, targets).to_dict()
-    (folder / "facts.json").write_text(json.dumps(facts))
+    (folder / "facts.json").write_text(json.dumps(facts), encoding="utf-8")
 
 
 def common_shape(

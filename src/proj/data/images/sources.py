@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from collections import deque
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -12,8 +13,9 @@ import numpy as np
 from PIL import Image
 
 from proj.data.arrays import check_rows, load_inputs, read_source, to_inputs
-from proj.data.cache import fingerprint
-from proj.data.images.decode import AnyImage
+from proj.data.images.decode import FORMATS, AnyImage
+from proj.data.images.file_checks import check_files
+from proj.data.tabular.fingerprint import fingerprint
 from proj.errors import UserError, nearest
 from proj.schema import SPLITS, Array
 
@@ -26,6 +28,8 @@ class ImageFolder(NamedTuple):
     labels: list[str]  # the class folder of each file; empty when predicting
     splits: list[str]  # the split of each file; "train" if the source has no splits
     other_files: list[str]  # files without the suffix of an image format
+    skipped_links: int = 0  # links to files that are already counted
+    shared: tuple[str, ...] = ()  # pairs of names in two classes that are one file
 
     @property
     def files(self) -> list[Path]:
@@ -48,14 +52,25 @@ def list_folder(path: str, predict: bool) -> ImageFolder | None:
         if not Path(path).is_file():
             _existing_folder(path, "data.predict_path" if predict else "data.path")
         return None
-    return _list_unlabelled(path) if predict else _list_classes(path)
+    folder = _list_unlabelled(path) if predict else _list_classes(path)
+    check_files(folder.root, folder.names, "data.predict_path" if predict else "data.path")
+    return folder
 
 
 def hash_source(path: str, folder: ImageFolder | None, cache_dir: Path) -> str:
     """Return a hash of the content of a source, including the names of its files."""
     files, names = (folder.files, folder.names) if folder else ([Path(path)], [])
-    content = fingerprint(files, cache_dir)
+    content = fingerprint(files, cache_dir, unreadable=folder is not None)
     return hashlib.sha256(json.dumps([content, names]).encode()).hexdigest()
+
+
+def check_unchanged(path: str, folder: ImageFolder | None, cache_dir: Path, before: str) -> None:
+    """Raise UserError unless a source still has its hash ``before``."""
+    if hash_source(path, folder, cache_dir) != before:
+        raise UserError(
+            f"{path}: expected files that stay as they are while they are read, got a change; "
+            "start again when they are complete."
+        )
 
 
 def read_images(path: str, folder: ImageFolder | None, predict: bool) -> ImageSet:
@@ -95,9 +110,9 @@ def to_images(x: Array, name: str) -> Array:
 
 @cache
 def image_suffixes() -> frozenset[str]:
-    """Return the lower-case suffixes of the formats that Pillow can open."""
+    """Return the lower-case suffixes of the formats that are read."""
     extensions = Image.registered_extensions().items()
-    return frozenset(suffix for suffix, kind in extensions if kind in Image.OPEN)
+    return frozenset(suffix for suffix, kind in extensions if kind in FORMATS)
 
 
 def _list_classes(path: str) -> ImageFolder:
@@ -108,6 +123,8 @@ def _list_classes(path: str) -> ImageFolder:
     root = _existing_folder(path, "data.path")
     images: list[tuple[str, str, str]] = []
     other_files: list[str] = []
+    skipped_links = 0
+    labels_by_file: dict[str, dict[str, str]] = {}
     for split in _split_folders(root) or [""]:
         entries = sorted(_visible(root / split))
         classes = [name for name in entries if (root / split / name).is_dir()]
@@ -115,27 +132,34 @@ def _list_classes(path: str) -> ImageFolder:
         _refuse_loose_images(root, [name for name in files if _is_image(name)], bool(classes))
         other_files += [name for name in files if not _is_image(name)]
         for label in classes:
-            names, others = _walk(root, Path(split) / label)
-            if not names:
+            found = _walk(root, Path(split) / label)
+            skipped_links += found.skipped_links
+            if not found.images and not found.is_loop:
                 raise UserError(
                     f"data.path: expected images in the class folder {root / split / label}, got "
                     "none; add some, or remove it."
                 )
-            images += [(name, label, split or "train") for name in names]
-            other_files += others
+            for file, name in found.images.items():
+                labels_by_file.setdefault(file, {})[label] = name
+                images.append((name, label, split or "train"))
+            other_files += found.others
     images.sort()
     _check_classes(root, images)
     names, labels, splits = map(list, zip(*images, strict=True))
-    return ImageFolder(root, names, labels, splits, other_files)
+    several = [by_label.values() for by_label in labels_by_file.values() if len(by_label) > 1]
+    shared = [" and ".join(same_file) for same_file in several]
+    return ImageFolder(root, names, labels, splits, other_files, skipped_links, tuple(shared))
 
 
 def _list_unlabelled(path: str) -> ImageFolder:
     """Return all images in a folder, for predicting."""
     root = _existing_folder(path, "data.predict_path")
-    names, other_files = _walk(root, Path())
-    if not names:
+    found = _walk(root, Path())
+    if not found.images:
         raise UserError(f"data.predict_path: expected images, got none in {path}; choose another.")
-    return ImageFolder(root, sorted(names), [], ["predict"] * len(names), other_files)
+    names = sorted(found.images.values())
+    splits = ["predict"] * len(names)
+    return ImageFolder(root, names, [], splits, found.others, found.skipped_links)
 
 
 def _existing_folder(path: str, option: str) -> Path:
@@ -171,16 +195,57 @@ def _split_folders(root: Path) -> list[str]:
     return splits
 
 
-def _walk(root: Path, start: Path) -> tuple[list[str], list[str]]:
-    """Return the names of all images and of all other files under ``root / start``."""
-    names: list[str] = []
-    for folder, subfolders, files in os.walk(root / start, followlinks=True):
-        # os.walk visits only the folders that remain in this list.
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        visible = [name for name in files if not name.startswith(".")]
-        names += [(Path(folder) / name).relative_to(root).as_posix() for name in visible]
-    others = sorted(name for name in names if not _is_image(name))
-    return [name for name in names if _is_image(name)], others
+class _Found(NamedTuple):
+    images: dict[str, str]  # the name of each image, relative to the root, by its real path
+    others: list[str]  # names of the other files
+    skipped_links: int
+    is_loop: bool  # whether the folder itself is a link to a folder above it
+
+
+def _walk(root: Path, start: Path) -> _Found:
+    """Return all images and all other files under ``root / start``.
+
+    Links are followed, but each real file counts once, and so does each real folder: links to a
+    folder above, or to one another, would repeat files without an end.
+    """
+    inside = [root / parent for parent in start.parents] if start.parts else []
+    visited = {os.path.realpath(folder) for folder in inside}
+    visited |= set(map(str, Path(os.path.realpath(root)).parents))
+    files: dict[str, str] = {}
+    skipped, links = 0, deque([start.as_posix()])
+    is_loop = os.path.realpath(root / start) in visited
+    while links:
+        link = links.popleft()
+        real = os.path.realpath(root / link)
+        if real in visited or real in files:
+            skipped += 1
+        elif os.path.isdir(real):
+            links += _read_folder(link, real, visited, files)
+        else:
+            files[real] = link
+    others = sorted(name for name in files.values() if not _is_image(name))
+    images = {file: name for file, name in files.items() if _is_image(name)}
+    return _Found(images, others, skipped, is_loop)
+
+
+def _read_folder(start: str, real: str, visited: set[str], files: dict[str, str]) -> list[str]:
+    """Add the files under a real folder, named ``start``, to ``files``; return the links in it."""
+    links, folders = [], [(start, real)]
+    while folders:
+        name, real = folders.pop()
+        visited.add(real)
+        with os.scandir(real) as entries:
+            for entry in entries:
+                entry_name = entry.name if name == "." else f"{name}/{entry.name}"
+                if entry.name.startswith("."):
+                    continue
+                if entry.is_symlink():
+                    links.append(entry_name)
+                elif not entry.is_dir(follow_symlinks=False):
+                    files.setdefault(entry.path, entry_name)
+                elif entry.path not in visited:
+                    folders.append((entry_name, entry.path))
+    return sorted(links)
 
 
 def _is_image(name: str) -> bool:

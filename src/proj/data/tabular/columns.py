@@ -6,6 +6,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 import polars as pl
 
+from proj.data.tabular.files import by_name, nameless
 from proj.data.targets import TargetColumn
 from proj.errors import UserError, nearest
 from proj.schema import Array, Column
@@ -25,6 +26,9 @@ MICROSECONDS_PER_DAY = 86_400_000_000
 
 # Text with more distinct values, and more than half as many as rows, is an identifier.
 MAX_TEXT_CATEGORIES = 20
+
+# Inputs are float32. A step above this share of the standard deviation hides differences.
+MAX_ROUNDING = 0.01
 
 # Category codes. The known categories follow.
 MISSING_CODE, OTHER_CODE, FIRST_CODE = 0, 1, 2
@@ -48,13 +52,13 @@ def fit_columns(
     columns: list[Column] = []
     left_out: dict[str, str] = {}
     for name in rows.columns:
-        override = overrides.get(name)
+        override, values = overrides.get(name), nameless(rows, name)
         if override == "drop":
             left_out[name] = "as data.columns says"
-        elif override is None and (reason := _why_useless(rows[name])):
+        elif override is None and (reason := _why_useless(values)):
             left_out[name] = reason
         else:
-            columns += _fit_column(rows[name], override)
+            columns += _fit_column(name, values, override)
     return tuple(columns), left_out
 
 
@@ -80,41 +84,41 @@ def _why_useless(values: pl.Series) -> str | None:
     return None
 
 
-def _fit_column(values: pl.Series, override: Override | None) -> list[Column]:
+def _fit_column(name: str, values: pl.Series, override: Override | None) -> list[Column]:
     kind = type_of(values.dtype)
     if kind is None:
         raise UserError(
-            f"data.columns: expected numbers, text, booleans or dates in {values.name}, got "
+            f"data.columns: expected numbers, text, booleans or dates in {name}, got "
             f"{values.dtype}; drop the column."
         )
     numbers: list[Column] = []
     if override == "date" or (override is None and kind == "date"):
-        numbers = [_fit_numbers(values, kind, number_kind) for number_kind in DATE_KINDS]
+        numbers = [_fit_numbers(name, values, kind, number_kind) for number_kind in DATE_KINDS]
     elif override == "number" or (override is None and kind == "number"):
-        numbers = [_fit_numbers(values, kind, "number")]
+        numbers = [_fit_numbers(name, values, kind, "number")]
     if varying := [column for column in numbers if len(column.edges) > 1]:
         return varying
     # A column with a single number only shows whether it is missing, which is a category.
-    return [_fit_categories(values, kind)]
+    return [_fit_categories(name, values, kind)]
 
 
-def _fit_categories(values: pl.Series, kind: Type) -> Column:
-    column = Column(values.name, kind, "category", bool(values.null_count()), (), (), ())
-    texts = values.to_frame().select(_category_text(column)).to_series().drop_nulls()
+def _fit_categories(name: str, values: pl.Series, kind: Type) -> Column:
+    column = Column(name, kind, "category", bool(values.null_count()), (), (), ())
+    texts = values.to_frame(name).select(_category_text(column)).to_series().alias("").drop_nulls()
     counts = sorted(texts.value_counts(sort=True).rows(), key=lambda row: (-row[1], row[0]))
     categories = sorted(
-        name for name, count in counts[:MAX_CATEGORIES] if count >= MIN_CATEGORY_ROWS
+        category for category, count in counts[:MAX_CATEGORIES] if count >= MIN_CATEGORY_ROWS
     )
-    return Column(values.name, kind, "category", column.missing, (), (), tuple(categories))
+    return Column(name, kind, "category", column.missing, (), (), tuple(categories))
 
 
-def _fit_numbers(series: pl.Series, kind: Type, number_kind: NumberKind) -> Column:
-    column = Column(series.name, kind, number_kind, False, (), (), ())
-    values = series.to_frame().select(encode_column(column)).to_series().to_numpy()
+def _fit_numbers(name: str, series: pl.Series, kind: Type, number_kind: NumberKind) -> Column:
+    column = Column(name, kind, number_kind, False, (), (), ())
+    values = series.to_frame(name).select(encode_column(column)).to_series().to_numpy()
     edges, shares = quantiles(values[np.isfinite(values)].astype(np.float64))
     missing = bool(np.isnan(values).any())
     return Column(
-        series.name,
+        name,
         kind,
         number_kind,
         missing,
@@ -145,7 +149,7 @@ def quantiles(values: Array) -> tuple[Array, Array]:
 
 def encode_column(column: Column) -> pl.Expr:
     """Return the expression of a column's input: float32, NaN where missing, or int32 codes."""
-    values = pl.col(column.source)
+    values = by_name(column.source)
     if column.kind == "category":
         known: pl.Expr | int = OTHER_CODE
         if column.categories:
@@ -154,22 +158,46 @@ def encode_column(column: Column) -> pl.Expr:
                 list(column.categories), codes, default=OTHER_CODE, return_dtype=pl.Int32
             )
         return pl.when(values.is_null()).then(MISSING_CODE).otherwise(known).cast(pl.Int32)
+    return _exact_numbers(column).cast(pl.Float32, strict=False).fill_null(float("nan"))
+
+
+def _exact_numbers(column: Column) -> pl.Expr:
+    """Return the expression of a number or of a part of a date, before it is rounded."""
+    values = pl.col(column.source)
     if column.kind == "number":
-        return values.cast(pl.Float32, strict=False).fill_null(float("nan"))
+        return values.cast(pl.Float64, strict=False)
     is_text = column.type == "text"
     date = (values.str.to_datetime(strict=False) if is_text else values).cast(pl.Datetime("us"))
-    numbers = {
+    parts: dict[str, pl.Expr] = {
         "days": date.dt.epoch("us").cast(pl.Float64) / MICROSECONDS_PER_DAY,
         "month": date.dt.month(),
         "weekday": date.dt.weekday(),
         "hour": date.dt.hour() + date.dt.minute() / 60,
-    }[column.kind]
-    return numbers.cast(pl.Float32).fill_null(float("nan"))
+    }
+    return parts[column.kind]
+
+
+def rounding(rows: pl.DataFrame, column: Column) -> tuple[float, float, float] | None:
+    """Return how float32 rounds a column of numbers, if that hides differences between rows.
+
+    Returns:
+        The largest number, the step that numbers of this size are rounded to, and the standard
+        deviation of the numbers; None if the step is small beside it.
+    """
+    numbers = rows.select(_exact_numbers(column).cast(pl.Float64)).to_series().drop_nulls()
+    numbers = numbers.filter(numbers.is_finite())
+    if not len(numbers):
+        return None
+    values = numbers.to_numpy()
+    size, spread = float(np.abs(values).max()), float(values.std())
+    with np.errstate(over="ignore"):
+        step = float(np.spacing(np.float32(size)))
+    return (size, step, spread) if 0 < MAX_ROUNDING * spread < step else None
 
 
 def _category_text(column: Column) -> pl.Expr:
     """Return a category as text. The numbers 7 and 7.0 are one category."""
-    values = pl.col(column.source)
+    values = by_name(column.source)
     if column.type != "number":
         return values.cast(pl.String)
     is_integer = values.cast(pl.Float64) == values.cast(pl.Float64).round()
@@ -181,7 +209,7 @@ def unreadable_values(rows: pl.DataFrame, column: Column) -> pl.Series:
     """Return the text values that are not the number or date that an override declares."""
     if column.type != "text" or column.kind == "category":
         return pl.Series([])
-    is_wrong = pl.col(column.source).is_not_null() & encode_column(column).is_nan()
+    is_wrong = by_name(column.source).is_not_null() & encode_column(column).is_nan()
     return rows.filter(is_wrong)[column.source]
 
 
@@ -197,8 +225,9 @@ def check_columns(table: pl.LazyFrame, columns: tuple[Column, ...], where: str) 
         actual = type_of(dtypes[source])
         if actual == expected:
             continue
-        indexed = table.with_row_index("_row").select("_row", source)
-        first = indexed.filter(pl.col(source).is_not_null()).head(1).collect(engine="streaming")
+        row, value = pl.int_range(pl.len()).alias("row"), by_name(source).alias("value")
+        present = table.select(row, value).filter(pl.col("value").is_not_null())
+        first = present.head(1).collect(engine="streaming")
         # A column without values fits any type.
         for row, value in first.rows():
             raise UserError(
@@ -207,26 +236,26 @@ def check_columns(table: pl.LazyFrame, columns: tuple[Column, ...], where: str) 
             )
 
 
-def target_column(values: pl.Series, where: str) -> TargetColumn:
+def target_column(name: str, values: pl.Series, where: str) -> TargetColumn:
     """Return a target column as NumPy values and, for text and dates, the distinct texts."""
     kind, dtype = type_of(values.dtype), str(values.dtype)
     missing = values.is_null().to_numpy() if values.null_count() else None
     if kind is None:
         raise UserError(
-            f"{where}: column {values.name}: expected targets that are numbers, text, booleans or "
+            f"{where}: column {name}: expected targets that are numbers, text, booleans or "
             f"dates, got {dtype}; set data.target."
         )
     if kind == "boolean":
         present = values.fill_null(False)
-        return TargetColumn(values.name, kind, present.to_numpy(), dtype, (), missing)
+        return TargetColumn(name, kind, present.to_numpy(), dtype, (), missing)
     if kind == "number":
         numbers = values if values.dtype.is_integer() else values.cast(pl.Float64)
         present = numbers.fill_null(0)
-        return TargetColumn(values.name, kind, present.to_numpy(), dtype, (), missing)
+        return TargetColumn(name, kind, present.to_numpy(), dtype, (), missing)
     text = values.cast(pl.String)
     words = text.drop_nulls().unique().sort()
     positions = text.replace_strict(
         words, pl.Series(range(len(words)), dtype=pl.Int64), default=0, return_dtype=pl.Int64
     )
     codes = positions.fill_null(0).to_numpy()
-    return TargetColumn(values.name, kind, codes, dtype, tuple(words.to_list()), missing)
+    return TargetColumn(name, kind, codes, dtype, tuple(words.to_list()), missing)

@@ -11,18 +11,20 @@ import torch
 from torch import Tensor
 
 from proj.data.base import DataModule, Finding
-from proj.data.cache import build_once, entry_folder, fingerprint, map_array
 from proj.data.splits import Fold
+from proj.data.tabular.cache import build_once, entry_folder, is_complete, map_array
 from proj.data.tabular.columns import Override, check_columns, encode_column
 from proj.data.tabular.experiment import experiment_values
 from proj.data.tabular.files import (
     SUFFIXES,
+    by_name,
     check_names,
     collect,
     list_files,
     scan,
     to_frame,
 )
+from proj.data.tabular.fingerprint import check_unchanged, fingerprint
 from proj.data.tabular.prepare import TablePlan, prepare_new_rows, prepare_table
 from proj.errors import UserError
 from proj.schema import SPLITS, Batch, Schema, Task
@@ -145,7 +147,7 @@ class Tabular(DataModule):
         if not self.splits and not self._only_new_rows():
             folder = self._prepare()
             self.schema = _read_schema(folder)
-            findings = json.loads((folder / "findings.json").read_text())
+            findings = json.loads((folder / "findings.json").read_text(encoding="utf-8"))
             self.findings = [Finding(*fields) for fields in findings]
             self.splits = {split: _map_split(folder, split) for split in SPLITS}
         if stage == "predict" and "predict" not in self.splits:
@@ -161,7 +163,8 @@ class Tabular(DataModule):
         # Text files are read as text, so that values stay as they are written.
         table = scan(files, text=names)
         check_names(table.collect_schema().names(), names, "--keep", str(files[0]))
-        return collect(files, table.select(names)).select(pl.all().gather(rows))
+        columns: pl.DataFrame = collect(files, table.select(map(by_name, names)))[rows]
+        return columns
 
     def _files(self, option: str) -> list[Path]:
         path = getattr(self, option)
@@ -170,31 +173,38 @@ class Tabular(DataModule):
     def _prepare(self) -> Path:
         """Return the folder of the prepared splits, encoded by the run's schema if it has one."""
         files, test_files, schema = self._files("path"), self._files("test_path"), self.schema
-        self.fingerprint = fingerprint([*files, *test_files], self.cache)
+        sources = [*files, *test_files]
+        self.fingerprint = fingerprint(sources, self.cache)
         counts = [len(files), len(test_files)]
         key = {"source": self.fingerprint, "files": counts, **asdict(self.plan)}
         fitted = entry_folder(self.cache, key)
         # A run's schema is usually the one that was fitted on these files.
-        if schema is not None and not (fitted.is_dir() and _read_schema(fitted) == schema):
+        if schema is not None and not (is_complete(fitted) and _read_schema(fitted) == schema):
             key["schema"] = schema.to_dict()
-        return build_once(
-            self.cache,
-            key,
-            lambda folder: prepare_table(self.plan, folder, files, test_files, schema),
-        )
+
+        def build(folder: Path) -> None:
+            prepare_table(self.plan, folder, files, test_files, schema)
+            check_unchanged(sources, self.cache, self.fingerprint)
+
+        return build_once(self.cache, key, build)
 
     def _predict_rows(self) -> Batch:
         if self.predict_path is None:
             return self.splits["test"]._replace(y=None)
         assert self.schema is not None
         files, schema = self._files("predict_path"), self.schema
-        key = {"predict": fingerprint(files, self.cache), "schema": schema.to_dict()}
-        folder = build_once(self.cache, key, lambda folder: prepare_new_rows(folder, files, schema))
-        return _map_split(folder, "predict")
+        content = fingerprint(files, self.cache)
+
+        def build(folder: Path) -> None:
+            prepare_new_rows(folder, files, schema)
+            check_unchanged(files, self.cache, content)
+
+        key = {"predict": content, "schema": schema.to_dict()}
+        return _map_split(build_once(self.cache, key, build), "predict")
 
 
 def _read_schema(folder: Path) -> Schema:
-    return Schema.from_dict(json.loads((folder / "schema.json").read_text()))
+    return Schema.from_dict(json.loads((folder / "schema.json").read_text(encoding="utf-8")))
 
 
 def _map_split(folder: Path, split: str) -> Batch:

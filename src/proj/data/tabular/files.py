@@ -1,11 +1,13 @@
 """Tables in files: CSV, TSV and Parquet, scanned without loading them whole."""
 
 import csv
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import polars as pl
+from polars import selectors
 from polars.exceptions import PolarsError
 
 from proj.errors import UserError, nearest
@@ -18,8 +20,21 @@ INFERENCE_ROWS = 10_000
 # Rows per chunk of a streamed table.
 CHUNK_ROWS = 500_000
 
+# Characters that are searched for the end of a quoted name.
+MAX_HEADER = 100_000
+
 # Words for missing values in the text files of other programs, beside empty fields.
 MISSING = ("NA", "N/A", "n/a", "NaN", "nan", "null", "NULL", "None", "?")
+
+
+def by_name(name: str) -> pl.Expr:
+    """Return the expression of a column. ``pl.col`` would read ``*`` and ``^…$`` as patterns."""
+    return selectors.by_name(name).as_expr()
+
+
+def nameless(frame: pl.DataFrame, name: str) -> pl.Series:
+    """Return a column of a frame without its name, which many methods of series read as well."""
+    return frame.get_column(name).alias("")
 
 
 def list_files(path: str, option: str) -> list[Path]:
@@ -67,6 +82,8 @@ def scan(files: list[Path], text: Iterable[str] = (), infer_from_all: bool = Fal
             null_values=list(MISSING),
             try_parse_dates=True,
             infer_schema_length=None if infer_from_all else INFERENCE_ROWS,
+            # polars keeps the doubled quotes of a name.
+            with_column_names=lambda _: header,
             schema_overrides={name: pl.String for name in text if name in header},
         )
     except PolarsError as error:
@@ -89,7 +106,7 @@ def open_table(files: list[Path], folder: Path, text: Iterable[str] = ()) -> pl.
     if not names or not rows:
         got = "a header only" if names else "an empty file"
         raise UserError(f"{files[0]}: expected rows of data, got {got}.")
-    last = pl.col(names[-1])
+    last = by_name(names[-1])
     # A line with too few fields ends in missing values. Without any, no line needs to be checked.
     if is_text and len(names) > 1 and collect(files, table.select(last.null_count())).item():
         _check_fields(files, _read_header(files[0])[1], len(names))
@@ -154,9 +171,10 @@ def _parse_once(files: list[Path], folder: Path, text: list[str]) -> pl.LazyFram
     try:
         scan(files, text).sink_parquet(parquet, engine="streaming")
         table = pl.scan_parquet(parquet)
-        head = table.head(INFERENCE_ROWS)
-        empty = head.select(pl.col(pl.String).exclude(text).is_null().all()).collect()
-        if not any(empty.row(0)):
+        dtypes = table.collect_schema().items()
+        inferred = [name for name, dtype in dtypes if dtype == pl.String and name not in text]
+        head = table.head(INFERENCE_ROWS).select(map(by_name, inferred)).collect()
+        if not any(column.null_count() == len(column) for column in head):
             return table
     except PolarsError:
         # Either a later row has another type than the first rows, which the second attempt handles,
@@ -170,8 +188,7 @@ def _read_header(file: Path) -> tuple[list[str], str]:
     """Return the column names, and the separator: the most frequent of ``, ; tab |``."""
     try:
         with file.open(encoding="utf-8-sig", newline="") as lines:
-            first_line = lines.readline()
-            separator = "\t" if file.suffix == ".tsv" else max(",;\t|", key=first_line.count)
+            separator = "\t" if file.suffix == ".tsv" else _most_frequent_separator(lines)
             lines.seek(0)
             names = next(csv.reader(lines, delimiter=separator), [])
     except UnicodeDecodeError as error:
@@ -185,6 +202,16 @@ def _read_header(file: Path) -> tuple[list[str], str]:
                 f"{names.count(name)} times; rename all but one."
             )
     return names, separator
+
+
+def _most_frequent_separator(lines: TextIO) -> str:
+    """Return the separator in the first line; a quoted name may hold others, and line breaks."""
+    header = first_line = lines.readline()
+    while header.count('"') % 2 and len(header) < MAX_HEADER and (line := lines.readline()):
+        header += line
+    # An odd quote is part of a name.
+    unquoted = first_line if header.count('"') % 2 else re.sub('"[^"]*"', "", header)
+    return max(",;\t|", key=unquoted.count)
 
 
 def _to_user_error(files: list[Path], error: Exception) -> UserError:

@@ -1,7 +1,7 @@
 """Prepare a table: split the rows, fit the schema on the training split, write encoded arrays."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -10,17 +10,20 @@ from rich.console import Console
 from rich.progress import Progress
 
 from proj.data.base import Finding
-from proj.data.cache import create_array
-from proj.data.splits import Fold, split, split_by_time, split_groups
+from proj.data.splits import Fold, split
+from proj.data.tabular.cache import create_array
 from proj.data.tabular.columns import (
+    NumberKind,
     Override,
     check_columns,
     encode_column,
     fit_columns,
+    rounding,
     target_column,
     unreadable_values,
 )
-from proj.data.tabular.files import check_names, collect, iter_chunks, open_table
+from proj.data.tabular.files import by_name, check_names, collect, iter_chunks, nameless, open_table
+from proj.data.tabular.splits import split_by_time, split_groups
 from proj.data.targets import Targets
 from proj.errors import UserError
 from proj.schema import SPLITS, Array, Column, Schema, Task
@@ -78,8 +81,8 @@ def prepare_table(
     _write_splits(folder, files, table, schema, splits, row_splits, y)
     if test_files:
         findings += _prepare_test_file(plan, folder, test_files, schema, train_keys)
-    (folder / "schema.json").write_text(json.dumps(schema.to_dict()))
-    (folder / "findings.json").write_text(json.dumps(findings))
+    (folder / "schema.json").write_text(json.dumps(schema.to_dict()), encoding="utf-8")
+    (folder / "findings.json").write_text(json.dumps(findings), encoding="utf-8")
     _remove_parsed_files(folder)
 
 
@@ -100,8 +103,9 @@ def _prepare_test_file(
     labels = plan.targets if any(isinstance(label, str) for label in schema.classes) else []
     table = open_table(files, folder, [*schema.text_sources, *labels])
     names = table.collect_schema().names()
-    keys = [plan.split_by[option] for option in ("group", "time") if plan.split_by[option]]
-    check_names(names, [*plan.targets, *map(str, keys)], "data.test_path", where)
+    keys = [plan.split_by[option] for option in ("group", "time")]
+    wanted = [*plan.targets, *(name for name in keys if name is not None)]
+    check_names(names, wanted, "data.test_path", where)
     check_columns(table, schema.columns, where)
     targets, test_keys = _read_targets(plan, files, table, schema, with_split=False)
     y = targets.encode(schema)
@@ -117,12 +121,12 @@ def _check_plan(plan: TablePlan, names: list[str], where: str) -> None:
     for option, name in plan.split_by.items():
         if name is not None:
             check_names(names, [name], f"data.{option}", where)
-    if plan.split_by["group"] and plan.split_by["time"]:
+    if plan.split_by["group"] is not None and plan.split_by["time"] is not None:
         raise UserError(
             "expected data.group or data.time, got both; keep one, or give each row's split in "
             "data.split."
         )
-    if plan.fold and plan.split_by["split"]:
+    if plan.fold and plan.split_by["split"] is not None:
         raise UserError(
             "expected data.fold or data.split, got both; the column already gives each row's split."
         )
@@ -135,23 +139,23 @@ def _read_targets(
     schema: Schema | None,
     with_split: bool = True,
 ) -> tuple[Targets, pl.DataFrame]:
-    """Return the targets of all rows, and the columns to split by."""
+    """Return the targets of all rows, and the columns to split by, named by their option."""
     where = str(files[0])
-    keys = [
-        name
+    keys = {
+        option: name
         for option, name in plan.split_by.items()
         if name is not None and (with_split or option != "split")
-    ]
-    aliased = [pl.col(name).alias(_key(name)) for name in keys]
-    frame = collect(files, table.select(*plan.targets, *aliased))
-    columns = tuple(target_column(frame[name], where) for name in plan.targets)
+    }
+    # A column may be a target and a key, so each has a name of its own here.
+    labelled = [by_name(name).alias(f"target {i}") for i, name in enumerate(plan.targets)]
+    keyed = [by_name(name).alias(option) for option, name in keys.items()]
+    frame = collect(files, table.select(*labelled, *keyed))
+    columns = tuple(
+        target_column(name, nameless(frame, f"target {i}"), where)
+        for i, name in enumerate(plan.targets)
+    )
     targets = Targets.from_table(columns, schema.task if schema else plan.task, where)
-    return targets, frame.drop(plan.targets)
-
-
-def _key(name: str) -> str:
-    """Return the name of a column to split by in the frame of keys; it may be a target, too."""
-    return f"_by_{name}"
+    return targets, frame.drop(f"target {i}" for i in range(len(plan.targets)))
 
 
 def _assign_splits(plan: TablePlan, targets: Targets, keys: pl.DataFrame, where: str) -> Array:
@@ -159,7 +163,7 @@ def _assign_splits(plan: TablePlan, targets: Targets, keys: pl.DataFrame, where:
     rows = np.flatnonzero(~targets.missing)
     fractions = plan.val_fraction, plan.test_fraction
     by = plan.split_by
-    option = next((option for option in ("split", "group", "time") if by[option]), None)
+    option = next((option for option in ("split", "group", "time") if by[option] is not None), None)
     if option is None:
         present = targets.take(rows)
         chosen = split(
@@ -167,7 +171,7 @@ def _assign_splits(plan: TablePlan, targets: Targets, keys: pl.DataFrame, where:
         )
     else:
         name = str(by[option])
-        key = keys[_key(name)].gather(rows)
+        key = keys[option].gather(rows)
         if missing := key.null_count():
             raise UserError(
                 f"data.{option}: expected a value of {name} in each row, got {missing} missing "
@@ -210,7 +214,7 @@ def _fit_schema(
     inputs = [name for name in table.collect_schema().names() if name not in not_inputs]
     sample = pl.concat(
         chunk.filter(in_sample[start : start + len(chunk)])
-        for start, chunk in iter_chunks(files, table.select(inputs))
+        for start, chunk in iter_chunks(files, table.select(map(by_name, inputs)))
     )
     columns, left_out = fit_columns(sample, plan.columns)
     if not columns:
@@ -228,7 +232,8 @@ def _fit_schema(
     )
     unintended = {name: why for name, why in left_out.items() if plan.columns.get(name) != "drop"}
     findings = [_left_out_finding(name, reason) for name, reason in unintended.items()]
-    return schema, findings + _find_unreadable_values(sample, columns)
+    findings += _find_unreadable_values(sample, columns)
+    return schema, findings + _find_rounded_values(sample, columns, plan.columns)
 
 
 def _write_splits(
@@ -342,23 +347,46 @@ def _find_unreadable_values(rows: pl.DataFrame, columns: tuple[Column, ...]) -> 
     return findings
 
 
+def _find_rounded_values(
+    rows: pl.DataFrame, columns: tuple[Column, ...], overrides: dict[str, Override]
+) -> list[Finding]:
+    """Return a finding for each column of numbers or dates that float32 cannot tell apart."""
+    findings = []
+    for column in {column.source: column for column in reversed(columns)}.values():
+        kind = overrides.get(column.source) or column.type
+        if kind not in ("number", "date"):
+            continue
+        number: NumberKind = "number" if kind == "number" else "days"
+        if found := rounding(rows, replace(column, kind=number)):
+            size, step, spread = found
+            finding = Finding(
+                f"the values of column {column.source}, up to {size:.10g}, are rounded to steps of "
+                f"{step:.3g} (float32), and their standard deviation is {spread:.3g}",
+                "the model cannot learn from smaller differences",
+                "subtract a constant from the column, such as its smallest value",
+                column.source,
+            )
+            findings.append(finding)
+    return findings
+
+
 def _find_leaks(
     plan: TablePlan, train: pl.DataFrame, other: pl.DataFrame, split_name: str
 ) -> list[Finding]:
     """Return findings about groups or times of another split that overlap the training rows."""
     findings = []
-    if group := plan.split_by["group"]:
-        groups, other_groups = (frame.select(_key(group)).unique() for frame in (train, other))
-        if shared := groups.join(other_groups, on=_key(group), how="semi").height:
+    if (group := plan.split_by["group"]) is not None:
+        groups, other_groups = (frame.select("group").unique() for frame in (train, other))
+        if shared := groups.join(other_groups, on="group", how="semi").height:
             finding = Finding(
                 f"{shared} values of {group} are both in train and in {split_name}",
                 "what the model memorizes about a group counts as skill on new groups",
                 "split by data.group only, or use other files",
             )
             findings.append(finding)
-    if time := plan.split_by["time"]:
-        latest = train[_key(time)].max()
-        early = int((other[_key(time)] < latest).sum()) if len(train) else 0
+    if (time := plan.split_by["time"]) is not None:
+        latest = train["time"].max()
+        early = int((other["time"] < latest).sum()) if len(train) else 0
         if early:
             finding = Finding(
                 f"{early} {split_name} rows are earlier than the latest training row by {time}",

@@ -9,7 +9,8 @@ from typing import IO, Any
 from lightning.pytorch.plugins import TorchCheckpointIO
 
 from proj.engine.runs import checkpoint_file
-from proj.engine.runs.run import LAST, PREVIOUS, atomic_write
+from proj.engine.runs.files import atomic_write
+from proj.engine.runs.run import LAST, PREVIOUS
 from proj.errors import TrainingError
 
 

@@ -24,11 +24,11 @@ from torch.optim import Optimizer
 from proj.data.base import DataModule
 from proj.data.loader import take
 from proj.engine.callbacks.best_checkpoint import BestCheckpoint
-from proj.engine.runs.run import flatten_config
+from proj.engine.runs.contents import flatten_config
 from proj.engine.yaml_text import yaml_document
 from proj.models.base import Model
 from proj.models.checks import evaluating
-from proj.models.module import scale_images
+from proj.models.module import to_inputs
 from proj.schema import Tensors
 
 __all__ = ["RunLogger", "StepLogger", "StepProgressBar", "TensorBoardSummary", "flatten_config"]
@@ -241,7 +241,7 @@ def _log_graph(logger: TensorBoardLogger, model: Model, x: Tensors) -> None:
         ):
             # The tracer warns of branches and numbers that it records as constants.
             warnings.simplefilter("ignore")
-            logger.experiment.add_graph(net, (scale_images(x),))
+            logger.experiment.add_graph(net, (to_inputs(x, cast(torch.dtype, model.dtype)),))
     except Exception as error:  # A net may raise anything when it is traced.
         reason = " ".join(str(error).split())[:200]
         rank_zero_warn(

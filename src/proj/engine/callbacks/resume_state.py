@@ -31,6 +31,7 @@ from proj.engine.lightning_internals import (
     validation_follows,
 )
 from proj.engine.runs.run import LAST
+from proj.engine.runs.weights import restore_state_types
 from proj.errors import Stopped, UserError
 from proj.models.base import Model
 
@@ -78,6 +79,8 @@ class ResumeCheckpoint(Checkpoint):
         # Whether the epoch is over, but Lightning has not yet stepped ReduceLROnPlateau.
         self.after_epoch = False
         self.restored: dict[str, Any] | None = None
+        # The states of the optimizers in the resumed checkpoint, until training starts.
+        self.optimizer_states: list[dict[str, Any]] = []
         # The generators before a user's DataLoader draws from them, until the first save.
         self.first_generators: dict[str, Any] | None = None
         self.model: LightningModule | None = None
@@ -186,6 +189,11 @@ class ResumeCheckpoint(Checkpoint):
 
     # Resuming
 
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        self.optimizer_states = checkpoint.get("optimizer_states", [])
+
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.restored is not None:
             # With a step limit, Lightning takes a finished epoch for one to be resumed (the setter
@@ -209,6 +217,9 @@ class ResumeCheckpoint(Checkpoint):
             self.first_generators = None
             return
         set_step_limit(trainer, self.max_steps)
+        for optimizer, state in zip(trainer.optimizers, self.optimizer_states, strict=False):
+            restore_state_types(optimizer, state)
+        self.optimizer_states = []
         if self.loader_has_state:
             self._restore_process(trainer)
         else:

@@ -1,6 +1,5 @@
 """Train into a new run folder, or resume an existing run."""
 
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +13,9 @@ from proj.engine.config.arguments import Arguments, read_arguments
 from proj.engine.config.experiment import ExperimentCLI, first_process
 from proj.engine.evaluation.tensorboard import FigureLogger
 from proj.engine.exit_codes import as_user_error, signal_exit_codes
-from proj.engine.runs.run import Run, atomic_write, check_name, create_run, lock_run
+from proj.engine.runs.files import atomic_write, write_json
+from proj.engine.runs.locks import lock_run
+from proj.engine.runs.run import Run, check_name, create_run
 from proj.engine.training.data_checks import check_data
 from proj.engine.training.initial_weights import checkpoint_to_continue, initial_weights
 from proj.engine.training.lr_find import find_learning_rate
@@ -105,7 +106,6 @@ def _write_files(
 ) -> None:
     """Write the files of a run that are known before training."""
     atomic_write(run.path / "config.yaml", lambda file: file.write(cli.as_yaml().encode()))
-    text = json.dumps([finding._asdict() for finding in findings], indent=2)
-    atomic_write(run.path / "findings.json", lambda file: file.write(text.encode()))
+    write_json(run.path / "findings.json", [finding._asdict() for finding in findings])
     if lr_figure is not None:
         atomic_write(run.path / "lr_find.png", lambda file: lr_figure.savefig(file, format="png"))

@@ -20,6 +20,7 @@ from proj.engine.config.callbacks import fit_callbacks, monitor_options, monitor
 from proj.engine.config.options import OPTIONS
 from proj.engine.config.parser_errors import explain_parser_error
 from proj.engine.exit_codes import as_user_error
+from proj.engine.lightning_internals import convert_before_loading, keep_batches
 from proj.engine.write_paths import check_paths
 from proj.engine.yaml_text import yaml_document
 from proj.errors import UserError
@@ -199,7 +200,10 @@ class ExperimentCLI(LightningCLI):
         if with_progress_bar and not has_progress_bar and not options["barebones"]:
             own_callbacks.append(StepProgressBar())
         with as_user_error("the Trainer cannot be built"):
-            return Trainer(**options, callbacks=own_callbacks + callbacks)
+            trainer = Trainer(**options, callbacks=own_callbacks + callbacks)
+        keep_batches(trainer)
+        convert_before_loading(trainer)
+        return trainer
 
     # The callbacks of `fit` and their metrics. The functions of config/callbacks.py do the work.
 

@@ -11,6 +11,11 @@ from typing import IO, Any
 
 import torch
 
+from proj.engine.class_paths import update_class_paths
+from proj.engine.write_paths import check_callback_paths
+from proj.errors import UserError
+from proj.schema import Schema
+
 MARK = b"sha256 of all before: "
 COMMENT_LENGTH = len(MARK) + hashlib.sha256().digest_size * 2
 
@@ -41,6 +46,41 @@ def is_whole(path: Path) -> bool:
             digest.update(content)
             remaining -= len(content)
         return file.read() == MARK + digest.hexdigest().encode()
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Return a checkpoint of plain values and tensors.
+
+    The class paths of older versions in its config are replaced by today's. Raises UserError if the
+    file is missing, damaged, or holds other objects.
+    """
+    if not path.is_file():
+        raise UserError(f"no checkpoint {path}; expected a file that `fit` wrote.")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises many kinds for a damaged file.
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(
+            f"{path} cannot be read as a checkpoint: it is cut off, damaged, or holds more than "
+            f"plain values and tensors ({reason[:120]}); use another checkpoint."
+        ) from error
+    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
+        raise UserError(
+            f"{path}: expected a checkpoint with a state_dict, got a file without one; use another "
+            "file."
+        )
+    check_callback_paths(checkpoint, path)
+    if checkpoint.get("schema"):
+        try:
+            Schema.from_dict(checkpoint["schema"])
+        except (TypeError, LookupError, ValueError, AttributeError) as error:
+            raise UserError(
+                f"{path}: expected the schema of a data set, got another value ({error}); use "
+                "another checkpoint."
+            ) from error
+    if "config" in checkpoint:
+        checkpoint["config"] = update_class_paths(checkpoint["config"])
+    return checkpoint
 
 
 class _HashingFile:

@@ -15,7 +15,10 @@ from proj.engine.callbacks.best_checkpoint import BestCheckpoint
 from proj.engine.config.experiment import ExperimentCLI, first_process
 from proj.engine.exit_codes import as_user_error, signal_exit_codes
 from proj.engine.memory import keep_freed_memory
-from proj.engine.runs.run import LAST, Run, metric_entries, read_checkpoint, record_manifest
+from proj.engine.runs.checkpoint_file import read_checkpoint
+from proj.engine.runs.contents import metric_entries
+from proj.engine.runs.manifest import record_manifest
+from proj.engine.runs.run import LAST, Run
 
 # Environment variable with the run's folder. Process 0 sets it for the processes that it starts.
 RUN_VARIABLE = f"{PACKAGE.upper()}_RUN"

@@ -160,7 +160,7 @@ class Worker:
             [sys.executable, "-m", f"{__package__}.worker", *args],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            text=True,
+            encoding="utf-8",
             bufsize=1,
             env=self.environment,
             start_new_session=True,

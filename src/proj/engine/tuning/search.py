@@ -12,7 +12,8 @@ from optuna.trial import FrozenTrial, TrialState
 from proj.engine import console
 from proj.engine.config.arguments import as_flags
 from proj.engine.exit_codes import stop_signals
-from proj.engine.runs.run import Run, lock_run
+from proj.engine.runs.locks import lock_run
+from proj.engine.runs.run import Run
 from proj.engine.tuning.plan import StudyPlan, read_plan
 from proj.engine.tuning.pool import JobFailed, JobInterrupted, Pool
 from proj.engine.tuning.space import suggest

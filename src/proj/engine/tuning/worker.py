@@ -24,12 +24,15 @@ from typing import Any, TypedDict
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from proj.engine import security
+from proj.engine.cli import replace_unprintable
 from proj.engine.commands.fit import fit
 from proj.engine.commands.test import test
 from proj.engine.config.experiment import first_process
 from proj.engine.exit_codes import exit_code
 from proj.engine.runs import checkpoint_file
-from proj.engine.runs.run import LAST, PREVIOUS, Run, lock_run, read_checkpoint
+from proj.engine.runs.checkpoint_file import read_checkpoint
+from proj.engine.runs.locks import lock_run
+from proj.engine.runs.run import LAST, PREVIOUS, Run
 from proj.engine.write_paths import check_appended
 from proj.errors import TrainingError, UserError
 
@@ -78,7 +81,7 @@ class Channel:
     """
 
     def __init__(self) -> None:
-        self.output = os.fdopen(os.dup(1), "w", buffering=1)
+        self.output = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
         self.messages: queue.Queue[Any] = queue.Queue()
         threading.Thread(target=self._listen, daemon=True).start()
 
@@ -205,6 +208,7 @@ def _redirect_output(log: Path) -> None:
 
 
 def main() -> None:
+    replace_unprintable()
     channel = Channel() if first_process() else None
     if len(sys.argv) > 1:
         outcome = execute(json.loads(sys.argv[1]), channel)
