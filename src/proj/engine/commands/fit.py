@@ -11,6 +11,7 @@ from proj.data.base import DataModule, Finding
 from proj.engine import console
 from proj.engine.config.arguments import Arguments, read_arguments
 from proj.engine.config.experiment import ExperimentCLI, first_process
+from proj.engine.config.without_effect import settings_without_effect
 from proj.engine.evaluation.tensorboard import FigureLogger
 from proj.engine.exit_codes import as_user_error, signal_exit_codes
 from proj.engine.runs.files import atomic_write, write_json
@@ -72,6 +73,8 @@ def train_experiment(
     findings: list[Finding] = []
     if first_process():
         check_name(root, name)
+        for sentence in settings_without_effect(cli.config, cli.parser.get_defaults()):
+            console.warn(sentence)
         preflight(cli, initial)
         findings = check_data(cli.datamodule) if isinstance(cli.datamodule, DataModule) else []
         console.show_findings(findings)
