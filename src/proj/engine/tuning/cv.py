@@ -67,7 +67,7 @@ def _parse(args: list[str]) -> tuple[argparse.Namespace, list[str]]:
         "cv", "Cross-validate an experiment. Further flags apply to the experiment of every run."
     )
     parser.add_argument("-c", "--config", required=True, help="the experiment")
-    parser.add_argument("--folds", type=positive_int, default=5, help="number of folds")
+    parser.add_argument("--folds", type=_fold_count, default=5, help="number of folds")
     parser.add_argument(
         "--seeds",
         type=positive_int,
@@ -101,6 +101,14 @@ def _record(folder: Path, settings: dict[str, Any]) -> None:
             )
     content = yaml_document(settings).encode()
     atomic_write(file, lambda stream: stream.write(content))
+
+
+def _fold_count(text: str) -> int:
+    """Parse a number of folds, at least two: one fold would leave no rows to train on."""
+    count = positive_int(text)
+    if count < 2:
+        raise argparse.ArgumentTypeError(f"expected a number from 2 up, got {text}")
+    return count
 
 
 def _plan_runs(
