@@ -141,7 +141,7 @@ def train(job: Job, channel: Channel | None) -> None:
         fit([*job["fit_args"], *QUIET], folder, callbacks)
     elif Run(folder).manifest["status"] != "finished":
         fit(["--resume", str(folder), *_secret_flags(job), *QUIET], folder, callbacks)
-    if job["test"] and not (folder / "test" / "metrics.json").exists():
+    if job["test"] and not _is_tested(folder):
         test(["--run", str(folder), *_secret_flags(job), *QUIET])
 
 
@@ -152,6 +152,16 @@ def _secret_flags(job: Job) -> list[str]:
     arguments = read_arguments(job["fit_args"], "fit")
     cli = ExperimentCLI("fit", arguments.configs, arguments.flags, instantiate=False)
     return secret_flags(cli.secrets)
+
+
+def _is_tested(folder: Path) -> bool:
+    """Return whether ``test`` has written all its files: the report is the last one.
+
+    Models of a user's own have no report. They are tested again if they have predictions.
+    """
+    needs_report = (folder / "test" / "predictions.parquet").exists()
+    has_report = (folder / "report.html").exists()
+    return (folder / "test" / "metrics.json").exists() and (has_report or not needs_report)
 
 
 def _wait_for_lock(folder: Path) -> None:
