@@ -1,6 +1,5 @@
 """Data module for tables: CSV, TSV and Parquet files, prepared once and memory-mapped."""
 
-import csv
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -12,9 +11,9 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from proj.data.base import DataModule, Finding
+from proj.data.base import DataModule, Finding, split_names
 from proj.data.splits import Fold
-from proj.data.tabular.cache import build_once, entry_folder, is_complete, map_array
+from proj.data.tabular.cache import build_once, entry_folder, is_complete, map_array, save_array
 from proj.data.tabular.columns import encode_column
 from proj.data.tabular.experiment import experiment_values
 from proj.data.tabular.files import (
@@ -100,6 +99,8 @@ class Tabular(DataModule):
         # A fold replaces the test split that the source has.
         self.path, self.test_path = path, None if fold and fold[0] == "test" else test_path
         self.cache = Path(cache_dir)
+        # The files that are prepared and their fingerprint, by the option that names them.
+        self.prepared: dict[str, tuple[list[Path], str]] = {}
         targets = [target] if isinstance(target, str) else target
         if not targets or len(set(targets)) < len(targets):
             raise UserError(
@@ -128,8 +129,8 @@ class Tabular(DataModule):
                 f"--target: expected a column of {path}, got none; it has {', '.join(names[:30])}."
             )
         # A target with a comma in its name is not a list of targets.
-        if isinstance(target, str) and target not in names and "," in target:
-            target = [name.strip() for name in next(csv.reader([target], skipinitialspace=True))]
+        if isinstance(target, str) and target not in names:
+            target = split_names(target, "--target")
         return cls(path, target, task=task)
 
     def experiment_template(self, path: str) -> tuple[Path, dict[str, Any]]:
@@ -189,7 +190,7 @@ class Tabular(DataModule):
         def build(folder: Path) -> None:
             for name in ("path", "test_path"):
                 if files := self._files(name):
-                    np.save(folder / f"{name}.npy", hash_rows(files, ignored))
+                    save_array(folder / f"{name}.npy", hash_rows(files, ignored))
 
         key = {"hashes": self.fingerprint, "polars": pl.__version__, "ignored": ignored}
         folder = build_once(self.cache, key, build)
@@ -205,6 +206,8 @@ class Tabular(DataModule):
             check_names(source.table.collect_schema().names(), names, "--keep", str(files[0]))
             table = collect_table(source, source.table.select(map(by_name, names)))
         columns: pl.DataFrame = table[rows]
+        prepared, before = self.prepared[option]
+        check_unchanged(prepared, self.cache, before)
         return columns
 
     def _files(self, option: str) -> list[Path]:
@@ -216,6 +219,7 @@ class Tabular(DataModule):
         files, test_files, schema = self._files("path"), self._files("test_path"), self.schema
         sources = [*files, *test_files]
         self.fingerprint = fingerprint(sources, self.cache)
+        self.prepared["path"] = self.prepared["test_path"] = sources, self.fingerprint
         counts = [len(files), len(test_files)]
         key = {"source": self.fingerprint, "files": counts, **asdict(self.plan)}
         fitted = entry_folder(self.cache, key)
@@ -235,6 +239,7 @@ class Tabular(DataModule):
         assert self.schema is not None
         files, schema = self._files("predict_path"), self.schema
         content = fingerprint(files, self.cache)
+        self.prepared["predict_path"] = files, content
 
         def build(folder: Path) -> None:
             prepare_new_rows(folder, files, schema)

@@ -3,6 +3,8 @@
 import csv
 import glob
 import json
+import os
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +17,8 @@ from polars import selectors
 from polars.exceptions import PolarsError
 
 from proj.data.base import Finding
+from proj.data.memory import check_memory
+from proj.data.tabular.cache import DISK_FULL
 from proj.data.tabular.dialect import Dialect, find_dialect, free_name, plain_copy, read_head
 from proj.errors import UserError, nearest
 
@@ -22,8 +26,12 @@ TEXT, JSON, EXCEL = (".csv", ".tsv", ".txt"), (".json", ".jsonl", ".ndjson"), ("
 SUFFIXES = (*TEXT, ".parquet", *JSON, *EXCEL)
 COMPRESSED = (".gz", ".bz2", ".xz")
 
-# Rows per chunk of a streamed table.
-CHUNK_ROWS = 500_000
+# Rows per chunk of a streamed table, and its values.
+CHUNK_ROWS, CHUNK_VALUES = 500_000, 50_000_000
+
+# Memory for each row of a table: its target, its number, its split, and copies of them while the
+# rows are split. Other columns are streamed.
+ROW_BYTES = 80
 
 # Words for missing values in the text files of other programs, beside empty fields.
 MISSING = ("NA", "N/A", "n/a", "NaN", "nan", "null", "NULL", "None", "?")
@@ -130,6 +138,7 @@ def open_table(files: list[Path], folder: Path | None = None) -> Iterator[Source
         if not names or not rows:
             got = "a header only" if names else "an empty file"
             raise UserError(f"{files[0]}: expected rows of data, got {got}.")
+        check_memory(rows * ROW_BYTES, str(files[0]))
         yield source._replace(table=nan_to_null(source.table), folder=working)
 
 
@@ -256,10 +265,11 @@ def collect_table(source: Source, table: pl.LazyFrame) -> pl.DataFrame:
 
 
 def iter_chunks(source: Source, table: pl.LazyFrame) -> Iterator[tuple[int, pl.DataFrame]]:
-    """Yield the table in chunks of ``CHUNK_ROWS``, with the number of each chunk's first row."""
+    """Yield the table in chunks, with the number of each chunk's first row."""
     # polars' own iterator reads ahead without a limit, and a large table would fill the memory.
-    start = 0
-    while len(chunk := collect_table(source, table.slice(start, CHUNK_ROWS))):
+    start, columns = 0, max(1, len(table.collect_schema()))
+    size = max(1, min(CHUNK_ROWS, CHUNK_VALUES // columns))
+    while len(chunk := collect_table(source, table.slice(start, size))):
         yield start, chunk
         start += len(chunk)
 
@@ -336,4 +346,10 @@ def _find_comments(plain: Path, file: Path, dialect: Dialect) -> list[Finding]:
 
 
 def _cause(file: Path, error: Exception) -> str:
+    """Return a message with the cause of a failed read; raise OSError if the disk is full."""
+    full = re.search(r"os error (\d+)", str(error))
+    if full and int(full[1]) in DISK_FULL:
+        raise OSError(int(full[1]), os.strerror(int(full[1]))) from error
+    if isinstance(error, OSError) and error.errno in DISK_FULL:
+        raise error
     return f"{file}: cannot be read: {' '.join(str(error).split())[:300]}."

@@ -51,7 +51,11 @@ def _parse(args: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "data", help="a .csv, .tsv, .txt or .parquet file, a glob of them, or a folder of images"
     )
-    parser.add_argument("--target", help="the column to predict, or several, separated by commas")
+    parser.add_argument(
+        "--target",
+        help="the column to predict, or several, separated by commas; a name with a comma in "
+        "double quotes",
+    )
     parser.add_argument(
         "--task", choices=get_args(Task), help="what the targets are, if it is inferred wrongly"
     )
