@@ -381,7 +381,7 @@ def test_a_file_of_another_program_gives_the_same_table(change: str, work: Path)
         ("x;y\n1,5;2,5\n2,5;3,5\n", ("x",), ";"),
         ("a|b,c\n1|2\n", ("a",), "|"),
         (",x\n1,2\n", ("column_1",), ","),
-        (" x , y \n1,2\n", ("x", "y"), ","),
+        ("x, y, z\n1, 2, 3\n", ("x", "y", "z"), ","),
     ],
 )
 def test_the_separator_gives_equal_field_counts(

@@ -174,7 +174,8 @@ def _fit_numbers(
     name: str, series: pl.Series, type_: ColumnType, kind: NumberKind, form: str
 ) -> Column:
     column = Column(name, type_, kind, False, (), (), (), form)
-    values = series.to_frame(name).select(_number(column).cast(pl.Float64)).to_series()
+    frame = series.to_frame(name)
+    values = frame.select(_number(column).cast(pl.Float64)).to_series().alias("")
     missing = bool(values.fill_nan(None).null_count())
     ordered = np.sort(values.drop_nulls().drop_nans().to_numpy())
     ordered = ordered[np.isfinite(ordered)]

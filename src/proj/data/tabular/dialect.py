@@ -41,7 +41,7 @@ class Dialect(NamedTuple):
     """How a text file is written, after ``plain_copy``.
 
     Attributes:
-        names: names of the columns without spaces around them; ``column_3`` if it has none.
+        names: names of the columns; ``column_3`` for a third one without a name.
         separator: the character between fields.
         skipped: lines before the header: ``sep=;`` and comments.
         comment: the first character of lines to leave out, or None.
@@ -161,8 +161,10 @@ def _records(lines: Iterable[str], separator: str) -> Iterator[list[str]]:
 
 
 def _name_all(names: list[str], where: str) -> list[str]:
-    """Return the names without spaces around them, and a name for each column without one."""
-    given = [name.strip().removeprefix("\ufeff") for name in names]
+    """Return the names, and a name for each column without one."""
+    # Spaces after all separators belong to the separators, as in: age, city, income
+    padded = len(names) > 1 and all(name.startswith(" ") for name in names[1:])
+    given = [name.strip() if padded else name for name in names]
     for name in given:
         if name and given.count(name) > 1:
             raise UserError(
@@ -261,11 +263,11 @@ def _rewrite(file: Path, folder: Path, dialect: Dialect, head: list[str]) -> Pat
         file.open(encoding="utf-8-sig", newline="") as source,
         copy.open("w", encoding="utf-8", newline="") as target,
     ):
-        lines = islice(source, dialect.skipped, None)
+        lines: Iterable[str] = islice(source, dialect.skipped, None)
         if dialect.comment:
-            lines = (line for line in lines if not line.startswith(dialect.comment))  # type: ignore[assignment]
+            lines = (line for line in lines if not line.startswith(dialect.comment))
         if dialect.separator == " ":
-            lines = (line.strip() for line in lines)  # type: ignore[assignment]
+            lines = (line.strip() for line in lines)
         rows = csv.reader(lines, delimiter=dialect.separator, skipinitialspace=spaces)
         # The text lines of the header are not needed: the names are known.
         csv.writer(target, lineterminator="\n").writerows(row for row in rows if row)

@@ -6,7 +6,7 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -300,9 +300,9 @@ def _check_fields(plain: Path, file: Path, dialect: Dialect) -> None:
     """Raise UserError for the first line with another number of fields. Blank lines are skipped."""
     fields = len(dialect.names)
     with plain.open(encoding="utf-8-sig", newline="") as source:
-        lines = islice(source, dialect.skipped, None)
+        lines: Iterable[str] = islice(source, dialect.skipped, None)
         if comment := dialect.comment:
-            lines = (line for line in lines if not line.startswith(comment))  # type: ignore[assignment]
+            lines = (line for line in lines if not line.startswith(comment))
         reader = csv.reader(lines, delimiter=dialect.separator)
         for row in reader:
             if row and len(row) != fields:

@@ -172,10 +172,14 @@ def read_column(values: pl.Expr, reading: Reading) -> pl.Expr:
         return values.str.strip_chars()
     if reading.type == "boolean":
         return values.map_batches(
-            lambda series: read(series, reading), return_dtype=pl.Boolean, is_elementwise=True
+            lambda series: read(series.alias(""), reading),
+            return_dtype=pl.Boolean,
+            is_elementwise=True,
         )
 
     def to_numbers(series: pl.Series) -> pl.Series:
+        # Methods of a series take its name for a pattern.
+        series = series.alias("")
         numbers = read(series, reading)
         if not reading.whole:
             return numbers
@@ -332,7 +336,7 @@ def number_date_form(name: str, numbers: pl.Series, stated: str) -> str:
     """
     form = to_polars_form(stated) if stated else find_number_form(numbers)
     dates = read_number_series(numbers, form) if form else None
-    if form is None or dates is None or dates.is_not_null().mean() < STATED_SHARE:  # type: ignore[operator]
+    if form is None or dates is None or dates.null_count() > STATED_SHARE * len(dates):
         got = next(iter(numbers.drop_nulls()), None)
         got = int(got) if got is not None and got % 1 == 0 else got
         raise UserError(
@@ -351,8 +355,7 @@ def read_number_series(numbers: pl.Series, form: str) -> pl.Series:
 
 def days_in_numbers(numbers: pl.Series) -> bool:
     """Return whether whole numbers such as 20180131 all are dates."""
-    low, high = numbers.min(), numbers.max()
-    if low is None or not (_DAY_RANGE[0] <= low and high <= _DAY_RANGE[1]):  # type: ignore[operator]
+    if not numbers.is_between(*_DAY_RANGE).all() or not len(numbers):
         return False
     return read_number_series(numbers, "%Y%m%d").null_count() == numbers.null_count()
 
