@@ -22,6 +22,7 @@ from proj.data.tabular.dates import (
 from proj.data.tabular.dialect import plain_copy
 from proj.data.tabular.files import open_table
 from proj.data.tabular.numbers import parse_numbers
+from proj.engine.training.data_checks import check_data
 from proj.errors import UserError
 from proj.schema import Column, Schema
 
@@ -309,6 +310,17 @@ def test_split_columns_in_any_case_and_without_validation_rows() -> None:
     (finding,) = [f for f in noticed.findings if f.column == "part"]
     assert "set data.split: part" in finding.effect
     assert "part" not in columns(noticed)
+
+
+def test_copies_are_rows_that_are_equal_in_the_file() -> None:
+    """People of one class and age are not copies of each other; a second record of one is."""
+    names = [f"person {i}" for i in range(100)]
+    write("t.csv", name=names, age=[30, 40, 50, 60] * 25, index=range(100))
+    texts_of = [str(finding) for finding in check_data(ready("t.csv"))]
+    assert not any("exact copies" in text or "different label" in text for text in texts_of)
+    write("t.csv", name=["a", "b"] * 50, age=[30, 40, 50, 60] * 25, index=range(100))
+    data = ready("t.csv", columns={"name": "category", "age": "number"})
+    assert any("test rows are exact copies of train rows" in str(f) for f in check_data(data))
 
 
 def test_new_rows_are_read_as_in_training() -> None:

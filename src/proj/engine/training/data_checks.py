@@ -132,7 +132,7 @@ def find_duplicates(inputs: Hashes, targets: Hashes) -> list[Finding]:
             finding = Finding(
                 f"{copies} of {len(hashes[later])} {later} rows are exact copies of {earlier} rows",
                 "the model may have memorized them, so the result looks better than it is",
-                "drop the copies, or keep rows of one customer in one split with data.group",
+                "drop copies of one thing, or keep rows of one customer together with data.group",
             )
             findings.append(finding)
     return findings
