@@ -157,7 +157,8 @@ def update_class_paths(config: Any) -> Any:
 
 
 def _takes_class(key: str) -> bool:
-    return key.rsplit(".", 1)[-1] in CLASS_KEYS
+    # A column of a table may have such a name: data.columns.loss
+    return key.rsplit(".", 1)[-1] in CLASS_KEYS and ".columns." not in key
 
 
 def _is_name(value: Any) -> bool:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from proj.engine.escaping import visible
+from proj.engine.secrets import printable
 from proj.errors import Stopped, TrainingError, UserError
 
 if TYPE_CHECKING:
@@ -38,17 +38,17 @@ def exit_code(call: Callable[[], int | None], debug: bool = False) -> int:
     except (UserError, TrainingError) as error:
         if debug:
             raise
-        print(f"error: {visible(str(error))}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return 2 if isinstance(error, UserError) else 3
     except UnicodeEncodeError as error:
         if debug:
             raise
-        print(f"error: {visible(_unencodable(error))}", file=sys.stderr)
+        print(f"error: {printable(_unencodable(error))}", file=sys.stderr)
         return 2
     except OSError as error:
         if debug or error.errno not in PLACE_ERRORS or error.filename is None:
             raise
-        print(f"error: {visible(_unusable_place(error))}", file=sys.stderr)
+        print(f"error: {printable(_unusable_place(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130

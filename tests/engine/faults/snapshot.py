@@ -13,7 +13,7 @@ import yaml
 
 from engine.faults.harness import curves_of, to_bytes
 from proj.engine.runs import checkpoint_file
-from proj.engine.runs.run import read_checkpoint
+from proj.engine.runs.checkpoint_file import read_checkpoint
 
 # What differs between two equal runs: the time, the process, and how often the run was started.
 OF_THE_START = ("start", "end", "resumed", "hardware", "git", "packages")

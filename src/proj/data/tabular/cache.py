@@ -92,9 +92,9 @@ def _new_folder(cache: Path, folder: Path) -> tuple[Path, BinaryIO]:
     """Remove what cannot be used, and return a temporary folder for an entry with its lock."""
     # Without this lock, another process could take a folder for abandoned before it is locked.
     with (cache / GUARD).open("ab") as guard:
-        _lock(guard, wait=True)
+        has_locks = bool(_lock(guard, wait=True))
         for path in cache.glob(".*.*"):
-            if path.is_dir() and _is_abandoned(path):
+            if path.is_dir() and _is_abandoned(path, has_locks):
                 shutil.rmtree(path, ignore_errors=True)
         if os.path.lexists(folder) and not is_complete(folder):
             damaged = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=cache))
@@ -112,22 +112,29 @@ def _finish(temporary: Path, folder: Path) -> None:
     for path in temporary.iterdir():
         with path.open("rb") as file:
             os.fsync(file.fileno())
-    (temporary / LOCK).unlink()
     try:
         temporary.rename(folder)
     except OSError:
         # Another process may have finished first. Its result is the same.
         if not is_complete(folder):
             raise
+    # Not earlier: a temporary folder without a lock counts as abandoned.
+    (folder / LOCK).unlink(missing_ok=True)
 
 
-def _is_abandoned(folder: Path) -> bool:
-    """Return whether the process that fills a temporary folder has ended."""
+def _is_abandoned(folder: Path, has_locks: bool) -> bool:
+    """Return whether the process that fills a temporary folder has ended.
+
+    The caller holds the guard. A folder is made and locked under it, so one without a lock is what
+    a killed process has not yet locked or not quite removed.
+    """
     try:
         if (folder / LOCK).exists():
             with (folder / LOCK).open("r+b") as lock:
                 if (is_free := _lock(lock)) is not None:
                     return is_free
+        elif has_locks:
+            return True
         newest = max(path.stat().st_mtime for path in (folder, *folder.iterdir()))
     except OSError:
         # Its process has just finished or removed it.
@@ -161,9 +168,10 @@ def _write_errors(cache: Path, only_full: bool = False) -> Iterator[None]:
     except OSError as error:
         if only_full and error.errno not in DISK_FULL:
             raise
+        free = f" ({shutil.disk_usage(cache).free:,} bytes are free)" if cache.is_dir() else ""
         raise UserError(
-            f"data.cache_dir: cannot write to {cache}: {error}; make space there, or set another "
-            "folder."
+            f"data.cache_dir: cannot write to {cache}: {error.strerror or error}{free}; make space "
+            "there, or set another folder."
         ) from error
 
 
@@ -191,6 +199,11 @@ def create_array(path: Path, dtype: Any, shape: tuple[int, ...]) -> Array:
             ) from error
     array: Array = np.lib.format.open_memmap(path, mode="r+")
     return array
+
+
+def save_array(path: Path, values: Array) -> None:
+    """Write an array to a file. Raises UserError if the disk has no space for it."""
+    create_array(path, values.dtype, values.shape)[...] = values
 
 
 def _allocate(file: BinaryIO, size: int) -> None:

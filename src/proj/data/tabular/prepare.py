@@ -11,7 +11,7 @@ from rich.progress import Progress
 
 from proj.data.base import Finding
 from proj.data.splits import Fold, split
-from proj.data.tabular.cache import create_array
+from proj.data.tabular.cache import create_array, save_array
 from proj.data.tabular.columns import (
     NumberKind,
     Override,
@@ -280,9 +280,9 @@ def _write_splits(
             progress.update(bar, advance=len(chunk))
     for number, name in enumerate(splits):
         rows = np.flatnonzero(row_splits == number)
-        np.save(folder / f"{name}_row.npy", rows)
+        save_array(folder / f"{name}_row.npy", rows)
         if y is not None:
-            np.save(folder / f"{name}_y.npy", y[rows])
+            save_array(folder / f"{name}_y.npy", y[rows])
 
 
 def _create_arrays(

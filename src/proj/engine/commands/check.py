@@ -21,6 +21,7 @@ from proj.engine.callbacks.divergence import constant_loss
 from proj.engine.callbacks.multi_step import eager_step
 from proj.engine.config.arguments import read_arguments
 from proj.engine.config.experiment import ExperimentCLI
+from proj.engine.config.without_effect import settings_without_effect
 from proj.engine.training.data_checks import check_data
 from proj.engine.training.initial_weights import initial_weights
 from proj.engine.training.preflight import preflight
@@ -46,6 +47,8 @@ def check(args: list[str]) -> None:
     """Check the experiment on the command line without training it."""
     arguments = read_arguments(args, "check")
     cli = ExperimentCLI("check", arguments.configs, arguments.flags)
+    for sentence in settings_without_effect(cli.config, cli.parser.get_defaults()):
+        console.warn(sentence)
     preflight(cli, initial_weights(cli))
     data, model = cli.datamodule, copy.deepcopy(cli.model)
     findings: list[Finding] = []

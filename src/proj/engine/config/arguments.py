@@ -5,6 +5,8 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import yaml
+
 from proj.engine.class_paths import (
     add_working_directory,
     names_class,
@@ -90,6 +92,29 @@ def _with_class_paths(words: list[str]) -> list[str]:
     return words
 
 
+def keep_text(key: str, text: str) -> str | list[str]:
+    """Return a value of the data section so that the parser takes it as text.
+
+    The parser reads texts as YAML once more: ``[x]`` may be a column and become a list.
+
+    Raises:
+        UserError: if it would read the text as null, and this cannot be avoided.
+    """
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+    name = key.rsplit(".", 1)[-1]
+    if name == "target":
+        return [text] if isinstance(value, list) else text
+    if value is None and text.strip():
+        raise UserError(
+            f"{key}: expected a name that does not mean null, got {text!r}; rename the column or "
+            "file."
+        )
+    return text
+
+
 def _classes_first(words: list[str]) -> list[str]:
     """Put flags that name a class before all others, ``--model`` before ``--model.net``.
 
@@ -126,6 +151,8 @@ def as_flags(values: dict[str, Any]) -> list[str]:
     flags = []
     for key, value in values.items():
         resolved = resolve_classes(value, key)
+        if isinstance(resolved, str) and key.startswith("data."):
+            resolved = keep_text(key, resolved)
         try:
             is_text = isinstance(resolved, str | Path)
             text = str(resolved) if is_text else json.dumps(resolved)

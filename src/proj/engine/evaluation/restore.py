@@ -11,6 +11,7 @@ from proj.engine import console
 from proj.engine.callbacks.prediction_writer import PredictionWriter
 from proj.engine.config.arguments import Arguments, read_arguments
 from proj.engine.config.experiment import ExperimentCLI, differences, first_process
+from proj.engine.config.without_effect import flags_without_effect
 from proj.engine.exit_codes import as_user_error, signal_exit_codes
 from proj.engine.memory import keep_freed_memory
 from proj.engine.runs import calibration
@@ -73,6 +74,8 @@ def restore(verb: str, args: list[str]) -> RestoredRun:
         )
     _restore_model(cli, checkpoint, path)
     if first_process():
+        for sentence in flags_without_effect(verb, arguments.flags):
+            console.warn(sentence)
         console.say(f"run: {run.path}, {path.name} of epoch {checkpoint['epoch']}")
         _show_differences(verb, run, recorded, cli)
     return RestoredRun(run, cli, path, checkpoint["global_step"])
@@ -89,6 +92,7 @@ def _find_run(
 
     def read(run: Run) -> None:
         assert run.config
+        check_links(run.path)
         if ckpt_path in ("best", "last"):
             path = run.checkpoint(ckpt_path)
             checkpoints[path] = read_checkpoint(path)

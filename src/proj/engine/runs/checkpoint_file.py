@@ -24,6 +24,8 @@ NO_COMMENT = bytes(2)
 COMMENT_LENGTH_BYTES = COMMENT_LENGTH.to_bytes(2, "little")
 
 READ_SIZE = 2**20
+# The key of Lightning's version in a checkpoint that it wrote.
+VERSION = "pytorch-lightning_version"
 
 
 def save(checkpoint: dict[str, Any], file: IO[bytes]) -> None:
@@ -69,6 +71,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             f"{path}: expected a checkpoint with a state_dict, got a file without one; use another "
             "file."
         )
+    _check_types(checkpoint, path)
     check_callback_paths(checkpoint, path)
     if checkpoint.get("schema"):
         try:
@@ -81,6 +84,28 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if "config" in checkpoint:
         checkpoint["config"] = update_class_paths(checkpoint["config"])
     return checkpoint
+
+
+def _check_types(checkpoint: dict[str, Any], path: Path) -> None:
+    """Raise UserError unless the values that the verbs read are of their types."""
+    problems = [
+        f"a tensor for {name}, got {type(value).__name__}"
+        for name, value in checkpoint["state_dict"].items()
+        if not isinstance(value, torch.Tensor) or value.layout != torch.strided
+    ]
+    # Lightning writes these two. A file of weights only need not have them.
+    required = ("epoch", "global_step") if VERSION in checkpoint else ()
+    problems += [
+        f"an integer for {name}, got {checkpoint.get(name)!r:.60}"
+        for name in required
+        if type(checkpoint.get(name)) is not int
+    ]
+    if not isinstance(checkpoint.get("config", {}), dict):
+        problems.append(f"an experiment for config, got {checkpoint['config']!r:.60}")
+    if problems:
+        raise UserError(
+            f"{path} cannot be read as a checkpoint: expected {problems[0]}; use another one."
+        )
 
 
 class _HashingFile:

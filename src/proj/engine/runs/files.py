@@ -1,14 +1,16 @@
 """Read and write the files of a run: complete or not at all, validated when read."""
 
+import contextlib
 import json
 import math
 import os
+import re
 import secrets
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, NamedTuple, NoReturn
+from typing import IO, Any, NamedTuple
 
 import yaml
 
@@ -43,7 +45,8 @@ class Stamp(NamedTuple):
 def atomic_write(path: Path, fill: Callable[[IO[bytes]], Any], backup: str | None = None) -> None:
     """Write a file completely or not at all.
 
-    The content goes into a temporary file beside it, is flushed to the disk, and is renamed.
+    The content goes into a temporary file beside it, is flushed to the disk, and is renamed. What
+    a killed process has left of an earlier write is removed.
 
     Args:
         path: the file. Its folder is created.
@@ -56,18 +59,19 @@ def atomic_write(path: Path, fill: Callable[[IO[bytes]], Any], backup: str | Non
         raise UserError(f"{path.parent}: expected a folder, got a file; rename it.") from error
     if path.is_dir():
         raise UserError(f"{path}: expected a file, got a folder; rename it.")
-    # Processes of several machines may have the same number, so it is not enough.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}{secrets.token_hex(4)}")
+    temporary, file = _new_temporary(path)
     try:
-        # A link to a file elsewhere cannot have this name.
-        with temporary.open("xb") as file:
-            fill(file)
-            file.flush()
-            os.fsync(file.fileno())
+        _remove_abandoned(path)
+        fill(file)
+        file.flush()
+        os.fsync(file.fileno())
+        if os.name != "posix":
+            file.close()  # Windows renames no open file.
         if backup and path.exists():
             path.replace(path.with_name(backup))
         temporary.replace(path)
     finally:
+        file.close()
         temporary.unlink(missing_ok=True)
     # The new names are durable only after the folder is flushed, too.
     if os.name == "posix":
@@ -76,6 +80,42 @@ def atomic_write(path: Path, fill: Callable[[IO[bytes]], Any], backup: str | Non
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def _new_temporary(path: Path) -> tuple[Path, IO[bytes]]:
+    """Create a temporary file beside ``path``, locked until it is closed or its process ends."""
+    while True:
+        # Processes of several machines may have the same number, so it is not enough.
+        temporary = path.with_name(f".{path.name}.{os.getpid()}{secrets.token_hex(4)}")
+        # A link to a file elsewhere cannot have this name.
+        file = temporary.open("xb")
+        _lock(file, wait=True)
+        if temporary.exists():
+            return temporary, file
+        file.close()  # Another process removed it before it was locked.
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Remove the temporary files of ``path`` whose processes were killed."""
+    pattern = re.compile(rf"\.{re.escape(path.name)}\.\d+[0-9a-f]{{8}}")
+    for other in path.parent.iterdir():
+        if pattern.fullmatch(other.name):
+            with contextlib.suppress(FileNotFoundError), other.open("rb") as file:
+                if _lock(file):
+                    other.unlink()
+
+
+def _lock(file: IO[bytes], wait: bool = False) -> bool:
+    """Lock a file; return False if another process holds the lock or the system has no locks."""
+    if os.name != "posix":
+        return False
+    import fcntl  # It exists on POSIX systems only.
+
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError:
+        return False
+    return True
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -165,20 +205,13 @@ def parse_json(content: bytes, path: Path, kind: Any, remedy: str) -> Any:
         UserError: the content is not JSON or of another type.
     """
     try:
-        value = json.loads(content.decode(), parse_constant=_refuse_constant)
-        if b"\\u" in content:
-            # Half of a pair of surrogates is valid JSON, but such a text cannot be printed.
-            json.dumps(value, ensure_ascii=False).encode()
-        problem = mismatch(value, kind)
+        value = json.loads(content.decode())
     except (ValueError, RecursionError) as error:
-        problem = " ".join(str(error).split())
-    if problem:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path} cannot be read: it is damaged: {reason}; {remedy}.") from error
+    if problem := mismatch(value, kind):
         raise UserError(f"{path} is damaged: {problem}; {remedy}.")
     return value
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"expected a number, got {name}")
 
 
 def parse_yaml(content: bytes, path: Path, remedy: str) -> dict[str, Any]:

@@ -66,7 +66,10 @@ def train(
             _record_result(run, trainer)
     except SystemExit as stop:
         if stop.code in SIGNAL_CODES and (run.path / "checkpoints" / LAST).is_file():
-            console.say(f"stopped; to continue: fit --resume {shlex.quote(str(run.path))}")
+            console.say(
+                f"stopped in epoch {trainer.current_epoch}, saved; to continue: "
+                f"fit --resume {shlex.quote(str(run.path))}"
+            )
         raise
     except Exception:
         # No step was made, so model, data, settings and checkpoint do not fit together.
