@@ -102,10 +102,10 @@ def measure() -> None:
         ("runs", ["runs"]),
         (" ".join(SORTED), SORTED),
     ]
-    print(f"{'the newest finished run, within a process':58}{'':8}{newest():8.2f}")
     for title, args in rows:
         seconds, cpu = call(*args)
         print(f"{title:58}{seconds:8.2f}{cpu:8.2f}{cpu - imports:15.2f}", flush=True)
+    print(f"{'the newest finished run, within a process':58}{'':8}{newest():8.2f}")
 
 
 def main() -> None:

@@ -328,3 +328,17 @@ def test_validations_without_improvement_are_counted() -> None:
     stopping = EarlyStopping("score", patience=9, mode="max")
     trainer_of(stopping, max_epochs=4).fit(Line())
     assert internals.validations_without_improvement(stopping) == 3
+
+
+def test_hyperparameters_that_are_logged() -> None:
+    """A logger would get the secrets among the arguments that a model saves."""
+
+    class WithToken(Line):
+        def __init__(self, token: str) -> None:
+            super().__init__()
+            self.save_hyperparameters()
+
+    model = WithToken("S3CRET")
+    internals.set_logged_hyperparameters(model, {"token": "hidden"})
+    assert model.hparams == {"token": "S3CRET"}
+    assert model.hparams_initial == {"token": "hidden"}

@@ -1,6 +1,8 @@
 """Arrays in memory: from Python, from ``.npz`` files, and the data sets that scikit-learn ships."""
 
 import hashlib
+import os
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,6 +12,7 @@ import torch
 from torch import Tensor
 
 from proj.data.base import DataModule
+from proj.data.memory import VARIABLE, check_memory, requested_limit
 from proj.data.splits import Fold, split
 from proj.data.targets import Targets
 from proj.errors import UserError, nearest
@@ -18,6 +21,9 @@ from proj.schema import SPLITS, Array, Batch, Schema, Task, mean_and_std
 BUNDLED = ("breast_cancer", "diabetes", "digits", "iris", "linnerud", "wine")
 
 CHANNELS = (1, 3, 4)  # of images
+# A compressed file that unpacks to more than this size and ratio is probably meant to fill memory.
+BOMB_SIZE, BOMB_RATIO = 2**30, 200
+
 CHUNK = 2**14  # rows; statistics of all rows at once take several times the memory
 
 
@@ -254,13 +260,30 @@ def load_npz(path: str, option: str = "data.path") -> dict[str, Array]:
         siblings = [str(file) for file in folder.glob("*.npz")] if folder.is_dir() else []
         raise UserError(f"{option}: no file {path}.{nearest(path, siblings)}")
     try:
+        with zipfile.ZipFile(path) as members:
+            size = sum(member.file_size for member in members.infolist())
+        _check_size(path, size)
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
             # A member that is no array comes as bytes, whose type a check refuses.
             return {name: np.asarray(arrays[name]) for name in arrays.files}
+    except UserError:
+        raise
     except Exception as error:
         # np.load raises many types for a damaged file.
         hint = "; write text labels with y.astype(str)" if "allow_pickle" in str(error) else ""
         raise UserError(f"{path}: cannot be read as .npz: {str(error)[:200]}{hint}") from error
+
+
+def _check_size(path: str, size: int) -> None:
+    """Raise UserError if the arrays of a file of ``size`` bytes, unpacked, are too large."""
+    check_memory(size, path)
+    ratio = size / max(1, os.path.getsize(path))
+    if size > BOMB_SIZE and ratio > BOMB_RATIO and requested_limit() is None:
+        raise UserError(
+            f"{path}: expected arrays up to {BOMB_RATIO} times as large as their file, got "
+            f"{size / 1e9:.1f} GB, {ratio:.0f} times as much; if this is intended, allow it: "
+            f"{VARIABLE}=NUMBER"
+        )
 
 
 def load_inputs(path: str) -> Array:

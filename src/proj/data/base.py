@@ -1,5 +1,6 @@
 """Base class of the data modules: four splits, a schema, and loaders over the splits."""
 
+import csv
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
@@ -26,6 +27,20 @@ class Finding(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.what}: {self.effect}; {self.remedy}."
+
+
+def split_names(text: str, option: str) -> list[str]:
+    """Return column names that are separated by commas.
+
+    A name with a comma stands in double quotes, as in a CSV file.
+    """
+    try:
+        return next(csv.reader([text], strict=True), [])
+    except csv.Error as error:
+        raise UserError(
+            f"{option}: expected names separated by commas, a name with a comma or a line break in "
+            f"double quotes, got {text!r}."
+        ) from error
 
 
 class DataModule(LightningDataModule, ABC):

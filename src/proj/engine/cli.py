@@ -10,6 +10,7 @@ from types import ModuleType
 from proj.engine import PACKAGE, security
 from proj.engine.config.options import COMMON_OPTIONS
 from proj.engine.exit_codes import exit_code
+from proj.engine.secrets import hide, split_words
 from proj.engine.terminal import escape_output
 from proj.errors import UserError, nearest
 
@@ -52,6 +53,7 @@ def main(args: list[str] | None = None) -> int:
     # Under DDP, Lightning starts the other processes with sys.argv.
     outer_argv, sys.argv = sys.argv, [sys.argv[0], *args]
     words = [word for word in args if word != "--debug"]
+    hide(split_words(words)[1])
     replace_unprintable()
     try:
         code = exit_code(lambda: _call_verb(_take_allow(words)), debug="--debug" in args)

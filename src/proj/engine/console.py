@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from proj.engine.escaping import visible
+from proj.engine.secrets import printable
 from proj.errors import UserError
 from proj.metrics import metric_info
 
@@ -24,11 +24,11 @@ MAX_NAMES_SHOWN = 12
 
 def say(line: str) -> None:
     """Print a line. It is not wrapped, so that paths stay whole."""
-    print(visible(line), flush=True)
+    print(printable(line), flush=True)
 
 
 def warn(line: str) -> None:
-    print(f"warning: {visible(line)}", file=sys.stderr, flush=True)
+    print(f"warning: {printable(line)}", file=sys.stderr, flush=True)
 
 
 class Terminal(Console):
@@ -39,7 +39,7 @@ class Terminal(Console):
 
     def render_str(self, text: str, **options: Any) -> Text:
         # The cells of our tables have several lines.
-        return super().render_str(visible(text, keep="\n"), **options)
+        return super().render_str(printable(text, keep="\n"), **options)
 
 
 def show(table: Table) -> None:
@@ -53,6 +53,7 @@ def show_lines(header: list[str], rows: list[list[str]], numbers: int) -> None:
     rich takes two seconds for five thousand rows. ``numbers`` is how many of the last columns hold
     numbers, which are aligned on the right.
     """
+    rows = [[printable(text) for text in cells] for cells in rows]
     widths = [max(map(cell_len, column)) for column in zip(header, *rows, strict=True)]
     first_number = len(header) - numbers
 

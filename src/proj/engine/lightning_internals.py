@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any, Protocol
 
+from lightning.fabric.utilities.data import AttributeDict
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.plugins import (
@@ -226,3 +227,11 @@ def restore_model_checkpoint(callback: ModelCheckpoint, state: dict[str, Any], f
 def validations_without_improvement(callback: EarlyStopping) -> int:
     """Return the number of consecutive validations without an improvement."""
     return callback.wait_count
+
+
+# Hyperparameters
+
+
+def set_logged_hyperparameters(module: Any, values: dict[str, Any]) -> None:
+    """Set what Lightning logs of the arguments that a module saved; ``hparams`` stays as it is."""
+    module._hparams_initial = AttributeDict(values)

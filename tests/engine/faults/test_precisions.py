@@ -13,7 +13,7 @@ import proj
 from conftest import Cli
 from engine.faults.harness import attempt, said
 from engine.faults.test_resume import check
-from proj.engine.runs.run import read_checkpoint
+from proj.engine.runs.checkpoint_file import read_checkpoint
 from proj.engine.runs.weights import restore_state_types
 
 PRECISIONS = {

@@ -237,9 +237,7 @@ def test_more_patience_continues_after_early_stopping(experiment: Any, cli: Cli)
 
 def curves_within_training(name: str) -> Any:
     """The curves without those that are logged at the end, which resumed runs have twice."""
-    return {
-        tag: sorted(curve) for tag, curve in curves(name).items() if not tag.startswith("best/")
-    }
+    return {tag: sorted(curve) for tag, curve in curves(name).items() if "_best/" not in tag}
 
 
 def test_fewer_epochs_than_trained_are_an_error(experiment: Any, cli: Cli) -> None:

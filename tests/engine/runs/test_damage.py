@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -189,6 +190,26 @@ def test_a_damaged_run_that_was_asked_for_gives_one_message(
         ("test/predictions.parquet", WHOLE_FILE["folder"]),
         ("test/predictions.parquet", WHOLE_FILE["truncated"]),
         ("test/predictions.parquet", WHOLE_FILE["pipe"]),
+        (
+            "test/predictions.parquet",
+            lambda path: pl.read_parquet(path).drop("target").write_parquet(path),
+        ),
+        (
+            "test/predictions.parquet",
+            lambda path: pl.read_parquet(path).cast(pl.String).write_parquet(path),
+        ),
+        (
+            "test/predictions.parquet",
+            lambda path: (
+                pl.read_parquet(path).with_columns(target=pl.lit("other")).write_parquet(path)
+            ),
+        ),
+        ("validate/metrics.json", lambda path: (path.parent.mkdir(), path.write_text("null"))),
+        ("validate/metrics.json", lambda path: path.mkdir(parents=True)),
+        (
+            "validate/importance.json",
+            lambda path: (path.parent.mkdir(), path.write_text('{"metric": 1}')),
+        ),
         ("findings.json", WHOLE_FILE["null"]),
         ("findings.json", lambda path: path.write_text('[{"what": 1}]')),
         ("checkpoints/best.ckpt", WHOLE_FILE["text"]),
@@ -199,6 +220,14 @@ def test_a_damaged_file_ends_the_report_with_one_message(
 ) -> None:
     damage(GOOD / file)
     assert file in cli("report", "good", code=2)
+
+
+def test_damaged_curves_give_a_message_or_no_figure(runs: Path, cli: Cli) -> None:
+    for path in GOOD.glob("events.out.tfevents.*"):
+        path.write_bytes(path.read_bytes()[:500] + b"\xff" * 100)
+    assert "report: lightning_logs/good/report.html" in cli("report", "good")
+    (GOOD / "events.out.tfevents.1.folder").mkdir()
+    assert "events.out.tfevents.1.folder" in cli("report", "good", code=2)
 
 
 def test_a_run_with_a_damaged_checkpoint_is_skipped(

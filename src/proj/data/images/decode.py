@@ -2,8 +2,11 @@
 
 import os
 import stat
+import threading
+import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TypeAlias
 
@@ -12,6 +15,7 @@ from PIL import Image, ImageOps
 from rich.console import Console
 from rich.progress import track
 
+from proj.data.memory import VARIABLE, requested_limit
 from proj.errors import UserError
 from proj.schema import Array
 
@@ -28,6 +32,17 @@ Image.init()
 
 GREY_MODES = {"1", "L", "LA", "I", "I;16", "I;16B", "I;16L", "I;16N"}
 SIXTEEN_BIT_MODES = {"I", "I;16", "I;16B", "I;16L", "I;16N"}
+
+# Larger images are refused. Pillow only warns of images up to twice as large.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+BYTES_PER_PIXEL = 12  # with transparency, on white, and in the mode of the others
+if (limit := requested_limit()) is not None:
+    Image.MAX_IMAGE_PIXELS = limit // BYTES_PER_PIXEL
+MAX_PIXELS = Image.MAX_IMAGE_PIXELS
+
+# Images above this size are decoded one at a time.
+LARGE_PIXELS = 2**24
+large_image = threading.Lock()
 
 # Tag of EXIF data. Orientations from 5 on exchange height and width.
 ORIENTATION = 0x0112
@@ -63,7 +78,11 @@ def read_pixels(image: AnyImage, shape: Shape, resize: bool) -> Array:
         if resize:
             # A JPEG file is then decoded at no more than the necessary size.
             opened.draft(None, (2 * max(shape[1:]), 2 * max(shape[1:])))
-        pixels = _to_mode(ImageOps.exif_transpose(opened), "L" if shape[0] == 1 else "RGB")
+        mode = "L" if shape[0] == 1 else "RGB"
+        # The threads together would need the memory of as many large images.
+        is_large = opened.width * opened.height > LARGE_PIXELS
+        with large_image if is_large else nullcontext():
+            pixels = _to_mode(ImageOps.exif_transpose(opened), mode)
     channels, height, width = shape
     if pixels.size != (width, height):
         if not resize:
@@ -86,7 +105,17 @@ def _open(image: Path | Image.Image) -> Image.Image:
         raise ValueError("it is not a regular file")
     if not found.st_size:
         raise ValueError("it has 0 bytes")
-    return Image.open(image, formats=FORMATS)
+    try:
+        opened = Image.open(image, formats=FORMATS)
+        if MAX_PIXELS is None or opened.width * opened.height <= MAX_PIXELS:
+            return opened
+        opened.close()
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        # Pillow has closed the file, and the message below says how to allow it.
+        pass
+    raise ValueError(
+        f"it has more than {MAX_PIXELS:,} pixels; scale it down, or allow more: {VARIABLE}=NUMBER"
+    )
 
 
 def _to_mode(image: Image.Image, mode: str) -> Image.Image:

@@ -14,7 +14,7 @@ from proj.data.base import Finding
 from proj.data.images.decode import Shape, decode, read_shape, run_parallel
 from proj.data.images.sources import ImageFolder, ImageSet
 from proj.data.splits import Fold, split
-from proj.data.tabular.cache import create_array, map_array
+from proj.data.tabular.cache import create_array, map_array, save_array
 from proj.data.targets import Targets
 from proj.errors import UserError
 from proj.schema import SPLITS, Array, Batch, Schema, Task
@@ -67,7 +67,8 @@ class PreparedImages(NamedTuple):
             findings.append(Finding(unreadable, effect, "repair or remove them"))
         if self.listing and (files := self.listing.other_files):
             listed = ", ".join(files[:3]) + ", …" * (len(files) > 3)
-            problem = f"{len(files)} files in {self.listing.root} have no image suffix ({listed})"
+            noun = "file has" if len(files) == 1 else "files have"
+            problem = f"{len(files)} {noun} no image suffix in {self.listing.root} ({listed})"
             findings.append(Finding(problem, effect, "remove them, or rename them to their format"))
         if self.listing and (links := self.listing.skipped_links):
             noun = "link leads" if links == 1 else "links lead"
@@ -105,9 +106,9 @@ def prepare_images(folder: Path, images: ImageSet, plan: ImagePlan, where: str) 
             for target, source in enumerate(intact):
                 x[target] = x[source]
         readable[name] = positions[intact]
-        np.save(folder / f"row_{name}.npy", images.rows[readable[name]])
+        save_array(folder / f"row_{name}.npy", images.rows[readable[name]])
         if len(images.labels):
-            np.save(folder / f"y_{name}.npy", images.labels[readable[name]])
+            save_array(folder / f"y_{name}.npy", images.labels[readable[name]])
     _check_failures(images, failures, plan.skip_unreadable)
     facts: dict[str, Any] = {"unreadable": _describe(images, failures) if failures else ""}
     if len(images.labels):

@@ -168,9 +168,10 @@ def _write_errors(cache: Path, only_full: bool = False) -> Iterator[None]:
     except OSError as error:
         if only_full and error.errno not in DISK_FULL:
             raise
+        free = f" ({shutil.disk_usage(cache).free:,} bytes are free)" if cache.is_dir() else ""
         raise UserError(
-            f"data.cache_dir: cannot write to {cache}: {error}; make space there, or set another "
-            "folder."
+            f"data.cache_dir: cannot write to {cache}: {error.strerror or error}{free}; make space "
+            "there, or set another folder."
         ) from error
 
 
@@ -198,6 +199,11 @@ def create_array(path: Path, dtype: Any, shape: tuple[int, ...]) -> Array:
             ) from error
     array: Array = np.lib.format.open_memmap(path, mode="r+")
     return array
+
+
+def save_array(path: Path, values: Array) -> None:
+    """Write an array to a file. Raises UserError if the disk has no space for it."""
+    create_array(path, values.dtype, values.shape)[...] = values
 
 
 def _allocate(file: BinaryIO, size: int) -> None:

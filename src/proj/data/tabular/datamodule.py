@@ -10,7 +10,7 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from proj.data.base import DataModule, Finding
+from proj.data.base import DataModule, Finding, split_names
 from proj.data.splits import Fold
 from proj.data.tabular.cache import build_once, entry_folder, is_complete, map_array
 from proj.data.tabular.columns import Override, check_columns, encode_column
@@ -89,6 +89,8 @@ class Tabular(DataModule):
         # A fold replaces the test split that the source has.
         self.path, self.test_path = path, None if fold and fold[0] == "test" else test_path
         self.cache = Path(cache_dir)
+        # The files that are prepared and their fingerprint, by the option that names them.
+        self.prepared: dict[str, tuple[list[Path], str]] = {}
         targets = [target] if isinstance(target, str) else target
         if not targets or len(set(targets)) < len(targets):
             raise UserError(
@@ -111,11 +113,13 @@ class Tabular(DataModule):
     ) -> "Tabular | None":
         if Path(path).is_dir() or ("*" not in path and Path(path).suffix not in SUFFIXES):
             return None
+        names = scan(list_files(path, "DATA")).collect_schema().names()
         if target is None:
-            names = scan(list_files(path, "DATA")).collect_schema().names()
             raise UserError(
                 f"--target: expected a column of {path}, got none; it has {', '.join(names[:30])}."
             )
+        if isinstance(target, str) and target not in names:
+            target = split_names(target, "--target")
         return cls(path, target, task=task)
 
     def experiment_template(self, path: str) -> tuple[Path, dict[str, Any]]:
@@ -164,6 +168,8 @@ class Tabular(DataModule):
         table = scan(files, text=names)
         check_names(table.collect_schema().names(), names, "--keep", str(files[0]))
         columns: pl.DataFrame = collect(files, table.select(map(by_name, names)))[rows]
+        prepared, before = self.prepared[option]
+        check_unchanged(prepared, self.cache, before)
         return columns
 
     def _files(self, option: str) -> list[Path]:
@@ -175,6 +181,7 @@ class Tabular(DataModule):
         files, test_files, schema = self._files("path"), self._files("test_path"), self.schema
         sources = [*files, *test_files]
         self.fingerprint = fingerprint(sources, self.cache)
+        self.prepared["path"] = self.prepared["test_path"] = sources, self.fingerprint
         counts = [len(files), len(test_files)]
         key = {"source": self.fingerprint, "files": counts, **asdict(self.plan)}
         fitted = entry_folder(self.cache, key)
@@ -194,6 +201,7 @@ class Tabular(DataModule):
         assert self.schema is not None
         files, schema = self._files("predict_path"), self.schema
         content = fingerprint(files, self.cache)
+        self.prepared["predict_path"] = files, content
 
         def build(folder: Path) -> None:
             prepare_new_rows(folder, files, schema)

@@ -1,6 +1,7 @@
 """Tables in files: CSV, TSV and Parquet, scanned without loading them whole."""
 
 import csv
+import os
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -10,6 +11,8 @@ import polars as pl
 from polars import selectors
 from polars.exceptions import PolarsError
 
+from proj.data.memory import check_memory
+from proj.data.tabular.cache import DISK_FULL
 from proj.errors import UserError, nearest
 
 SUFFIXES = (".csv", ".tsv", ".txt", ".parquet")
@@ -17,8 +20,12 @@ SUFFIXES = (".csv", ".tsv", ".txt", ".parquet")
 # Rows that the types of a text file are inferred from at first.
 INFERENCE_ROWS = 10_000
 
-# Rows per chunk of a streamed table.
-CHUNK_ROWS = 500_000
+# Rows per chunk of a streamed table, and its values.
+CHUNK_ROWS, CHUNK_VALUES = 500_000, 50_000_000
+
+# Memory for each row of a table: its target, its number, its split, and copies of them while the
+# rows are split. Other columns are streamed.
+ROW_BYTES = 80
 
 # Characters that are searched for the end of a quoted name.
 MAX_HEADER = 100_000
@@ -106,6 +113,7 @@ def open_table(files: list[Path], folder: Path, text: Iterable[str] = ()) -> pl.
     if not names or not rows:
         got = "a header only" if names else "an empty file"
         raise UserError(f"{files[0]}: expected rows of data, got {got}.")
+    check_memory(rows * ROW_BYTES, str(files[0]))
     last = by_name(names[-1])
     # A line with too few fields ends in missing values. Without any, no line needs to be checked.
     if is_text and len(names) > 1 and collect(files, table.select(last.null_count())).item():
@@ -122,10 +130,11 @@ def collect(files: list[Path], table: pl.LazyFrame) -> pl.DataFrame:
 
 
 def iter_chunks(files: list[Path], table: pl.LazyFrame) -> Iterator[tuple[int, pl.DataFrame]]:
-    """Yield the table in chunks of ``CHUNK_ROWS``, with the number of each chunk's first row."""
+    """Yield the table in chunks, with the number of each chunk's first row."""
     # polars' own iterator reads ahead without a limit, and a large table would fill the memory.
-    start = 0
-    while len(chunk := collect(files, table.slice(start, CHUNK_ROWS))):
+    start, columns = 0, max(1, len(table.collect_schema()))
+    size = max(1, min(CHUNK_ROWS, CHUNK_VALUES // columns))
+    while len(chunk := collect(files, table.slice(start, size))):
         yield start, chunk
         start += len(chunk)
 
@@ -215,7 +224,10 @@ def _most_frequent_separator(lines: TextIO) -> str:
 
 
 def _to_user_error(files: list[Path], error: Exception) -> UserError:
-    """Return a UserError with the cause of a failed read."""
+    """Return a UserError with the cause of a failed read; raise OSError if the disk is full."""
+    full = re.search(r"os error (\d+)", str(error))
+    if full and int(full[1]) in DISK_FULL:
+        raise OSError(int(full[1]), os.strerror(int(full[1]))) from error
     if files[0].suffix != ".parquet":
         for file in files:
             if message := _find_invalid_utf8(file):

@@ -11,7 +11,7 @@ from rich.progress import Progress
 
 from proj.data.base import Finding
 from proj.data.splits import Fold, split
-from proj.data.tabular.cache import create_array
+from proj.data.tabular.cache import create_array, save_array
 from proj.data.tabular.columns import (
     NumberKind,
     Override,
@@ -117,6 +117,11 @@ def _prepare_test_file(
 
 def _check_plan(plan: TablePlan, names: list[str], where: str) -> None:
     check_names(names, plan.targets, "data.target", where)
+    if not_text := [name for name in plan.columns if not isinstance(name, str)]:
+        raise UserError(
+            f"data.columns: expected names of columns as texts, got {not_text[0]}, which YAML does "
+            "not read as a text; put quotes around it."
+        )
     check_names(names, list(plan.columns), "data.columns", where)
     for option, name in plan.split_by.items():
         if name is not None:
@@ -212,6 +217,11 @@ def _fit_schema(
     in_sample[train[:: -(-len(train) // SAMPLE_ROWS)]] = True
     not_inputs = (*plan.targets, plan.split_by["split"], plan.split_by["group"])
     inputs = [name for name in table.collect_schema().names() if name not in not_inputs]
+    if not inputs:
+        raise UserError(
+            f"{files[0]}: expected a column to learn from, got {', '.join(plan.targets)} only, the "
+            "target; add the inputs."
+        )
     sample = pl.concat(
         chunk.filter(in_sample[start : start + len(chunk)])
         for start, chunk in iter_chunks(files, table.select(map(by_name, inputs)))
@@ -270,9 +280,9 @@ def _write_splits(
             progress.update(bar, advance=len(chunk))
     for number, name in enumerate(splits):
         rows = np.flatnonzero(row_splits == number)
-        np.save(folder / f"{name}_row.npy", rows)
+        save_array(folder / f"{name}_row.npy", rows)
         if y is not None:
-            np.save(folder / f"{name}_y.npy", y[rows])
+            save_array(folder / f"{name}_y.npy", y[rows])
 
 
 def _create_arrays(

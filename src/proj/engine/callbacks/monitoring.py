@@ -191,7 +191,9 @@ class TensorBoardSummary(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         savers = [c for c in cast(Any, trainer).callbacks if isinstance(c, BestCheckpoint)]
         best_metrics = savers[0].best_metrics if savers else {}
-        values = {f"best/{name}": value for name, value in best_metrics.items()}
+        # TensorBoard sorts by name: `val_best/f1` is below the curves.
+        values = {name.replace("/", "_best/", 1): value for name, value in best_metrics.items()}
+        values = {name: value for name, value in values.items() if name not in best_metrics}
         # The step after the last one, so that a resumed run discards them like any later curve.
         step = trainer.global_step + 1
         for logger in _tensorboard_loggers(trainer):

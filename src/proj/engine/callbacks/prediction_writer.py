@@ -113,8 +113,7 @@ class PredictionWriter(Callback):
             table = _generic_table(columns)
         source = self._source_columns(trainer, table["row"].to_numpy())
         if source is not None:
-            renamed = {name: f"kept_{name}" for name in source.columns if name in table.columns}
-            table = table.hstack(source.rename(renamed))
+            table = table.hstack(_rename_taken(source, table.columns))
         self.table = escape_formulas(table) if self.escape_formulas else table
 
     def _source_columns(self, trainer: Trainer, rows: Array) -> pl.DataFrame | None:
@@ -131,6 +130,17 @@ class PredictionWriter(Callback):
                 "has no source columns; leave out --keep."
             )
         return None
+
+
+def _rename_taken(source: pl.DataFrame, taken: list[str]) -> pl.DataFrame:
+    """Return source columns; the name of a column of predictions gets a prefix."""
+    renamed: dict[str, str] = {}
+    for name in source.columns:
+        if name in taken:
+            renamed[name] = f"kept_{name}"
+            while renamed[name] in (*taken, *source.columns):
+                renamed[name] = f"kept_{renamed[name]}"
+    return source.rename(renamed)
 
 
 def _are_columns(outputs: Any) -> bool:

@@ -161,7 +161,8 @@ def _rows(comparison: Comparison) -> list[list[str]]:
         interval = f"{_signed(difference.low)} to {_signed(difference.high)}"
         conclusion = verdict(metric, difference, p)
         value = _signed(difference.value)
-        rows.append([metric, value, interval, f"{p:.3f}", conclusion, difference.test])
+        shown_p = f"{p:.3f}" if p >= 0.001 else "< 0.001"
+        rows.append([metric, value, interval, shown_p, conclusion, difference.test])
     return rows
 
 

@@ -11,9 +11,10 @@ from proj.data.base import DataModule, Finding
 from proj.engine import console
 from proj.engine.config.arguments import Arguments, read_arguments
 from proj.engine.config.experiment import ExperimentCLI, first_process
+from proj.engine.config.placeholders import show_not_recorded
 from proj.engine.config.without_effect import settings_without_effect
 from proj.engine.evaluation.tensorboard import FigureLogger
-from proj.engine.exit_codes import as_user_error, signal_exit_codes
+from proj.engine.exit_codes import DISK_ERRORS, as_user_error, signal_exit_codes
 from proj.engine.runs.files import atomic_write, write_json
 from proj.engine.runs.locks import lock_run
 from proj.engine.runs.run import Run, check_name, create_run
@@ -23,6 +24,7 @@ from proj.engine.training.lr_find import find_learning_rate
 from proj.engine.training.preflight import preflight
 from proj.engine.training.resume import resume
 from proj.engine.training.train import RUN_VARIABLE, train
+from proj.errors import UserError
 
 # Importing matplotlib takes a second, and training does not need it.
 if TYPE_CHECKING:
@@ -91,6 +93,7 @@ def train_experiment(
         train(cli, run, args, callbacks, checkpoint)
         return run
     run = create_run(root, name)
+    show_not_recorded(cli.secrets)
     _write_files(run, cli, findings, lr_figure)
     with lock_run(run):
         train(cli, run, ["fit", *args], callbacks, checkpoint)
@@ -107,7 +110,24 @@ def _fast_dev_run(cli: ExperimentCLI, callbacks: list[Callback], checkpoint: Pat
 def _write_files(
     run: Run, cli: ExperimentCLI, findings: list[Finding], lr_figure: "Figure | None"
 ) -> None:
-    """Write the files of a run that are known before training."""
+    """Write the files of a run that are known before training.
+
+    Raises UserError if the disk is full or read-only.
+    """
+    try:
+        _write(run, cli, findings, lr_figure)
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        raise UserError(
+            f"cannot write to {run.path}: {error.strerror}; make space there, or set "
+            "trainer.default_root_dir."
+        ) from error
+
+
+def _write(
+    run: Run, cli: ExperimentCLI, findings: list[Finding], lr_figure: "Figure | None"
+) -> None:
     atomic_write(run.path / "config.yaml", lambda file: file.write(cli.as_yaml().encode()))
     write_json(run.path / "findings.json", [finding._asdict() for finding in findings])
     if lr_figure is not None:

@@ -51,17 +51,18 @@ def _parse(args: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "data", help="a .csv, .tsv, .txt or .parquet file, a glob of them, or a folder of images"
     )
-    parser.add_argument("--target", help="the column to predict, or several, separated by commas")
+    parser.add_argument(
+        "--target",
+        help="the column to predict, or several, separated by commas; a name with a comma in "
+        "double quotes",
+    )
     parser.add_argument(
         "--task", choices=get_args(Task), help="what the targets are, if it is inferred wrongly"
     )
     parser.add_argument("--output", help="the file to write; default: configs/NAME.yaml")
     parser.add_argument("--force", action="store_true", help="overwrite the file")
     parser.add_argument("--strict", action="store_true", help="findings about the data are errors")
-    options = parser.parse_args(args)
-    if options.target and "," in options.target:
-        options.target = options.target.split(",")
-    return options
+    return parser.parse_args(args)
 
 
 def _experiment_name(path: str) -> str:

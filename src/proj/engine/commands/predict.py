@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from proj.data.base import split_names
 from proj.engine import console
 from proj.engine.callbacks.prediction_writer import PredictionWriter
 from proj.engine.config.experiment import ExperimentCLI
@@ -19,7 +20,7 @@ def predict(args: list[str]) -> None:
     path = _output_path(cli, restored.run)
     columns = cli.option("keep")
     prediction_writer = PredictionWriter(
-        path, columns.split(",") if columns else [], bool(cli.option("escape_formulas"))
+        path, split_names(columns, "--keep") if columns else [], bool(cli.option("escape_formulas"))
     )
     trainer = run_loop("predict", restored, prediction_writer)
     if trainer.is_global_zero and not restored.fast_dev_run:

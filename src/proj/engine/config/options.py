@@ -110,7 +110,9 @@ OPTIONS: dict[str, tuple[Option, ...]] = {
             "File for the predictions, .parquet or .csv; null means predict/ in the run folder.",
         ),
         Option(
-            "keep", "Columns of the source to write beside the predictions, separated by commas."
+            "keep",
+            "Columns of the source to write beside the predictions, separated by commas; a name "
+            "with a comma in double quotes.",
         ),
         Option(
             "escape_formulas",

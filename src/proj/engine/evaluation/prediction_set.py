@@ -107,19 +107,22 @@ def read_prediction_set(
     prefixes = {"regression": "prediction", "multilabel": "probability"}
     if schema.task in prefixes:
         names = schema.target_names
-        target = table.select(f"target{suffix}" for suffix in suffixes).to_numpy()
-        output = table.select(f"{prefixes[schema.task]}{suffix}" for suffix in suffixes).to_numpy()
+        target = table[[f"target{suffix}" for suffix in suffixes]].to_numpy()
+        output = table[[f"{prefixes[schema.task]}{suffix}" for suffix in suffixes]].to_numpy()
     else:
         names = schema.class_names
         labels, numbers = pl.Series(list(schema.classes)), pl.Series(range(len(names)))
         target = table["target"].replace_strict(labels, numbers, return_dtype=pl.Int64).to_numpy()
-        output = table.select(f"probability_{name}" for name in names).to_numpy()
+        output = table[[f"probability_{name}" for name in names]].to_numpy()
         output = output[:, 1] if schema.task == "binary" else output
     for name, values in (("row", table["row"]), ("target", target), ("prediction", output)):
         kind = np.asarray(values).dtype.kind
         if kind not in ("iu" if name == "row" else "iuf"):
             raise TypeError(f"expected numbers of {name}, got others")
-    groups = None if group is None else table[group].rank("dense").to_numpy().astype(np.int64) - 1
+    groups = None
+    if group is not None:
+        # Methods of series would read the name of the column as a pattern.
+        groups = table[group].alias("").rank("dense").to_numpy().astype(np.int64) - 1
     return PredictionSet(schema.task, names, table["row"].to_numpy(), target, output, groups)
 
 
@@ -160,7 +163,7 @@ def predictions_in(
     # A column of the source has a prefix if its name is that of a column of predictions.
     column = next((name for name in (f"kept_{group}", group) if name in table.columns), None)
     shown = [name for name in table.columns if not name.startswith("probability")]
-    predictions = replace(read_prediction_set(schema, table, column), columns=table.select(shown))
+    predictions = replace(read_prediction_set(schema, table, column), columns=table[shown])
     if fitted is not None:
         predictions = replace(predictions, thresholds=fitted.settings(schema)[1])
     return predictions

@@ -24,6 +24,7 @@ from proj.engine.runs.contents import LOST, FindingEntry, flatten_config
 from proj.engine.runs.files import atomic_write, is_present, read_json
 from proj.engine.runs.run import Run
 from proj.engine.yaml_text import yaml_document
+from proj.errors import UserError
 from proj.metrics import metric_info
 from proj.schema import Array, Schema
 
@@ -233,7 +234,13 @@ def read_scalars(run: Run) -> dict[str, tuple[Array, Array]]:
     # It would warn of steps that a resumed run wrote twice, which is correct.
     logging.getLogger("tensorboard").setLevel(logging.ERROR)
     accumulator = EventAccumulator(str(run.path), size_guidance={"scalars": MAX_CURVE_POINTS})
-    accumulator.Reload()
+    try:
+        accumulator.Reload()
+    except OSError as error:
+        raise UserError(
+            f"{run.path}: expected curves of TensorBoard that can be read, got: {error}; remove "
+            "what is named there."
+        ) from error
     scalars = {}
     for tag in accumulator.Tags()["scalars"]:
         events = accumulator.Scalars(tag)
@@ -249,7 +256,7 @@ def _data(run: Run, schema: Schema, predictions: PredictionSet) -> Iterator[Html
     path = run.path / "findings.json"
     findings = read_json(path, list[FindingEntry], LOST) if is_present(path) else []
     if findings:
-        yield html.note("Findings of the data checks:")
+        yield html.note("Findings of the data checks and of training:")
         yield html.listed(str(Finding(**finding)) for finding in findings)
     if not schema.class_counts:
         return

@@ -101,7 +101,7 @@ def _shown_values(run: Run, columns: pl.DataFrame | None, indices: Array) -> pl.
         return pl.DataFrame()
     by_importance = [name for name in read_importance(run).get("columns", {}) if name in columns]
     names = list(dict.fromkeys([*by_importance, *columns.columns]))[:MAX_VALUES]
-    return columns[indices].select(names)
+    return columns[indices][names]
 
 
 def _saved_images(run: Run) -> dict[int, Array]:

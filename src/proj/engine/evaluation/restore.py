@@ -92,6 +92,7 @@ def _find_run(
 
     def read(run: Run) -> None:
         assert run.config
+        check_links(run.path)
         if ckpt_path in ("best", "last"):
             path = run.checkpoint(ckpt_path)
             checkpoints[path] = read_checkpoint(path)

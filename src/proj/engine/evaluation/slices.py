@@ -69,7 +69,8 @@ def slices(
     candidates: list[tuple[float, int, str, str, Array]] = []
     small = undefined = constant = 0
     for column in columns:
-        code, labels = binned(column)
+        # Methods of series would read the name of the column as a pattern.
+        code, labels = binned(column.alias(""))
         sums = sums_of(predictions, code, len(labels))
         rows, values = sums[:, 0].astype(int), scores(sums, predictions.task)[:, index]
         if (rows > 0).sum() < 2:

@@ -33,6 +33,7 @@ class Manifest(TypedDict):
     hardware: NotRequired[dict[str, Any]]
     resumed: NotRequired[list[str]]
     best_epoch: NotRequired[int | None]
+    warnings: NotRequired[list[str]]
 
 
 class ClassSection(TypedDict):

@@ -10,7 +10,7 @@ import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, NamedTuple, NoReturn
+from typing import IO, Any, NamedTuple
 
 import yaml
 
@@ -205,20 +205,13 @@ def parse_json(content: bytes, path: Path, kind: Any, remedy: str) -> Any:
         UserError: the content is not JSON or of another type.
     """
     try:
-        value = json.loads(content.decode(), parse_constant=_refuse_constant)
-        if b"\\u" in content:
-            # Half of a pair of surrogates is valid JSON, but such a text cannot be printed.
-            json.dumps(value, ensure_ascii=False).encode()
-        problem = mismatch(value, kind)
+        value = json.loads(content.decode())
     except (ValueError, RecursionError) as error:
-        problem = " ".join(str(error).split())
-    if problem:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path} cannot be read: it is damaged: {reason}; {remedy}.") from error
+    if problem := mismatch(value, kind):
         raise UserError(f"{path} is damaged: {problem}; {remedy}.")
     return value
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"expected a number, got {name}")
 
 
 def parse_yaml(content: bytes, path: Path, remedy: str) -> dict[str, Any]:

@@ -9,11 +9,11 @@ cannot be written to works without an index.
 import gzip
 import json
 import os
-import time
 import zlib
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
+from time import time_ns
 from typing import Any
 
 from proj.engine.runs.files import Stamp, atomic_write, is_present, read_bytes
@@ -77,7 +77,7 @@ class FileIndex:
             return entry[1], entry[2]
         entries.pop(name, None)
         self.files_read += 1
-        now = time.time_ns()
+        now = time_ns()
         try:
             content, stamp = read_bytes(path, self.remedy)
         except UserError as error:
@@ -115,8 +115,9 @@ class FileIndex:
         kept = {name: entries[name] for name in present if name in entries}
         text = json.dumps({"header": self._header(), "entries": kept}, separators=(",", ":"))
         content = gzip.compress(text.encode(), COMPRESSION_LEVEL)
-        # If the folder is read-only or the disk is full, each call reads all files.
-        with suppress(OSError):
+        # If the folder is read-only, the disk is full, or a folder has the name of the index, each
+        # call reads all files.
+        with suppress(OSError, UserError):
             atomic_write(self.path, lambda file: file.write(content))
 
 

@@ -13,6 +13,8 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 
 from proj.engine.runs.run import Run
+from proj.engine.secrets import split_words
+from proj.errors import UserError
 
 # Packages whose versions the manifest records.
 PACKAGES = ("torch", "lightning", "torchmetrics", "jsonargparse", "numpy", "polars", "scikit-learn")
@@ -34,7 +36,7 @@ def record_manifest(
     if resumed:
         start: dict[str, Any] = {"resumed": [*run.manifest.get("resumed", []), _now()]}
     else:
-        start = {"start": _now(), "command": command}
+        start = {"start": _now(), "command": split_words(command)[0]}
     run.write_manifest(
         **start,
         seed=seed,
@@ -51,7 +53,7 @@ def record_manifest(
         stopped = isinstance(error, KeyboardInterrupt | SystemExit)
         try:
             run.write_manifest(status="stopped" if stopped else "failed", end=_now())
-        except OSError as write_error:  # Raise the first error, because it is the cause.
+        except (OSError, UserError) as write_error:  # The first error is the cause.
             rank_zero_warn(
                 f"the manifest of {run.path} cannot be written: {write_error}; its status is still "
                 "running."

@@ -10,13 +10,16 @@ from pathlib import Path
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from proj.data.base import Finding
 from proj.engine import PACKAGE, console
 from proj.engine.callbacks.best_checkpoint import BestCheckpoint
+from proj.engine.callbacks.divergence import DIVERGED, divergence
 from proj.engine.config.experiment import ExperimentCLI, first_process
 from proj.engine.exit_codes import as_user_error, signal_exit_codes
 from proj.engine.memory import keep_freed_memory
 from proj.engine.runs.checkpoint_file import read_checkpoint
-from proj.engine.runs.contents import metric_entries
+from proj.engine.runs.contents import LOST, FindingEntry, metric_entries
+from proj.engine.runs.files import read_json, write_json
 from proj.engine.runs.manifest import record_manifest
 from proj.engine.runs.run import LAST, Run
 
@@ -60,8 +63,7 @@ def train(
             record_manifest(run, command, seed, fingerprint, device, resumed),
         ):
             _fit(cli, trainer, checkpoint)
-            for saver in _best_checkpoints(trainer):
-                run.write_manifest(best_epoch=saver.best_epoch)
+            _record_result(run, trainer)
     except SystemExit as stop:
         if stop.code in SIGNAL_CODES and (run.path / "checkpoints" / LAST).is_file():
             console.say(
@@ -80,6 +82,27 @@ def train(
                 raise
         raise
     _show_result(run, trainer)
+
+
+def _record_result(run: Run, trainer: Trainer) -> None:
+    for saver in _best_checkpoints(trainer):
+        run.write_manifest(best_epoch=saver.best_epoch)
+    _record_divergence(run, divergence(trainer))
+
+
+def _record_divergence(run: Run, found: Finding | None) -> None:
+    """Record in the manifest and in ``findings.json`` whether training has diverged.
+
+    What an earlier part of a resumed run recorded is replaced.
+    """
+    path = run.path / "findings.json"
+    findings = read_json(path, list[FindingEntry], LOST) if path.is_file() else []
+    others = [finding for finding in findings if finding["effect"] != DIVERGED]
+    new = [found._asdict()] if found else []
+    if others + new != findings:
+        write_json(path, others + new)
+    if found or run.manifest.get("warnings"):
+        run.write_manifest(warnings=[str(found)] if found else [])
 
 
 def _fit(cli: ExperimentCLI, trainer: Trainer, checkpoint: Path | None) -> None:
@@ -127,3 +150,5 @@ def _show_result(run: Run, trainer: Trainer) -> None:
     console.say(f"run: {run.path}")
     if any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers):
         console.say(f"watch: tensorboard --logdir {shlex.quote(str(run.path.parent))}")
+    if found := divergence(trainer):
+        console.warn(str(found))

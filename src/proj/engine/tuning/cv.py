@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
-import yaml
 from rich.table import Column, Table
 
 from proj.engine import console
 from proj.engine.config.arguments import read_arguments
 from proj.engine.config.experiment import ExperimentCLI, differences
 from proj.engine.config.parser import VerbParser
+from proj.engine.config.placeholders import show_not_recorded
+from proj.engine.config.yaml_file import read_yaml
 from proj.engine.exit_codes import stop_signals
 from proj.engine.runs.checkpoint_file import read_checkpoint
 from proj.engine.runs.files import atomic_write
@@ -49,6 +50,7 @@ def cv(args: list[str]) -> None:
             "data: expected a data module with the option fold, which those of this package have, "
             f"got {cli.experiment['data']['class_path']}; use one of this package."
         )
+    show_not_recorded(cli.secrets)
     folder.mkdir(parents=True, exist_ok=True)
     check_links(folder)
     one_process_per_job = uses_several_devices(cli.experiment)
@@ -92,7 +94,7 @@ def _record(folder: Path, settings: dict[str, Any]) -> None:
     """Write ``cv.yaml``; raise UserError if the folder has another cross-validation."""
     file = folder / "cv.yaml"
     if file.exists():
-        changes = differences(yaml.safe_load(file.read_text(encoding="utf-8")), settings)
+        changes = differences(read_yaml(file), settings)
         if changes:
             raise UserError(
                 f"{folder}: expected the settings with which this cross-validation began, got "
