@@ -124,4 +124,4 @@ def test_a_suffix_of_another_format_is_a_finding(pets: Path) -> None:
     data = Images("pets", batch_size=4)
     data.setup("fit")
     (finding,) = data.findings
-    assert finding.what == "1 file has no image suffix in pets (cat/logo.eps)"
+    assert finding.what == "1 file in pets has no image suffix (cat/logo.eps)"
