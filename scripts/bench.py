@@ -577,7 +577,7 @@ def peak_memory() -> float:
     """
     status = Path("/proc/self/status")
     if status.is_file():
-        lines = status.read_text().splitlines()
+        lines = status.read_text(encoding="utf-8").splitlines()
         return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 1000
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
 
@@ -634,7 +634,7 @@ def measure_start(console: Console, rounds: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         np.savez(folder / "data.npz", **arrays(work))
-        (folder / "first.py").write_text(FIRST_STEP)
+        (folder / "first.py").write_text(FIRST_STEP, encoding="utf-8")
         for _ in range(rounds + 1):
             for name, arguments in commands.items():
                 results[name].append(seconds_to_first_step(arguments, folder))
@@ -651,7 +651,9 @@ def seconds_to_first_step(arguments: list[str], folder: Path) -> float:
     env = os.environ | {"PYTHONDONTWRITEBYTECODE": ""}
     command = [sys.executable, *arguments]
     begin = time.time()
-    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        command, cwd=folder, env=env, capture_output=True, encoding="utf-8", check=True
+    )
     return float(done.stderr.split("first step at ")[1].split()[0]) - begin
 
 
@@ -676,7 +678,7 @@ def main() -> None:
     for kind in arguments.work:
         results[kind] = measure(kind, console, arguments.rounds, arguments.accelerator)
     if arguments.json:
-        arguments.json.write_text(json.dumps(results, indent=2))
+        arguments.json.write_text(json.dumps(results, indent=2), encoding="utf-8")
 
 
 def machine(accelerator: str) -> dict[str, Any]:

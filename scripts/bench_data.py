@@ -65,7 +65,7 @@ def measure(command: list[str], folder: Path) -> tuple[float, float]:
 def anonymous_memory(process: int) -> int:
     """Return the anonymous memory of a process in kB, 0 when it has ended."""
     try:
-        status = Path(f"/proc/{process}/status").read_text()
+        status = Path(f"/proc/{process}/status").read_text(encoding="utf-8")
     except (FileNotFoundError, ProcessLookupError):
         return 0
     lines = [line for line in status.splitlines() if line.startswith("RssAnon")]

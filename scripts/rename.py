@@ -40,7 +40,9 @@ def files_to_change() -> list[Path]:
     """Return the tracked files that hold code or text."""
     try:
         command = ["git", "ls-files", "-z"]
-        listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+        listed = subprocess.run(
+            command, cwd=ROOT, capture_output=True, encoding="utf-8", check=True
+        )
     except (OSError, subprocess.CalledProcessError):
         stop(
             f"expected a git repository, so that only tracked files are changed, got {ROOT}; "

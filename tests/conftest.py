@@ -10,6 +10,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,8 @@ RENDERED = (
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 QUIET = ["--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false"]
 Cli = Callable[..., Any]
+Once = Callable[[str, Callable[[], object]], None]
+Trained = Callable[..., None]
 SERVER = pytest.StashKey[processes.Server]()
 
 
@@ -61,7 +64,20 @@ def pytest_collection_finish() -> None:
     """Exclude what was imported so far from garbage collection."""
     gc.collect()
     gc.freeze()
+    # All objects are looked through ten times less often than by default.
+    gc.set_threshold(700, 10, 100)
     gc.enable()
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Print the sums of the numbers that tests recorded, such as kills and damaged files."""
+    sums: Counter[str] = Counter()
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            if getattr(report, "when", None) == "call":
+                sums.update(dict(report.user_properties))
+    for name, count in sums.items():
+        terminalreporter.write_line(f"{name}: {count:,}")
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
@@ -197,7 +213,42 @@ def experiment(work: Path) -> Callable[..., Path]:
     return write
 
 
+@pytest.fixture(scope="session")
+def kept_folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folders that ``once`` copies."""
+    return tmp_path_factory.mktemp("kept_folders")
+
+
 @pytest.fixture
+def once(work: Path, kept_folders: Path) -> Once:
+    """Call a function that writes files, or copy the files of its call in an earlier test.
+
+    Absolute paths in a run, as in the state of a checkpoint callback, are those of that test.
+    """
+
+    def write(name: str, function: Callable[[], object]) -> None:
+        kept = kept_folders / name
+        if not kept.exists():
+            function()
+            shutil.copytree(work, kept)
+        else:
+            shutil.copytree(kept, work, dirs_exist_ok=True)
+
+    return write
+
+
+@pytest.fixture
+def trained(experiment: Callable[..., Path], cli: Cli, once: Once) -> Trained:
+    """Train the default experiment of a task once per session; its run is ``version_0``."""
+
+    def train(task: str = "multiclass", rows: int = 120) -> None:
+        config = experiment(task, rows)
+        once(f"{task}_{rows}", lambda: cli("fit", "--config", config))
+
+    return train
+
+
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     """Start Debian's Chromium, driven by playwright."""
     sync = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -265,7 +316,7 @@ def ask(url: str, until: Callable[[Any], Any], body: Any = None, seconds: float 
             content = None
         if time.monotonic() > end:
             raise AssertionError(f"TensorBoard did not show it within {seconds} s: {content}")
-        time.sleep(0.5)
+        time.sleep(0.1)
 
 
 def script_of(name: str) -> Any:

@@ -260,6 +260,7 @@ def prepare() -> None:
         finalizer.atexit &= record.func is not torch.library._del_library
     gc.collect()
     gc.freeze()  # A forked process would copy the memory of all objects that it looks at.
+    gc.set_threshold(700, 10, 100)
 
 
 def serve(listener: socket.socket) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import torch
 import yaml
 
 from conftest import CONFIGS, ROOT, Cli
-from proj.engine.runs.run import read_checkpoint
+from proj.engine.runs.checkpoint_file import read_checkpoint
 
 MINIMUM_ACCURACY = {"digits": 0.985, "breast_cancer": 0.96}
 LOGS = Path("lightning_logs")

@@ -20,7 +20,7 @@ from engine.callbacks.test_steps_per_execution import equal, left_behind
 from engine.faults.conftest import fit as fit
 from engine.faults.harness import digest
 from proj.engine.evaluation import tensorboard
-from proj.engine.runs.run import read_checkpoint
+from proj.engine.runs.checkpoint_file import read_checkpoint
 
 pytestmark = [
     pytest.mark.cuda,

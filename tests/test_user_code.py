@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from conftest import Cli
-from proj.engine.runs.run import read_checkpoint
+from proj.engine.runs.checkpoint_file import read_checkpoint
 
 LOGS = Path("lightning_logs/version_0")
 

@@ -13,7 +13,7 @@ import torch
 from sklearn.metrics import cohen_kappa_score
 
 from conftest import Cli
-from proj.engine.runs.run import read_checkpoint
+from proj.engine.runs.checkpoint_file import read_checkpoint
 from proj.errors import UserError
 from proj.schema import Schema
 

@@ -21,6 +21,9 @@ Array: TypeAlias = np.ndarray[Any, Any]
 
 SPLITS = ("train", "val", "test")
 
+# Targets of regression, their statistics and all sums. Apple's GPUs have no float64.
+SUM_DTYPE = torch.float32 if torch.backends.mps.is_available() else torch.float64
+
 # The probability above which a row is of the positive class, or has a label. A calibration may set
 # one for all labels or one for each.
 DEFAULT_THRESHOLD = (0.5,)

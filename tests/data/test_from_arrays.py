@@ -14,7 +14,7 @@ import processes
 import proj
 from conftest import MODELS, Cli, make_arrays
 from proj.data.arrays import ArrayDataModule, Arrays
-from proj.engine.runs.run import read_checkpoint
+from proj.engine.runs.checkpoint_file import read_checkpoint
 from proj.errors import UserError
 from proj.models import MulticlassClassifier
 from proj.nets import MLP

@@ -12,7 +12,8 @@ import processes
 import proj
 from conftest import Cli, files_in
 from proj.engine.api import fit
-from proj.engine.runs.run import Run, read_checkpoint
+from proj.engine.runs.checkpoint_file import read_checkpoint
+from proj.engine.runs.run import Run
 from proj.errors import TrainingError, UserError
 
 QUIET = {"trainer.enable_progress_bar": False, "trainer.enable_model_summary": False}

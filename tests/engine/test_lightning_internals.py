@@ -19,7 +19,8 @@ from torch.utils.data import DataLoader
 
 from proj.engine import lightning_internals as internals
 from proj.engine import security
-from proj.engine.runs.run import read_checkpoint
+from proj.engine.runs.checkpoint_file import read_checkpoint
+from proj.schema import Batch
 
 pytestmark = pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers")
 
@@ -257,6 +258,32 @@ def test_the_precision_plugin_casts_inputs_and_operations(
         assert model(x).dtype == output_dtype
 
 
+def test_our_batches_are_not_converted_but_others_are() -> None:
+    trainer = trainer_of(precision="bf16-true")
+    internals.keep_batches(trainer)
+    plugin = internals.precision_plugin(trainer)
+    exact = torch.tensor([[1000.3]], dtype=torch.float64)
+    batch = Batch(exact, exact, torch.zeros(1))
+    assert plugin.convert_input(batch) is batch
+    assert plugin.convert_input([exact])[0].dtype == torch.bfloat16
+
+
+def test_weights_are_loaded_in_the_precision_of_the_trainer() -> None:
+    """Lightning itself rounds them to float32; this fails when it no longer does."""
+    trainer = trainer_of(precision="64-true")
+    trainer.fit(Line())
+    trainer.save_checkpoint("a.ckpt")
+    exact = trainer.lightning_module.layer.weight.detach().clone()
+    assert exact.dtype == torch.float64
+    assert exact != exact.float().double()
+    for keep in (True, False):
+        trainer = trainer_of(precision="64-true")
+        if keep:
+            internals.convert_before_loading(trainer)
+        trainer.validate(Line(), ckpt_path="a.ckpt", verbose=False, weights_only=True)
+        assert torch.equal(trainer.lightning_module.layer.weight, exact) == keep
+
+
 def test_the_checkpoint_io_can_be_replaced() -> None:
     saved: list[str] = []
 
@@ -301,3 +328,17 @@ def test_validations_without_improvement_are_counted() -> None:
     stopping = EarlyStopping("score", patience=9, mode="max")
     trainer_of(stopping, max_epochs=4).fit(Line())
     assert internals.validations_without_improvement(stopping) == 3
+
+
+def test_hyperparameters_that_are_logged() -> None:
+    """A logger would get the secrets among the arguments that a model saves."""
+
+    class WithToken(Line):
+        def __init__(self, token: str) -> None:
+            super().__init__()
+            self.save_hyperparameters()
+
+    model = WithToken("S3CRET")
+    internals.set_logged_hyperparameters(model, {"token": "hidden"})
+    assert model.hparams == {"token": "S3CRET"}
+    assert model.hparams_initial == {"token": "hidden"}

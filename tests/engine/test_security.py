@@ -23,7 +23,7 @@ import yaml
 from jsonargparse import set_parsing_settings
 
 import proj
-from conftest import Cli
+from conftest import Cli, Trained
 from proj.engine.class_paths import own_classes
 from proj.engine.runs import checkpoint_file
 from proj.errors import UserError
@@ -353,8 +353,8 @@ class Hostile:
         return os.system, ("touch canary",)
 
 
-def trained(experiment: Any, cli: Cli) -> tuple[Path, dict[str, Any]]:
-    cli("fit", "--config", experiment())
+def train(trained: Trained) -> tuple[Path, dict[str, Any]]:
+    trained()
     run = Path("lightning_logs/version_0")
     return run, torch.load(run / "checkpoints/last.ckpt", weights_only=True)
 
@@ -363,10 +363,10 @@ def trained(experiment: Any, cli: Cli) -> tuple[Path, dict[str, Any]]:
     "place", ["state_dict", "config", "schema", "optimizer_states", "callbacks", "more"]
 )
 def test_a_hostile_checkpoint_is_not_executed(
-    place: str, experiment: Any, cli: Cli, outside: Path
+    place: str, trained: Trained, cli: Cli, outside: Path
 ) -> None:
     """Loading a checkpoint, in any verb, would run a command."""
-    run, checkpoint = trained(experiment, cli)
+    run, checkpoint = train(trained)
     checkpoint[place] = {"x": Hostile()}
     for name in ("best", "last", "previous"):
         with (run / "checkpoints" / f"{name}.ckpt").open(
@@ -395,10 +395,10 @@ def test_a_hostile_checkpoint_is_not_executed(
     ],
 )
 def test_classes_named_by_a_checkpoint_are_not_imported(
-    model: Any, experiment: Any, cli: Cli, outside: Path
+    model: Any, trained: Trained, cli: Cli, outside: Path
 ) -> None:
     """A checkpoint or a run folder could name code to be run."""
-    run, checkpoint = trained(experiment, cli)
+    run, checkpoint = train(trained)
     config = checkpoint["config"]
     if "net" in model:
         config["model"]["init_args"]["net"] = POPEN if model == "net" else model["net"]
@@ -416,7 +416,7 @@ def test_a_checkpoint_cannot_have_files_deleted(experiment: Any, cli: Cli, outsi
     """Training from a checkpoint would delete a file that its state names."""
     precious = outside / "precious.txt"
     precious.write_text("years of work")
-    run, checkpoint = trained(experiment, cli)
+    run, checkpoint = train(lambda: cli("fit", "--config", experiment()))
     folder = str((run / "checkpoints").resolve())
     for path in (
         f"{folder}/../../../../{outside.name}/precious.txt",

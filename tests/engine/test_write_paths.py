@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from conftest import Cli, files_in
-from proj.engine.runs.run import atomic_write
+from proj.engine.runs.files import atomic_write
 from proj.engine.write_paths import check_appended, check_callback_paths, check_paths
 from proj.errors import UserError
 
@@ -51,9 +51,7 @@ def test_no_verb_writes_through_a_link_in_a_run(
         ["report"],
         ["fit", "--resume", "version_0", "--trainer.max_epochs", "3"],
     ):
-        assert f"{path}: expected a file or folder of the run's own, got a link" in cli(
-            *words, code=2
-        )
+        assert f"{path}: expected a file or folder of its own, got a link" in cli(*words, code=2)
     assert before == {file: (elsewhere / file).read_bytes() for file in files_in(elsewhere)}
 
 
@@ -128,6 +126,23 @@ def test_a_path_is_allowed_as_the_value_of_its_own_flag_only(work: Path) -> None
         for others in ([], ["--data.path", "/outside"], ["--data.path=/outside/x"]):
             with pytest.raises(UserError, match="expected a path in the working directory"):
                 check_paths(experiment, others)
+
+
+def test_links_below_a_folder_that_a_config_names(work: Path, elsewhere: Path) -> None:
+    """An archive with links, and a config that names it, would have files elsewhere overwritten."""
+    (work / "archive/version_0").mkdir(parents=True)
+    (work / "archive/lightning_logs").symlink_to(elsewhere)
+    with pytest.raises(UserError, match="expected a path in the working directory"):
+        check_paths({"trainer": {"default_root_dir": "archive"}}, [])
+    logger = {"init_args": {"save_dir": "archive", "version": 0}}
+    for name in ("lightning_logs", "version_0/metrics.csv"):
+        (work / "archive/lightning_logs").unlink(missing_ok=True)
+        (work / "archive" / name).symlink_to(elsewhere / "metrics.json")
+        with pytest.raises(UserError, match="expected a file or folder of its own, got a link"):
+            check_paths({"trainer": {"logger": logger}}, [])
+    (work / "archive/version_0/metrics.csv").unlink()
+    (work / "archive/version_0/metrics.csv").symlink_to("../../metrics.csv")
+    check_paths({"trainer": {"logger": logger, "default_root_dir": "archive"}}, [])
 
 
 def test_texts_that_are_no_paths_are_allowed(work: Path) -> None:

@@ -12,7 +12,7 @@ from sklearn import metrics as sk
 
 from conftest import Cli
 from proj.metrics import METRIC_INFO, metric_info
-from proj.metrics.exact import RegressionErrors, ranking_areas
+from proj.metrics.stage import RegressionErrors, ranking_areas
 
 
 def columns(table: pl.DataFrame, start: str) -> np.ndarray[Any, Any]:

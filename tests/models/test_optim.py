@@ -8,7 +8,9 @@ import torch
 from torch import nn
 
 from conftest import Cli
-from proj.engine.runs.run import Run, find_run, read_checkpoint
+from proj.engine.runs.checkpoint_file import read_checkpoint
+from proj.engine.runs.find import find_run
+from proj.engine.runs.run import Run
 from proj.errors import UserError
 from proj.models.optim import freeze_matching, parameter_groups
 

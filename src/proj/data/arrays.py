@@ -264,13 +264,14 @@ def load_npz(path: str, option: str = "data.path") -> dict[str, Array]:
             size = sum(member.file_size for member in members.infolist())
         _check_size(path, size)
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in arrays.files}
+            # A member that is no array comes as bytes, whose type a check refuses.
+            return {name: np.asarray(arrays[name]) for name in arrays.files}
     except UserError:
         raise
     except Exception as error:
         # np.load raises many types for a damaged file.
         hint = "; write text labels with y.astype(str)" if "allow_pickle" in str(error) else ""
-        raise UserError(f"{path}: cannot be read as .npz: {error}{hint}") from error
+        raise UserError(f"{path}: cannot be read as .npz: {str(error)[:200]}{hint}") from error
 
 
 def _check_size(path: str, size: int) -> None:

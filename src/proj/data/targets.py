@@ -8,9 +8,10 @@ from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
+import torch
 
 from proj.errors import UserError
-from proj.schema import Array, Label, Schema, Task
+from proj.schema import SUM_DTYPE, Array, Label, Schema, Task
 
 # A table's column of more different whole numbers holds amounts, unless data.task says otherwise.
 MAX_NUMBER_CLASSES = 20
@@ -198,10 +199,10 @@ class Targets:
     def encode(self, schema: Schema, split: str = "", rows: Array | None = None) -> Array:
         """Return the targets as a loss takes them.
 
-        Classes are numbers [rows] int64, -1 where missing. Labels are 0 and 1 and targets are
-        numbers, [rows, targets] float32, NaN where missing. ``split`` and ``rows``, the rows'
-        numbers in the source, are for messages. Raises UserError for targets that do not fit the
-        schema, such as a label that the training split does not have.
+        Classes are numbers [rows] int64, -1 where missing. Labels are 0 and 1 [rows, labels]
+        float32, targets are numbers [rows, targets] float64, NaN where missing. ``split`` and
+        ``rows``, the rows' numbers in the source, are for messages. Raises UserError for targets
+        that do not fit the schema, such as a label that the training split does not have.
         """
         if schema.task != self.task:
             raise UserError(
@@ -215,7 +216,9 @@ class Targets:
             )
         if not self.is_classes:
             self._check_numbers(rows)
-            return np.column_stack([column.numbers(np.float32) for column in self.columns])
+            exact = self.task == "regression" and torch.float64 == SUM_DTYPE
+            dtype = np.float64 if exact else np.float32
+            return np.column_stack([column.numbers(dtype) for column in self.columns])
         column, codes = self.columns[0], self._class_numbers(schema)
         if (unknown := codes == UNKNOWN).any():
             i = int(unknown.argmax())

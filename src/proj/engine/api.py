@@ -7,6 +7,7 @@ from typing import Any
 from proj.engine.commands.fit import parse_experiment, train_experiment
 from proj.engine.commands.test import test as test_run
 from proj.engine.config.arguments import as_flags, read_arguments
+from proj.engine.config.placeholders import secret_flags
 from proj.engine.runs.run import Run
 from proj.engine.training.preflight import can_test
 from proj.errors import UserError
@@ -67,5 +68,6 @@ def _fit_and_test(args: list[str], test: bool) -> Run:
     if test and can_test(experiment.model, experiment.datamodule):
         checkpoints = [run.path / "checkpoints" / f"{name}.ckpt" for name in ("best", "last")]
         if checkpoint := next((path for path in checkpoints if path.is_file()), None):
-            test_run(["--run", str(run.path), "--ckpt_path", checkpoint.stem])
+            secrets = secret_flags(experiment.secrets)
+            test_run(["--run", str(run.path), "--ckpt_path", checkpoint.stem, *secrets])
     return run

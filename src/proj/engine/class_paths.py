@@ -141,6 +141,12 @@ def resolve_flag(flag: str, value: str) -> str:
     return resolve_class(value, flag) if _takes_class(key) and _is_name(value) else value
 
 
+def names_class(key: str, value: str) -> bool:
+    """Return whether a flag selects the class of a key that takes a single one."""
+    is_list = key.rpartition(".")[2] in ("callbacks", "logger", "class_path")
+    return _takes_class(key) and not is_list and _is_name(value)
+
+
 def update_class_paths(config: Any) -> Any:
     """Return a recorded config with the class paths of older versions replaced by present ones."""
     if isinstance(config, dict):

@@ -1,6 +1,7 @@
 """Command line: ``main(args)`` calls a verb and converts errors to messages and exit codes."""
 
 import gc
+import io
 import os
 import sys
 from importlib import import_module
@@ -9,6 +10,7 @@ from types import ModuleType
 from proj.engine import PACKAGE, security
 from proj.engine.config.options import COMMON_OPTIONS
 from proj.engine.exit_codes import exit_code
+from proj.engine.secrets import hide, split_words
 from proj.engine.terminal import escape_output
 from proj.errors import UserError, nearest
 
@@ -51,6 +53,8 @@ def main(args: list[str] | None = None) -> int:
     # Under DDP, Lightning starts the other processes with sys.argv.
     outer_argv, sys.argv = sys.argv, [sys.argv[0], *args]
     words = [word for word in args if word != "--debug"]
+    hide(split_words(words)[1])
+    replace_unprintable()
     try:
         code = exit_code(lambda: _call_verb(_take_allow(words)), debug="--debug" in args)
         sys.stdout.flush()
@@ -64,7 +68,25 @@ def main(args: list[str] | None = None) -> int:
     return code
 
 
+def replace_unprintable() -> None:
+    """Print ``?`` for characters that the encoding of standard output does not have."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
+
+
+def _check_encodable(args: list[str]) -> None:
+    """Raise UserError for a word that is no text in the encoding of the system, such as a path."""
+    for word in args:
+        if any("\ud800" <= character <= "\udfff" for character in word):
+            encoding = sys.getfilesystemencoding()
+            raise UserError(
+                f"expected words in {encoding}, the encoding of this process, got {word!a}; rename "
+                "the file, or set the environment variable PYTHONUTF8=1 or LC_ALL=C.UTF-8."
+            )
+
+
 def _call_verb(args: list[str]) -> None:
+    _check_encodable(args)
     if not args or args[0] in ("-h", "--help"):
         print(_help())
         return

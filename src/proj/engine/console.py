@@ -1,17 +1,21 @@
 """Output of the verbs: lines, warnings and tables."""
 
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from proj.data.base import DataModule, Finding
-from proj.engine.escaping import visible
+from proj.engine.secrets import printable
 from proj.errors import UserError
 from proj.metrics import metric_info
-from proj.schema import Schema
+
+# Importing torch takes seconds, and `runs` does not need it.
+if TYPE_CHECKING:
+    from proj.data.base import DataModule, Finding
+    from proj.schema import Schema
 
 INTERVAL = "95 % interval"
 # Names of a table's columns that are printed.
@@ -20,11 +24,11 @@ MAX_NAMES_SHOWN = 12
 
 def say(line: str) -> None:
     """Print a line. It is not wrapped, so that paths stay whole."""
-    print(visible(line), flush=True)
+    print(printable(line), flush=True)
 
 
 def warn(line: str) -> None:
-    print(f"warning: {visible(line)}", file=sys.stderr, flush=True)
+    print(f"warning: {printable(line)}", file=sys.stderr, flush=True)
 
 
 class Terminal(Console):
@@ -35,12 +39,36 @@ class Terminal(Console):
 
     def render_str(self, text: str, **options: Any) -> Text:
         # The cells of our tables have several lines.
-        return super().render_str(visible(text, keep="\n"), **options)
+        return super().render_str(printable(text, keep="\n"), **options)
 
 
 def show(table: Table) -> None:
     """Print a table."""
     Terminal().print(table)
+
+
+def show_lines(header: list[str], rows: list[list[str]], numbers: int) -> None:
+    """Print a table of any length, one line for each row, none of them wrapped or cut.
+
+    rich takes two seconds for five thousand rows. ``numbers`` is how many of the last columns hold
+    numbers, which are aligned on the right.
+    """
+    rows = [[printable(text) for text in cells] for cells in rows]
+    widths = [max(map(cell_len, column)) for column in zip(header, *rows, strict=True)]
+    first_number = len(header) - numbers
+
+    def line(cells: list[str]) -> str:
+        blanks = [" " * (width - cell_len(text)) for text, width in zip(cells, widths, strict=True)]
+        parts = [
+            text + blank if i < first_number else blank + text
+            for i, (text, blank) in enumerate(zip(cells, blanks, strict=True))
+        ]
+        return "  ".join(parts).rstrip()
+
+    say(line(header))
+    say("─" * (sum(widths) + 2 * (len(widths) - 1)))
+    for row in rows:
+        say(line(row))
 
 
 def number(value: float | None) -> str:
@@ -135,7 +163,7 @@ def show_importance(metric: str, columns: dict[str, dict[str, Any]], limit: int 
         say(f"{reason}.")
 
 
-def show_findings(findings: list[Finding], strict: bool = False) -> None:
+def show_findings(findings: "list[Finding]", strict: bool = False) -> None:
     """Print findings about the data as warnings; raise them as one ``UserError`` if ``strict``."""
     if findings and strict:
         raise UserError(
@@ -145,7 +173,7 @@ def show_findings(findings: list[Finding], strict: bool = False) -> None:
         warn(str(finding))
 
 
-def show_data(data: DataModule) -> None:
+def show_data(data: "DataModule") -> None:
     """Print the contents of a data module: rows of each split, inputs, task, class shares."""
     schema = data.schema
     assert schema is not None
@@ -156,7 +184,7 @@ def show_data(data: DataModule) -> None:
     say(f"targets: {schema.task}, {shares or ', '.join(schema.target_names)}")
 
 
-def _columns(schema: Schema) -> str:
+def _columns(schema: "Schema") -> str:
     """Return a table's columns by kind, and those that have missing values."""
     columns_by_kind = {
         "number": ["number"],

@@ -1,6 +1,7 @@
 """Convert exceptions and signals to error messages and exit codes."""
 
 import errno
+import os
 import signal
 import sys
 import threading
@@ -10,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from proj.engine.escaping import visible
+from proj.engine.secrets import printable
 from proj.errors import Stopped, TrainingError, UserError
 
 if TYPE_CHECKING:
@@ -18,6 +19,13 @@ if TYPE_CHECKING:
 
 # A disk that is full, over its quota, read-only or broken.
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+
+# A file or folder that cannot be used: read-only, of another user, a file in place of a folder.
+PLACE_ERRORS = (
+    *DISK_ERRORS,
+    *(errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ENOENT, errno.EEXIST),
+    *(errno.ELOOP, errno.ENAMETOOLONG),
+)
 
 
 def exit_code(call: Callable[[], int | None], debug: bool = False) -> int:
@@ -30,12 +38,44 @@ def exit_code(call: Callable[[], int | None], debug: bool = False) -> int:
     except (UserError, TrainingError) as error:
         if debug:
             raise
-        print(f"error: {visible(str(error))}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return 2 if isinstance(error, UserError) else 3
+    except UnicodeEncodeError as error:
+        if debug:
+            raise
+        print(f"error: {printable(_unencodable(error))}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if debug or error.errno not in PLACE_ERRORS or error.filename is None:
+            raise
+        print(f"error: {printable(_unusable_place(error))}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         return 130
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
+
+
+def _unusable_place(error: OSError) -> str:
+    """Return the message for a file or folder that cannot be read or written."""
+    place = os.fsdecode(error.filename2 or error.filename)
+    if error.errno == errno.ENOENT and os.path.islink(place):
+        place += " is a link to nothing"
+    return (
+        f"{place}: expected a place that can be read and written, got {error.strerror!r}; change "
+        "its permissions, or choose another place. Add --debug for the traceback."
+    )
+
+
+def _unencodable(error: UnicodeEncodeError) -> str:
+    """Return the message for a text, such as a file name, that cannot be encoded."""
+    text = ascii(error.object if len(error.object) < 80 else error.object[error.start :][:80])
+    if error.encoding.lower().replace("-", "") == "utf8":
+        return f"{text} is not valid UTF-8: expected names and texts in UTF-8; rename the file."
+    return (
+        f"{text} has characters that this process cannot use as a file name, because its locale "
+        f"is of {error.encoding}; set the environment variable PYTHONUTF8=1, or LC_ALL=C.UTF-8."
+    )
 
 
 @contextmanager

@@ -21,9 +21,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogFormatterMathtext, NullFormatter
 from PIL import Image
 
-from proj.engine.escaping import visible
+from proj.engine.secrets import printable
 from proj.schema import Array
 
 # Text that is HTML already, so that it is not escaped.
@@ -61,7 +62,7 @@ _ENVIRONMENT = Environment(
     loader=FileSystemLoader(Path(__file__).parent / "templates"),
     autoescape=True,
     # Marks that reverse the reading direction would rearrange the words of the page.
-    finalize=lambda value: value if isinstance(value, Markup) else visible(str(value), "\n\t"),
+    finalize=lambda value: value if isinstance(value, Markup) else printable(str(value), "\n\t"),
     undefined=StrictUndefined,
     trim_blocks=True,
     lstrip_blocks=True,
@@ -144,6 +145,7 @@ def svg(figure: Figure, label: str) -> Html:
     The label makes the element's ids differ from those of other figures.
     """
     buffer = io.StringIO()
+    _write_powers_as_numbers(figure)
     with style():
         mpl.rcParams["svg.hashsalt"] = label
         figure.savefig(
@@ -152,7 +154,7 @@ def svg(figure: Figure, label: str) -> Html:
             dpi=150,
             metadata={"Date": None, "Creator": None, "Format": None, "Type": None},
         )
-    drawing = visible(buffer.getvalue(), keep="\n")
+    drawing = printable(buffer.getvalue(), keep="\n")
     drawing = drawing[drawing.index("<svg") :].replace(INK, "currentColor")
     drawing = re.sub(r"<metadata>.*?</metadata>", "", drawing, flags=re.DOTALL)
     # Nothing refers to the ids of groups, and they would occur in several figures.
@@ -160,8 +162,18 @@ def svg(figure: Figure, label: str) -> Html:
     return Html(drawing.replace("<svg", f'<svg role="img" aria-label="{escape(label)}"', 1))
 
 
+def _write_powers_as_numbers(figure: Figure) -> None:
+    """Label logarithmic axes 0.01 instead of with markup: names in figures are never markup."""
+    for axes in figure.axes:
+        for axis in (axes.xaxis, axes.yaxis):
+            if isinstance(axis.get_major_formatter(), LogFormatterMathtext):
+                axis.set_major_formatter(FuncFormatter(lambda value, place: f"{value:g}"))
+                axis.set_minor_formatter(NullFormatter())
+
+
 def pixels(figure: Figure) -> Array:
     """Return a figure on a white background as uint8 [height, width, 3]."""
+    _write_powers_as_numbers(figure)
     with style():
         figure.set(facecolor="white", dpi=110)
         canvas: Any = FigureCanvasAgg(figure)

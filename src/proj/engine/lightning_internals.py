@@ -8,10 +8,19 @@ import sys
 from pathlib import Path
 from typing import Any, Protocol
 
+from lightning.fabric.utilities.data import AttributeDict
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
-from lightning.pytorch.plugins import CheckpointIO, Precision, TorchCheckpointIO
+from lightning.pytorch.plugins import (
+    CheckpointIO,
+    DoublePrecision,
+    HalfPrecision,
+    Precision,
+    TorchCheckpointIO,
+)
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+
+from proj.schema import Batch, Execution
 
 # Objects that values of a config name
 
@@ -148,6 +157,37 @@ def precision_plugin(trainer: Trainer) -> Precision:
     return trainer.precision_plugin
 
 
+def keep_batches(trainer: Trainer) -> None:
+    """Let the Trainer pass our batches on as they are; the model converts the inputs itself.
+
+    Lightning would round the targets, too, to a few digits in half precision.
+    """
+    plugin = precision_plugin(trainer)
+    convert = plugin.convert_input
+
+    def convert_others(data: Any) -> Any:
+        return data if isinstance(data, Batch | Execution) else convert(data)
+
+    plugin.convert_input = convert_others  # type: ignore[method-assign]
+
+
+def convert_before_loading(trainer: Trainer) -> None:
+    """Convert the model to the Trainer's precision before the weights of a checkpoint are loaded.
+
+    Lightning loads them first, into float32 weights, which round those of 64-true.
+    """
+    strategy, plugin = trainer.strategy, precision_plugin(trainer)
+    if not isinstance(plugin, DoublePrecision | HalfPrecision):
+        return
+    load = strategy.load_model_state_dict
+
+    def convert_and_load(*args: Any, **options: Any) -> None:
+        plugin.convert_module(trainer.lightning_module)
+        load(*args, **options)
+
+    strategy.load_model_state_dict = convert_and_load  # type: ignore[method-assign]
+
+
 # Checkpoints
 
 
@@ -187,3 +227,11 @@ def restore_model_checkpoint(callback: ModelCheckpoint, state: dict[str, Any], f
 def validations_without_improvement(callback: EarlyStopping) -> int:
     """Return the number of consecutive validations without an improvement."""
     return callback.wait_count
+
+
+# Hyperparameters
+
+
+def set_logged_hyperparameters(module: Any, values: dict[str, Any]) -> None:
+    """Set what Lightning logs of the arguments that a module saved; ``hparams`` stays as it is."""
+    module._hparams_initial = AttributeDict(values)

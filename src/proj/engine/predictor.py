@@ -15,9 +15,11 @@ from proj.engine import security
 from proj.engine.class_paths import add_working_directory
 from proj.engine.config.parser_errors import explain_parser_error
 from proj.engine.runs import calibration
+from proj.engine.runs.checkpoint_file import read_checkpoint
+from proj.engine.runs.find import find_run
 from proj.engine.runs.predictions import frame
-from proj.engine.runs.run import Run, find_run, read_checkpoint
-from proj.engine.runs.weights import check_weights, give_schema
+from proj.engine.runs.run import Run
+from proj.engine.runs.weights import check_weights, give_schema, weight_type
 from proj.errors import UserError
 from proj.models.base import Model
 from proj.schema import Batch
@@ -35,7 +37,8 @@ class Predictor:
     def __init__(self, checkpoint: dict[str, Any], path: Path) -> None:
         self.model, data_class = _build_classes(checkpoint["config"], str(path))
         self._encode = data_class.encode
-        give_schema(self.model, checkpoint)
+        precision = checkpoint["config"].get("trainer", {}).get("precision")
+        give_schema(self.model, checkpoint, weight_type(precision))
         check_weights(self.model, checkpoint["state_dict"], str(path))
         self.model.load_state_dict(checkpoint["state_dict"])
         self.model.eval()

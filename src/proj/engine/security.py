@@ -23,6 +23,7 @@ from proj.errors import UserError
 ALLOWED_PARTS = (
     "torch.nn",
     "torch.optim",
+    "torchmetrics",
     "lightning.LightningDataModule",
     "lightning.LightningModule",
     "lightning.fabric.plugins",
@@ -75,6 +76,11 @@ DENIED_PARTS = (
     "torchmetrics.text.sacre_bleu",
     "torchmetrics.video.vmaf",
 )
+
+
+class NameRefused(ImportError, ValueError):
+    """Refusal of a name in a config, of the kinds that jsonargparse converts to its own error."""
+
 
 # Packages that the user has allowed in this process.
 allowed_packages: list[str] = []
@@ -133,7 +139,7 @@ def check_object(path: str, value: object, called: bool = False, has_base: bool 
         has_base: the place of the name expects a class derived from a certain one.
 
     Raises:
-        ImportError: if a config may not name the object.
+        NameRefused: if a config may not name the object.
     """
     source = _source(value) or path
     if _is_in(source, allowed_packages):
@@ -145,9 +151,9 @@ def check_object(path: str, value: object, called: bool = False, has_base: bool 
     else:
         is_allowed = is_own and not isinstance(value, ModuleType)
     if not is_allowed:
-        raise ImportError(f"Importing '{path}' is not allowed")
+        raise NameRefused(f"Importing '{path}' is not allowed")
     if called and not isinstance(value, type) and not _makes_object(value, source):
-        raise ImportError(f"The function '{path}' needs a return annotation")
+        raise NameRefused(f"The function '{path}' needs a return annotation")
 
 
 def _source(value: object) -> str | None:

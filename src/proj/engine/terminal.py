@@ -7,11 +7,11 @@ import warnings
 from types import TracebackType
 from typing import Any
 
-from proj.engine.escaping import visible
+from proj.engine.secrets import printable
 
 
 def escape_output() -> None:
-    """Escape hidden characters in warnings, log messages and tracebacks of this process.
+    """Escape hidden characters and mask secrets in warnings, log messages and tracebacks.
 
     Further lines of a warning or a log message are indented, so that a name with a line break
     cannot look like another message. Call it after the imports, because Lightning replaces the
@@ -45,8 +45,8 @@ def print_traceback(
     kind: type[BaseException], error: BaseException, trace: TracebackType | None
 ) -> None:
     text = "".join(traceback.format_exception(kind, error, trace))
-    sys.stderr.write(visible(text, keep="\n\t"))
+    sys.stderr.write(printable(text, keep="\n\t"))
 
 
 def _indented(text: str) -> str:
-    return visible(text, keep="\n\t").replace("\n", "\n  ")
+    return printable(text, keep="\n\t").replace("\n", "\n  ")

@@ -40,11 +40,17 @@ def check_paths(experiment: dict[str, Any], typed: list[str]) -> None:
     """
     typed_paths: set[tuple[str, str]] | None = None
     for key, text in texts(experiment):
-        if not _is_written(key) or _is_allowed(key.rpartition(".")[2], text):
+        if not _is_written(key):
+            continue
+        name = key.rpartition(".")[2]
+        if _is_allowed(name, text):
+            if name != "default_root_dir" and _is_subfolder(text):
+                # Runs get new folders, but loggers and callbacks write into existing ones.
+                check_links(Path(text), Path.cwd())
             continue
         if typed_paths is None:
             typed_paths = set(_typed_texts(typed))
-        if (_flag(key), text) not in typed_paths:
+        if (flag_key(key), text) not in typed_paths:
             raise UserError(
                 f"{key}: expected a path in the working directory, because a config may write only "
                 f"there, got {text}; to allow it, add --{key} {text} to the command line."
@@ -58,12 +64,21 @@ def _is_written(key: str) -> bool:
 
 def _is_allowed(name: str, text: str) -> bool:
     """Return whether a text is no path out of the working directory, or a folder known before."""
-    if OWN_FOLDERS.get(name) == text or not _leads_out(text):
+    if OWN_FOLDERS.get(name) == text:
         return True
     mark = KNOWN_FOLDER_MARKS.get(name)
-    return (
-        mark is not None and not OTHER_FILE_SYSTEM.search(text) and os.path.exists(f"{text}/{mark}")
-    )
+    if not _leads_out(text):
+        # The user may have linked `lightning_logs` in the working directory, but not elsewhere.
+        return mark is None or not _is_subfolder(text) or not _leads_out(f"{text}/{mark}")
+    if mark is None or OTHER_FILE_SYSTEM.search(text):
+        return False
+    known = Path(text) / mark
+    return known.exists() and not known.is_symlink()
+
+
+def _is_subfolder(text: str) -> bool:
+    """Return whether a text names an existing folder below the working directory."""
+    return "\0" not in text and os.path.isdir(text) and Path(text).resolve() != Path.cwd().resolve()
 
 
 def _leads_out(text: str) -> bool:
@@ -105,28 +120,28 @@ def _typed_texts(words: list[str]) -> Iterator[tuple[str, str]]:
         if not flag.startswith("--"):
             continue
         value = value if equals else next_word
-        yield _flag(flag[2:]), value
+        yield flag_key(flag[2:]), value
         if value[:1] in ("{", "["):
             try:
                 section = yaml.safe_load(value)
             except yaml.YAMLError:  # The parser of the experiment reports it.
                 continue
             for key, text in texts(section, flag[2:]):
-                yield _flag(key), text
+                yield flag_key(key), text
 
 
-def _flag(key: str) -> str:
+def flag_key(key: str) -> str:
     """Return a key as its short flag, without numbers of list items.
 
-    >>> _flag("trainer.callbacks.0.init_args.dirpath"), _flag("trainer.callbacks+.dirpath")
+    >>> flag_key("trainer.callbacks.0.init_args.dirpath"), flag_key("trainer.callbacks+.dirpath")
     ('trainer.callbacks.dirpath', 'trainer.callbacks.dirpath')
     """
     names = key.replace("+", "").split(".")
     return ".".join(name for name in names if name != "init_args" and not name.isdecimal())
 
 
-def check_links(folder: Path) -> None:
-    """Check that no link in the folder of a run or a study leads out of it.
+def check_links(folder: Path, boundary: Path | None = None) -> None:
+    """Check that no link in a folder leads out of it, or out of a wider ``boundary``.
 
     The folder itself may be reached by links.
 
@@ -136,11 +151,11 @@ def check_links(folder: Path) -> None:
     for parent, folders, files in os.walk(folder):
         for name in (*folders, *files):
             path = Path(parent, name)
-            if path.is_symlink() and not _resolves_into(path, folder):
+            if path.is_symlink() and not _resolves_into(path, boundary or folder):
                 raise UserError(
-                    f"{path}: expected a file or folder of the run's own, got a link to "
-                    f"{os.readlink(path)}, outside the run; replace the link by what it leads to, "
-                    "or remove it."
+                    f"{path}: expected a file or folder of its own, got a link to "
+                    f"{os.readlink(path)}, outside {boundary or folder}; replace the link by what "
+                    "it leads to, or remove it."
                 )
 
 

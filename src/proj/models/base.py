@@ -2,23 +2,22 @@
 
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, cast
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from proj.metrics.exact import SUM_DTYPE
 from proj.models.checks import check_outputs
-from proj.models.module import SchemaModule, scale_images
+from proj.models.module import SchemaModule, to_inputs
 from proj.models.optim import (
     build_scheduler,
     check_group_rates,
     parameter_groups,
     use_fused_step,
 )
-from proj.schema import Batch, Execution, Schema, Tensors
+from proj.schema import SUM_DTYPE, Batch, Execution, Schema, Tensors
 
 # A module is taken as it is; a class or function of the schema is called when the data are known.
 # The command line tries a module first, so the order matters.
@@ -98,7 +97,7 @@ class Model(SchemaModule):
     def forward(self, x: Tensors) -> Tensor:
         """Return raw outputs [rows, outputs], or [rows, members, outputs] of an ensemble."""
         assert isinstance(self.net, nn.Module)  # built in configure_model
-        outputs: Tensor = self.net(scale_images(x))
+        outputs: Tensor = self.net(to_inputs(x, cast(torch.dtype, self.dtype)))
         return outputs
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:

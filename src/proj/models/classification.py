@@ -11,10 +11,9 @@ from torch.nn.functional import (
 )
 
 from proj.errors import UserError
-from proj.metrics.exact import SUM_DTYPE
 from proj.models.base import Model, Net
 from proj.models.checks import check_fraction, check_no_loss, class_counts
-from proj.schema import Schema
+from proj.schema import SUM_DTYPE, Schema
 
 
 class BinaryClassifier(Model):

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from proj.errors import UserError
-from proj.metrics import DEFAULT_MONITOR, METRIC_INFO, StageMetrics
-from proj.metrics.exact import SUM_DTYPE
+from proj.metrics import DEFAULT_MONITOR, METRIC_INFO
+from proj.metrics.stage import StageMetrics
 from proj.models.checks import (
     build_net,
     check_targets,
@@ -21,7 +21,7 @@ from proj.models.checks import (
     infer_schema,
 )
 from proj.models.optim import freeze_matching
-from proj.schema import DEFAULT_THRESHOLD, SPLITS, Batch, Schema, Task, Tensors
+from proj.schema import DEFAULT_THRESHOLD, SPLITS, SUM_DTYPE, Batch, Schema, Task, Tensors
 
 # Lightning calls what torch 2.13 deprecates (Lightning issue 21326).
 warnings.filterwarnings("ignore", r".*isinstance\(treespec, LeafSpec\).*")
@@ -116,7 +116,7 @@ class SchemaModule(LightningModule, ABC):
         if y is not None:
             check_targets(y, self.task)
             if self.task in ("regression", "multilabel"):
-                y = y.view(len(y), -1).to(torch.get_default_dtype())
+                y = y.view(len(y), -1).to(SUM_DTYPE)
         return Batch(x, y, rows * self.trainer.world_size + self.trainer.global_rank)
 
     # Metrics
@@ -135,7 +135,7 @@ class SchemaModule(LightningModule, ABC):
         predictions = self.predict_proba(averaged)
         numbers = [weight for weight in weights if not isinstance(weight, Tensor)]
         weight = (
-            torch.tensor(numbers, device=targets.device)
+            torch.tensor(numbers, dtype=SUM_DTYPE, device=targets.device)
             if numbers
             else torch.stack(cast(list[Tensor], weights))
         )
@@ -207,8 +207,12 @@ class SchemaModule(LightningModule, ABC):
                 )
 
 
-def scale_images(x: Tensors) -> Tensors:
-    """Convert uint8 images to numbers from 0 to 1; other inputs stay as they are."""
+def to_inputs(x: Tensors, dtype: torch.dtype) -> Tensors:
+    """Return uint8 images as numbers from 0 to 1, and floats as ``dtype`` unless it is float32."""
     if isinstance(x, Tensor) and x.dtype == torch.uint8:
-        return x.to(torch.get_default_dtype()) / 255
-    return x
+        return x.to(dtype) / 255
+    if dtype == torch.float32:
+        return x
+    if isinstance(x, dict):
+        return {k: v.to(dtype) if v.is_floating_point() else v for k, v in x.items()}
+    return x.to(dtype) if x.is_floating_point() else x

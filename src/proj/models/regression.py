@@ -7,7 +7,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from proj.models.base import Model, Net
-from proj.schema import Schema
+from proj.schema import SUM_DTYPE, Schema
 
 
 class Regressor(Model):
@@ -45,8 +45,8 @@ class Regressor(Model):
         count = schema.num_outputs
         mean = schema.target_mean if self.standardize_target else (0.0,) * count
         std = schema.target_std if self.standardize_target else (1.0,) * count
-        self.register_buffer("target_mean", torch.tensor(mean))
-        self.register_buffer("target_std", torch.tensor(std))
+        self.register_buffer("target_mean", torch.tensor(mean, dtype=SUM_DTYPE))
+        self.register_buffer("target_std", torch.tensor(std, dtype=SUM_DTYPE))
 
     def compute_loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         assert self.loss is not None

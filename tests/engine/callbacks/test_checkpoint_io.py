@@ -12,7 +12,7 @@ from conftest import Cli
 from engine.callbacks.test_steps_per_execution import equal, left_behind
 from proj.engine.callbacks.checkpoint_io import DurableCheckpointIO
 from proj.engine.runs import checkpoint_file
-from proj.engine.runs.run import read_checkpoint
+from proj.engine.runs.checkpoint_file import read_checkpoint
 
 
 @pytest.fixture

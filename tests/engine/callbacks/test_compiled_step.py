@@ -9,7 +9,7 @@ import torch
 
 from conftest import Cli
 from engine.callbacks.test_steps_per_execution import ONE_CYCLE, equal, left_behind
-from proj.engine.runs.run import read_checkpoint
+from proj.engine.runs.checkpoint_file import read_checkpoint
 
 STEP = ["--model.compile", "step"]
 

@@ -10,24 +10,28 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.compat.proto.graph_pb2 import GraphDef
 
-from conftest import Cli, ask, watched
-from proj.engine.runs.run import Run, read_checkpoint
+from conftest import Cli, Once, ask, watched
+from proj.engine.runs.checkpoint_file import read_checkpoint
+from proj.engine.runs.run import Run
 
 RUN = Path("lightning_logs/version_0")
 
 
 @pytest.fixture
-def runs(experiment: Any, cli: Cli) -> None:
-    cli("fit", "--config", experiment("binary"), "--name", "one")
-    more = ["--model.optimizer.lr", "0.1", "--data.batch_size", "8"]
-    cli("fit", "--config", experiment("binary"), "--name", "two", *more)
+def runs(experiment: Any, cli: Cli, once: Once) -> None:
+    def train() -> None:
+        cli("fit", "--config", experiment("binary"), "--name", "one")
+        more = ["--model.optimizer.lr", "0.1", "--data.batch_size", "8"]
+        cli("fit", "--config", experiment("binary"), "--name", "two", *more)
+
+    once("one_and_two", train)
 
 
 def test_tensorboard_serves_scalars_text_and_hparams(runs: None, board: Callable[[], str]) -> None:
     address = board()
     tags = ask(
         f"{address}/data/plugin/scalars/tags",
-        lambda c: {"one", "two"} <= c.keys() and "best/val/f1" in c["two"],
+        lambda c: {"one", "two"} <= c.keys() and "val_best/f1" in c["two"],
     )
     wanted = {
         "train/loss",
@@ -60,7 +64,7 @@ def test_tensorboard_serves_scalars_text_and_hparams(runs: None, board: Callable
             "startIndex": 0,
             "sliceSize": 10,
             "allowedStatuses": ["STATUS_SUCCESS", "STATUS_UNKNOWN", "STATUS_RUNNING"],
-            "colParams": [{"metric": {"tag": "best/val/f1", "group": ""}}],
+            "colParams": [{"metric": {"tag": "val_best/f1", "group": ""}}],
         },
     )
     rates = {group["hparams"]["model.optimizer.lr"] for group in groups["sessionGroups"]}
@@ -185,7 +189,7 @@ def test_tensorboard_in_chromium(runs: None, board: Callable[[], str], browser: 
     """No error in the console, no request to another host, and one chart draws both curves."""
     address = board()
     ask(f"{address}/data/plugin/custom_scalars/layout", lambda c: c)
-    ask(f"{address}/data/plugin/scalars/tags", lambda c: "best/val/f1" in c.get("two", {}))
+    ask(f"{address}/data/plugin/scalars/tags", lambda c: "val_best/f1" in c.get("two", {}))
     tab, said, requests = watched(browser)
     tab.goto(f"{address}/#custom_scalars")
     chart = tab.locator("tf-custom-scalar-multi-line-chart-card", has_text="f1")
@@ -197,7 +201,7 @@ def test_tensorboard_in_chromium(runs: None, board: Callable[[], str], browser: 
         ("graphs", "Main Graph"),
         ("hparams", "model.optimizer.lr"),
         ("text", "config"),
-        ("timeseries", "f1"),
+        ("timeseries", "train_best"),
     ):
         tab.goto(f"{address}/#{page}")
         tab.get_by_text(text).locator("visible=true").first.wait_for(timeout=60_000)

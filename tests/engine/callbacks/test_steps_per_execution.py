@@ -12,7 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from conftest import Cli
 from proj.data.loader import ArrayLoader
 from proj.engine.cli import main
-from proj.engine.runs.run import read_checkpoint
+from proj.engine.runs.checkpoint_file import read_checkpoint
 from proj.schema import Batch
 
 ONE_CYCLE = [

@@ -14,7 +14,7 @@ from scipy.special import expit, log_softmax, logit, softmax
 from sklearn import metrics as sk
 
 import proj
-from conftest import QUIET, Cli, make_arrays, plain_schema
+from conftest import QUIET, Cli, Trained, make_arrays, plain_schema
 from proj.engine.cli import main
 from proj.engine.commands.validate import show_calibration
 from proj.engine.console import number
@@ -479,9 +479,9 @@ def test_the_calibration_does_not_depend_on_the_test_split(experiment: Any, cli:
     assert file.read_text() != fitted  # the validation split does change it
 
 
-def test_wrong_flags_are_an_error_before_the_work(experiment: Any, cli: Cli) -> None:
+def test_wrong_flags_are_an_error_before_the_work(trained: Trained, cli: Cli) -> None:
     """An error after the evaluation would waste its time."""
-    cli("fit", "--config", experiment("multiclass"))
+    trained("multiclass")
     assert "--threshold: expected a model of two classes" in cli(
         "validate", "--threshold", "f1", code=2
     )

@@ -13,7 +13,7 @@ from proj.engine.evaluation.intervals import intervals, mean_interval
 from proj.engine.evaluation.limits import Interval, newcombe, student_quantile, wilson
 from proj.engine.evaluation.prediction_set import PredictionSet
 from proj.engine.evaluation.resampling import Units, bca, resampling_units, studentized
-from proj.metrics import StageMetrics
+from proj.metrics.stage import StageMetrics
 
 TASKS = ("binary", "multiclass", "multilabel", "regression", "regression_2")
 

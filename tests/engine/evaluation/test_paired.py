@@ -13,7 +13,7 @@ import pytest
 import yaml
 from scipy import stats
 
-from conftest import Cli, script_of
+from conftest import Cli, Once, script_of
 from proj.engine.cli import main
 from proj.engine.evaluation.intervals import intervals
 from proj.engine.evaluation.paired import area_difference, differences, holm, mcnemar
@@ -137,12 +137,16 @@ def test_copies_of_rows_in_groups_do_not_lower_the_p_value() -> None:
 
 
 @pytest.fixture
-def three(experiment: Any, cli: Cli) -> None:
+def three(experiment: Any, cli: Cli, once: Once) -> None:
     config = experiment("binary", 400)
-    for name, epochs in (("long", "9"), ("short", "1"), ("wide", "2")):
-        more = ["--model.net.hidden", "[32]"] if name == "wide" else []
-        cli("fit", "--config", config, "--name", name, "--trainer.max_epochs", epochs, *more)
-        cli("test", "--run", name)
+
+    def train() -> None:
+        for name, epochs in (("long", "9"), ("short", "1"), ("wide", "2")):
+            more = ["--model.net.hidden", "[32]"] if name == "wide" else []
+            cli("fit", "--config", config, "--name", name, "--trainer.max_epochs", epochs, *more)
+            cli("test", "--run", name)
+
+    once("three", train)
 
 
 @pytest.mark.usefixtures("three")

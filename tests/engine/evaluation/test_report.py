@@ -19,7 +19,7 @@ from PIL import Image
 from sklearn import metrics as sk
 from sklearn.calibration import calibration_curve
 
-from conftest import Cli, plain_schema, watched
+from conftest import Cli, Trained, plain_schema, watched
 from proj.data.arrays import ArrayDataModule
 from proj.engine import html
 from proj.engine.console import number
@@ -29,7 +29,8 @@ from proj.engine.evaluation.figures import Curve
 from proj.engine.evaluation.prediction_set import PredictionSet, load_predictions
 from proj.engine.evaluation.report import write_report
 from proj.engine.evaluation.scoring import Metrics, add_intervals
-from proj.engine.runs.run import Run, read_json, write_metrics
+from proj.engine.runs.contents import write_metrics
+from proj.engine.runs.run import Run
 from proj.schema import Batch, Schema
 
 RUN = Path("lightning_logs/version_0")
@@ -179,9 +180,9 @@ def test_figures_do_not_change_matplotlib_and_are_deterministic() -> None:
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_the_report_of_a_run(task: str, experiment: Any, cli: Cli) -> None:
+def test_the_report_of_a_run(task: str, trained: Trained, cli: Cli) -> None:
     """A report works offline, has unique ids and contains every metric."""
-    cli("fit", "--config", experiment(task, 300))
+    trained(task, 300)
     cli("validate")
     assert "report: lightning_logs/version_0/report.html" in cli("test")
     text = (RUN / "report.html").read_text()
@@ -202,9 +203,9 @@ def test_the_report_of_a_run(task: str, experiment: Any, cli: Cli) -> None:
     assert (RUN / "report.html").read_text() == before
 
 
-def test_a_run_that_was_not_tested_has_no_report(experiment: Any, cli: Cli) -> None:
+def test_a_run_that_was_not_tested_has_no_report(trained: Trained, cli: Cli) -> None:
     """The message says which files are missing and how to get them."""
-    cli("fit", "--config", experiment())
+    trained()
     assert "version_0 has not been tested: expected" in cli("report", code=2)
     assert "no run versoin_0 in lightning_logs" in cli("report", "versoin_0", code=2)
     assert "report: unrecognized arguments: --nonsense" in cli("report", "--nonsense", code=2)
@@ -214,7 +215,7 @@ def fake(work: Path, predictions: PredictionSet, schema: Schema) -> Run:
     """A tested run with these predictions, without training."""
     run = Run(work / "run")
     run.path.mkdir()
-    (run.path / "config.yaml").write_text("seed_everything: 0\n")
+    (run.path / "config.yaml").write_text("seed_everything: 0\ntrainer: {}\nmodel: {}\n")
     run.write_manifest(status="finished", start="2026-11-26T00:00:00", end="2026-11-26T00:01:00")
     columns: dict[str, Any] = {
         "row": predictions.row,
@@ -244,7 +245,7 @@ def write_scored(run: Run, schema: Schema, metrics: Metrics) -> None:
 def report_of(run: Run, schema: Schema) -> Path:
     """Write the report of a run and return its path."""
     predictions = load_predictions(run, "test", schema)
-    return write_report(run, schema, predictions, read_json(run.path / "test/metrics.json"))
+    return write_report(run, schema, predictions, run.metrics("test"))
 
 
 def classes_schema(names: tuple[str, ...]) -> Schema:
@@ -325,8 +326,9 @@ def test_degenerate_predictions_have_a_report(case: str, work: Path) -> None:
         assert "1 of 40 predictions are not finite numbers; figures" in text
 
 
-def large(work: Path) -> tuple[Run, Schema]:
-    """100,000 rows of ten classes."""
+@pytest.fixture(scope="module")
+def large_report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write the report of 100,000 rows of ten classes and return its path."""
     rng = np.random.default_rng(0)
     names, rows = tuple("abcdefghij"), 100_000
     target = rng.integers(10, size=rows)
@@ -335,20 +337,19 @@ def large(work: Path) -> tuple[Run, Schema]:
         "multiclass", names, np.arange(rows), target, score / score.sum(1, keepdims=True)
     )
     schema = classes_schema(names)
-    run = fake(work, predictions, schema)
+    run = fake(tmp_path_factory.mktemp("large"), predictions, schema)
     predicted = predictions.predicted
     values = {
         "accuracy": {"value": float((predicted == target).mean())},
         "f1": {"value": float(sk.f1_score(target, predicted, average="macro"))},
     }
     write_scored(run, schema, values)
-    return run, schema
+    return report_of(run, schema)
 
 
-def test_the_report_of_100_000_rows_is_below_1_mb(work: Path) -> None:
+def test_the_report_of_100_000_rows_is_below_1_mb(large_report: Path) -> None:
     """Points of large splits are thinned; `scripts/bench.py --work report` measures the time."""
-    run, schema = large(work)
-    assert len(report_of(run, schema).read_text()) < 1_000_000
+    assert len(large_report.read_text()) < 1_000_000
 
 
 # Images of mistakes
@@ -454,16 +455,14 @@ def test_without_mistakes_there_are_no_images(work: Path) -> None:
 
 @pytest.mark.parametrize("width", [400, 1600])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_the_report_in_chromium(width: int, scheme: str, browser: Any, work: Path) -> None:
+def test_the_report_in_chromium(width: int, scheme: str, browser: Any, large_report: Path) -> None:
     """No console message, no request except the file, all figures visible, nothing too wide."""
-    run, schema = large(work)
-    path = report_of(run, schema)
     tab, messages, requests = watched(
         browser, viewport={"width": width, "height": 900}, color_scheme=scheme
     )
-    tab.goto(path.as_uri())
+    tab.goto(large_report.as_uri())
     assert messages == []
-    assert [url for url in requests if not url.startswith("data:")] == [path.as_uri()]
+    assert [url for url in requests if not url.startswith("data:")] == [large_report.as_uri()]
     sizes = tab.eval_on_selector_all(
         "svg", "all => all.map(one => [one.clientWidth, one.clientHeight])"
     )

@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from conftest import Cli, plain_schema
+from conftest import Cli, Trained, plain_schema
 from proj.engine.cli import main
 from proj.engine.evaluation.prediction_set import load_predictions
 from proj.engine.evaluation.scoring import (
@@ -52,9 +52,9 @@ def test_every_metric_has_its_interval(task: str, experiment: Any, cli: Cli) -> 
     assert pl.read_parquet(RUN / "validate/predictions.parquet").height == 45
 
 
-def test_metrics_of_validate_agree_with_its_predictions(experiment: Any, cli: Cli) -> None:
+def test_metrics_of_validate_agree_with_its_predictions(trained: Trained, cli: Cli) -> None:
     """Row numbers must point at the rows of the source."""
-    cli("fit", "--config", experiment("binary"))
+    trained("binary")
     cli("validate", "--data.batch_size", "7")
     table = pl.read_parquet(RUN / "validate/predictions.parquet")
     accuracy = (table["target"] == table["prediction"]).mean()
@@ -85,9 +85,9 @@ def test_a_rounded_probability_of_0_is_given_as_the_reason(experiment: Any, cli:
     assert "gives probability 0 to the target of a row" in cli("test")
 
 
-def test_few_rows_give_warnings(experiment: Any, cli: Cli, capsys: Any) -> None:
+def test_few_rows_give_warnings(trained: Trained, capsys: Any) -> None:
     """A user would take a metric of nine rows for certain."""
-    cli("fit", "--config", experiment("multiclass", 60))
+    trained("multiclass", 60)
     assert main(["test"]) == 0
     err = capsys.readouterr().err
     assert "warning: with 9 test rows the 95 % interval of f1 is" in err
@@ -168,7 +168,7 @@ def test_a_value_that_differs_from_the_predictions_has_no_interval(work: Path) -
     """The limits would be those of another value."""
     run = Run(work / "run")
     (run.path / "test").mkdir(parents=True)
-    (run.path / "config.yaml").write_text("seed_everything: 0\n")
+    (run.path / "config.yaml").write_text("seed_everything: 0\ntrainer: {}\nmodel: {}\n")
     rng = np.random.default_rng(0)
     pl.DataFrame(
         {"row": np.arange(50), "target": rng.normal(size=50), "prediction": rng.normal(size=50)}
@@ -183,15 +183,19 @@ def test_a_value_that_differs_from_the_predictions_has_no_interval(work: Path) -
     assert done["mine"] == {"value": 3.0}
 
 
-def test_test_reads_the_predictions_once(
-    experiment: Any, cli: Cli, monkeypatch: pytest.MonkeyPatch
+def test_test_does_not_read_the_predictions_that_it_writes(
+    trained: Trained, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Reading a large predictions file again for each section of the report would take long."""
-    cli("fit", "--config", experiment("binary"))
+    """Reading a large predictions file for each section of the report would take long."""
+    trained("binary")
     read: list[Path] = []
     original = pl.read_parquet
-    monkeypatch.setattr(pl, "read_parquet", lambda path: read.append(path) or original(path))
+    monkeypatch.setattr(
+        pl, "read_parquet", lambda file: read.append(Path(file.name)) or original(file)
+    )
     cli("test")
+    assert read == []
+    cli("report")
     assert [path.name for path in read] == ["predictions.parquet"]
 
 

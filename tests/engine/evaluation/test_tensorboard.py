@@ -12,12 +12,13 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import processes
-from conftest import Cli, ask, watched
+from conftest import Cli, Trained, ask, watched
 from proj.engine.evaluation import tensorboard
 from proj.engine.evaluation.figure_sets import figures_of
 from proj.engine.evaluation.prediction_set import load_predictions
 from proj.engine.html import figures, pixels
-from proj.engine.runs.run import Run, read_checkpoint
+from proj.engine.runs.checkpoint_file import read_checkpoint
+from proj.engine.runs.run import Run
 from proj.schema import Schema
 
 RUN = Path("lightning_logs/version_0")
@@ -127,9 +128,9 @@ def test_a_prediction_that_is_not_finite_draws_nothing(
     assert "predictions are not finite numbers" in (RUN / "report.html").read_text()
 
 
-def test_the_test_figures_equal_those_of_the_report(experiment: Any, cli: Cli) -> None:
+def test_the_test_figures_equal_those_of_the_report(trained: Trained, cli: Cli) -> None:
     """They are logged at the step of the tested checkpoint."""
-    cli("fit", "--config", experiment())
+    trained()
     cli("test")
     logged_images = images()
     step = read_checkpoint(RUN / "checkpoints" / "best.ckpt")["global_step"]
@@ -157,10 +158,10 @@ def test_a_run_without_tensorboard_gets_no_event_file(experiment: Any, cli: Cli)
 
 
 def test_figures_in_chromium(
-    experiment: Any, cli: Cli, board: Callable[[], str], browser: Any
+    trained: Trained, cli: Cli, board: Callable[[], str], browser: Any
 ) -> None:
     """TensorBoard must show the images without an error."""
-    cli("fit", "--config", experiment())
+    trained()
     cli("test")
     address = board()
     ask(f"{address}/data/plugin/images/tags", lambda c: "test/confusion" in c.get("version_0", {}))

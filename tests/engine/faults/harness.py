@@ -15,7 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import processes
 from conftest import QUIET
 from proj.engine import security
-from proj.engine.runs.run import read_checkpoint
+from proj.engine.runs.checkpoint_file import read_checkpoint
 
 security.allow_package("engine.faults")
 
@@ -72,12 +72,17 @@ def digest(name: str) -> dict[str, str]:
     states = {key: last[key] for key in keys}
     states |= {"best": best["state_dict"], "loops": last["loops"]["fit_loop"]}
     states["curves"] = curves(name)
-    return {key: hashlib.sha256(_to_bytes(state)).hexdigest() for key, state in states.items()}
+    return {key: hashlib.sha256(to_bytes(state)).hexdigest() for key, state in states.items()}
 
 
 def curves(name: str) -> dict[str, list[tuple[int, float]]]:
     """Return steps and values of a run's TensorBoard scalars, by tag."""
-    events = EventAccumulator(f"lightning_logs/{name}", {"scalars": 0})
+    return curves_of(Path(f"lightning_logs/{name}"))
+
+
+def curves_of(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """Return steps and values of the TensorBoard scalars in a folder, by tag."""
+    events = EventAccumulator(str(folder), {"scalars": 0})
     events.Reload()
     return {
         tag: [(event.step, event.value) for event in events.Scalars(tag)]
@@ -85,14 +90,17 @@ def curves(name: str) -> dict[str, list[tuple[int, float]]]:
     }
 
 
-def _to_bytes(value: Any) -> bytes:
+def to_bytes(value: Any) -> bytes:
+    """Return the content of nested values without ``IGNORED_KEYS``; tensors bit by bit."""
     if isinstance(value, torch.Tensor):
-        return f"{value.dtype} {list(value.shape)} ".encode() + value.numpy().tobytes()
+        # NumPy has no bfloat16.
+        content = value.reshape(-1).view(torch.uint8).numpy().tobytes()
+        return f"{value.dtype} {list(value.shape)} ".encode() + content
     if isinstance(value, np.ndarray):
         return value.tobytes()
     if isinstance(value, dict):
         kept = {key: item for key, item in value.items() if key not in IGNORED_KEYS}
-        return b"".join(f"{key}: ".encode() + _to_bytes(item) for key, item in kept.items())
+        return b"".join(f"{key}: ".encode() + to_bytes(item) for key, item in kept.items())
     if isinstance(value, list | tuple):
-        return b"".join(map(_to_bytes, value)) + b"; "
+        return b"".join(map(to_bytes, value)) + b"; "
     return f"{value!r}, ".encode()

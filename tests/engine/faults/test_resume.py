@@ -13,7 +13,8 @@ import pytest
 from conftest import Cli
 from engine.faults.harness import attempt, curves, digest, said
 from proj.engine.runs.checkpoint_file import is_whole
-from proj.engine.runs.run import Run, lock_run
+from proj.engine.runs.locks import lock_run
+from proj.engine.runs.run import Run
 
 ONE_CYCLE = [
     "--model.scheduler",
@@ -236,9 +237,7 @@ def test_more_patience_continues_after_early_stopping(experiment: Any, cli: Cli)
 
 def curves_within_training(name: str) -> Any:
     """The curves without those that are logged at the end, which resumed runs have twice."""
-    return {
-        tag: sorted(curve) for tag, curve in curves(name).items() if not tag.startswith("best/")
-    }
+    return {tag: sorted(curve) for tag, curve in curves(name).items() if "_best/" not in tag}
 
 
 def test_fewer_epochs_than_trained_are_an_error(experiment: Any, cli: Cli) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import processes
 import proj
-from conftest import QUIET, Cli
+from conftest import QUIET, Cli, Trained
 from proj.engine.cli import main
 from proj.errors import UserError
 
@@ -160,9 +160,9 @@ def test_all_verbs_apply_a_calibration_in_the_same_way(
 
 @pytest.mark.parametrize("omitted", ["temperature", "thresholds"])
 def test_temperature_and_thresholds_also_apply_alone(
-    omitted: str, experiment: Any, cli: Cli
+    omitted: str, trained: Trained, cli: Cli
 ) -> None:
-    cli("fit", "--config", experiment("binary", 300))
+    trained("binary", 300)
     cli("test")
     raw = written()
     save(calibration("binary", **{omitted: None}))
@@ -178,10 +178,10 @@ def test_temperature_and_thresholds_also_apply_alone(
 
 
 def test_a_calibration_applies_to_its_own_checkpoint_only(
-    experiment: Any, cli: Cli, capsys: pytest.CaptureFixture[str]
+    trained: Trained, cli: Cli, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """For another checkpoint, the copy beside earlier results is deleted, too."""
-    cli("fit", "--config", experiment("binary"))
+    trained("binary")
     cli("test")
     raw, rows = written(), np.load("data.npz")["x"]
     save(calibration("binary"))
@@ -245,8 +245,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-def test_a_damaged_file_is_an_error_with_a_remedy(experiment: Any, cli: Cli) -> None:
-    cli("fit", "--config", experiment("binary"))
+def test_a_damaged_file_is_an_error_with_a_remedy(trained: Trained, cli: Cli) -> None:
+    trained("binary")
     for changes, message in BAD:
         save({**calibration("binary"), **changes})
         with pytest.raises(UserError) as raised:
@@ -274,9 +274,9 @@ def test_a_damaged_file_is_an_error_with_a_remedy(experiment: Any, cli: Cli) -> 
     ],
 )
 def test_a_file_for_another_task_is_an_error(
-    task: str, message: str, experiment: Any, cli: Cli
+    task: str, message: str, trained: Trained, cli: Cli
 ) -> None:
-    cli("fit", "--config", experiment(task))
+    trained(task)
     save(calibration("binary"))
     assert message in cli("test", code=2)
 

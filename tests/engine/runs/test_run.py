@@ -12,17 +12,13 @@ import torch
 import yaml
 
 import proj
-from conftest import Cli, files_in, make_arrays
+from conftest import Cli, Trained, files_in, make_arrays
 from proj.engine.cli import main
-from proj.engine.runs.run import (
-    Run,
-    atomic_write,
-    create_run,
-    find_run,
-    flatten_config,
-    list_runs,
-    read_checkpoint,
-)
+from proj.engine.runs.checkpoint_file import read_checkpoint
+from proj.engine.runs.contents import flatten_config
+from proj.engine.runs.files import atomic_write
+from proj.engine.runs.find import find_run, list_runs
+from proj.engine.runs.run import Run, create_run
 from proj.errors import UserError
 
 LOGS = Path("lightning_logs")
@@ -104,10 +100,8 @@ def test_the_folder_does_not_depend_on_the_logger(
     assert (LOGS / "version_0/test/metrics.json").exists()
 
 
-def test_a_checkpoint_holds_plain_values_and_its_config_and_schema(
-    experiment: Any, cli: Cli
-) -> None:
-    cli("fit", "--config", experiment("binary"))
+def test_a_checkpoint_holds_plain_values_and_its_config_and_schema(trained: Trained) -> None:
+    trained("binary")
     checkpoint = torch.load(LOGS / "version_0/checkpoints/best.ckpt", weights_only=True)
     assert checkpoint["config"] == yaml.safe_load((LOGS / "version_0/config.yaml").read_text())
     assert checkpoint["schema"]["classes"] == ["no", "yes"]
@@ -116,9 +110,9 @@ def test_a_checkpoint_holds_plain_values_and_its_config_and_schema(
 
 @pytest.mark.parametrize("task", ["binary", "multiclass", "multilabel", "regression_2"])
 def test_load_predicts_what_the_predict_verb_writes(
-    task: str, experiment: Any, cli: Cli, work: Path
+    task: str, trained: Trained, cli: Cli, work: Path
 ) -> None:
-    cli("fit", "--config", experiment(task))
+    trained(task)
     rows = make_arrays(task, 30, seed=9)["x"]
     np.savez("new.npz", x=rows)
     cli("predict", "--data.predict_path", "new.npz", "--output", "out.csv")
@@ -140,9 +134,9 @@ def test_load_predicts_what_the_predict_verb_writes(
 
 
 def test_a_checkpoint_moved_elsewhere_is_enough(
-    experiment: Any, cli: Cli, tmp_path_factory: Any, monkeypatch: Any
+    trained: Trained, tmp_path_factory: Any, monkeypatch: Any
 ) -> None:
-    cli("fit", "--config", experiment("multiclass"))
+    trained("multiclass")
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     (LOGS / "version_0/checkpoints/best.ckpt").rename(elsewhere / "my.ckpt")
     monkeypatch.chdir(elsewhere)
@@ -182,9 +176,9 @@ def test_a_config_finds_the_newest_run_with_its_model_and_data(experiment: Any, 
 
 
 def test_flags_override_recorded_settings_and_the_change_is_printed(
-    experiment: Any, cli: Cli
+    trained: Trained, cli: Cli
 ) -> None:
-    cli("fit", "--config", experiment())
+    trained()
     out = cli("test", "--data.batch_size", "7", "--model.label_smoothing", "0.5")
     assert "not as recorded: data.init_args.batch_size: 16 -> 7" in out
     assert "not as recorded: model.init_args.label_smoothing: 0.0 -> 0.5" in out
@@ -193,8 +187,8 @@ def test_flags_override_recorded_settings_and_the_change_is_printed(
     assert json.loads((LOGS / "version_0/test/metrics.json").read_text())["loss"]["value"] != plain
 
 
-def test_a_changed_source_gives_a_warning(experiment: Any, cli: Cli, capsys: Any) -> None:
-    cli("fit", "--config", experiment())
+def test_a_changed_source_gives_a_warning(trained: Trained, capsys: Any) -> None:
+    trained()
     np.savez("data.npz", **make_arrays("multiclass", 120, seed=5))
     assert main(["test"]) == 0
     assert (
@@ -203,18 +197,16 @@ def test_a_changed_source_gives_a_warning(experiment: Any, cli: Cli, capsys: Any
     )
 
 
-def test_another_split_than_in_training_gives_a_warning(
-    experiment: Any, cli: Cli, capsys: Any
-) -> None:
-    cli("fit", "--config", experiment())
+def test_another_split_than_in_training_gives_a_warning(trained: Trained, capsys: Any) -> None:
+    trained()
     assert main(["test", "--data.split_seed", "1"]) == 0
     assert "may be among those scored: init_args.split_seed: 0 -> 1" in capsys.readouterr().err
     assert main(["test", "--data.batch_size", "7"]) == 0
     assert "may be among those scored" not in capsys.readouterr().err
 
 
-def test_an_unfinished_run_gives_a_warning(experiment: Any, cli: Cli, capsys: Any) -> None:
-    cli("fit", "--config", experiment())
+def test_an_unfinished_run_gives_a_warning(trained: Trained, cli: Cli, capsys: Any) -> None:
+    trained()
     find_run(LOGS, None).write_manifest(status="failed")
     assert "1 run in lightning_logs, none finished" in cli("test", code=2)
     assert main(["test", "--run", "version_0"]) == 0
@@ -223,8 +215,8 @@ def test_an_unfinished_run_gives_a_warning(experiment: Any, cli: Cli, capsys: An
     assert "manifest.json cannot be read" in cli("test", code=2)
 
 
-def test_predicting_new_rows_needs_no_training_data(experiment: Any, cli: Cli) -> None:
-    cli("fit", "--config", experiment())
+def test_predicting_new_rows_needs_no_training_data(trained: Trained, cli: Cli) -> None:
+    trained()
     Path("data.npz").unlink()
     np.savez("new.npz", x=make_arrays("multiclass", 7)["x"])
     cli("predict", "--data.predict_path", "new.npz")
@@ -284,8 +276,8 @@ def test_best_is_the_epoch_with_the_best_validation_metric(experiment: Any, cli:
     assert got == pytest.approx(min(rmse), rel=1e-6)
 
 
-def test_metrics_of_a_split_are_those_that_its_verb_wrote(experiment: Any, cli: Cli) -> None:
-    cli("fit", "--config", experiment("binary"))
+def test_metrics_of_a_split_are_those_that_its_verb_wrote(trained: Trained, cli: Cli) -> None:
+    trained("binary")
     run = find_run(LOGS, "version_0")
     for split, verb in (("val", "validate"), ("test", "test")):
         with pytest.raises(UserError, match=rf"found no file; write it with `{verb} --run vers"):

@@ -152,6 +152,13 @@ def test_the_interval_has_the_correction_of_nadeau_and_bengio() -> None:
     )
 
 
+def test_one_fold_is_refused_and_leaves_no_folder(cli: Cli) -> None:
+    assert "--folds: expected a number from 2 up, got 1" in cli(
+        "cv", "--config", "missing.yaml", "--folds", "1", code=2
+    )
+    assert not Path("lightning_logs").exists()
+
+
 def test_folds_are_those_of_scikit_learn() -> None:
     """The test rows of each fold are those of KFold and TimeSeriesSplit; groups stay together."""
     rows, rng = np.arange(100, 160), np.random.default_rng(0)

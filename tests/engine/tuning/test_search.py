@@ -17,7 +17,8 @@ import yaml
 
 from conftest import Cli
 from engine.tuning.conftest import STUDY_FOLDER, records, run, start, trials, wait_until
-from proj.engine.runs.run import Run, read_checkpoint
+from proj.engine.runs.checkpoint_file import read_checkpoint
+from proj.engine.runs.run import Run
 from proj.engine.tuning.plan import read_plan
 from proj.engine.tuning.study import truncate_torn_record
 from proj.engine.tuning.worker import best_metrics

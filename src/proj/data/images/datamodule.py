@@ -215,7 +215,7 @@ class Images(DataModule):
 
         def write_shape(folder: Path) -> None:
             shape = common_shape(read(), self.size, self.channels, self.skip_unreadable)
-            (folder / "shape").write_text(json.dumps(shape))
+            (folder / "shape").write_text(json.dumps(shape), encoding="utf-8")
 
         key = {
             "source": source_hash,
@@ -224,7 +224,7 @@ class Images(DataModule):
             "skip": self.skip_unreadable,
         }
         folder = build_once(self.cache, key, write_shape)
-        return tuple(json.loads((folder / "shape").read_text()))
+        return tuple(json.loads((folder / "shape").read_text(encoding="utf-8")))
 
     def _check_options(self, shape: Shape) -> None:
         if len(shape) != 3 or shape[0] not in CHANNEL_NAMES:

@@ -51,7 +51,7 @@ class PreparedImages(NamedTuple):
     @property
     def facts(self) -> dict[str, Any]:
         """``schema`` of labelled images, and a message about images that cannot be read."""
-        facts: dict[str, Any] = json.loads((self.folder / "facts.json").read_text())
+        facts: dict[str, Any] = json.loads((self.folder / "facts.json").read_text(encoding="utf-8"))
         return facts
 
     @property
@@ -117,7 +117,7 @@ def prepare_images(folder: Path, images: ImageSet, plan: ImagePlan, where: str) 
         x = np.load(folder / "x_train.npy", mmap_mode="r")[: len(labels)]
         targets = Targets.from_array(labels, plan.task, (), where)
         facts["schema"] = _fit_schema(x, targets).to_dict()
-    (folder / "facts.json").write_text(json.dumps(facts))
+    (folder / "facts.json").write_text(json.dumps(facts), encoding="utf-8")
 
 
 def common_shape(

@@ -14,6 +14,7 @@ from PIL import Image
 
 from proj.data.arrays import check_rows, load_inputs, read_source, to_inputs
 from proj.data.images.decode import FORMATS, AnyImage
+from proj.data.images.file_checks import check_files
 from proj.data.tabular.fingerprint import fingerprint
 from proj.errors import UserError, nearest
 from proj.schema import SPLITS, Array
@@ -51,7 +52,9 @@ def list_folder(path: str, predict: bool) -> ImageFolder | None:
         if not Path(path).is_file():
             _existing_folder(path, "data.predict_path" if predict else "data.path")
         return None
-    return _list_unlabelled(path) if predict else _list_classes(path)
+    folder = _list_unlabelled(path) if predict else _list_classes(path)
+    check_files(folder.root, folder.names, "data.predict_path" if predict else "data.path")
+    return folder
 
 
 def hash_source(path: str, folder: ImageFolder | None, cache_dir: Path) -> str:

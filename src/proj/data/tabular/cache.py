@@ -52,7 +52,7 @@ def build_once(cache: Path, key: dict[str, Any], build: Callable[[Path], None]) 
     with _write_errors(cache):
         cache.mkdir(parents=True, exist_ok=True)
         if not (tag := cache / "CACHEDIR.TAG").exists():
-            tag.write_text(CACHE_TAG)
+            tag.write_text(CACHE_TAG, encoding="utf-8")
         temporary, lock = _new_folder(cache, folder)
     try:
         with _write_errors(cache, only_full=True):
@@ -73,7 +73,7 @@ def entry_folder(cache: Path, key: dict[str, Any]) -> Path:
 def is_complete(folder: Path) -> bool:
     """Return whether an entry exists and has all its files, in their sizes."""
     try:
-        return (folder / LISTING).read_text() == _list_files(folder)
+        return (folder / LISTING).read_text(encoding="utf-8") == _list_files(folder)
     except (OSError, ValueError):
         return False
 
@@ -92,9 +92,9 @@ def _new_folder(cache: Path, folder: Path) -> tuple[Path, BinaryIO]:
     """Remove what cannot be used, and return a temporary folder for an entry with its lock."""
     # Without this lock, another process could take a folder for abandoned before it is locked.
     with (cache / GUARD).open("ab") as guard:
-        _lock(guard, wait=True)
+        has_locks = bool(_lock(guard, wait=True))
         for path in cache.glob(".*.*"):
-            if path.is_dir() and _is_abandoned(path):
+            if path.is_dir() and _is_abandoned(path, has_locks):
                 shutil.rmtree(path, ignore_errors=True)
         if os.path.lexists(folder) and not is_complete(folder):
             damaged = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=cache))
@@ -108,26 +108,33 @@ def _new_folder(cache: Path, folder: Path) -> tuple[Path, BinaryIO]:
 
 def _finish(temporary: Path, folder: Path) -> None:
     """Flush all files of an entry, list them, and give the entry its name."""
-    (temporary / LISTING).write_text(_list_files(temporary))
+    (temporary / LISTING).write_text(_list_files(temporary), encoding="utf-8")
     for path in temporary.iterdir():
         with path.open("rb") as file:
             os.fsync(file.fileno())
-    (temporary / LOCK).unlink()
     try:
         temporary.rename(folder)
     except OSError:
         # Another process may have finished first. Its result is the same.
         if not is_complete(folder):
             raise
+    # Not earlier: a temporary folder without a lock counts as abandoned.
+    (folder / LOCK).unlink(missing_ok=True)
 
 
-def _is_abandoned(folder: Path) -> bool:
-    """Return whether the process that fills a temporary folder has ended."""
+def _is_abandoned(folder: Path, has_locks: bool) -> bool:
+    """Return whether the process that fills a temporary folder has ended.
+
+    The caller holds the guard. A folder is made and locked under it, so one without a lock is what
+    a killed process has not yet locked or not quite removed.
+    """
     try:
         if (folder / LOCK).exists():
             with (folder / LOCK).open("r+b") as lock:
                 if (is_free := _lock(lock)) is not None:
                     return is_free
+        elif has_locks:
+            return True
         newest = max(path.stat().st_mtime for path in (folder, *folder.iterdir()))
     except OSError:
         # Its process has just finished or removed it.

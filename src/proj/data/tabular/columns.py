@@ -27,6 +27,9 @@ MICROSECONDS_PER_DAY = 86_400_000_000
 # Text with more distinct values, and more than half as many as rows, is an identifier.
 MAX_TEXT_CATEGORIES = 20
 
+# Inputs are float32. A step above this share of the standard deviation hides differences.
+MAX_ROUNDING = 0.01
+
 # Category codes. The known categories follow.
 MISSING_CODE, OTHER_CODE, FIRST_CODE = 0, 1, 2
 
@@ -155,17 +158,41 @@ def encode_column(column: Column) -> pl.Expr:
                 list(column.categories), codes, default=OTHER_CODE, return_dtype=pl.Int32
             )
         return pl.when(values.is_null()).then(MISSING_CODE).otherwise(known).cast(pl.Int32)
+    return _exact_numbers(column).cast(pl.Float32, strict=False).fill_null(float("nan"))
+
+
+def _exact_numbers(column: Column) -> pl.Expr:
+    """Return the expression of a number or of a part of a date, before it is rounded."""
+    values = pl.col(column.source)
     if column.kind == "number":
-        return values.cast(pl.Float32, strict=False).fill_null(float("nan"))
+        return values.cast(pl.Float64, strict=False)
     is_text = column.type == "text"
     date = (values.str.to_datetime(strict=False) if is_text else values).cast(pl.Datetime("us"))
-    numbers = {
+    parts: dict[str, pl.Expr] = {
         "days": date.dt.epoch("us").cast(pl.Float64) / MICROSECONDS_PER_DAY,
         "month": date.dt.month(),
         "weekday": date.dt.weekday(),
         "hour": date.dt.hour() + date.dt.minute() / 60,
-    }[column.kind]
-    return numbers.cast(pl.Float32).fill_null(float("nan"))
+    }
+    return parts[column.kind]
+
+
+def rounding(rows: pl.DataFrame, column: Column) -> tuple[float, float, float] | None:
+    """Return how float32 rounds a column of numbers, if that hides differences between rows.
+
+    Returns:
+        The largest number, the step that numbers of this size are rounded to, and the standard
+        deviation of the numbers; None if the step is small beside it.
+    """
+    numbers = rows.select(_exact_numbers(column).cast(pl.Float64)).to_series().drop_nulls()
+    numbers = numbers.filter(numbers.is_finite())
+    if not len(numbers):
+        return None
+    values = numbers.to_numpy()
+    size, spread = float(np.abs(values).max()), float(values.std())
+    with np.errstate(over="ignore"):
+        step = float(np.spacing(np.float32(size)))
+    return (size, step, spread) if 0 < MAX_ROUNDING * spread < step else None
 
 
 def _category_text(column: Column) -> pl.Expr:

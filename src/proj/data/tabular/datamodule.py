@@ -151,7 +151,7 @@ class Tabular(DataModule):
         if not self.splits and not self._only_new_rows():
             folder = self._prepare()
             self.schema = _read_schema(folder)
-            findings = json.loads((folder / "findings.json").read_text())
+            findings = json.loads((folder / "findings.json").read_text(encoding="utf-8"))
             self.findings = [Finding(*fields) for fields in findings]
             self.splits = {split: _map_split(folder, split) for split in SPLITS}
         if stage == "predict" and "predict" not in self.splits:
@@ -212,7 +212,7 @@ class Tabular(DataModule):
 
 
 def _read_schema(folder: Path) -> Schema:
-    return Schema.from_dict(json.loads((folder / "schema.json").read_text()))
+    return Schema.from_dict(json.loads((folder / "schema.json").read_text(encoding="utf-8")))
 
 
 def _map_split(folder: Path, split: str) -> Batch:

@@ -1,7 +1,7 @@
 """Prepare a table: split the rows, fit the schema on the training split, write encoded arrays."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +13,12 @@ from proj.data.base import Finding
 from proj.data.splits import Fold, split
 from proj.data.tabular.cache import create_array, save_array
 from proj.data.tabular.columns import (
+    NumberKind,
     Override,
     check_columns,
     encode_column,
     fit_columns,
+    rounding,
     target_column,
     unreadable_values,
 )
@@ -79,8 +81,8 @@ def prepare_table(
     _write_splits(folder, files, table, schema, splits, row_splits, y)
     if test_files:
         findings += _prepare_test_file(plan, folder, test_files, schema, train_keys)
-    (folder / "schema.json").write_text(json.dumps(schema.to_dict()))
-    (folder / "findings.json").write_text(json.dumps(findings))
+    (folder / "schema.json").write_text(json.dumps(schema.to_dict()), encoding="utf-8")
+    (folder / "findings.json").write_text(json.dumps(findings), encoding="utf-8")
     _remove_parsed_files(folder)
 
 
@@ -115,6 +117,11 @@ def _prepare_test_file(
 
 def _check_plan(plan: TablePlan, names: list[str], where: str) -> None:
     check_names(names, plan.targets, "data.target", where)
+    if not_text := [name for name in plan.columns if not isinstance(name, str)]:
+        raise UserError(
+            f"data.columns: expected names of columns as texts, got {not_text[0]}, which YAML does "
+            "not read as a text; put quotes around it."
+        )
     check_names(names, list(plan.columns), "data.columns", where)
     for option, name in plan.split_by.items():
         if name is not None:
@@ -210,6 +217,11 @@ def _fit_schema(
     in_sample[train[:: -(-len(train) // SAMPLE_ROWS)]] = True
     not_inputs = (*plan.targets, plan.split_by["split"], plan.split_by["group"])
     inputs = [name for name in table.collect_schema().names() if name not in not_inputs]
+    if not inputs:
+        raise UserError(
+            f"{files[0]}: expected a column to learn from, got {', '.join(plan.targets)} only, the "
+            "target; add the inputs."
+        )
     sample = pl.concat(
         chunk.filter(in_sample[start : start + len(chunk)])
         for start, chunk in iter_chunks(files, table.select(map(by_name, inputs)))
@@ -230,7 +242,8 @@ def _fit_schema(
     )
     unintended = {name: why for name, why in left_out.items() if plan.columns.get(name) != "drop"}
     findings = [_left_out_finding(name, reason) for name, reason in unintended.items()]
-    return schema, findings + _find_unreadable_values(sample, columns)
+    findings += _find_unreadable_values(sample, columns)
+    return schema, findings + _find_rounded_values(sample, columns, plan.columns)
 
 
 def _write_splits(
@@ -338,6 +351,29 @@ def _find_unreadable_values(rows: pl.DataFrame, columns: tuple[Column, ...]) -> 
                 f"as data.columns says, such as {values[0]!r}",
                 "they count as missing",
                 "correct them, or choose another kind",
+                column.source,
+            )
+            findings.append(finding)
+    return findings
+
+
+def _find_rounded_values(
+    rows: pl.DataFrame, columns: tuple[Column, ...], overrides: dict[str, Override]
+) -> list[Finding]:
+    """Return a finding for each column of numbers or dates that float32 cannot tell apart."""
+    findings = []
+    for column in {column.source: column for column in reversed(columns)}.values():
+        kind = overrides.get(column.source) or column.type
+        if kind not in ("number", "date"):
+            continue
+        number: NumberKind = "number" if kind == "number" else "days"
+        if found := rounding(rows, replace(column, kind=number)):
+            size, step, spread = found
+            finding = Finding(
+                f"the values of column {column.source}, up to {size:.10g}, are rounded to steps of "
+                f"{step:.3g} (float32), and their standard deviation is {spread:.3g}",
+                "the model cannot learn from smaller differences",
+                "subtract a constant from the column, such as its smallest value",
                 column.source,
             )
             findings.append(finding)

@@ -9,7 +9,9 @@ from typing import IO, Any
 from lightning.pytorch.plugins import TorchCheckpointIO
 
 from proj.engine.runs import checkpoint_file
-from proj.engine.runs.run import LAST, PREVIOUS, atomic_write
+from proj.engine.runs.files import atomic_write
+from proj.engine.runs.run import LAST, PREVIOUS
+from proj.engine.secrets import split_secrets
 from proj.errors import TrainingError
 
 
@@ -32,6 +34,10 @@ class DurableCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
     ) -> None:
+        # Lightning adds what a model saves with `save_hyperparameters`.
+        for key in ("hyper_parameters", "datamodule_hyper_parameters"):
+            if isinstance(checkpoint.get(key), dict):
+                checkpoint[key] = split_secrets(dict(checkpoint[key]))[0]
         # Not the file: a link of this name is replaced, and what it leads to stays as it is.
         path = Path(path).parent.resolve() / Path(path).name
         if path.parent != self.folder:

@@ -24,11 +24,11 @@ from torch.optim import Optimizer
 from proj.data.base import DataModule
 from proj.data.loader import take
 from proj.engine.callbacks.best_checkpoint import BestCheckpoint
-from proj.engine.runs.run import flatten_config
+from proj.engine.runs.contents import flatten_config
 from proj.engine.yaml_text import yaml_document
 from proj.models.base import Model
 from proj.models.checks import evaluating
-from proj.models.module import scale_images
+from proj.models.module import to_inputs
 from proj.schema import Tensors
 
 __all__ = ["RunLogger", "StepLogger", "StepProgressBar", "TensorBoardSummary", "flatten_config"]
@@ -191,7 +191,9 @@ class TensorBoardSummary(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         savers = [c for c in cast(Any, trainer).callbacks if isinstance(c, BestCheckpoint)]
         best_metrics = savers[0].best_metrics if savers else {}
-        values = {f"best/{name}": value for name, value in best_metrics.items()}
+        # TensorBoard sorts by name: `val_best/f1` is below the curves.
+        values = {name.replace("/", "_best/", 1): value for name, value in best_metrics.items()}
+        values = {name: value for name, value in values.items() if name not in best_metrics}
         # The step after the last one, so that a resumed run discards them like any later curve.
         step = trainer.global_step + 1
         for logger in _tensorboard_loggers(trainer):
@@ -241,7 +243,7 @@ def _log_graph(logger: TensorBoardLogger, model: Model, x: Tensors) -> None:
         ):
             # The tracer warns of branches and numbers that it records as constants.
             warnings.simplefilter("ignore")
-            logger.experiment.add_graph(net, (scale_images(x),))
+            logger.experiment.add_graph(net, (to_inputs(x, cast(torch.dtype, model.dtype)),))
     except Exception as error:  # A net may raise anything when it is traced.
         reason = " ".join(str(error).split())[:200]
         rank_zero_warn(

@@ -11,10 +11,12 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from proj.engine.callbacks.generators import restore_generators
 from proj.engine.callbacks.multi_step import eager_step, gradient_clipping
-from proj.engine.callbacks.resume_state import process_states, restore_generators
+from proj.engine.callbacks.resume_state import process_states
 from proj.engine.lightning_internals import train_loader_state
-from proj.engine.runs.run import LAST, read_checkpoint
+from proj.engine.runs.checkpoint_file import read_checkpoint
+from proj.engine.runs.run import LAST
 from proj.errors import TrainingError
 from proj.models.base import Model
 from proj.models.checks import leaf_hooks

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from proj.data.base import DataModule
 from proj.engine.callbacks.step_outputs import as_arrays, gather_chunks
+from proj.engine.runs.files import atomic_write
 from proj.engine.runs.predictions import escape_formulas, frame, writer
-from proj.engine.runs.run import atomic_write
 from proj.errors import UserError
 from proj.models.base import Model
 from proj.schema import Array
@@ -30,18 +30,26 @@ class PredictionWriter(Callback):
         path: file that ends in ``.parquet`` or ``.csv``. Its lines are in row order.
         keep: columns of the data source to write as well.
         escape_formulas: put an apostrophe before the texts that a spreadsheet would compute.
+        deferred: write nothing until ``write`` is called, for results that consist of several
+            files.
 
     Attributes:
-        written: whether the file was written, on process 0.
+        table: what is written, on process 0; None before the end of the epoch, and without outputs
+            that can be written.
     """
 
     def __init__(
-        self, path: Path, keep: list[str] | None = None, escape_formulas: bool = False
+        self,
+        path: Path,
+        keep: list[str] | None = None,
+        escape_formulas: bool = False,
+        deferred: bool = False,
     ) -> None:
-        self.path, self.keep, self.escape_formulas = path, keep or [], escape_formulas
+        self.path, self.keep, self.deferred = path, keep or [], deferred
+        self.escape_formulas = escape_formulas
         self.chunks: list[dict[str, Array]] = []
         self.rows_seen = 0
-        self.written = False
+        self.table: pl.DataFrame | None = None
         # Report a wrong file name before the forward passes.
         writer(path)
 
@@ -72,7 +80,9 @@ class PredictionWriter(Callback):
         self._collect(trainer, outputs)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._write(trainer, pl_module)
+        self._build_table(trainer, pl_module)
+        if self.table is not None and not self.deferred:
+            self.write()
 
     on_validation_epoch_end = on_predict_epoch_end = on_test_epoch_end
 
@@ -85,7 +95,13 @@ class PredictionWriter(Callback):
             outputs = {"row": positions * trainer.world_size + trainer.global_rank, **outputs}
         self.chunks.append(as_arrays(outputs))
 
-    def _write(self, trainer: Trainer, model: LightningModule) -> None:
+    def write(self) -> None:
+        """Write the table."""
+        table = self.table
+        assert table is not None
+        atomic_write(self.path, lambda file: writer(self.path)(table, file))
+
+    def _build_table(self, trainer: Trainer, model: LightningModule) -> None:
         if not (chunks := gather_chunks(self.chunks)):
             return
         columns = {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
@@ -98,10 +114,7 @@ class PredictionWriter(Callback):
         source = self._source_columns(trainer, table["row"].to_numpy())
         if source is not None:
             table = table.hstack(_rename_taken(source, table.columns))
-        if self.escape_formulas:
-            table = escape_formulas(table)
-        atomic_write(self.path, lambda file: writer(self.path)(table, file))
-        self.written = True
+        self.table = escape_formulas(table) if self.escape_formulas else table
 
     def _source_columns(self, trainer: Trainer, rows: Array) -> pl.DataFrame | None:
         """Return the id, group and ``keep`` columns of the source for rows; None without any."""

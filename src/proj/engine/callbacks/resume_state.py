@@ -1,14 +1,12 @@
 """Save and restore the complete state of training, so that a resumed run has the same bits."""
 
 import os
-import random
 import signal
 import time
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed
 from lightning.pytorch import LightningModule, Trainer
@@ -19,6 +17,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from proj.engine import PACKAGE
 from proj.engine.callbacks.best_checkpoint import EarlyStopping
 from proj.engine.callbacks.checkpoint_io import DurableCheckpointIO
+from proj.engine.callbacks.generators import generator_states, restore_generators
 from proj.engine.exit_codes import stop_signals
 from proj.engine.lightning_internals import (
     has_default_checkpoint_io,
@@ -32,6 +31,7 @@ from proj.engine.lightning_internals import (
     validation_follows,
 )
 from proj.engine.runs.run import LAST
+from proj.engine.runs.weights import restore_state_types
 from proj.errors import Stopped, UserError
 from proj.models.base import Model
 
@@ -42,6 +42,15 @@ NO_REQUEST, SAVE = 0, 1
 # The callback's key in a checkpoint, today and in version 0.1, and the version of its state.
 STATE_KEY, OLD_STATE_KEY = "ResumeCheckpoint", "LastCheckpoint"
 FORMAT = 2
+# What Lightning restores from a checkpoint before training, by key.
+TRAINING_STATE = {
+    "epoch": int,
+    "global_step": int,
+    "loops": dict,
+    "callbacks": dict,
+    "optimizer_states": list,
+    "lr_schedulers": list,
+}
 
 
 class ResumeCheckpoint(Checkpoint):
@@ -70,6 +79,10 @@ class ResumeCheckpoint(Checkpoint):
         # Whether the epoch is over, but Lightning has not yet stepped ReduceLROnPlateau.
         self.after_epoch = False
         self.restored: dict[str, Any] | None = None
+        # The states of the optimizers in the resumed checkpoint, until training starts.
+        self.optimizer_states: list[dict[str, Any]] = []
+        # The generators before a user's DataLoader draws from them, until the first save.
+        self.first_generators: dict[str, Any] | None = None
         self.model: LightningModule | None = None
         self.signal_handlers = ExitStack()
 
@@ -83,7 +96,8 @@ class ResumeCheckpoint(Checkpoint):
         assert self.model is not None
         trainer = self.trainer
         metric_state = self.model.metric_state() if isinstance(self.model, Model) else {}
-        process = {"generators": generator_states(), "metric_state": metric_state}
+        generators = self.first_generators or generator_states()
+        process = {"generators": generators, "metric_state": metric_state}
         metrics = trainer.callback_metrics.items()
         return {
             "format": FORMAT,
@@ -175,6 +189,11 @@ class ResumeCheckpoint(Checkpoint):
 
     # Resuming
 
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        self.optimizer_states = checkpoint.get("optimizer_states", [])
+
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.restored is not None:
             # With a step limit, Lightning takes a finished epoch for one to be resumed (the setter
@@ -182,17 +201,25 @@ class ResumeCheckpoint(Checkpoint):
             set_step_limit(trainer, -1)
             # A user's DataLoader draws its seed from the generators before training starts.
             self._restore_process(trainer)
+        else:
+            self.first_generators = generator_states()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Lightning's own handlers save nothing, and one of them waits for the other processes.
         self.signal_handlers.enter_context(stop_signals(self._on_signal))
         self.loader_has_state = hasattr(trainer.train_dataloader, "state_dict")
         self.saved_step, self.saved_time = trainer.global_step, time.monotonic()
+        if self.loader_has_state:
+            self.first_generators = None
         if self.restored is None:
             # From now on, the run can always be resumed.
             self._save(trainer)
+            self.first_generators = None
             return
         set_step_limit(trainer, self.max_steps)
+        for optimizer, state in zip(trainer.optimizers, self.optimizer_states, strict=False):
+            restore_state_types(optimizer, state)
+        self.optimizer_states = []
         if self.loader_has_state:
             self._restore_process(trainer)
         else:
@@ -232,15 +259,23 @@ class ResumeCheckpoint(Checkpoint):
 
 
 def check_resumable(checkpoint: dict[str, Any], path: Path) -> None:
-    """Raise UserError if another version wrote the checkpoint's training state."""
-    states = checkpoint.get("callbacks", {})
-    other_format = STATE_KEY in states and states[STATE_KEY].get("format") != FORMAT
-    if OLD_STATE_KEY in states or other_format:
-        raise UserError(
-            f"{path}: expected a checkpoint of this version of {PACKAGE}, got one of another "
-            "version, which training cannot resume; start a new run from its weights with "
-            "--init_from."
-        )
+    """Raise UserError unless this version wrote the checkpoint's training state."""
+    states = checkpoint.get("callbacks")
+    if isinstance(states, dict):
+        state = states.get(STATE_KEY, {"format": FORMAT})
+        if OLD_STATE_KEY in states or not isinstance(state, dict) or state.get("format") != FORMAT:
+            raise UserError(
+                f"{path}: expected a checkpoint of this version of {PACKAGE}, got one of another "
+                "version, which training cannot resume; start a new run from its weights with "
+                "--init_from."
+            )
+    for key, kind in TRAINING_STATE.items():
+        if type(value := checkpoint.get(key)) is not kind:
+            raise UserError(
+                f"{path}: expected a checkpoint of training, whose {key} is of type "
+                f"{kind.__name__}, got {type(value).__name__}; use another checkpoint, or start a "
+                "new run from its weights with --init_from."
+            )
 
 
 def process_states(checkpoint: dict[str, Any]) -> list[dict[str, Any]]:
@@ -276,27 +311,3 @@ def _gather_from_processes(state: dict[str, Any]) -> list[dict[str, Any]]:
     states: list[Any] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(states, state)
     return states
-
-
-def generator_states() -> dict[str, Any]:
-    """Return the states of the random generators as tensors and plain values."""
-    name, keys, *position = np.random.get_state(legacy=True)
-    states: dict[str, Any] = {
-        "torch": torch.get_rng_state(),
-        "numpy": [name, torch.from_numpy(np.asarray(keys, np.int64)), *position],
-        "python": random.getstate(),
-    }
-    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        states["cuda"] = torch.cuda.get_rng_state()
-    return states
-
-
-def restore_generators(states: dict[str, Any]) -> None:
-    """Restore what ``generator_states`` returned."""
-    torch.set_rng_state(states["torch"])
-    name, keys, *position = states["numpy"]
-    np.random.set_state((name, keys.numpy().astype(np.uint32), *position))
-    version, keys, gauss_next = states["python"]
-    random.setstate((version, tuple(keys), gauss_next))
-    if "cuda" in states:
-        torch.cuda.set_rng_state(states["cuda"])

@@ -27,6 +27,7 @@ from proj.data.loader import ArrayLoader, take
 from proj.engine import console
 from proj.engine.callbacks.best_checkpoint import BestCheckpoint
 from proj.engine.callbacks.compiled_step import CompiledStep, NotCompiled
+from proj.engine.callbacks.divergence import Divergence
 from proj.engine.callbacks.monitoring import StepLogger
 from proj.engine.callbacks.multi_step import eager_step, run_execution
 from proj.engine.callbacks.non_finite import StopOnNonFinite
@@ -74,6 +75,7 @@ COMPATIBLE_CALLBACKS = (
     ResumeCheckpoint,
     StopOnNonFinite,
     StepLogger,
+    Divergence,
     EarlyStopping,
     ProgressBar,
     Timer,

@@ -17,9 +17,11 @@ from torch.autograd.graph import saved_tensors_hooks
 from proj.data.base import DataModule, Finding
 from proj.data.loader import nbytes, take
 from proj.engine import console
+from proj.engine.callbacks.divergence import constant_loss
 from proj.engine.callbacks.multi_step import eager_step
 from proj.engine.config.arguments import read_arguments
 from proj.engine.config.experiment import ExperimentCLI
+from proj.engine.config.without_effect import settings_without_effect
 from proj.engine.training.data_checks import check_data
 from proj.engine.training.initial_weights import initial_weights
 from proj.engine.training.preflight import preflight
@@ -45,6 +47,8 @@ def check(args: list[str]) -> None:
     """Check the experiment on the command line without training it."""
     arguments = read_arguments(args, "check")
     cli = ExperimentCLI("check", arguments.configs, arguments.flags)
+    for sentence in settings_without_effect(cli.config, cli.parser.get_defaults()):
+        console.warn(sentence)
     preflight(cli, initial_weights(cli))
     data, model = cli.datamodule, copy.deepcopy(cli.model)
     findings: list[Finding] = []
@@ -159,45 +163,17 @@ def _step_seconds(model: Model, batch: Batch) -> float:
 
 def _check_initial_loss(model: Model, loss: float) -> Iterator[Finding]:
     """Print the loss before training; yield a finding if it is far above that of a constant."""
-    constant_loss = _constant_loss(model)
-    if constant_loss is None:
+    constant = constant_loss(model)
+    if constant is None:
         return
-    console.say(
-        f"loss at the start: {loss:.4f}; of the best constant prediction: {constant_loss:.4f}"
-    )
-    if not loss < 3 * constant_loss + 1:
+    console.say(f"loss at the start: {loss:.4f}; of the best constant prediction: {constant:.4f}")
+    if not loss < 3 * constant + 1:
         yield Finding(
             f"the loss at the start is {loss:.3g}",
-            f"far above that of the best constant prediction, {constant_loss:.3g}, which training "
+            f"far above that of the best constant prediction, {constant:.3g}, which training "
             "has to reach first",
             "scale the inputs, or the weights of the last layer",
         )
-
-
-def _constant_loss(model: Model) -> float | None:
-    """Return the mean loss of the best constant prediction.
-
-    None if the schema has no counts, or if the experiment names a loss of its own.
-    """
-    schema = model.schema
-    assert schema is not None
-    if model.loss is not None:
-        return None
-    if schema.task == "regression":
-        if getattr(model, "standardize_target", False):
-            return 1.0
-        return sum(std**2 for std in schema.target_std) / len(schema.target_std)
-    if not schema.class_counts:
-        return None
-    shares = torch.tensor(schema.class_counts, dtype=torch.float64) / schema.rows
-    if schema.task == "multilabel":
-        return float(_entropy(torch.stack([shares, 1 - shares])).mean())
-    return float(_entropy(shares))
-
-
-def _entropy(shares: Tensor) -> Tensor:
-    """Return the entropy over the first axis, in nats."""
-    return -torch.xlogy(shares, shares).sum(0)
 
 
 def _show_costs(model: Model, data: DataModule, seconds: float, activation_bytes: int) -> None:

@@ -17,7 +17,11 @@ from proj.engine.evaluation.prediction_set import PredictionSet, load_prediction
 from proj.engine.evaluation.results import check_tested, read_schema
 from proj.engine.html import Section
 from proj.engine.runs import calibration
-from proj.engine.runs.run import Run, atomic_write, find_run, flatten_config
+from proj.engine.runs.contents import flatten_config
+from proj.engine.runs.files import atomic_write
+from proj.engine.runs.find import find_run
+from proj.engine.runs.locks import read_results
+from proj.engine.runs.run import Run
 from proj.errors import UserError
 from proj.metrics import metric_info
 
@@ -74,8 +78,9 @@ def _parse(args: list[str]) -> argparse.Namespace:
 
 
 def _read(run: Run) -> PredictionSet:
-    check_tested(run, "predictions.parquet")
-    return load_predictions(run, "test", read_schema(run))
+    with read_results(run, "test"):
+        check_tested(run, "predictions.parquet")
+        return load_predictions(run, "test", read_schema(run))
 
 
 def check_same_rows(first_name: str, first: PredictionSet, name: str, other: PredictionSet) -> None:
@@ -156,7 +161,8 @@ def _rows(comparison: Comparison) -> list[list[str]]:
         interval = f"{_signed(difference.low)} to {_signed(difference.high)}"
         conclusion = verdict(metric, difference, p)
         value = _signed(difference.value)
-        rows.append([metric, value, interval, f"{p:.3f}", conclusion, difference.test])
+        shown_p = f"{p:.3f}" if p >= 0.001 else "< 0.001"
+        rows.append([metric, value, interval, shown_p, conclusion, difference.test])
     return rows
 
 

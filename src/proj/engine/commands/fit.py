@@ -1,6 +1,5 @@
 """Train into a new run folder, or resume an existing run."""
 
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,9 +11,13 @@ from proj.data.base import DataModule, Finding
 from proj.engine import console
 from proj.engine.config.arguments import Arguments, read_arguments
 from proj.engine.config.experiment import ExperimentCLI, first_process
+from proj.engine.config.placeholders import show_not_recorded
+from proj.engine.config.without_effect import settings_without_effect
 from proj.engine.evaluation.tensorboard import FigureLogger
 from proj.engine.exit_codes import DISK_ERRORS, as_user_error, signal_exit_codes
-from proj.engine.runs.run import Run, atomic_write, check_name, create_run, lock_run
+from proj.engine.runs.files import atomic_write, write_json
+from proj.engine.runs.locks import lock_run
+from proj.engine.runs.run import Run, check_name, create_run
 from proj.engine.training.data_checks import check_data
 from proj.engine.training.initial_weights import checkpoint_to_continue, initial_weights
 from proj.engine.training.lr_find import find_learning_rate
@@ -72,6 +75,8 @@ def train_experiment(
     findings: list[Finding] = []
     if first_process():
         check_name(root, name)
+        for sentence in settings_without_effect(cli.config, cli.parser.get_defaults()):
+            console.warn(sentence)
         preflight(cli, initial)
         findings = check_data(cli.datamodule) if isinstance(cli.datamodule, DataModule) else []
         console.show_findings(findings)
@@ -88,6 +93,7 @@ def train_experiment(
         train(cli, run, args, callbacks, checkpoint)
         return run
     run = create_run(root, name)
+    show_not_recorded(cli.secrets)
     _write_files(run, cli, findings, lr_figure)
     with lock_run(run):
         train(cli, run, ["fit", *args], callbacks, checkpoint)
@@ -123,7 +129,6 @@ def _write(
     run: Run, cli: ExperimentCLI, findings: list[Finding], lr_figure: "Figure | None"
 ) -> None:
     atomic_write(run.path / "config.yaml", lambda file: file.write(cli.as_yaml().encode()))
-    text = json.dumps([finding._asdict() for finding in findings], indent=2)
-    atomic_write(run.path / "findings.json", lambda file: file.write(text.encode()))
+    write_json(run.path / "findings.json", [finding._asdict() for finding in findings])
     if lr_figure is not None:
         atomic_write(run.path / "lr_find.png", lambda file: lr_figure.savefig(file, format="png"))

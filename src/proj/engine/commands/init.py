@@ -16,7 +16,7 @@ from proj.engine import PACKAGE, console
 from proj.engine.class_paths import own_classes
 from proj.engine.config.parser import VerbParser
 from proj.engine.escaping import visible
-from proj.engine.runs.run import atomic_write
+from proj.engine.runs.files import atomic_write
 from proj.engine.training.data_checks import check_data
 from proj.engine.yaml_text import yaml_key, yaml_value
 from proj.errors import UserError

@@ -7,7 +7,8 @@ from proj.engine.config.parser import VerbParser
 from proj.engine.evaluation.prediction_set import load_predictions
 from proj.engine.evaluation.report import write_report
 from proj.engine.evaluation.results import check_tested, read_schema
-from proj.engine.runs.run import find_run, read_json
+from proj.engine.runs.find import find_run
+from proj.engine.runs.locks import read_results
 from proj.engine.write_paths import check_links
 
 
@@ -20,7 +21,8 @@ def report(args: list[str]) -> None:
     run = find_run(Path("lightning_logs"), parser.parse_args(args).run)
     check_links(run.path)
     schema = read_schema(run)
-    check_tested(run, "metrics.json", "predictions.parquet")
-    metrics = read_json(run.path / "test" / "metrics.json")
-    predictions = load_predictions(run, "test", schema)
-    console.say(f"report: {write_report(run, schema, predictions, metrics)}")
+    with read_results(run, "test"):
+        check_tested(run, "metrics.json", "predictions.parquet")
+        metrics = run.metrics("test")
+        predictions = load_predictions(run, "test", schema)
+        console.say(f"report: {write_report(run, schema, predictions, metrics)}")

@@ -1,21 +1,28 @@
 """List runs with their headline metrics."""
 
+import operator
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
-
-from rich import box
-from rich.table import Column, Table
 
 from proj.engine import console
 from proj.engine.config.parser import VerbParser
 from proj.engine.console import number, plural
-from proj.engine.runs.run import Run, flatten_config, read_json, run_folders
+from proj.engine.runs.contents import COMPUTED, parse_metrics
+from proj.engine.runs.find import config_index, manifest_index, without_manifest
+from proj.engine.runs.index import FileIndex, Outcome, run_names
 from proj.errors import UserError, nearest
 from proj.metrics import metric_info
 
 SHOWN_METRICS = ("accuracy", "f1", "auroc", "rmse", "r2")
+COMPARISONS: dict[str, Callable[[float, float], bool]] = {
+    "=": operator.eq,
+    "<": operator.lt,
+    ">": operator.gt,
+    "<=": operator.le,
+    ">=": operator.ge,
+}
 CONDITION = re.compile(r"([^<>=]+)(<=|>=|<|>|=)(.+)")
 
 
@@ -23,15 +30,15 @@ class RunFacts(NamedTuple):
     """The settings and metrics of a run.
 
     ``settings`` holds the name, start, end and status, and the config by dotted key. ``metrics``
-    are those of the test split.
+    are the values of those of the test split, None where they are not defined.
     """
 
     settings: dict[str, Any]
-    metrics: dict[str, Any]
+    metrics: dict[str, float | None]
 
     def value(self, key: str) -> Any:
         """Return a metric or a setting; None if the run has none of that name."""
-        return self.metrics[key].get("value") if key in self.metrics else self.settings.get(key)
+        return self.metrics[key] if key in self.metrics else self.settings.get(key)
 
 
 def runs(args: list[str]) -> None:
@@ -57,35 +64,44 @@ def runs(args: list[str]) -> None:
             f"runs: expected a folder of runs, got {folder}, which {reason}; train first, with "
             "`fit --config FILE`, or name another folder."
         )
+    damaged: list[str] = []
     listed = sorted(
-        _readable(run_folders(folder)),
+        read_facts(folder, damaged),
         key=lambda run: (run.settings["start"], run.settings["name"]),
         reverse=True,
     )
-    for condition in arguments.where:
-        listed = [run for run in listed if meets(run, condition, listed)]
+    for reason in damaged:
+        console.warn(reason)
+    listed = _meeting(listed, arguments.where)
     if arguments.sort:
         listed = ordered(listed, arguments.sort)
     _show(listed, arguments.sort)
     console.say(f"{plural(len(listed), 'run')} in {folder}")
 
 
-def _readable(runs: Iterable[Run]) -> Iterator[RunFacts]:
-    """Yield the facts of each run; warn of runs with a damaged file."""
-    for run in runs:
-        try:
-            yield read_facts(run)
-        except UserError as error:
-            console.warn(f"{run.path.name} is left out: {error}")
+def read_facts(folder: Path, damaged: list[str]) -> Iterator[RunFacts]:
+    """Yield settings and metrics of each run; add a message for each damaged run to ``damaged``.
+
+    Files that are in an index are not read.
+    """
+    names = run_names(folder)
+    manifests = manifest_index(folder).read_all(names)
+    configs = config_index(folder).read_all(manifests, required=True)
+    metrics = FileIndex(folder, "test/metrics.json", _values, COMPUTED).read_all(manifests)
+    untested: Outcome = {}, None
+    for name, (manifest, reason) in manifests.items():
+        config, config_reason = configs[name]
+        values, metrics_reason = metrics.get(name, untested)
+        if reason := reason or config_reason or metrics_reason:
+            damaged.append(f"{name} is left out: {reason}")
+        else:
+            yield RunFacts({**config["settings"], **manifest, "name": name}, values)
+    others = without_manifest(folder, set(names) - manifests.keys())
+    damaged += [f"{name} is left out: {reason}" for name, reason in others.items()]
 
 
-def read_facts(run: Run) -> RunFacts:
-    """Read the settings and metrics of a run."""
-    path = run.path / "test" / "metrics.json"
-    metrics = read_json(path) if path.is_file() else {}
-    manifest = {key: run.manifest.get(key) for key in ("start", "end", "status")}
-    settings = {**flatten_config(run.config), **manifest, "name": run.path.name}
-    return RunFacts(settings, metrics)
+def _values(content: bytes, path: Path) -> dict[str, float | None]:
+    return {name: entry["value"] for name, entry in parse_metrics(content, path).items()}
 
 
 def _show(listed: list[RunFacts], sort_key: str | None) -> None:
@@ -94,31 +110,43 @@ def _show(listed: list[RunFacts], sort_key: str | None) -> None:
     shown = [name for name in SHOWN_METRICS if name in metrics]
     if sort_key in metrics and sort_key not in shown:
         shown = [*shown[:2], sort_key]
-    metric_columns = [Column(name, justify="right") for name in shown]
-    table = Table("run", "start", "status", "net", *metric_columns, box=box.SIMPLE)
+    rows = []
     for run in listed:
         settings = run.settings
         start = str(settings["start"])[:16].replace("T", " ")
         net = str(settings.get("model.net") or settings.get("model", "")).rpartition(".")[2]
-        values = [
-            number(run.metrics[name].get("value")) if name in run.metrics else "" for name in shown
-        ]
-        table.add_row(settings["name"], start, settings["status"], net, *values)
-    console.show(table)
+        values = [number(run.metrics[name]) if name in run.metrics else "" for name in shown]
+        rows.append([settings["name"], start, settings["status"], net, *values])
+    console.show_lines(["run", "start", "status", "net", *shown], rows, numbers=len(shown))
 
 
-def meets(run: RunFacts, condition: str, listed: list[RunFacts]) -> bool:
-    """Return whether a run meets a condition; a run without its key does not."""
+def _meeting(listed: list[RunFacts], conditions: list[str]) -> list[RunFacts]:
+    """Return the runs that meet all conditions."""
+    for condition in conditions:
+        meets = parse_condition(condition, listed)
+        listed = [run for run in listed if meets(run)]
+    return listed
+
+
+def parse_condition(condition: str, listed: list[RunFacts]) -> Callable[[RunFacts], bool]:
+    """Return a function that tells whether a run meets a condition; without its key it does not.
+
+    Raises UserError if no run in ``listed`` has the key.
+    """
     if not (match := CONDITION.fullmatch(condition)):
         raise UserError(f"--where: expected KEY=VALUE, KEY<NUMBER or KEY>NUMBER, got {condition}.")
-    key, operator, wanted = (text.strip() for text in match.groups())
+    key, relation, wanted = (text.strip() for text in match.groups())
     _check_key(key, "--where", listed)
-    value = run.value(key)
+    return lambda run: _is_met(key, run.value(key), relation, wanted)
+
+
+def _is_met(key: str, value: Any, relation: str, wanted: str) -> bool:
+    """Return whether a value of a run stands in a relation to the wanted one."""
     if value is None:
         return False
-    if operator == "=" and isinstance(value, bool):
+    if relation == "=" and isinstance(value, bool):
         return str(value).lower() == wanted.lower()
-    if operator == "=" and not isinstance(value, int | float):
+    if relation == "=" and not isinstance(value, int | float):
         # A class may be named without its module.
         return wanted in (str(value), str(value).rpartition(".")[2])
     try:
@@ -127,7 +155,7 @@ def meets(run: RunFacts, condition: str, listed: list[RunFacts]) -> bool:
         raise UserError(
             f"--where: expected numbers to compare, got {key} {value} and {wanted}; use =."
         ) from error
-    return {"=": a == b, "<": a < b, ">": a > b, "<=": a <= b, ">=": a >= b}[operator]
+    return COMPARISONS[relation](a, b)
 
 
 def ordered(listed: list[RunFacts], key: str) -> list[RunFacts]:

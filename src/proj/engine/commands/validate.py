@@ -1,6 +1,5 @@
 """Compute a run's metrics on the validation split; fit its calibration; rank its columns."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +17,15 @@ from proj.engine.evaluation.artifacts import row_positions
 from proj.engine.evaluation.calibrate import CalibrationRequest
 from proj.engine.evaluation.counts import headline_metric
 from proj.engine.evaluation.importance import REPEATS, Rows, importances, inputs_of, predictor
-from proj.engine.evaluation.prediction_set import PredictionSet, load_predictions
+from proj.engine.evaluation.prediction_set import PredictionSet, predictions_in
 from proj.engine.evaluation.restore import restore, run_loop
 from proj.engine.evaluation.results import logged_metrics, run_seed, save_metrics, show_location
 from proj.engine.evaluation.scoring import Metrics, add_intervals, small_sample_warnings
 from proj.engine.runs import calibration
 from proj.engine.runs.calibration import Calibration
-from proj.engine.runs.run import Run, atomic_write
+from proj.engine.runs.files import write_json
+from proj.engine.runs.locks import replace_results
+from proj.engine.runs.run import Run
 from proj.errors import UserError
 from proj.models.base import Model
 from proj.schema import Schema
@@ -41,7 +42,7 @@ def validate(args: list[str]) -> None:
     if wants_importance:
         check_importance(cli.model, cli.datamodule, restored.fast_dev_run)
     request = _calibration_request(cli, checkpoint, restored.fast_dev_run)
-    writer = PredictionWriter(run.path / "validate" / "predictions.parquet")
+    writer = PredictionWriter(run.path / "validate" / "predictions.parquet", deferred=True)
     trainer = run_loop("validate", restored, writer)
     if not trainer.is_global_zero:
         return
@@ -49,14 +50,14 @@ def validate(args: list[str]) -> None:
         console.say("fast_dev_run: completed; nothing is saved.")
         return
     metrics = logged_metrics(trainer.callback_metrics, "val")
-    # The metrics of this split are those of the uncalibrated model.
-    calibration.save_applied(None, run.path / "validate")
-    if writer.written and isinstance(cli.model, Model):
-        predictions = _score(run, cli.model, checkpoint, metrics, request)
+    if writer.table is not None and isinstance(cli.model, Model):
+        predictions = _score(run, cli.model, checkpoint, metrics, request, writer)
         if wants_importance:
             save_importance(run, trainer, cli.model, cli.datamodule, predictions, checkpoint)
     else:
-        save_metrics(run, "validate", checkpoint, metrics, [], writer.written)
+        with replace_results(run, "validate"):
+            _write_predictions(run, writer)
+            save_metrics(run, "validate", checkpoint, metrics, [], writer.table is not None)
     show_location(run)
 
 
@@ -66,21 +67,32 @@ def _score(
     checkpoint: Path,
     metrics: Metrics,
     request: CalibrationRequest | None,
+    writer: PredictionWriter,
 ) -> PredictionSet:
     """Add intervals to the metrics of one of our models, fit the calibration; return the rows."""
     assert model.schema is not None
     schema = model.schema
-    predictions = load_predictions(run, "validate", schema)
+    assert writer.table is not None
+    predictions = predictions_in(writer.table, run, schema, None)
     fitted = None
     if request is not None:
         fitted = calibrate.fit_calibration(request, predictions, schema, checkpoint)
     metrics = add_intervals(metrics, predictions, schema, run_seed(run))
     warnings = small_sample_warnings(metrics, schema.task, "validation")
-    save_metrics(run, "validate", checkpoint, metrics, warnings, has_predictions=True)
+    with replace_results(run, "validate"):
+        _write_predictions(run, writer)
+        save_metrics(run, "validate", checkpoint, metrics, warnings, has_predictions=True)
     if fitted is not None:
         show_calibration(fitted, predictions, schema)
         _save_calibration(fitted, checkpoint)
     return predictions
+
+
+def _write_predictions(run: Run, writer: PredictionWriter) -> None:
+    if writer.table is not None:
+        writer.write()
+    # The metrics of this split are those of the uncalibrated model.
+    calibration.save_applied(None, run.path / "validate")
 
 
 # Calibration
@@ -182,6 +194,6 @@ def save_importance(
         "repeats": REPEATS,
         "columns": entries,
     }
-    atomic_write(path, lambda file: file.write(json.dumps(content, indent=2).encode()))
+    write_json(path, content)
     console.show_importance(metric, entries)
     console.say(f"importance: {path}; `report {run.path.name}` adds it to the report")

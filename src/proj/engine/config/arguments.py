@@ -1,14 +1,21 @@
 """Read config files, flags and the run from a command line, without importing torch."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
 
-from proj.engine.class_paths import add_working_directory, resolve_classes, resolve_flag
+from proj.engine.class_paths import (
+    add_working_directory,
+    names_class,
+    resolve_classes,
+    resolve_flag,
+)
 from proj.engine.config.options import OPTIONS
 from proj.engine.config.parser import VerbParser
+from proj.engine.config.yaml_file import read_yaml
 from proj.errors import UserError, nearest
 
 SECTIONS = ("trainer", "model", "data", "checkpoint", "early_stopping")
@@ -67,7 +74,7 @@ def read_arguments(args: list[str], verb: str) -> Arguments:
     return Arguments(
         known.config,
         [read_config(Path(file)) for file in known.config],
-        _with_class_paths(words),
+        _classes_first(_with_class_paths(words)),
         getattr(known, "run", None),
         getattr(known, "resume", None),
     )
@@ -108,6 +115,30 @@ def keep_text(key: str, text: str) -> str | list[str]:
     return text
 
 
+def _classes_first(words: list[str]) -> list[str]:
+    """Put flags that name a class before all others, ``--model`` before ``--model.net``.
+
+    The parser needs the class before its options; the user may write them in any order.
+
+    >>> _classes_first(["--model.net", "a.Net", "--lr", "1", "--model", "a.Model"])
+    ['--model', 'a.Model', '--model.net', 'a.Net', '--lr', '1']
+    """
+    flags: list[list[str]] = []
+    for word in words:
+        takes_value = flags and len(flags[-1]) == 1 and "=" not in flags[-1][0]
+        if takes_value and not word.startswith("--"):
+            flags[-1].append(word)
+        else:
+            flags.append([word])
+
+    def place(flag: list[str]) -> int:
+        name, _, value = flag[0].partition("=")
+        value = flag[1] if len(flag) > 1 else value
+        return name.count(".") if names_class(name.removeprefix("--"), value) else sys.maxsize
+
+    return [word for flag in sorted(flags, key=place) for word in flag]
+
+
 def as_flags(values: dict[str, Any]) -> list[str]:
     """Return dotted keys and plain values as flags of the command line.
 
@@ -142,22 +173,15 @@ def read_config(path: Path) -> dict[str, Any]:
         kind = "a folder" if path.is_dir() else "which does not exist"
         raise UserError(f"--config: expected a YAML file, got {path}, {kind}.{hint}")
     try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+        config = read_yaml(path)
+    except OSError as error:
+        raise UserError(f"--config: cannot read {path}: {error.strerror}.") from error
     if not isinstance(config, dict):
         raise UserError(
             f"{path}: expected the keys of an experiment (trainer, model, data, …), got "
-            f"{type(config).__name__}."
+            f"{'nothing' if config is None else type(config).__name__}."
         )
     _check_keys(path, config)
-    try:
-        json.dumps(config)
-    except (TypeError, ValueError) as error:
-        # The config holds a date, or an alias that contains itself.
-        raise UserError(
-            f"{path}: expected texts, numbers, lists and sections: {error}; put quotes around it."
-        ) from error
     resolved: dict[str, Any] = resolve_classes(config)
     return resolved
 

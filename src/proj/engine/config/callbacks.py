@@ -7,6 +7,7 @@ from jsonargparse import Namespace
 from lightning.pytorch import Callback, LightningModule
 
 from proj.engine.callbacks.best_checkpoint import BestCheckpoint, EarlyStopping
+from proj.engine.callbacks.divergence import Divergence
 from proj.engine.callbacks.monitoring import StepLogger, TensorBoardSummary
 from proj.engine.callbacks.non_finite import StopOnNonFinite
 from proj.engine.callbacks.resume_state import ResumeCheckpoint
@@ -35,6 +36,7 @@ def fit_callbacks(
         StepLogger(),
         StepsPerExecution(),
         StopOnNonFinite(checkpoints if saving else None),
+        Divergence(),
     ]
     options = monitor_options(config, model)
     if "early_stopping" in options:

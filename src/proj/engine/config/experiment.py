@@ -20,7 +20,14 @@ from proj.engine.config.arguments import keep_text
 from proj.engine.config.callbacks import fit_callbacks, monitor_options, monitored_metrics
 from proj.engine.config.options import OPTIONS
 from proj.engine.config.parser_errors import explain_parser_error
+from proj.engine.config.placeholders import fill_placeholders
 from proj.engine.exit_codes import as_user_error
+from proj.engine.lightning_internals import (
+    convert_before_loading,
+    keep_batches,
+    set_logged_hyperparameters,
+)
+from proj.engine.secrets import hide, split_secrets
 from proj.engine.write_paths import check_paths
 from proj.engine.yaml_text import yaml_document
 from proj.errors import UserError
@@ -60,6 +67,7 @@ class ExperimentCLI(LightningCLI):
         model: the model, if it was built.
         datamodule: the data module, if it was built; None if the experiment has none.
         experiment: the resolved experiment as plain values, the content of ``config.yaml``.
+        secrets: the values that ``experiment`` leaves out, such as passwords, by key.
 
     Raises:
         UserError: if the experiment is wrong, or a class cannot be built.
@@ -70,6 +78,9 @@ class ExperimentCLI(LightningCLI):
     ) -> None:
         self.verb, self.flags, self.instantiate = verb, flags, instantiate
         self.options = OPTIONS[verb]
+        for config in configs:
+            hide(split_secrets(config)[1])
+        configs = fill_placeholders(verb, configs, flags)
         self.arguments = [*_inline(configs, self._recorded_options()), *flags]
         security.restrict_imports()
         _silence_lightning()
@@ -129,6 +140,11 @@ class ExperimentCLI(LightningCLI):
         except ArgumentError as error:
             message = explain_parser_error(str(error), parser.get_defaults().keys())
             raise UserError(message) from error
+        except RecursionError as error:
+            raise UserError(
+                "expected values of flags nested a few levels deep, got one that is nested too "
+                "deep to be read; write it in a config file."
+            ) from error
         seed = self.config.seed_everything
         if seed is None or not 0 <= seed < 2**32:
             raise UserError(f"seed_everything: expected a number from 0 to 2**32 - 1, got {seed}.")
@@ -141,6 +157,8 @@ class ExperimentCLI(LightningCLI):
         with as_user_error("the experiment's classes cannot be built"):
             self.config_init = self.parser.instantiate(self.config)
         self.model, self.datamodule = self.config_init.model, self.config_init.get("data")
+        for module in filter(None, (self.model, self.datamodule)):
+            set_logged_hyperparameters(module, split_secrets(dict(module.hparams_initial))[0])
         on_gpu = torch.cuda.is_available() and self.config.trainer.accelerator != "cpu"
         if self.verb == "fit" and on_gpu:
             # TensorFloat-32 doubles the speed on GPUs that support it.
@@ -150,13 +168,15 @@ class ExperimentCLI(LightningCLI):
         return {option.name for option in self.options if option.recorded}
 
     def _plain_values(self, parser: LightningArgumentParser) -> dict[str, Any]:
-        """Return the experiment as plain values, without the options that are not recorded."""
+        """Return the experiment as plain values, without secrets and options not recorded."""
         text = parser.dump(self.config, skip_unset=False, skip_validation=True, format="json")
         values: dict[str, Any] = json.loads(text)
         for option in self.options:
             if not (option.recorded and values.get(option.name)):
                 values.pop(option.name, None)
-        return values
+        public, self.secrets = split_secrets(values)
+        hide(self.secrets)
+        return public
 
     def as_yaml(self) -> str:
         """Return the resolved experiment as the text of ``config.yaml``."""
@@ -200,7 +220,10 @@ class ExperimentCLI(LightningCLI):
         if with_progress_bar and not has_progress_bar and not options["barebones"]:
             own_callbacks.append(StepProgressBar())
         with as_user_error("the Trainer cannot be built"):
-            return Trainer(**options, callbacks=own_callbacks + callbacks)
+            trainer = Trainer(**options, callbacks=own_callbacks + callbacks)
+        keep_batches(trainer)
+        convert_before_loading(trainer)
+        return trainer
 
     # The callbacks of `fit` and their metrics. The functions of config/callbacks.py do the work.
 

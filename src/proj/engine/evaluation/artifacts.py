@@ -15,7 +15,8 @@ from proj.data.base import DataModule
 from proj.data.loader import take
 from proj.engine.evaluation.curves import mistakes
 from proj.engine.evaluation.prediction_set import PredictionSet
-from proj.engine.runs.run import Run, atomic_write
+from proj.engine.runs.files import atomic_write
+from proj.engine.runs.run import Run
 from proj.schema import Array, Batch, Column, Schema
 
 COLUMNS, IMAGES = "columns.parquet", "mistakes.npz"

@@ -7,6 +7,8 @@ import numpy as np
 import polars as pl
 
 from proj.engine.runs import calibration
+from proj.engine.runs.calibration import Calibration
+from proj.engine.runs.files import is_present, open_regular
 from proj.engine.runs.predictions import apply_thresholds
 from proj.engine.runs.run import Run
 from proj.errors import UserError
@@ -113,6 +115,10 @@ def read_prediction_set(
         target = table["target"].replace_strict(labels, numbers, return_dtype=pl.Int64).to_numpy()
         output = table[[f"probability_{name}" for name in names]].to_numpy()
         output = output[:, 1] if schema.task == "binary" else output
+    for name, values in (("row", table["row"]), ("target", target), ("prediction", output)):
+        kind = np.asarray(values).dtype.kind
+        if kind not in ("iu" if name == "row" else "iuf"):
+            raise TypeError(f"expected numbers of {name}, got others")
     groups = None
     if group is not None:
         # Methods of series would read the name of the column as a pattern.
@@ -123,30 +129,53 @@ def read_prediction_set(
 def load_predictions(run: Run, verb: str, schema: Schema) -> PredictionSet:
     """Read what `validate` or `test` wrote for each row, with the thresholds that it applied.
 
-    The rows are grouped by the group column of the run's data, if it has one.
-
     Raises:
         UserError: if a file is damaged.
     """
-    table = read_table(run.path / verb / "predictions.parquet")
+    path = run.path / verb / "predictions.parquet"
+    table, applied = read_table(path), run.path / verb / calibration.FILE
+    fitted = calibration.read(applied) if is_present(applied) else None
+    try:
+        return predictions_in(table, run, schema, fitted)
+    except (pl.exceptions.PolarsError, LookupError, TypeError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"{path} is damaged or of another model: {reason}; run `{verb}` again to replace it."
+        ) from error
+
+
+def predictions_in(
+    table: pl.DataFrame, run: Run, schema: Schema, fitted: Calibration | None
+) -> PredictionSet:
+    """Return the predictions in a table of `validate` or `test`.
+
+    The rows are grouped by the group column of the run's data, if it has one.
+
+    Args:
+        table: the columns of the predictions file.
+        run: the run that the predictions are of.
+        schema: the schema of its data.
+        fitted: the calibration that was applied.
+    """
     group = ((run.config.get("data") or {}).get("init_args") or {}).get("group")
     # A column of the source has a prefix if its name is that of a column of predictions.
     column = next((name for name in (f"kept_{group}", group) if name in table.columns), None)
     shown = [name for name in table.columns if not name.startswith("probability")]
     predictions = replace(read_prediction_set(schema, table, column), columns=table[shown])
-    applied = run.path / verb / calibration.FILE
-    if applied.is_file():
-        thresholds = calibration.read(applied).settings(schema)[1]
-        predictions = replace(predictions, thresholds=thresholds)
+    if fitted is not None:
+        predictions = replace(predictions, thresholds=fitted.settings(schema)[1])
     return predictions
 
 
 def read_table(path: Path) -> pl.DataFrame:
     """Read a table in the folder of a run; raise UserError if it is damaged."""
+    remedy = f"run `{path.parent.name}` again to replace it"
     try:
-        return pl.read_parquet(path)
+        # By its path, polars would open the file several times, and another process may replace it.
+        with open_regular(path, remedy) as file:
+            return pl.read_parquet(file)
     except pl.exceptions.PolarsError as error:
         reason = str(error).splitlines()[0]
-        raise UserError(
-            f"{path} is damaged: {reason}; run `{path.parent.name}` again to replace it."
-        ) from error
+        raise UserError(f"{path} is damaged: {reason}; {remedy}.") from error

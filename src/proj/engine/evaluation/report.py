@@ -20,8 +20,11 @@ from proj.engine.evaluation.scoring import Metrics, small_sample_warnings
 from proj.engine.evaluation.tensorboard import log_figures
 from proj.engine.html import Html, Section
 from proj.engine.runs import calibration
-from proj.engine.runs.run import Run, atomic_write, flatten_config, read_json
+from proj.engine.runs.contents import LOST, FindingEntry, flatten_config
+from proj.engine.runs.files import atomic_write, is_present, read_json
+from proj.engine.runs.run import Run
 from proj.engine.yaml_text import yaml_document
+from proj.errors import UserError
 from proj.metrics import metric_info
 from proj.schema import Array, Schema
 
@@ -91,9 +94,9 @@ def _lead(run: Run, schema: Schema, metrics: Metrics) -> Html:
     )
     with_net = f" with the net {net}" if net else ""
     experiment = f"{model}{with_net} on {config.get('data.path', data)}, {schema.task}."
-    status = manifest["status"]
-    if manifest.get("end"):
-        status += f" on {manifest['end'][:16].replace('T', ' at ')} UTC"
+    status: str = manifest["status"]
+    if end := manifest.get("end"):
+        status += f" on {end[:16].replace('T', ' at ')} UTC"
     if manifest.get("best_epoch") is not None:
         status += f"; the best epoch is {manifest['best_epoch']}, counted from 0"
     headline = f"{name} {_with_limits(metrics.get(name, {}))}. Training {status}."
@@ -130,8 +133,8 @@ def _metrics(metrics: Metrics, predictions: PredictionSet, run: Run) -> Iterator
 
 
 def _metrics_table(metrics: Metrics, run: Run) -> Html:
-    path = run.path / "validate" / "metrics.json"
-    validation: Metrics = read_json(path) if path.is_file() else {}
+    has_validation = is_present(run.path / "validate" / "metrics.json")
+    validation: Metrics = run.metrics("val") if has_validation else {}
     rows = []
     for name, entry in metrics.items():
         if "/" in name:
@@ -231,7 +234,13 @@ def read_scalars(run: Run) -> dict[str, tuple[Array, Array]]:
     # It would warn of steps that a resumed run wrote twice, which is correct.
     logging.getLogger("tensorboard").setLevel(logging.ERROR)
     accumulator = EventAccumulator(str(run.path), size_guidance={"scalars": MAX_CURVE_POINTS})
-    accumulator.Reload()
+    try:
+        accumulator.Reload()
+    except OSError as error:
+        raise UserError(
+            f"{run.path}: expected curves of TensorBoard that can be read, got: {error}; remove "
+            "what is named there."
+        ) from error
     scalars = {}
     for tag in accumulator.Tags()["scalars"]:
         events = accumulator.Scalars(tag)
@@ -245,9 +254,9 @@ def _data(run: Run, schema: Schema, predictions: PredictionSet) -> Iterator[Html
     groups = "" if group is None else f", in {len(np.unique(group))} groups"
     yield html.text(f"{schema.rows} training rows, {len(predictions)} test rows{groups}.")
     path = run.path / "findings.json"
-    findings = read_json(path) if path.is_file() else []
+    findings = read_json(path, list[FindingEntry], LOST) if is_present(path) else []
     if findings:
-        yield html.note("Findings of the data checks:")
+        yield html.note("Findings of the data checks and of training:")
         yield html.listed(str(Finding(**finding)) for finding in findings)
     if not schema.class_counts:
         return
@@ -265,9 +274,8 @@ def _data(run: Run, schema: Schema, predictions: PredictionSet) -> Iterator[Html
 
 def _reproduce(run: Run) -> Iterator[Html]:
     manifest = run.manifest
-    git = manifest.get("git") or {}
     commit = "not in a repository"
-    if git:
+    if git := manifest.get("git"):
         commit = f"{git['commit']}{', with changes' if git.get('dirty') else ''}"
     packages, hardware = manifest.get("packages", {}), manifest.get("hardware", {})
     facts = {

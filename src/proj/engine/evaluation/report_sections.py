@@ -16,7 +16,9 @@ from proj.engine.evaluation.prediction_set import PredictionSet, read_table
 from proj.engine.evaluation.scoring import Metrics
 from proj.engine.evaluation.slices import MIN_SLICE_ROWS, Slices, format_value, slices
 from proj.engine.html import Html
-from proj.engine.runs.run import Run, read_json
+from proj.engine.runs import contents
+from proj.engine.runs.files import is_present, read_json
+from proj.engine.runs.run import Run
 from proj.errors import UserError
 from proj.schema import Array, Schema
 
@@ -29,7 +31,7 @@ MAX_VALUES = 8
 def saved_columns(run: Run, predictions: PredictionSet) -> pl.DataFrame | None:
     """Return the columns of the test rows, in the order of the predictions; None if not saved."""
     path = run.path / "test" / COLUMNS
-    table = read_table(path) if path.is_file() else None
+    table = read_table(path) if is_present(path) else None
     return table if table is not None and len(table) == len(predictions) else None
 
 
@@ -109,7 +111,7 @@ def _saved_images(run: Run) -> dict[int, Array]:
     try:
         with path.open("rb") as file, np.load(file) as arrays:
             return dict(zip(arrays["row"].tolist(), arrays["pixels"], strict=True))
-    except (ValueError, BadZipFile) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, BadZipFile) as error:
         raise UserError(f"{path} is damaged: {error}; run `test` again to replace it.") from error
 
 
@@ -183,7 +185,8 @@ def _value_and_limits(entry: dict[str, Any]) -> list[str]:
 def read_importance(run: Run) -> dict[str, Any]:
     """Return the content of the file of `validate --importance`; empty if there is no file."""
     path = run.path / "validate" / "importance.json"
-    return dict(read_json(path)) if path.is_file() else {}
+    remedy = "delete it, or write it again with `validate --importance`"
+    return dict(read_json(path, contents.Importance, remedy)) if is_present(path) else {}
 
 
 def importance(run: Run) -> Iterator[Html]:

@@ -11,12 +11,15 @@ from proj.engine import console
 from proj.engine.callbacks.prediction_writer import PredictionWriter
 from proj.engine.config.arguments import Arguments, read_arguments
 from proj.engine.config.experiment import ExperimentCLI, differences, first_process
+from proj.engine.config.without_effect import flags_without_effect
 from proj.engine.exit_codes import as_user_error, signal_exit_codes
 from proj.engine.memory import keep_freed_memory
 from proj.engine.runs import calibration
 from proj.engine.runs.calibration import Calibration
-from proj.engine.runs.run import Run, find_matching_run, find_run, read_checkpoint
-from proj.engine.runs.weights import check_weights, give_schema
+from proj.engine.runs.checkpoint_file import read_checkpoint
+from proj.engine.runs.find import find_matching_run, find_run
+from proj.engine.runs.run import Run
+from proj.engine.runs.weights import check_weights, give_schema, weight_type
 from proj.engine.write_paths import check_links
 from proj.errors import UserError
 from proj.models.base import Model
@@ -57,12 +60,13 @@ def restore(verb: str, args: list[str]) -> RestoredRun:
         # This prints the help and exits.
         ExperimentCLI(verb, [], ["--help"])
     ckpt_path = arguments.flag("--ckpt_path") or "best"
-    run = _find_run(verb, arguments, ckpt_path)
+    checkpoints: dict[Path, dict[str, Any]] = {}
+    run = _find_run(verb, arguments, ckpt_path, checkpoints)
     check_links(run.path)
     recorded = run.config
     cli = ExperimentCLI(verb, [recorded, *arguments.configs], arguments.flags)
     path = run.checkpoint(ckpt_path)
-    checkpoint = read_checkpoint(path)
+    checkpoint = checkpoints.get(path) or read_checkpoint(path)
     if "pytorch-lightning_version" not in checkpoint:
         raise UserError(
             f"{path}: expected a checkpoint that `fit` wrote, got weights only; start a run with "
@@ -70,22 +74,38 @@ def restore(verb: str, args: list[str]) -> RestoredRun:
         )
     _restore_model(cli, checkpoint, path)
     if first_process():
+        for sentence in flags_without_effect(verb, arguments.flags):
+            console.warn(sentence)
         console.say(f"run: {run.path}, {path.name} of epoch {checkpoint['epoch']}")
         _show_differences(verb, run, recorded, cli)
     return RestoredRun(run, cli, path, checkpoint["global_step"])
 
 
-def _find_run(verb: str, arguments: Arguments, ckpt_path: str) -> Run:
-    """Return the run of ``--run``, the newest one like ``--config``, or the newest one."""
+def _find_run(
+    verb: str, arguments: Arguments, ckpt_path: str, checkpoints: dict[Path, dict[str, Any]]
+) -> Run:
+    """Return the run of ``--run``, the newest one like ``--config``, or the newest one.
+
+    The newest one is chosen among those whose files are intact; its checkpoint is added to
+    ``checkpoints``.
+    """
+
+    def read(run: Run) -> None:
+        assert run.config
+        check_links(run.path)
+        if ckpt_path in ("best", "last"):
+            path = run.checkpoint(ckpt_path)
+            checkpoints[path] = read_checkpoint(path)
+
     if arguments.run is None and arguments.files:
         wanted = ExperimentCLI(verb, arguments.configs, [], instantiate=False).experiment
         return find_matching_run(arguments.root, wanted["model"], wanted["data"], arguments.files)
-    return find_run(arguments.root, arguments.run, ckpt_path)
+    return find_run(arguments.root, arguments.run, ckpt_path, read)
 
 
 def _restore_model(cli: ExperimentCLI, checkpoint: dict[str, Any], path: Path) -> None:
     """Give model and data the checkpoint's schema, and check that the weights fit."""
-    give_schema(cli.model, checkpoint)
+    give_schema(cli.model, checkpoint, weight_type(cli.config.trainer.precision))
     is_built = isinstance(cli.model, Model) and cli.model.schema is not None
     if is_built or not is_overridden("configure_model", cli.model):
         check_weights(cli.model, checkpoint["state_dict"], str(path))
@@ -101,7 +121,7 @@ def _show_differences(verb: str, run: Run, recorded: dict[str, Any], cli: Experi
     if status != "finished":
         console.warn(f"{run.path} is not finished; its status is {status}.")
     if verb != "predict":
-        warn_of_other_rows(run, recorded["data"], cli)
+        warn_of_other_rows(run, recorded.get("data") or {}, cli)
 
 
 def warn_of_other_rows(run: Run, recorded: dict[str, Any], cli: ExperimentCLI) -> None:
@@ -117,7 +137,7 @@ def warn_of_other_rows(run: Run, recorded: dict[str, Any], cli: ExperimentCLI) -
     if isinstance(cli.datamodule, DataModule) and not changes:
         cli.datamodule.prepare_data()
         cli.datamodule.setup("fit")
-        if cli.datamodule.fingerprint != run.manifest["data"]:
+        if cli.datamodule.fingerprint != run.manifest.get("data"):
             changes = ["the source has changed since"]
     if changes:
         console.warn(

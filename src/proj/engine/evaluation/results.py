@@ -8,7 +8,9 @@ from torch import Tensor
 
 from proj.engine import console
 from proj.engine.evaluation.scoring import Metrics
-from proj.engine.runs.run import Run, metric_entries, read_checkpoint, write_metrics
+from proj.engine.runs.checkpoint_file import read_checkpoint
+from proj.engine.runs.contents import metric_entries, write_metrics
+from proj.engine.runs.run import Run
 from proj.errors import UserError
 from proj.schema import Schema
 

@@ -1,14 +1,13 @@
 """A model's temperature and thresholds, stored beside its checkpoint in ``calibration.json``."""
 
 import hashlib
-import json
 import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from proj.engine.runs.run import atomic_write
+from proj.engine.runs.files import read_json, write_json
 from proj.errors import UserError
 from proj.models.base import Model
 from proj.schema import DEFAULT_THRESHOLD, Schema
@@ -80,7 +79,7 @@ class Calibration:
 
     def write(self, path: Path) -> None:
         """Write the calibration as JSON."""
-        atomic_write(path, lambda file: file.write(json.dumps(asdict(self), indent=2).encode()))
+        write_json(path, asdict(self))
 
 
 def threshold_names(schema: Schema) -> tuple[str, ...]:
@@ -141,10 +140,7 @@ KEYS: dict[str, tuple[str, Callable[[Any], bool]]] = {
 
 def read(path: Path) -> Calibration:
     """Read a calibration; raise UserError if the file is damaged or cannot be applied."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read: {error}; {REMEDY}.") from error
+    values = read_json(path, Any, REMEDY)
     if not isinstance(values, dict) or values.keys() != KEYS.keys():
         got = ", ".join(values) if isinstance(values, dict) else type(values).__name__
         raise UserError(

@@ -11,6 +11,11 @@ from typing import IO, Any
 
 import torch
 
+from proj.engine.class_paths import update_class_paths
+from proj.engine.write_paths import check_callback_paths
+from proj.errors import UserError
+from proj.schema import Schema
+
 MARK = b"sha256 of all before: "
 COMMENT_LENGTH = len(MARK) + hashlib.sha256().digest_size * 2
 
@@ -19,6 +24,8 @@ NO_COMMENT = bytes(2)
 COMMENT_LENGTH_BYTES = COMMENT_LENGTH.to_bytes(2, "little")
 
 READ_SIZE = 2**20
+# The key of Lightning's version in a checkpoint that it wrote.
+VERSION = "pytorch-lightning_version"
 
 
 def save(checkpoint: dict[str, Any], file: IO[bytes]) -> None:
@@ -41,6 +48,64 @@ def is_whole(path: Path) -> bool:
             digest.update(content)
             remaining -= len(content)
         return file.read() == MARK + digest.hexdigest().encode()
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Return a checkpoint of plain values and tensors.
+
+    The class paths of older versions in its config are replaced by today's. Raises UserError if the
+    file is missing, damaged, or holds other objects.
+    """
+    if not path.is_file():
+        raise UserError(f"no checkpoint {path}; expected a file that `fit` wrote.")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises many kinds for a damaged file.
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(
+            f"{path} cannot be read as a checkpoint: it is cut off, damaged, or holds more than "
+            f"plain values and tensors ({reason[:120]}); use another checkpoint."
+        ) from error
+    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
+        raise UserError(
+            f"{path}: expected a checkpoint with a state_dict, got a file without one; use another "
+            "file."
+        )
+    _check_types(checkpoint, path)
+    check_callback_paths(checkpoint, path)
+    if checkpoint.get("schema"):
+        try:
+            Schema.from_dict(checkpoint["schema"])
+        except (TypeError, LookupError, ValueError, AttributeError) as error:
+            raise UserError(
+                f"{path}: expected the schema of a data set, got another value ({error}); use "
+                "another checkpoint."
+            ) from error
+    if "config" in checkpoint:
+        checkpoint["config"] = update_class_paths(checkpoint["config"])
+    return checkpoint
+
+
+def _check_types(checkpoint: dict[str, Any], path: Path) -> None:
+    """Raise UserError unless the values that the verbs read are of their types."""
+    problems = [
+        f"a tensor for {name}, got {type(value).__name__}"
+        for name, value in checkpoint["state_dict"].items()
+        if not isinstance(value, torch.Tensor) or value.layout != torch.strided
+    ]
+    # Lightning writes these two. A file of weights only need not have them.
+    required = ("epoch", "global_step") if VERSION in checkpoint else ()
+    problems += [
+        f"an integer for {name}, got {checkpoint.get(name)!r:.60}"
+        for name in required
+        if type(checkpoint.get(name)) is not int
+    ]
+    if not isinstance(checkpoint.get("config", {}), dict):
+        problems.append(f"an experiment for config, got {checkpoint['config']!r:.60}")
+    if problems:
+        raise UserError(
+            f"{path} cannot be read as a checkpoint: expected {problems[0]}; use another one."
+        )
 
 
 class _HashingFile:

@@ -1,9 +1,13 @@
-"""Load weights from a checkpoint into a model: all of them, or those that fit."""
+"""Load weights from a checkpoint into a model, as far as they fit, and in their own type."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
+from torch.optim import Optimizer
 
 from proj.errors import UserError
 from proj.models.base import Model
@@ -12,11 +16,60 @@ from proj.schema import Schema
 MAX_MISMATCHES_SHOWN = 3
 
 
-def give_schema(model: LightningModule, checkpoint: dict[str, Any]) -> None:
-    """Give the checkpoint's schema to one of our models and build its net from it."""
+# Types of the weights that Lightning trains with these values of ``trainer.precision``. All others
+# train float32 weights.
+WEIGHT_TYPES = {
+    "64": torch.float64,
+    "64-true": torch.float64,
+    "bf16-true": torch.bfloat16,
+    "16-true": torch.float16,
+}
+
+
+def weight_type(precision: Any) -> torch.dtype:
+    """Return the type of the weights for a value of ``trainer.precision``."""
+    return WEIGHT_TYPES.get(str(precision), torch.float32)
+
+
+def give_schema(model: LightningModule, checkpoint: dict[str, Any], dtype: torch.dtype) -> None:
+    """Give the checkpoint's schema to one of our models and build its net from it.
+
+    The net is built with weights and constants of type ``dtype``, as Lightning builds it.
+    """
     if isinstance(model, Model) and checkpoint.get("schema") is not None:
         model.schema = Schema.from_dict(checkpoint["schema"])
-        model.configure_model()
+        with _default_type(dtype):
+            model.configure_model()
+        if dtype != torch.float32:
+            model.to(dtype)
+
+
+@contextmanager
+def _default_type(dtype: torch.dtype) -> Iterator[None]:
+    """Let torch create tensors of this type."""
+    previous = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(previous)
+
+
+def restore_state_types(optimizer: Optimizer, saved: dict[str, Any]) -> None:
+    """Give the optimizer's tensors the bits that they have in its saved state.
+
+    ``Optimizer.load_state_dict`` casts them to the type of their parameter. An optimizer may keep
+    them in another type.
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    numbers = [number for group in saved["param_groups"] for number in group["params"]]
+    for number, parameter in zip(numbers, parameters, strict=True):
+        state = optimizer.state.get(parameter, {})
+        for key, value in saved["state"].get(number, {}).items():
+            loaded = state.get(key)
+            both_tensors = isinstance(value, Tensor) and isinstance(loaded, Tensor)
+            if both_tensors and loaded.dtype != value.dtype:
+                state[key] = value.to(loaded.device)
 
 
 def check_weights(model: LightningModule, state: dict[str, Tensor], source: str) -> None:
@@ -43,6 +96,11 @@ def load_fitting(model: LightningModule, state: dict[str, Tensor], source: str) 
         for name, value in state.items()
         if name in own and own[name].shape == value.shape
     }
+    rounded = sorted(
+        name
+        for name, value in fitting.items()
+        if torch.promote_types(own[name].dtype, value.dtype) != own[name].dtype
+    )
     problems = mismatches(own, state)
     if not fitting:
         raise UserError(
@@ -51,6 +109,9 @@ def load_fitting(model: LightningModule, state: dict[str, Tensor], source: str) 
         )
     model.load_state_dict(fitting, strict=False)
     not_loaded = f"; not loaded: {'; '.join(problems)}" if problems else ""
+    if rounded:
+        types = f"{state[rounded[0]].dtype} to {own[rounded[0]].dtype}".replace("torch.", "")
+        not_loaded += f"; rounded from {types}: {len(rounded)} of them, such as {rounded[0]}"
     return f"{len(fitting)} of {len(own)} tensors from {source}{not_loaded}"
 
 

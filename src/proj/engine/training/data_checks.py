@@ -22,6 +22,9 @@ MAX_COMPARED_ROWS = 4_000_000
 # A column that alone explains this share of the target probably contains it.
 LEAK_THRESHOLD = 0.99
 
+# Arrays are float32. A step above this share of the standard deviation hides differences.
+MAX_ROUNDING = 0.01
+
 # Rows hashed at once.
 CHUNK = 65_536
 
@@ -41,6 +44,7 @@ def check_data(data: DataModule) -> list[Finding]:
         *data.findings,
         *find_duplicates(inputs, targets),
         *find_rare_classes(schema),
+        *find_rounded_inputs(schema),
     ]
     if schema.task != "regression":
         findings += find_contradictions(inputs, targets)
@@ -147,6 +151,22 @@ def find_rare_classes(schema: Schema) -> list[Finding]:
             "collect more, merge classes, or drop them",
         )
     ]
+
+
+def find_rounded_inputs(schema: Schema) -> Iterator[Finding]:
+    """Find features of arrays that float32 cannot tell apart. Tables have a check of their own."""
+    if schema.input_type != "float32":
+        return
+    for i, (mean, std) in enumerate(zip(schema.input_mean, schema.input_std, strict=True)):
+        step = float(np.spacing(np.float32(abs(mean))))
+        if step > MAX_ROUNDING * std:
+            name = schema.input_names[i] if schema.input_names else str(i)
+            yield Finding(
+                f"the values of feature {name}, around {mean:.10g}, are rounded to steps of "
+                f"{step:.3g} (float32)",
+                "the model cannot learn from smaller differences",
+                "subtract a constant from the feature, such as its smallest value",
+            )
 
 
 def find_leaking_columns(schema: Schema, train: Batch, val: Batch) -> Iterator[Finding]:

@@ -5,7 +5,8 @@ from pathlib import Path
 from proj.engine.callbacks.best_checkpoint import InitialWeights
 from proj.engine.callbacks.resume_state import check_resumable
 from proj.engine.config.experiment import ExperimentCLI, differences
-from proj.engine.runs.run import find_run, read_checkpoint
+from proj.engine.runs.checkpoint_file import read_checkpoint
+from proj.engine.runs.find import find_run
 from proj.errors import UserError
 
 # Settings that may differ from the checkpoint's, because they do not change the weights.

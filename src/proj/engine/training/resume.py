@@ -13,17 +13,12 @@ from proj.engine.callbacks.resume_state import check_resumable
 from proj.engine.config.arguments import Arguments
 from proj.engine.config.experiment import ExperimentCLI, differences, first_process
 from proj.engine.runs import checkpoint_file
-from proj.engine.runs.run import (
-    LAST,
-    PREVIOUS,
-    Run,
-    atomic_write,
-    find_run,
-    list_runs,
-    lock_run,
-    read_checkpoint,
-)
-from proj.engine.runs.weights import give_schema
+from proj.engine.runs.checkpoint_file import read_checkpoint
+from proj.engine.runs.files import atomic_write
+from proj.engine.runs.find import and_skipped, find_run, list_runs, warn_of_skipped
+from proj.engine.runs.locks import lock_run
+from proj.engine.runs.run import LAST, PREVIOUS, Run
+from proj.engine.runs.weights import give_schema, weight_type
 from proj.engine.training.preflight import preflight
 from proj.engine.training.train import RUN_VARIABLE, train
 from proj.engine.write_paths import check_links
@@ -52,6 +47,9 @@ CHANGEABLE_SETTINGS = (
     "checkpoint.every_n_steps",
     "data.init_args.cache_dir",
 )
+
+# Temporary files of `atomic_write` that a killed training may leave in the run's folder.
+UNFINISHED_FILES = ("checkpoints/.*.ckpt.*", ".manifest.json.*", ".config.yaml.*")
 
 
 def resume(arguments: Arguments, args: list[str], callbacks: Sequence[Callback] = ()) -> Run:
@@ -86,7 +84,7 @@ def resume(arguments: Arguments, args: list[str], callbacks: Sequence[Callback] 
         train(cli, run, command, callbacks, path, resumed=True)
         return run
     with lock_run(run):
-        _clean_up(path)
+        _clean_up(run, path)
         preflight(cli, [])
         _check_data(run, cli)
         for line in changes:
@@ -129,13 +127,19 @@ def _find_run(arguments: Arguments) -> Run:
         return find_run(arguments.root, arguments.resume)
     if path := os.environ.get(RUN_VARIABLE):
         return Run(Path(path))
-    runs = list_runs(arguments.root)
-    if not runs:
-        raise UserError(
-            f"--resume: expected a run to resume, there is none in {arguments.root}; train one "
-            "with `fit --config`."
-        )
-    return runs[0]
+    skipped: list[str] = []
+    for run in list_runs(arguments.root, skipped):
+        try:
+            _ = run.config
+        except UserError as error:
+            skipped.append(str(error))
+        else:
+            warn_of_skipped(skipped)
+            return run
+    raise UserError(
+        f"--resume: expected a run to resume, there is none in {arguments.root}; train one "
+        f"with `fit --config`.{and_skipped(skipped)}"
+    )
 
 
 def _check_options(cli: ExperimentCLI) -> None:
@@ -177,7 +181,7 @@ def _check_epochs(run: Run, cli: ExperimentCLI, checkpoint: dict[str, Any]) -> N
 
 def _check_data(run: Run, cli: ExperimentCLI) -> None:
     """Raise UserError if the data are not those that the run was started with."""
-    if getattr(cli.datamodule, "fingerprint", "") != run.manifest["data"]:
+    if getattr(cli.datamodule, "fingerprint", "") != run.manifest.get("data", ""):
         raise UserError(
             f"--resume: expected the data that {run.path} was trained on, got data that have "
             "changed since; restore them, or start a new run from its weights with --init_from."
@@ -186,18 +190,20 @@ def _check_data(run: Run, cli: ExperimentCLI) -> None:
 
 def _restore_schema(cli: ExperimentCLI, checkpoint: dict[str, Any]) -> None:
     """Give the checkpoint's schema to the model and the data module, so it is not fitted again."""
-    give_schema(cli.model, checkpoint)
+    give_schema(cli.model, checkpoint, weight_type(cli.config.trainer.precision))
     if isinstance(cli.datamodule, DataModule) and checkpoint.get("schema"):
         cli.datamodule.schema = Schema.from_dict(checkpoint["schema"])
 
 
-def _clean_up(used: Path) -> None:
+def _clean_up(run: Run, used: Path) -> None:
     """Remove unfinished files of a killed process, and rename a damaged ``last.ckpt``.
 
-    Otherwise the damaged file would replace the intact ``previous.ckpt`` at the next save.
+    Otherwise the damaged file would replace the intact ``previous.ckpt`` at the next save. Only
+    files that ``fit`` writes are removed, because another verb may be writing its own.
     """
-    for path in used.parent.glob(".*.ckpt.*"):
-        path.unlink()
+    for pattern in UNFINISHED_FILES:
+        for path in run.path.glob(pattern):
+            path.unlink()
     last = used.with_name(LAST)
     if used.name != LAST and last.exists():
         last.replace(last.with_suffix(".damaged"))

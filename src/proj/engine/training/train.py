@@ -10,12 +10,18 @@ from pathlib import Path
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from proj.data.base import Finding
 from proj.engine import PACKAGE, console
 from proj.engine.callbacks.best_checkpoint import BestCheckpoint
+from proj.engine.callbacks.divergence import DIVERGED, divergence
 from proj.engine.config.experiment import ExperimentCLI, first_process
 from proj.engine.exit_codes import as_user_error, signal_exit_codes
 from proj.engine.memory import keep_freed_memory
-from proj.engine.runs.run import LAST, Run, metric_entries, read_checkpoint, record_manifest
+from proj.engine.runs.checkpoint_file import read_checkpoint
+from proj.engine.runs.contents import LOST, FindingEntry, metric_entries
+from proj.engine.runs.files import read_json, write_json
+from proj.engine.runs.manifest import record_manifest
+from proj.engine.runs.run import LAST, Run
 
 # Environment variable with the run's folder. Process 0 sets it for the processes that it starts.
 RUN_VARIABLE = f"{PACKAGE.upper()}_RUN"
@@ -57,19 +63,46 @@ def train(
             record_manifest(run, command, seed, fingerprint, device, resumed),
         ):
             _fit(cli, trainer, checkpoint)
-            for saver in _best_checkpoints(trainer):
-                run.write_manifest(best_epoch=saver.best_epoch)
+            _record_result(run, trainer)
     except SystemExit as stop:
         if stop.code in SIGNAL_CODES and (run.path / "checkpoints" / LAST).is_file():
-            console.say(f"stopped; to continue: fit --resume {shlex.quote(str(run.path))}")
+            console.say(
+                f"stopped in epoch {trainer.current_epoch}, saved; to continue: "
+                f"fit --resume {shlex.quote(str(run.path))}"
+            )
         raise
     except Exception:
+        # No step was made, so model, data, settings and checkpoint do not fit together.
         if trainer.global_step == first_step and not resumed:
             _delete(run, cli.root)
             with as_user_error("training cannot start"):
                 raise
+        if trainer.global_step in (0, first_step):
+            with as_user_error(f"training cannot resume from {checkpoint}"):
+                raise
         raise
     _show_result(run, trainer)
+
+
+def _record_result(run: Run, trainer: Trainer) -> None:
+    for saver in _best_checkpoints(trainer):
+        run.write_manifest(best_epoch=saver.best_epoch)
+    _record_divergence(run, divergence(trainer))
+
+
+def _record_divergence(run: Run, found: Finding | None) -> None:
+    """Record in the manifest and in ``findings.json`` whether training has diverged.
+
+    What an earlier part of a resumed run recorded is replaced.
+    """
+    path = run.path / "findings.json"
+    findings = read_json(path, list[FindingEntry], LOST) if path.is_file() else []
+    others = [finding for finding in findings if finding["effect"] != DIVERGED]
+    new = [found._asdict()] if found else []
+    if others + new != findings:
+        write_json(path, others + new)
+    if found or run.manifest.get("warnings"):
+        run.write_manifest(warnings=[str(found)] if found else [])
 
 
 def _fit(cli: ExperimentCLI, trainer: Trainer, checkpoint: Path | None) -> None:
@@ -117,3 +150,5 @@ def _show_result(run: Run, trainer: Trainer) -> None:
     console.say(f"run: {run.path}")
     if any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers):
         console.say(f"watch: tensorboard --logdir {shlex.quote(str(run.path.parent))}")
+    if found := divergence(trainer):
+        console.warn(str(found))

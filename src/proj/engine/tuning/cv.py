@@ -10,15 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
-import yaml
 from rich.table import Column, Table
 
 from proj.engine import console
 from proj.engine.config.arguments import read_arguments
 from proj.engine.config.experiment import ExperimentCLI, differences
 from proj.engine.config.parser import VerbParser
+from proj.engine.config.placeholders import show_not_recorded
+from proj.engine.config.yaml_file import read_yaml
 from proj.engine.exit_codes import stop_signals
-from proj.engine.runs.run import Run, atomic_write, lock_run, read_checkpoint
+from proj.engine.runs.checkpoint_file import read_checkpoint
+from proj.engine.runs.files import atomic_write
+from proj.engine.runs.locks import lock_run
+from proj.engine.runs.run import Run
 from proj.engine.tuning.fold_scores import (
     FoldRun,
     Metrics,
@@ -46,6 +50,7 @@ def cv(args: list[str]) -> None:
             "data: expected a data module with the option fold, which those of this package have, "
             f"got {cli.experiment['data']['class_path']}; use one of this package."
         )
+    show_not_recorded(cli.secrets)
     folder.mkdir(parents=True, exist_ok=True)
     check_links(folder)
     one_process_per_job = uses_several_devices(cli.experiment)
@@ -64,7 +69,7 @@ def _parse(args: list[str]) -> tuple[argparse.Namespace, list[str]]:
         "cv", "Cross-validate an experiment. Further flags apply to the experiment of every run."
     )
     parser.add_argument("-c", "--config", required=True, help="the experiment")
-    parser.add_argument("--folds", type=positive_int, default=5, help="number of folds")
+    parser.add_argument("--folds", type=_fold_count, default=5, help="number of folds")
     parser.add_argument(
         "--seeds",
         type=positive_int,
@@ -89,7 +94,7 @@ def _record(folder: Path, settings: dict[str, Any]) -> None:
     """Write ``cv.yaml``; raise UserError if the folder has another cross-validation."""
     file = folder / "cv.yaml"
     if file.exists():
-        changes = differences(yaml.safe_load(file.read_text()), settings)
+        changes = differences(read_yaml(file), settings)
         if changes:
             raise UserError(
                 f"{folder}: expected the settings with which this cross-validation began, got "
@@ -98,6 +103,14 @@ def _record(folder: Path, settings: dict[str, Any]) -> None:
             )
     content = yaml_document(settings).encode()
     atomic_write(file, lambda stream: stream.write(content))
+
+
+def _fold_count(text: str) -> int:
+    """Parse a number of folds, at least two: one fold would leave no rows to train on."""
+    count = positive_int(text)
+    if count < 2:
+        raise argparse.ArgumentTypeError(f"expected a number from 2 up, got {text}")
+    return count
 
 
 def _plan_runs(

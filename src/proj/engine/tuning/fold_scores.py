@@ -11,9 +11,10 @@ import polars as pl
 from scipy.stats import t as student_t
 
 from proj.engine.evaluation.counts import metric_names, scores, sums_of
-from proj.engine.evaluation.prediction_set import PredictionSet, read_prediction_set
+from proj.engine.evaluation.prediction_set import PredictionSet, read_prediction_set, read_table
 from proj.engine.runs import calibration
-from proj.engine.runs.run import Run, read_checkpoint, read_json
+from proj.engine.runs.checkpoint_file import read_checkpoint
+from proj.engine.runs.run import Run
 from proj.schema import Array, Schema
 
 # Content of a metrics.json: entries by name, such as {"value": 0.97}.
@@ -39,12 +40,11 @@ class FoldRun(NamedTuple):
     flags: list[str]
 
     def metrics(self) -> Metrics:
-        metrics: Metrics = read_json(self.folder / "test" / "metrics.json")
-        return metrics
+        return Run(self.folder).metrics("test")
 
     def predictions(self) -> pl.DataFrame:
         """Return the test predictions, after columns with the seed and the fold."""
-        table = pl.read_parquet(self.folder / "test" / "predictions.parquet")
+        table = read_table(self.folder / "test" / "predictions.parquet")
         seed, fold = pl.lit(self.seed).alias("seed"), pl.lit(self.fold).alias("fold")
         return table.select(seed, fold, pl.all())
 
@@ -104,7 +104,7 @@ def _read_predictions(run: Run) -> PredictionSet:
     """Return the test predictions of a run, with the thresholds that ``test`` applied."""
     schema = Schema.from_dict(read_checkpoint(run.checkpoint("best"))["schema"])
     folder = run.path / "test"
-    predictions = read_prediction_set(schema, pl.read_parquet(folder / "predictions.parquet"))
+    predictions = read_prediction_set(schema, read_table(folder / "predictions.parquet"))
     applied = folder / calibration.FILE
     if not applied.is_file():
         return predictions

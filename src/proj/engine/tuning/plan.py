@@ -2,13 +2,13 @@
 
 import argparse
 import inspect
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, NamedTuple
 
 import optuna
-import yaml
 from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
 
@@ -16,6 +16,8 @@ from proj import metrics
 from proj.engine.config.arguments import as_flags, read_arguments
 from proj.engine.config.experiment import ExperimentCLI
 from proj.engine.config.parser import VerbParser
+from proj.engine.config.placeholders import show_not_recorded
+from proj.engine.config.yaml_file import read_yaml
 from proj.engine.tuning.space import Parameter, corners, read_space
 from proj.engine.write_paths import check_paths
 from proj.errors import UserError, nearest
@@ -125,6 +127,7 @@ def read_plan(args: list[str]) -> StudyPlan:
     space = read_space(section["space"])
     _check_space(space, fit_args)
     cli = ExperimentCLI("fit", arguments.configs, arguments.flags)
+    show_not_recorded(cli.secrets)
     metric, mode = _read_objective(file, section, cli)
     plan = StudyPlan(
         name=file.stem,
@@ -198,15 +201,21 @@ def positive_int(text: str) -> int:
 
 def _read_study_file(file: Path) -> dict[str, Any]:
     try:
-        section = yaml.safe_load(file.read_text(encoding="utf-8"))
+        section = read_yaml(file)
     except OSError as error:
         near = nearest(str(file), [str(path) for path in Path("configs/tune").glob("*.yaml")])
         raise UserError(f"--config: cannot read {file}: {error.strerror}.{near}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(section, dict):
         keys = ", ".join(KEYS)
         raise UserError(f"{file}: expected the keys of a study ({keys}), got {section!r}.")
+    try:
+        json.dumps(section)
+    except (TypeError, ValueError, RecursionError) as error:
+        # YAML has dates and other values that a study cannot store.
+        raise UserError(
+            f"{file}: expected texts, numbers, lists and mappings, got another value ({error}); "
+            "put dates into quotes."
+        ) from error
     for key, value in section.items():
         _check_key(file, key, value)
     for key in ("experiment", "sampler", "space"):
@@ -300,12 +309,28 @@ def build(section: Any, module: ModuleType, key: str, fixed: dict[str, Any] | No
                 f"{key}.{option}: {cls.__name__} has no such option.{nearest(option, accepted)}"
             )
         if isinstance(value, dict) and "class_path" in value:
-            options[option] = build(value, module, f"{key}.{option}")
+            # An inner sampler without the study's seed would make the study random.
+            options[option] = build(value, module, f"{key}.{option}", fixed)
     options |= {option: value for option, value in fixed.items() if option in accepted}
     try:
         return cls(**options)
+    except ImportError as error:
+        raise UserError(
+            f"{key}: {cls.__name__} needs a package that is not installed: "
+            f"{' '.join(str(error).split())} Install it, or choose another class."
+        ) from error
     except (TypeError, ValueError) as error:
         raise UserError(f"{key}: {cls.__name__} cannot be built: {error}.") from error
+
+
+def class_names(module: ModuleType) -> list[str]:
+    """Return the names of the classes that a module exports and that can be built."""
+    exported = ((name, getattr(module, name)) for name in module.__all__)
+    return [
+        name
+        for name, value in exported
+        if isinstance(value, type) and not inspect.isabstract(value)
+    ]
 
 
 def _read_class(section: Any, module: ModuleType, key: str) -> tuple[type[Any], dict[str, Any]]:
@@ -317,7 +342,7 @@ def _read_class(section: Any, module: ModuleType, key: str) -> tuple[type[Any], 
     ):
         raise UserError(f"{key}: expected class_path and init_args, got {section!r}.")
     path = section["class_path"]
-    names = [name for name in module.__all__ if isinstance(getattr(module, name), type)]
+    names = class_names(module)
     name = path.removeprefix(f"{module.__name__}.")
     if name not in names:
         raise UserError(

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from proj.engine.runs.files import as_plain
 from proj.engine.tuning.worker import Job
 
 # Attempts at a job whose worker is killed, for example by the kernel when memory runs out.
@@ -136,19 +137,21 @@ class Worker:
         if self.process is not None and self.process.poll() is not None:
             self.close()
         if self.process is None:
-            self.process = self._start([json.dumps(job)] if one_process_per_job else [])
+            self.process = self._start(
+                [json.dumps(job, default=as_plain)] if one_process_per_job else []
+            )
         process = self.process
         assert process.stdin is not None
         assert process.stdout is not None
         try:
             if not one_process_per_job:
-                process.stdin.write(json.dumps(job) + "\n")
+                process.stdin.write(f"{json.dumps(job, default=as_plain)}\n")
             for line in process.stdout:
                 message: dict[str, Any] = json.loads(line)
                 if "code" in message:
                     return message
                 stop = report(message["epoch"], message["value"])
-                process.stdin.write(json.dumps(stop) + "\n")
+                process.stdin.write(json.dumps(stop, default=as_plain) + "\n")
         except BrokenPipeError:
             # The process has died, and its exit code gives the reason.
             pass
@@ -160,7 +163,7 @@ class Worker:
             [sys.executable, "-m", f"{__package__}.worker", *args],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            text=True,
+            encoding="utf-8",
             bufsize=1,
             env=self.environment,
             start_new_session=True,

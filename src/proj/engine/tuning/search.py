@@ -12,13 +12,16 @@ from optuna.trial import FrozenTrial, TrialState
 from proj.engine import console
 from proj.engine.config.arguments import as_flags
 from proj.engine.exit_codes import stop_signals
-from proj.engine.runs.run import Run, lock_run
+from proj.engine.runs.files import as_plain
+from proj.engine.runs.locks import lock_run
+from proj.engine.runs.run import Run
 from proj.engine.tuning.plan import StudyPlan, read_plan
 from proj.engine.tuning.pool import JobFailed, JobInterrupted, Pool
 from proj.engine.tuning.space import suggest
 from proj.engine.tuning.study import (
     enqueue_retry,
     open_study,
+    rehearse,
     remaining_trials,
     trial_index,
     trials_by_index,
@@ -33,6 +36,7 @@ from proj.errors import TrainingError, UserError
 def tune(args: list[str]) -> None:
     """Search for better hyperparameters."""
     plan = read_plan(args)
+    rehearse(plan)
     plan.folder.mkdir(parents=True, exist_ok=True)
     check_links(plan.folder)
     with nullcontext() if plan.storage else lock_run(Run(plan.folder)):
@@ -129,7 +133,8 @@ class Search:
         if plan.n_trials is not None and index >= plan.n_trials:
             trial.set_user_attr("reason", "another machine used up the budget in the meantime")
             raise JobFailed("beyond the budget")
-        settings = suggest(trial, plan.space)
+        # Samplers may propose scalars of NumPy, which JSON does not accept.
+        settings = as_plain(suggest(trial, plan.space))
         trial.set_user_attr("settings", settings)
         has_repeats = len(plan.repeats) > 1
         scores: list[float] = []

@@ -10,12 +10,13 @@ import logging
 import re
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 import optuna
-from optuna import Study
+from optuna import Study, Trial
 from optuna.distributions import BaseDistribution
 from optuna.exceptions import DuplicatedStudyError, ExperimentalWarning
 from optuna.samplers import BaseSampler, GridSampler, QMCSampler
@@ -27,12 +28,18 @@ from optuna.trial import FrozenTrial, TrialState
 from proj.engine import console
 from proj.engine.config.experiment import differences
 from proj.engine.tuning.plan import StudyPlan
+from proj.engine.tuning.space import suggest
 from proj.engine.write_paths import check_appended
 from proj.errors import UserError
 
 # A `tune` on another machine counts as dead after four missed heartbeats.
 HEARTBEAT_SECONDS = 5
 GRACE_SECONDS = 4 * HEARTBEAT_SECONDS
+
+# Some samplers propose the first trial at random.
+REHEARSED_TRIALS = 3
+# What Optuna raises if a sampler or pruner does not fit the space, or lacks a package.
+SAMPLER_ERRORS = (TypeError, ValueError, LookupError, ImportError, NotImplementedError)
 
 warnings.simplefilter("ignore", ExperimentalWarning)
 # Add a waiting trial with the parameters and the intermediate values of a trial that has failed.
@@ -93,6 +100,25 @@ class DeterministicSampler(BaseSampler):
         # Samplers of the running trials, by trial number.
         self.samplers: dict[int, BaseSampler] = {}
 
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Convert the errors of a sampler that does not fit the space to a message."""
+        try:
+            yield
+        except SAMPLER_ERRORS as error:
+            if isinstance(error, UserError):
+                raise
+            name = type(self.make_sampler(self.seed)).__name__
+            if isinstance(error, ImportError):
+                raise UserError(
+                    f"sampler: {name} needs a package that is not installed: {error}; install it, "
+                    "or choose another sampler."
+                ) from error
+            raise UserError(
+                f"sampler: expected one that fits the space, got {name}, which cannot propose "
+                f"parameters: {' '.join(str(error).split())}; change the sampler or the space."
+            ) from error
+
     def _sampler_of(self, study: Study, trial: FrozenTrial, parameter: str = "") -> BaseSampler:
         key = f"{self.seed} {trial_index(study, trial)} {parameter}"
         digest = hashlib.sha256(key.encode()).digest()
@@ -103,18 +129,21 @@ class DeterministicSampler(BaseSampler):
         return sampler
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
-        self.samplers[trial.number] = self._sampler_of(study, trial)
-        self.samplers[trial.number].before_trial(study, trial)
+        with self._explained():
+            self.samplers[trial.number] = self._sampler_of(study, trial)
+            self.samplers[trial.number].before_trial(study, trial)
 
     def infer_relative_search_space(
         self, study: Study, trial: FrozenTrial
     ) -> dict[str, BaseDistribution]:
-        return self.samplers[trial.number].infer_relative_search_space(study, trial)
+        with self._explained():
+            return self.samplers[trial.number].infer_relative_search_space(study, trial)
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        return self.samplers[trial.number].sample_relative(study, trial, search_space)
+        with self._explained():
+            return self.samplers[trial.number].sample_relative(study, trial, search_space)
 
     def sample_independent(
         self,
@@ -125,14 +154,43 @@ class DeterministicSampler(BaseSampler):
     ) -> Any:
         # A retried trial has some parameters already. A generator for each parameter keeps the
         # others independent of how many were sampled before.
-        sampler = self._sampler_of(study, trial, param_name)
-        return sampler.sample_independent(study, trial, param_name, param_distribution)
+        with self._explained():
+            sampler = self._sampler_of(study, trial, param_name)
+            return sampler.sample_independent(study, trial, param_name, param_distribution)
 
     def after_trial(
         self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None
     ) -> None:
         if sampler := self.samplers.pop(trial.number, None):
             sampler.after_trial(study, trial, state, values)
+
+
+def rehearse(plan: StudyPlan) -> None:
+    """Run a few trials of the study in memory, without training.
+
+    Raises:
+        UserError: the sampler or the pruner needs a package that is not installed, or does not fit
+            the space.
+    """
+    _silence_optuna()
+
+    def objective(trial: Trial) -> float:
+        suggest(trial, plan.space)
+        trial.report(float(trial.number), step=0)
+        trial.should_prune()
+        return float(trial.number)
+
+    sampler = DeterministicSampler(plan.make_sampler, plan.seed)
+    study = optuna.create_study(sampler=sampler, pruner=plan.make_pruner())
+    try:
+        study.optimize(objective, n_trials=REHEARSED_TRIALS)
+    except SAMPLER_ERRORS as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(
+            f"pruner: expected one that can run, got an error: {' '.join(str(error).split())}; "
+            "change its options."
+        ) from error
 
 
 def open_study(plan: StudyPlan) -> Study:

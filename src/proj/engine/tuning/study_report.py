@@ -25,7 +25,7 @@ from proj.engine import PACKAGE, console, html
 from proj.engine.config.arguments import as_flags, read_arguments
 from proj.engine.config.experiment import ExperimentCLI
 from proj.engine.escaping import csv_cell, visible
-from proj.engine.runs.run import atomic_write
+from proj.engine.runs.files import atomic_write
 from proj.engine.tuning.plan import StudyPlan
 from proj.engine.tuning.pool import threads_per_worker
 from proj.engine.tuning.study import trial_index, trials_by_index, was_interrupted

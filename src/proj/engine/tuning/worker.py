@@ -16,7 +16,6 @@ import signal
 import sys
 import threading
 import time
-import traceback
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, TypedDict
@@ -24,13 +23,21 @@ from typing import Any, TypedDict
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from proj.engine import security
+from proj.engine.cli import replace_unprintable
 from proj.engine.commands.fit import fit
 from proj.engine.commands.test import test
-from proj.engine.config.experiment import first_process
+from proj.engine.config.arguments import read_arguments
+from proj.engine.config.experiment import ExperimentCLI, first_process
+from proj.engine.config.placeholders import secret_flags
 from proj.engine.exit_codes import exit_code
 from proj.engine.runs import checkpoint_file
-from proj.engine.runs.run import LAST, PREVIOUS, Run, lock_run, read_checkpoint
-from proj.engine.write_paths import check_appended
+from proj.engine.runs.checkpoint_file import read_checkpoint
+from proj.engine.runs.files import as_plain
+from proj.engine.runs.locks import lock_run
+from proj.engine.runs.run import LAST, PREVIOUS, Run
+from proj.engine.secrets import hide, is_placeholder, printable, split_words
+from proj.engine.terminal import escape_output, print_traceback
+from proj.engine.write_paths import check_appended, texts
 from proj.errors import TrainingError, UserError
 
 QUIET = ["--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false"]
@@ -78,7 +85,7 @@ class Channel:
     """
 
     def __init__(self) -> None:
-        self.output = os.fdopen(os.dup(1), "w", buffering=1)
+        self.output = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
         self.messages: queue.Queue[Any] = queue.Queue()
         threading.Thread(target=self._listen, daemon=True).start()
 
@@ -89,7 +96,7 @@ class Channel:
         os.kill(os.getpid(), signal.SIGTERM)
 
     def send(self, **message: Any) -> None:
-        self.output.write(json.dumps(message) + "\n")
+        self.output.write(json.dumps(message, default=as_plain) + "\n")
 
     def receive(self) -> Any:
         """Return the next message; None after the parent process has ended."""
@@ -133,9 +140,28 @@ def train(job: Job, channel: Channel | None) -> None:
     if not resumable:
         fit([*job["fit_args"], *QUIET], folder, callbacks)
     elif Run(folder).manifest["status"] != "finished":
-        fit(["--resume", str(folder), *QUIET], folder, callbacks)
-    if job["test"] and not (folder / "test" / "metrics.json").exists():
-        test(["--run", str(folder), *QUIET])
+        fit(["--resume", str(folder), *_secret_flags(job), *QUIET], folder, callbacks)
+    if job["test"] and not _is_tested(folder):
+        test(["--run", str(folder), *_secret_flags(job), *QUIET])
+
+
+def _secret_flags(job: Job) -> list[str]:
+    """Return the values that the run of a job has not recorded, as flags."""
+    if not any(is_placeholder(text) for _, text in texts(Run(Path(job["folder"])).config)):
+        return []
+    arguments = read_arguments(job["fit_args"], "fit")
+    cli = ExperimentCLI("fit", arguments.configs, arguments.flags, instantiate=False)
+    return secret_flags(cli.secrets)
+
+
+def _is_tested(folder: Path) -> bool:
+    """Return whether ``test`` has written all its files: the report is the last one.
+
+    Models of a user's own have no report. They are tested again if they have predictions.
+    """
+    needs_report = (folder / "test" / "predictions.parquet").exists()
+    has_report = (folder / "report.html").exists()
+    return (folder / "test" / "metrics.json").exists() and (has_report or not needs_report)
 
 
 def _wait_for_lock(folder: Path) -> None:
@@ -160,6 +186,7 @@ def execute(job: Job, channel: Channel | None) -> dict[str, Any]:
         the best epoch, otherwise ``reason``, the error message.
     """
     _redirect_output(Path(job["log"]))
+    hide(split_words(job["fit_args"])[1])
     for package in job["allow"]:
         security.allow_package(package)
     reason = ""
@@ -169,7 +196,7 @@ def execute(job: Job, channel: Channel | None) -> dict[str, Any]:
         try:
             train(job, channel)
         except (UserError, TrainingError) as error:
-            reason = str(error)
+            reason = printable(str(error))
             raise
 
     try:
@@ -178,8 +205,8 @@ def execute(job: Job, channel: Channel | None) -> dict[str, Any]:
         return {"code": 0, "metrics": best_metrics(Path(job["folder"]))}
     except Exception as error:
         # An error in user code ends this job only, and the log has the traceback.
-        traceback.print_exc()
-        return {"code": 1, "reason": f"{type(error).__name__}: {error}"}
+        print_traceback(type(error), error, error.__traceback__)
+        return {"code": 1, "reason": printable(f"{type(error).__name__}: {error}")}
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
@@ -205,6 +232,8 @@ def _redirect_output(log: Path) -> None:
 
 
 def main() -> None:
+    escape_output()
+    replace_unprintable()
     channel = Channel() if first_process() else None
     if len(sys.argv) > 1:
         outcome = execute(json.loads(sys.argv[1]), channel)
