@@ -163,7 +163,7 @@ def encode_column(column: Column) -> pl.Expr:
 
 def _exact_numbers(column: Column) -> pl.Expr:
     """Return the expression of a number or of a part of a date, before it is rounded."""
-    values = pl.col(column.source)
+    values = by_name(column.source)
     if column.kind == "number":
         return values.cast(pl.Float64, strict=False)
     is_text = column.type == "text"
@@ -184,7 +184,8 @@ def rounding(rows: pl.DataFrame, column: Column) -> tuple[float, float, float] |
         The largest number, the step that numbers of this size are rounded to, and the standard
         deviation of the numbers; None if the step is small beside it.
     """
-    numbers = rows.select(_exact_numbers(column).cast(pl.Float64)).to_series().drop_nulls()
+    encoded = rows.select(_exact_numbers(column).cast(pl.Float64).alias("number"))
+    numbers = encoded["number"].drop_nulls()
     numbers = numbers.filter(numbers.is_finite())
     if not len(numbers):
         return None
