@@ -67,8 +67,10 @@ def main() -> None:
             text = path.read_text(encoding="utf-8")
         except UnicodeDecodeError:
             continue
-        if word.search(text):
-            path.write_text(word.sub(name, text), encoding="utf-8")
+        # Environment variables begin with the name in upper case.
+        renamed = text.replace(f"{OLD.upper()}_", f"{name.upper()}_")
+        if (renamed := word.sub(name, renamed)) != text:
+            path.write_text(renamed, encoding="utf-8")
     (ROOT / "src" / OLD).rename(ROOT / "src" / name)
     print(
         f"Renamed {OLD} to {name}. Delete .venv and src/*.egg-info and install the package again, "

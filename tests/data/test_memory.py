@@ -12,11 +12,9 @@ from proj.data import arrays, memory
 from proj.data.arrays import load_npz
 from proj.data.images import decode as decoding
 from proj.data.images.decode import read_pixels, read_shape
-from proj.data.memory import check_memory, memory_limit
+from proj.data.memory import VARIABLE, check_memory, memory_limit
 from proj.data.tabular.datamodule import Tabular
 from proj.errors import UserError
-
-VARIABLE = "PROJ_MEMORY_GB"
 
 
 def test_the_limit_is_the_smallest_of_what_is_left(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -288,7 +288,7 @@ WRONG_CONFIGS = [
     ("name: zebra", "no such key 'name' in an experiment."),
     (
         "data: {init_args: {path: 2020-01-01}}",
-        "date is not JSON serializable; put quotes around it",
+        "got a date; put quotes around it",
     ),
     (
         "early_stopping: {patiense: 3}",

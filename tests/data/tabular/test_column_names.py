@@ -3,6 +3,7 @@
 import csv
 import json
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import proj
 from conftest import Cli
 from proj.data.base import split_names
 from proj.data.tabular.datamodule import Tabular
@@ -139,3 +141,14 @@ def test_kept_columns_never_take_the_name_of_another() -> None:
     source = pl.DataFrame({"row": [1], "kept_row": [2], "x": [3]})
     renamed = _rename_taken(source, ["row", "prediction"])
     assert renamed.columns == ["kept_kept_row", "kept_row", "x"]
+
+
+def test_no_name_reaches_an_expression_parser() -> None:
+    """``pl.col`` with a variable reads the user's names as patterns; ``by_name`` does not."""
+    package = Path(proj.__file__).parent
+    found = [
+        f"{path.relative_to(package)}: {match[0]}"
+        for path in package.rglob("*.py")
+        for match in re.finditer(r'pl\.col\((?!"|pl\.)[^)]*\)', path.read_text(encoding="utf-8"))
+    ]
+    assert found == []

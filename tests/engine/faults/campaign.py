@@ -21,9 +21,9 @@ from proj.engine.cli import main
 
 # Interruptions of one run before it may finish.
 MOST_PER_RUN = 4
-# Exit codes after a signal. Before training starts, SIGTERM has its default action. A process may
-# also have finished before it arrived.
-EXIT_CODES = {SIGKILL: (-9, -14), SIGTERM: (143, -15), SIGINT: (130,)}
+# Exit codes after a signal: those of the program, or the signal itself where it has its default
+# action, which a shell reports with the same number. A process may also have finished before.
+EXIT_CODES = {SIGKILL: (-9, -14), SIGTERM: (143, -15), SIGINT: (130, -2)}
 OTHER_PROCESS = "other process"
 
 

@@ -54,7 +54,7 @@ class Images(DataModule):
 
     Args:
         path: ``PATH/CLASS/…``, or ``PATH/train/CLASS/…`` with optional ``PATH/val`` and
-            ``PATH/test``, of files that Pillow reads; or an ``.npz`` file with ``x_train`` and
+            ``PATH/test``, of image files; or an ``.npz`` file with ``x_train`` and
             ``y_train`` (or ``x`` and ``y``) and optional ``x_val``, ``y_val``, ``x_test``,
             ``y_test``, uint8 [rows, height, width] or with channels.
         predict_path: a folder of images, or an ``.npz`` file with ``x``, for ``predict``; null

@@ -67,8 +67,9 @@ class PreparedImages(NamedTuple):
             findings.append(Finding(unreadable, effect, "repair or remove them"))
         if self.listing and (files := self.listing.other_files):
             listed = ", ".join(files[:3]) + ", …" * (len(files) > 3)
-            noun = "file has" if len(files) == 1 else "files have"
-            problem = f"{len(files)} {noun} no image suffix in {self.listing.root} ({listed})"
+            noun, verb = ("file", "has") if len(files) == 1 else ("files", "have")
+            root = self.listing.root
+            problem = f"{len(files)} {noun} in {root} {verb} no image suffix ({listed})"
             findings.append(Finding(problem, effect, "remove them, or rename them to their format"))
         if self.listing and (links := self.listing.skipped_links):
             noun = "link leads" if links == 1 else "links lead"

@@ -24,6 +24,9 @@ TICK = 2.0
 # Files that a thread reads before it takes the next ones.
 FILES_PER_TASK = 64
 
+# Numbers of devices and files, and times before 1970, as 64 bits without a sign.
+WORD = 2**64 - 1
+
 # What is remembered of a file. ``state`` holds device, inode, size, and the times of the last
 # change of the inode and of the content in nanoseconds. No program can set the first of these
 # times, so equal states mean equal contents if ``certain``: the times were already older than
@@ -46,7 +49,7 @@ def fingerprint(files: Sequence[Path], cache: Path, unreadable: bool = False) ->
         UserError: if a file cannot be read, or changes while it is read.
     """
     records = np.zeros(len(files), RECORD)
-    paths = [os.path.abspath(path) for path in files]
+    paths = [os.fspath(path) for path in files]
     records["state"] = [_state(path) for path in paths]
     size = int(records["state"][:, 2].sum()) + COST_PER_FILE * len(files)
     if size <= ALWAYS_READ or os.name == "nt":  # Windows has no time of the last inode change.
@@ -54,8 +57,8 @@ def fingerprint(files: Sequence[Path], cache: Path, unreadable: bool = False) ->
     else:
         _read_changed(paths, records, cache, unreadable)
     digest = hashlib.sha256()
-    for path, content in zip(files, records["sha256"], strict=True):
-        digest.update(os.fsencode(path.name) + b" " + content.tobytes())
+    for path, content in zip(paths, records["sha256"], strict=True):
+        digest.update(os.fsencode(os.path.basename(path)) + b" " + content.tobytes())
     return digest.hexdigest()
 
 
@@ -72,7 +75,7 @@ def check_unchanged(
 
 def _read_changed(paths: list[str], records: Array, cache: Path, unreadable: bool) -> None:
     """Fill ``records``, and read the files whose state is new or not certain."""
-    name = hashlib.sha256(b"\0".join(map(os.fsencode, paths))).hexdigest()[:32]
+    name = hashlib.sha256(os.fsencode("\0".join([os.getcwd(), *paths]))).hexdigest()[:32]
     file = cache / "files" / f"{name}.npy"
     known = read_array(file)
     if known is None or known.shape != records.shape or known.dtype != RECORD:
@@ -107,14 +110,13 @@ def _state(path: str) -> tuple[int, ...]:
 
 
 def _identity(found: os.stat_result) -> tuple[int, ...]:
-    values = (
-        found.st_dev,
-        found.st_ino,
+    return (
+        found.st_dev & WORD,
+        found.st_ino & WORD,
         found.st_size,
-        found.st_ctime_ns,
-        found.st_mtime_ns,
+        found.st_ctime_ns & WORD,
+        found.st_mtime_ns & WORD,
     )
-    return tuple(value % 2**64 for value in values)
 
 
 def _read(paths: list[str], records: Array, numbers: Array, unreadable: bool) -> None:

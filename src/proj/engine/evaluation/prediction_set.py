@@ -101,6 +101,8 @@ def read_prediction_set(
 
     ``group`` names a column of the table.
     """
+    if table.is_empty():
+        raise ValueError("expected rows, got none")
     suffixes = (
         [f"_{name}" for name in schema.target_names] if len(schema.target_names) > 1 else [""]
     )

@@ -300,7 +300,10 @@ def _open_storage(plan: StudyPlan) -> BaseStorage:
 
 
 def _open_journal(folder: Path) -> JournalStorage:
-    """Open the journal of a study; the caller holds the lock on its folder."""
+    """Open the journal of a study; the caller holds the lock on its folder.
+
+    Raises UserError if the journal is damaged.
+    """
     journal = folder / "study.journal"
     folder.mkdir(parents=True, exist_ok=True)
     # A lock of Optuna's can only be left by a process that was killed.
@@ -308,7 +311,13 @@ def _open_journal(folder: Path) -> JournalStorage:
         lock.unlink()
     check_appended(journal)
     truncate_torn_record(journal)
-    return JournalStorage(JournalFileBackend(str(journal)))
+    try:
+        return JournalStorage(JournalFileBackend(str(journal)))
+    except Exception as error:  # Optuna raises many kinds for a damaged journal.
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(
+            f"{journal} is damaged: {reason}; restore it, or choose another folder with --output."
+        ) from error
 
 
 def truncate_torn_record(journal: Path) -> None:
