@@ -46,7 +46,7 @@ def train_one() -> None:
         "model": {"class_path": "MulticlassClassifier", "init_args": {"net": "MLP"}},
         "data": {"class_path": "ArrayDataModule", "init_args": {"path": "data.npz"}},
     }
-    Path("experiment.yaml").write_text(yaml.safe_dump(experiment))
+    Path("experiment.yaml").write_text(yaml.safe_dump(experiment), encoding="utf-8")
     call("fit", "--config", "experiment.yaml", "--name", "base")
     call("test", "--run", "base")
 
@@ -57,23 +57,24 @@ def copy_run(number: int) -> None:
     (folder / "test").mkdir(parents=True)
     (folder / "checkpoints").mkdir()
     os.link(base / "checkpoints/best.ckpt", folder / "checkpoints/best.ckpt")
-    config = (base / "config.yaml").read_text()
+    config = (base / "config.yaml").read_text(encoding="utf-8")
     config = config.replace("seed_everything: 0", f"seed_everything: {number}")
-    (folder / "config.yaml").write_text(config.replace("lr: 0.001", f"lr: {0.001 + number * 1e-6}"))
-    manifest = json.loads((base / "manifest.json").read_text())
+    config = config.replace("lr: 0.001", f"lr: {0.001 + number * 1e-6}")
+    (folder / "config.yaml").write_text(config, encoding="utf-8")
+    manifest = json.loads((base / "manifest.json").read_text(encoding="utf-8"))
     start = datetime(2026, 1, 1, tzinfo=UTC) + timedelta(minutes=number)
     manifest["start"] = start.isoformat()
-    (folder / "manifest.json").write_text(json.dumps(manifest, indent=2))
-    metrics = json.loads((base / "test/metrics.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(manifest, indent=2), encoding="utf-8")
+    metrics = json.loads((base / "test/metrics.json").read_text(encoding="utf-8"))
     metrics["f1"]["value"] = number % 1000 / 1000
-    (folder / "test/metrics.json").write_text(json.dumps(metrics, indent=2))
+    (folder / "test/metrics.json").write_text(json.dumps(metrics, indent=2), encoding="utf-8")
 
 
 def call(*args: str) -> tuple[float, float]:
     """Run a command of the program; return its seconds and its CPU seconds."""
     start, cpu = time.perf_counter(), cpu_seconds()
     command = [sys.executable, "-m", PACKAGE, *args]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", check=False)
     if done.returncode:
         sys.exit(f"{' '.join(args)}: exit code {done.returncode}: {done.stderr}")
     return time.perf_counter() - start, cpu_seconds() - cpu
@@ -88,7 +89,7 @@ def cpu_seconds() -> float:
 def newest() -> float:
     """Return the CPU seconds that the search for the newest finished run takes."""
     command = [sys.executable, "-c", NEWEST]
-    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    return float(subprocess.run(command, capture_output=True, encoding="utf-8", check=True).stdout)
 
 
 def measure() -> None:

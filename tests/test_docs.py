@@ -166,6 +166,8 @@ def run_shell(block: Block, cli: Cli) -> None:
     "ignore::optuna.exceptions.ExperimentalWarning",
     # The workers of `tune` and `cv` end with the program, which is the test process here.
     "ignore::pytest.PytestUnraisableExceptionWarning",
+    # `--help` lists subclasses, those of other tests in this process too.
+    "ignore:\\s+Hit failing import",
 )
 @pytest.mark.parametrize("page", RUN_PAGES, ids=lambda page: page.stem)
 @pytest.mark.usefixtures("quick_workers")

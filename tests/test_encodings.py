@@ -29,6 +29,8 @@ def without_encoding(source: str) -> Iterator[int]:
             continue
         if name == "open" and owner in NOT_FILES:
             continue
+        if name.endswith("_text") and not is_method:
+            continue  # a function of ours
         place = TEXT_CALLS[name]
         if place is not None:
             is_path = name == "open" and is_method
@@ -36,6 +38,8 @@ def without_encoding(source: str) -> Iterator[int]:
             mode = keywords.get("mode") or (arguments[0] if arguments else None)
             if isinstance(mode, ast.Constant) and "b" in str(mode.value):
                 continue
+            if mode is None and name == "TemporaryFile":
+                continue  # binary by default
         yield node.lineno
 
 
@@ -51,6 +55,9 @@ def without_encoding(source: str) -> Iterator[int]:
         ("os.fdopen(1, 'w')", True),
         ("subprocess.run(['ls'], text=True)", True),
         ("Image.open(path)", False),
+        ("TemporaryFile()", False),
+        ("TemporaryFile('w+')", True),
+        ("read_text(source)", False),
     ],
 )
 def test_the_search_finds_text_without_an_encoding(source: str, found: bool) -> None:

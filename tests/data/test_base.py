@@ -30,9 +30,11 @@ class Tones(ArrayDataModule):
         x = np.random.default_rng(0).normal(size=(60, 2))
         return cls.from_arrays(train=(x, np.where(x[:, 0] > 0, "high", "low")))
 
-    def experiment_yaml(self, path: str, target: Any) -> str:
+    def experiment_template(self, path: str) -> tuple[Path, dict[str, Any]]:
+        template = Path("tones.yaml.j2").resolve()
+        template.write_text("# {{ path | comment }}: {{ classes | comment }}\n")
         assert self.schema is not None
-        return f"# {path}: {', '.join(map(str, self.schema.classes))}\n"
+        return template, {"classes": ", ".join(map(str, self.schema.classes))}
 
 
 def test_init_asks_the_data_modules_of_the_package(

@@ -180,7 +180,7 @@ def _public_word(key: str, value: str) -> tuple[str, dict[str, Any]]:
 
         try:
             content = yaml.safe_load(value)
-        except yaml.YAMLError:  # The parser of the experiment reports it.
+        except (yaml.YAMLError, RecursionError):  # The parser of the experiment reports it.
             content = value
     nested: Any = content
     for name in reversed(key.replace("+", "").split(".")):

@@ -195,8 +195,14 @@ def test_runs_sorts_by_a_metric_of_the_users_own(tmp_path: Path, cli: Cli) -> No
     for name, value in (("good", 0.9), ("bad", 0.2), ("fair", 0.5)):
         run = tmp_path / "kappas" / name
         (run / "test").mkdir(parents=True)
-        (run / "manifest.json").write_text(json.dumps({"start": name, "status": "finished"}))
-        config = {"checkpoint": {"monitor": "val/kappa", "mode": "max"}}
+        (run / "manifest.json").write_text(
+            json.dumps({"start": "2026-01-01T00:00", "status": "finished"})
+        )
+        config = {
+            "trainer": {},
+            "model": {},
+            "checkpoint": {"monitor": "val/kappa", "mode": "max"},
+        }
         (run / "config.yaml").write_text(yaml.safe_dump(config))
         (run / "test" / "metrics.json").write_text(json.dumps({"kappa": {"value": value}}))
     lines = cli("runs", str(tmp_path / "kappas"), "--sort", "kappa").splitlines()
@@ -276,7 +282,7 @@ def test_damaged_files_and_a_calibration_are_reported(
         assert "predictions.parquet is damaged" in cli(*verb, code=2)
     predicted.write_bytes(content)
     scored.write_text("{")
-    assert "metrics.json is damaged" in cli("report", "two", code=2)
+    assert "metrics.json cannot be read: it is damaged" in cli("report", "two", code=2)
     assert main(["runs"]) == 0
     printed = capsys.readouterr()
     assert "two is left out" in printed.err

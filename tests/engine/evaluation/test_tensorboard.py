@@ -68,6 +68,7 @@ def test_each_validation_is_drawn_without_a_minimum_interval(
         assert (logged_images[f"val/{name}"][-1][1] == drawing).all(), name
 
 
+@pytest.mark.filterwarnings("ignore:val/f1 was")  # as the rows are few
 def test_a_short_training_has_no_figures_and_drawing_time_is_limited(
     experiment: Any, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -226,6 +226,7 @@ def test_changed_settings_are_applied_or_refused(experiment: Any, cli: Cli) -> N
     assert "is complete" in cli("fit", "--resume", "longer")
 
 
+@pytest.mark.filterwarnings("ignore:val/f1 was")  # as the rows are few
 def test_more_patience_continues_after_early_stopping(experiment: Any, cli: Cli) -> None:
     config = experiment(trainer={"max_epochs": 9}, early_stopping={"min_delta": 1.0})
     cli("fit", "--config", config, "--name", "patient", "--early_stopping.patience", "4")

@@ -152,7 +152,7 @@ def test_a_study_file_with_a_date_gives_one_message(study: Any, cli: Cli) -> Non
     command = study(2, space=SPACE)
     path = Path("study.yaml")
     path.write_text(path.read_text().replace("- 16", "- 2026-01-01"))
-    assert "put dates into quotes" in cli(*command, code=2)
+    assert "got a date; put quotes around it" in cli(*command, code=2)
 
 
 def test_scalars_of_numpy_become_plain_values() -> None:

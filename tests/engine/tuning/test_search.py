@@ -315,6 +315,7 @@ def test_a_study_optimizes_what_selects_the_best_epoch(study: Study) -> None:
     assert read_plan(study(experiment_sections=sections, mode="min")[1:]).mode == "min"
 
 
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 def test_a_different_study_and_an_unreachable_database(study: Study, cli: Any) -> None:
     """A study does not continue with another experiment; option mistakes have their message."""
     run(*study(1))

@@ -22,7 +22,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
 from proj.data.base import DataModule, Finding
-from proj.data.loader import take
+from proj.data.loader import take, to_device
 from proj.engine.callbacks.best_checkpoint import InitialWeights
 from proj.models.base import Model
 from proj.models.checks import evaluating
@@ -158,7 +158,8 @@ def _start_loss(trainer: Any, model: Model) -> float | None:
     rows = data.rows("train")
     size = min(rows, data.batch_size or MAX_ROWS)
     positions = torch.linspace(0, rows - 1, size).long()
-    batch = trainer.strategy.batch_to_device(take(data.splits["train"], positions))
+    # The hooks of the data module would augment the batch.
+    batch = to_device(take(data.splits["train"], positions), trainer.strategy.root_device)
     with (
         isolate_rng(),
         evaluating(model),
