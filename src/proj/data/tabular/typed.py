@@ -1,6 +1,6 @@
 """Tables with typed columns: text is read as numbers, dates and booleans, with findings."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 import polars as pl
@@ -62,7 +62,7 @@ def read_text(
             words = tuple(sorted(tally.words))
             whole = reading.type == "number" and tally.whole
             reading = reading._replace(placeholders=words, whole=whole)
-            findings[name] = _describe(name, reading, other, tally, wish, source.is_text)
+            findings[name] = list(_describe(name, reading, other, tally, wish, source.is_text))
         # Other programs keep the spaces around text in a table that has types.
         if source.is_text or reading.type != "text":
             readings[name] = reading
@@ -100,69 +100,65 @@ def apply_readings(table: pl.LazyFrame, readings: Mapping[str, Reading]) -> pl.L
 
 def _describe(
     name: str, reading: Reading, other: str, tally: Tally, wish: Wish, is_text: bool
-) -> list[Finding]:
-    """Return findings about the values of a column that were not plain numbers or dates."""
-    findings = []
-    plural = f"{reading.type}s"
-    stated = wish.override is not None
-    if words := tally.words:
-        word = max(words, key=lambda w: words[w])
-        listed = ", ".join(f"{w!r} ({count})" for w, count in list(words.items())[:5])
-        more = f": {listed}{', …' if len(words) > 5 else ''}" if len(words) > 1 else ""
-        what = "as data.columns says" if stated else f"as {plural}"
-        findings.append(
-            Finding(
-                f"{sum(words.values())} of {tally.rows} values of column {name} cannot be read "
-                f"{what}, such as {word!r}",
-                f"they count as missing{more}",
-                "correct them, or choose another kind",
-                name,
-            )
-        )
-    if stated and wish.override and wish.override.format:
-        return findings
+) -> Iterator[Finding]:
+    """Yield findings about the values of a column that were not plain numbers or dates."""
+    if tally.words:
+        yield _unreadable_words(name, reading, tally, stated=wish.override is not None)
+    if wish.override is not None and wish.override.format:
+        return
     if tally.written and reading.type == "number":
-        number = read(pl.Series([tally.example]), reading)[0]
-        number = int(number) if number % 1 == 0 else number
-        findings.append(
-            Finding(
-                f"{tally.written} of {tally.rows} values of column {name} are written like "
-                f"{tally.example!r}",
-                f"it is read as {number}",
-                f"if it means something else, state {_entry(name, reading)} or kind: category",
-                name,
-            )
-        )
+        yield _written_numbers(name, reading, tally)
     elif tally.written:
-        findings.append(
-            Finding(
-                f"{tally.written} times of column {name} are in another time zone, such as "
-                f"{tally.example!r}",
-                "they are converted to UTC",
-                "write local times in the file, if the hour of the day matters",
-                name,
-            )
+        yield Finding(
+            f"{tally.written} times of column {name} are in another time zone, such as "
+            f"{tally.example!r}",
+            "they are converted to UTC",
+            "write local times in the file, if the hour of the day matters",
+            name,
         )
     elif reading.type == "number" and not is_text:
-        findings.append(
-            Finding(
-                f"the text of column {name} is read as numbers",
-                "all of it looks like numbers",
-                f"to keep text, set {state(name, 'category')}",
-                name,
-            )
+        yield Finding(
+            f"the text of column {name} is read as numbers",
+            "all of it looks like numbers",
+            f"to keep text, set {state(name, 'category')}",
+            name,
         )
     if other:
-        findings.append(
-            Finding(
-                f"the dates of column {name} fit {reading.format.split('|')[0]} and {other}",
-                f"they are read as {reading.format.split('|')[0]}",
-                f"if that is wrong, set data.columns: {{{_key(name)}: {{kind: date, format: "
-                f"'{other}'}}}}",
-                name,
-            )
+        chosen = reading.format.split("|")[0]
+        yield Finding(
+            f"the dates of column {name} fit {chosen} and {other}",
+            f"they are read as {chosen}",
+            f"if that is wrong, set data.columns: {{{_key(name)}: {{kind: date, format: "
+            f"'{other}'}}}}",
+            name,
         )
-    return findings
+
+
+def _unreadable_words(name: str, reading: Reading, tally: Tally, stated: bool) -> Finding:
+    words = tally.words
+    word = max(words, key=lambda w: words[w])
+    listed = ", ".join(f"{w!r} ({count})" for w, count in list(words.items())[:5])
+    more = f": {listed}{', …' if len(words) > 5 else ''}" if len(words) > 1 else ""
+    what = "as data.columns says" if stated else f"as {reading.type}s"
+    return Finding(
+        f"{sum(words.values())} of {tally.rows} values of column {name} cannot be read {what}, "
+        f"such as {word!r}",
+        f"they count as missing{more}",
+        "correct them, or choose another kind",
+        name,
+    )
+
+
+def _written_numbers(name: str, reading: Reading, tally: Tally) -> Finding:
+    number = read(pl.Series([tally.example]), reading)[0]
+    number = int(number) if number % 1 == 0 else number
+    return Finding(
+        f"{tally.written} of {tally.rows} values of column {name} are written like "
+        f"{tally.example!r}",
+        f"it is read as {number}",
+        f"if it means something else, state {_entry(name, reading)} or kind: category",
+        name,
+    )
 
 
 def _entry(name: str, reading: Reading) -> str:

@@ -57,13 +57,28 @@ def train(
     console.say(f"run: {run.path} on {trainer.num_devices} x {device.type}")
     fingerprint = getattr(cli.datamodule, "fingerprint", "")
     seed = cli.experiment["seed_everything"]
+    with (
+        _failed_training(cli, run, trainer, checkpoint, first_step, resumed),
+        _run_variable(run),
+        record_manifest(run, command, seed, fingerprint, device, resumed),
+    ):
+        _fit(cli, trainer, checkpoint)
+        _record_result(run, trainer)
+    _show_result(run, trainer)
+
+
+@contextmanager
+def _failed_training(
+    cli: ExperimentCLI,
+    run: Run,
+    trainer: Trainer,
+    checkpoint: Path | None,
+    first_step: int,
+    resumed: bool,
+) -> Iterator[None]:
+    """Say how a stopped run continues, and delete the folder of a run that made no step."""
     try:
-        with (
-            _run_variable(run),
-            record_manifest(run, command, seed, fingerprint, device, resumed),
-        ):
-            _fit(cli, trainer, checkpoint)
-            _record_result(run, trainer)
+        yield
     except SystemExit as stop:
         if stop.code in SIGNAL_CODES and (run.path / "checkpoints" / LAST).is_file():
             console.say(
@@ -81,7 +96,6 @@ def train(
             with as_user_error(f"training cannot resume from {checkpoint}"):
                 raise
         raise
-    _show_result(run, trainer)
 
 
 def _record_result(run: Run, trainer: Trainer) -> None:
