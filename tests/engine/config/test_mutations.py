@@ -91,24 +91,6 @@ def distinct_mutations(file: Path) -> list[Mutation]:
     return [mutation for mutation in first.values() if mutation.file == file]
 
 
-@pytest.fixture(scope="module")
-def one_parser() -> Iterator[None]:
-    """Build the parser once: parsing does not change it, and building takes half of the time."""
-    kept: dict[str, Any] = {}
-    build = ExperimentCLI.setup_parser
-
-    def keep(experiment: ExperimentCLI, *args: Any) -> None:
-        if not kept:
-            build(experiment, *args)
-            kept["parser"] = experiment.parser
-        experiment.parser = kept["parser"]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ExperimentCLI, "setup_parser", keep)
-        yield
-
-
-@pytest.mark.usefixtures("one_parser")
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda path: path.stem)
 def test_parsing_works_or_the_error_names_the_key(file: Path, work: Path) -> None:
     """A user would get an error without knowing which line of the config is wrong."""
