@@ -100,6 +100,11 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         del sys.modules[name]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def quick_commands() -> None:
+    processes.save_time()
+
+
 @pytest.fixture(autouse=True)
 def blank_figures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Render blank figures in tests that do not look at them: rendering is most of `test`."""

@@ -9,6 +9,7 @@ with ``REAL_PYTHON``.
 
 import atexit
 import contextlib
+import functools
 import gc
 import importlib
 import io
@@ -37,6 +38,7 @@ BLANK_FIGURES = "PROJ_TEST_BLANK_FIGURES"  # the variable that makes processes r
 # The variable with constants that processes change, as JSON: values by the names of a module.
 CONSTANTS = "PROJ_TEST_CONSTANTS"
 TESTS = Path(__file__).parent
+PARSERS: dict[str, Any] = {}  # the parser of each verb
 
 # Runs without site-packages, which takes 20 ms. Options other than `-u -m MODULE` are left to the
 # real interpreter. A signal goes on to the forked process; SIGKILL closes the socket, upon which
@@ -181,6 +183,29 @@ def render_blank_figures(set_attribute: Callable[[Any, str, Any], None] = setatt
     set_attribute(FigureCanvasAgg, "draw", lambda canvas: canvas.get_renderer())
 
 
+def save_time(set_attribute: Callable[[Any, str, Any], None] = setattr) -> None:
+    """Do once what each command line does in the same way, and wait for no disk.
+
+    Parsing does not change a parser of Lightning's CLI, so one of each verb is enough. A process
+    that a test kills loses no data of the system's, only a power failure would.
+    """
+    from lightning.fabric.utilities import registry
+
+    from proj.engine.config.experiment import ExperimentCLI
+
+    build = ExperimentCLI.setup_parser
+
+    def keep_parser(experiment: ExperimentCLI, *arguments: Any) -> None:
+        if experiment.verb not in PARSERS:
+            build(experiment, *arguments)
+            PARSERS[experiment.verb] = experiment.parser
+        experiment.parser = PARSERS[experiment.verb]
+
+    set_attribute(ExperimentCLI, "setup_parser", keep_parser)
+    set_attribute(registry, "entry_points", functools.cache(registry.entry_points))
+    set_attribute(os, "fsync", lambda descriptor: None)
+
+
 # The server
 
 
@@ -250,6 +275,7 @@ def prepare() -> None:
         if not module.name.endswith("__main__"):
             importlib.import_module(module.name)
     restrict_imports()
+    save_time()
     with contextlib.redirect_stdout(io.StringIO()):
         main(["fit", "--config", str(TESTS.parent / "configs/digits.yaml"), "--print_config"])
     names = {path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")}

@@ -29,12 +29,14 @@ class Mutation(NamedTuple):
         path: the keys that lead to the value.
         kind: what was done to it.
         config: the changed config.
+        classes: the class paths of the sections around the value.
     """
 
     file: Path
     path: tuple[str, ...]
     kind: str
     config: dict[str, Any]
+    classes: tuple[str | None, ...]
 
     def __str__(self) -> str:
         return f"{self.file.stem} {'.'.join(self.path)}: {self.kind}"
@@ -63,15 +65,16 @@ def mutations(file: Path) -> Iterator[Mutation]:
             "mistyped": mistyped,
         }.items():
             mutated = copy.deepcopy(config)
-            section = mutated
+            section, classes = mutated, []
             for name in path[:-1]:
                 section = section[name]
+                classes.append(section.get("class_path"))
             old_value = section.pop(path[-1])
             if kind == "mistyped":
                 section[mistyped] = old_value
             elif value is not REMOVED:
                 section[path[-1]] = value
-            yield Mutation(file, path, kind, mutated)
+            yield Mutation(file, path, kind, mutated, tuple(classes))
 
 
 MUTATIONS = [mutation for file in CONFIGS for mutation in mutations(file)]
@@ -80,16 +83,12 @@ MUTATIONS = [mutation for file in CONFIGS for mutation in mutations(file)]
 def distinct_mutations(file: Path) -> list[Mutation]:
     """Return the mutations of a config that no config before it has.
 
-    Outside the section ``model`` the configs use the same classes, so the same key is parsed alike.
+    The same key of the same class is parsed alike, and so is the same change of it.
     """
-    earlier = MUTATIONS[: [mutation.file for mutation in MUTATIONS].index(file)]
-    known = {(mutation.path, mutation.kind) for mutation in earlier}
-    return [
-        mutation
-        for mutation in MUTATIONS
-        if mutation.file == file
-        and (mutation.path[0] == "model" or (mutation.path, mutation.kind) not in known)
-    ]
+    first: dict[Any, Mutation] = {}
+    for mutation in MUTATIONS:
+        first.setdefault((mutation.path, mutation.kind, mutation.classes), mutation)
+    return [mutation for mutation in first.values() if mutation.file == file]
 
 
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda path: path.stem)

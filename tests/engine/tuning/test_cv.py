@@ -32,12 +32,12 @@ class OwnRegressor(Regressor): pass
 def test_scores_equal_a_loop_over_the_splitters_of_scikit_learn(experiment: Any, cli: Cli) -> None:
     """Each fold is trained and scored as a single run on the same rows would be."""
     config = experiment(rows=150)
-    run("cv", "--config", str(config), "--folds", "3", "--seeds", "2", "--workers", "2", *OPTIMIZER)
+    run("cv", "--config", str(config), "--folds", "2", "--seeds", "2", "--workers", "2", *OPTIMIZER)
     data = np.load("data.npz")
     x, y, metrics = data["x"], data["y"], json.loads((FOLDER / "metrics.json").read_text())
     expected = []
     for i in range(2):
-        splitter = StratifiedKFold(3, shuffle=True, random_state=i)
+        splitter = StratifiedKFold(2, shuffle=True, random_state=i)
         for fold, (rest, test) in enumerate(splitter.split(x, y)):
             train, val = train_test_split(
                 rest, test_size=round(0.15 * len(x)), random_state=i, stratify=y[rest]

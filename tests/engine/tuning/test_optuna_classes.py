@@ -4,6 +4,7 @@ import importlib.util
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from proj.engine.runs.files import as_plain
 from proj.engine.tuning.plan import StudyPlan, class_names, read_plan
 from proj.engine.tuning.pool import Pool, Worker
 from proj.engine.tuning.search import Search
+from proj.engine.tuning.space import read_space
 from proj.engine.tuning.study import open_study, rehearse, trials_by_index
 from proj.errors import UserError
 
@@ -81,23 +83,30 @@ def small_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Worker, "_start", start)
 
 
-def rows(plan: StudyPlan, folder: str) -> list[tuple[Any, ...]]:
+def rows(plan: StudyPlan, pool: Pool, folder: str) -> list[tuple[Any, ...]]:
     """Run the study in a new folder; return parameters, state and values of its trials."""
     study = open_study(plan._replace(folder=Path(folder)))
-    Search(plan, study, Pool(1, False)).run()
+    Search(plan, study, pool).run()
     return [
         (trial.params, trial.state.name, trial.value, trial.intermediate_values)
         for trial in trials_by_index(study).values()
     ]
 
 
-@pytest.mark.usefixtures("small_workers")
-def test_every_sampler_and_pruner_runs_a_study(study: Any) -> None:
+@pytest.fixture
+def pool(small_workers: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pool]:
+    """One worker for several studies, which would each close it."""
+    pool = Pool(1, False)
+    with monkeypatch.context() as patch:
+        patch.setattr(pool, "close", lambda: None)
+        yield pool
+    pool.close()
+
+
+def test_every_sampler_and_pruner_runs_a_study(study: Any, pool: Pool) -> None:
     """The same study has the same trials when it runs again."""
-    command = study(8, space=SPACE)[1:]
-    plan = read_plan(command)
-    Path("discrete").mkdir()
-    discrete = read_plan(study(8, space=DISCRETE)[1:])
+    plan = read_plan(study(8, space=SPACE)[1:])
+    discrete = plan._replace(space=read_space(DISCRETE))
     pruned = {}
     for module, kind in ((optuna.samplers, "sampler"), (optuna.pruners, "pruner")):
         for name in class_names(module):
@@ -109,11 +118,11 @@ def test_every_sampler_and_pruner_runs_a_study(study: Any) -> None:
                     rehearse(chosen)
                 continue
             rehearse(chosen)
-            trials = rows(chosen, f"first/{name}")
+            trials = rows(chosen, pool, f"first/{name}")
             # A sampler that has tried everything begins again.
             assert len(trials) == 8, name
             assert {state for _, state, *_ in trials} <= {"COMPLETE", "PRUNED"}, name
-            assert rows(chosen, f"second/{name}") == trials, name
+            assert rows(chosen, pool, f"second/{name}") == trials, name
             pruned[name] = any(state == "PRUNED" for _, state, *_ in trials)
     # The pruners are not merely accepted.
     assert {name for name, any_pruned in pruned.items() if any_pruned} >= {

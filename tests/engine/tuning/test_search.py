@@ -309,10 +309,13 @@ def test_a_mistake_ends_the_command_before_the_first_trial(
 
 def test_a_study_optimizes_what_selects_the_best_epoch(study: Study) -> None:
     """The direction of a metric of the user's own is that of the experiment, or the study's."""
-    sections = {"checkpoint": {"monitor": "val/kappa", "mode": "max"}}
-    plan = read_plan(study(experiment_sections=sections)[1:])
+    keys: dict[str, Any] = {
+        "experiment_sections": {"checkpoint": {"monitor": "val/kappa", "mode": "max"}},
+        "space": {"trainer.max_epochs": {"int": [2, 4]}},
+    }
+    plan = read_plan(study(**keys)[1:])
     assert (plan.metric, plan.mode) == ("val/kappa", "max")
-    assert read_plan(study(experiment_sections=sections, mode="min")[1:]).mode == "min"
+    assert read_plan(study(**keys, mode="min")[1:]).mode == "min"
 
 
 @pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
