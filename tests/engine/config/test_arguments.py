@@ -104,3 +104,12 @@ def test_a_verb_parser_raises_user_errors(capsys: Any) -> None:
     assert isinstance(parser, argparse.ArgumentParser)
     assert parser.format_help().startswith("usage: python -m proj runs ")
     assert capsys.readouterr().err == ""
+
+
+def test_an_object_that_a_config_cannot_hold_is_refused(experiment: Any, cli: Cli) -> None:
+    """The run's own config could not be read again."""
+    flags = ["--trainer.callbacks", "StochasticWeightAveraging", "--trainer.callbacks.swa_lrs", "1"]
+    message = cli("fit", "--config", experiment(), *flags, code=2)
+    assert "trainer.callbacks.0.init_args.device: expected a value" in message
+    assert "StochasticWeightAveraging" in message
+    assert not Path("lightning_logs").exists()

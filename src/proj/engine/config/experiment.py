@@ -3,6 +3,9 @@
 import json
 import logging
 import warnings
+from collections.abc import Iterator
+from datetime import timedelta
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +34,9 @@ from proj.engine.secrets import hide, split_secrets
 from proj.engine.write_paths import check_paths
 from proj.engine.yaml_text import yaml_document
 from proj.errors import UserError
+
+# The text that jsonargparse writes for an object that YAML cannot hold.
+UNSERIALIZABLE = "Unable to serialize instance"
 
 # Warnings that a user of the verbs cannot act on.
 IGNORED_WARNINGS = (
@@ -169,7 +175,12 @@ class ExperimentCLI(LightningCLI):
 
     def _plain_values(self, parser: LightningArgumentParser) -> dict[str, Any]:
         """Return the experiment as plain values, without secrets and options not recorded."""
-        text = parser.dump(self.config, skip_unset=False, skip_validation=True, format="json")
+        try:
+            text = parser.dump(self.config, skip_unset=False, skip_validation=True, format="json")
+        except TypeError:
+            text = UNSERIALIZABLE
+        if UNSERIALIZABLE in text and (objects := list(_objects(self.config.as_dict()))):
+            raise UserError(_no_plain_value(*objects[0]))
         values: dict[str, Any] = json.loads(text)
         for option in self.options:
             if not (option.recorded and values.get(option.name)):
@@ -235,6 +246,26 @@ class ExperimentCLI(LightningCLI):
 
     def monitors(self) -> dict[str, dict[str, Any]]:
         return monitor_options(self.config, self.model)
+
+
+def _objects(value: Any, key: str = "", owner: str = "") -> Iterator[tuple[str, str, Any]]:
+    """Yield key, class path of the owner and value of each object that YAML cannot hold."""
+    if isinstance(value, dict):
+        owner = value.get("class_path", owner)
+        for name, inner in value.items():
+            yield from _objects(inner, f"{key}.{name}".strip("."), owner)
+    elif isinstance(value, list | tuple):
+        for number, inner in enumerate(value):
+            yield from _objects(inner, f"{key}.{number}", owner)
+    elif not isinstance(value, str | int | float | Path | Enum | timedelta | None):
+        yield key, owner, value
+
+
+def _no_plain_value(key: str, owner: str, value: Any) -> str:
+    return (
+        f"{key}: expected a value that config.yaml can hold, got {value!r}, a default of {owner}; "
+        "name a subclass of your own without it, because the config could not repeat the run."
+    )
 
 
 def _inline(configs: list[dict[str, Any]], recorded_options: set[str]) -> list[str]:
