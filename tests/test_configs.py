@@ -34,7 +34,7 @@ def test_a_shipped_experiment_runs_through_all_verbs(config: Path, cli: Cli) -> 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
 def test_the_config_of_a_run_repeats_it_to_the_bit(config: Path, cli: Cli) -> None:
     """A recorded experiment would not give the recorded weights."""
-    cli("fit", "--config", config, "--name", "first", "--trainer.max_epochs", "3")
+    cli("fit", "--config", config, "--name", "first", "--trainer.max_epochs", "2")
     cli("fit", "--config", LOGS / "first/config.yaml", "--name", "again")
     first, again = (
         read_checkpoint(LOGS / name / "checkpoints/last.ckpt")["state_dict"]
@@ -61,7 +61,7 @@ def test_the_debug_settings_train(cli: Cli) -> None:
         "--config",
         ROOT / "configs/machine/debug.yaml",
     ]
-    cli("fit", *configs, "--trainer.max_epochs", "1")
+    cli("fit", *configs, "--trainer.max_epochs", "1", "--trainer.limit_train_batches", "4")
 
 
 def test_an_experiment_works_as_a_copy_elsewhere(cli: Cli) -> None:

@@ -357,6 +357,8 @@ def separate_splits(task: str, rows: int = 150) -> dict[str, Array]:
 SURE = [
     "--trainer.max_epochs",
     "20",
+    "--trainer.check_val_every_n_epoch",
+    "20",
     "--model.optimizer.lr",
     "0.03",
     "--checkpoint.monitor",
