@@ -29,7 +29,7 @@ from proj.models.checks import evaluating
 from proj.schema import Schema
 
 FACTOR = 100
-# The effect in the finding, by which it is told from those about the data.
+# The effect of the finding. It distinguishes the finding from those about the data.
 DIVERGED = "training diverged"
 # Rows of the untrained net's loss, if an epoch is a single batch.
 MAX_ROWS = 1024
