@@ -15,7 +15,7 @@ from proj.metrics import metric_info
 # Importing torch takes seconds, and `runs` does not need it.
 if TYPE_CHECKING:
     from proj.data.base import DataModule, Finding
-    from proj.schema import Schema
+    from proj.schema import Schema, Task
 
 INTERVAL = "95 % interval"
 # Names of a table's columns that are printed.
@@ -72,10 +72,20 @@ def show_lines(header: list[str], rows: list[list[str]], numbers: int) -> None:
 
 
 def number(value: float | None) -> str:
-    """Format a number with four decimals, or with five significant digits outside 0.1 to 1,000."""
+    """Format a number: four decimals from 0.1 to 1,000, no decimals from 100,000 to a billion.
+
+    Other numbers have five significant digits.
+    """
     if value is None:
         return "not defined"
-    return f"{value:.4f}" if 0.1 <= abs(value) < 1000 or value == 0 else f"{value:.5g}"
+    if 0.1 <= abs(value) < 1000 or value == 0:
+        return f"{value:.4f}"
+    return f"{value:.0f}" if 1e5 <= abs(value) < 1e9 else f"{value:.5g}"
+
+
+def signed(value: float) -> str:
+    """Format a difference: ``number`` with a plus before a positive one."""
+    return f"{'+' if value > 0 else ''}{number(value)}"
 
 
 def plural(count: int, noun: str, plural_noun: str | None = None) -> str:
@@ -85,6 +95,11 @@ def plural(count: int, noun: str, plural_noun: str | None = None) -> str:
     ('1 run', '1,200 rows', '2 categories')
     """
     return f"{count:,} {noun if count == 1 else plural_noun or noun + 's'}"
+
+
+def shown_name(name: str, task: "Task") -> str:
+    """Return a metric's name for readers: the accuracy of several labels is exact match."""
+    return f"{name} (exact match)" if task == "multilabel" and name == "accuracy" else name
 
 
 def show_metrics(title: str, metrics: dict[str, dict[str, Any]]) -> None:

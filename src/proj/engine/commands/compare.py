@@ -10,7 +10,7 @@ from rich.table import Column, Table
 
 from proj.engine import console, html
 from proj.engine.config.parser import VerbParser
-from proj.engine.console import number
+from proj.engine.console import signed
 from proj.engine.evaluation.limits import MIN_UNITS, unit_name
 from proj.engine.evaluation.paired import SIGNIFICANCE_LEVEL, Difference, differences, holm
 from proj.engine.evaluation.prediction_set import PredictionSet, load_predictions
@@ -158,16 +158,12 @@ def _rows(comparison: Comparison) -> list[list[str]]:
     rows = []
     for metric, difference in comparison.differences.items():
         p = comparison.p_values[metric]
-        interval = f"{_signed(difference.low)} to {_signed(difference.high)}"
+        interval = f"{signed(difference.low)} to {signed(difference.high)}"
         conclusion = verdict(metric, difference, p)
-        value = _signed(difference.value)
+        value = signed(difference.value)
         shown_p = f"{p:.3f}" if p >= 0.001 else "< 0.001"
         rows.append([metric, value, interval, shown_p, conclusion, difference.test])
     return rows
-
-
-def _signed(value: float) -> str:
-    return f"{'+' if value > 0 else ''}{number(value)}"
 
 
 def _show(comparison: Comparison, test_rows: int) -> None:

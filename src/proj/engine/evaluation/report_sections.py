@@ -10,7 +10,7 @@ import polars as pl
 from proj.engine import html
 from proj.engine.console import number
 from proj.engine.evaluation import curves, figures
-from proj.engine.evaluation.artifacts import COLUMNS, IMAGES
+from proj.engine.evaluation.artifacts import COLUMNS, IMAGES, LEFT_OUT
 from proj.engine.evaluation.counts import headline_metric
 from proj.engine.evaluation.prediction_set import PredictionSet, read_table
 from proj.engine.evaluation.scoring import Metrics
@@ -26,6 +26,8 @@ from proj.schema import Array, Schema
 MAX_COLUMNS = 30
 # Columns beside each mistake.
 MAX_VALUES = 8
+# Characters of a text beside a mistake.
+MAX_CHARACTERS = 60
 
 
 def saved_columns(run: Run, predictions: PredictionSet) -> pl.DataFrame | None:
@@ -52,6 +54,8 @@ def mistakes(run: Run, predictions: PredictionSet, columns: pl.DataFrame | None)
     is_regression = predictions.task == "regression"
     facts = _prediction_cells(predictions, indices)
     values = _shown_values(run, columns, indices)
+    left_out = _left_out_values(run, predictions.row[indices])
+    values = values.hstack(left_out.select(pl.all().exclude(values.columns)))
     images = _saved_images(run)
     rows = []
     for index, cells, row_values in zip(
@@ -102,6 +106,21 @@ def _shown_values(run: Run, columns: pl.DataFrame | None, indices: Array) -> pl.
     by_importance = [name for name in read_importance(run).get("columns", {}) if name in columns]
     names = list(dict.fromkeys([*by_importance, *columns.columns]))[:MAX_VALUES]
     return columns[indices][names]
+
+
+def _left_out_values(run: Run, rows: Array) -> pl.DataFrame:
+    """Return the columns that the net does not see, such as names, if `test` saved them."""
+    path = run.path / "test" / LEFT_OUT
+    table = read_table(path) if is_present(path) else pl.DataFrame()
+    if "row" not in table.columns or table["row"].to_list() != rows.tolist():
+        return pl.DataFrame()
+    values = table.drop("row").cast(pl.String)
+    short = values.with_columns(
+        pl.when(pl.all().str.len_chars() > MAX_CHARACTERS)
+        .then(pl.all().str.head(MAX_CHARACTERS) + "…")
+        .otherwise(pl.all())
+    )
+    return short.rename(lambda name: f"{name.removeprefix('left_out_')} (left out)")
 
 
 def _saved_images(run: Run) -> dict[int, Array]:
