@@ -190,7 +190,7 @@ def svg(figure: Figure, label: str) -> Html:
     # Nothing refers to the ids of groups, and they would occur in several figures.
     drawing = re.sub(r' id="(?!C\d)[\w.]+_\d+"', "", drawing)
     width = f"max-width: {MAX_GROWTH * 96 * figure.get_figwidth():.0f}px"
-    attributes = f'role="img" style="{width}" aria-label="{escape(label)}"'
+    attributes = f'role="img" style="{width}" aria-label="{escape(printable(label))}"'
     return Html(drawing.replace("<svg", f"<svg {attributes}", 1))
 
 

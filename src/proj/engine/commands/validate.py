@@ -81,7 +81,7 @@ def _score(
     warnings = small_sample_warnings(metrics, schema.task, "validation")
     with replace_results(run, "validate"):
         _write_predictions(run, writer)
-        save_metrics(run, "validate", checkpoint, metrics, warnings, has_predictions=True)
+        save_metrics(run, "validate", checkpoint, metrics, warnings, True, schema.task)
     if fitted is not None:
         show_calibration(fitted, predictions, schema)
         _save_calibration(fitted, checkpoint)

@@ -12,13 +12,14 @@ from typing import Any
 import torch
 from jsonargparse import ArgumentError
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.callbacks import ModelSummary, ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only
 
 from proj.engine import PACKAGE, security
 from proj.engine.callbacks.best_checkpoint import BestCheckpoint, EarlyStopping
-from proj.engine.callbacks.monitoring import RunLogger, StepProgressBar
+from proj.engine.callbacks.monitoring import RunLogger
+from proj.engine.callbacks.progress import ParameterSummary, StepProgressBar
 from proj.engine.config.arguments import keep_text
 from proj.engine.config.callbacks import fit_callbacks, monitor_options, monitored_metrics
 from proj.engine.config.options import OPTIONS
@@ -226,10 +227,7 @@ class ExperimentCLI(LightningCLI):
                 options["logger"] = False
             elif options["logger"] in (None, True) and not options["barebones"]:
                 options["logger"] = RunLogger(folder, purge_step)
-        with_progress_bar = options["enable_progress_bar"] in (None, True)
-        has_progress_bar = any(isinstance(callback, ProgressBar) for callback in own_callbacks)
-        if with_progress_bar and not has_progress_bar and not options["barebones"]:
-            own_callbacks.append(StepProgressBar())
+        own_callbacks += _terminal_callbacks(options, own_callbacks)
         with as_user_error("the Trainer cannot be built"):
             trainer = Trainer(**options, callbacks=own_callbacks + callbacks)
         keep_batches(trainer)
@@ -246,6 +244,21 @@ class ExperimentCLI(LightningCLI):
 
     def monitors(self) -> dict[str, dict[str, Any]]:
         return monitor_options(self.config, self.model)
+
+
+def _terminal_callbacks(options: dict[str, Any], own: list[Callback]) -> list[Callback]:
+    """Return our progress bar and summary, unless they are switched off or the user has others."""
+    kinds: dict[str, tuple[type[Callback], type[Callback]]] = {
+        "enable_progress_bar": (ProgressBar, StepProgressBar),
+        "enable_model_summary": (ModelSummary, ParameterSummary),
+    }
+    return [
+        ours()
+        for option, (kind, ours) in kinds.items()
+        if options[option] in (None, True)
+        and not options["barebones"]
+        and not any(isinstance(callback, kind) for callback in own)
+    ]
 
 
 def _objects(value: Any, key: str = "", owner: str = "") -> Iterator[tuple[str, str, Any]]:

@@ -18,9 +18,9 @@ def headline(limits: Limits, label: str, baseline: float | None = None) -> Figur
     """Draw a metric with its interval as a dot on a line, and the value of a baseline beside it."""
     value, low, high = limits
     assert value is not None
-    height = 1.2
-    figure = Figure((6.4, height))
-    axes = figure.add_axes((0.03, 0.42 / height, 0.94, 1 - 0.47 / height))
+    height = 1.5
+    figure = Figure((4.6, height))
+    axes = figure.add_axes((0.03, 0.5 / height, 0.94, 1 - 0.55 / height))
     if low is not None and high is not None:
         axes.hlines(0, low, high, color=COLOURS[0], linewidth=5, alpha=0.4)
         axes.plot([low, high], [0, 0], "|", color=COLOURS[0], markersize=10)
