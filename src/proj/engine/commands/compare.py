@@ -111,8 +111,9 @@ def check_same_rows(first_name: str, first: PredictionSet, name: str, other: Pre
     if not np.array_equal(first.row, other.row):
         shared = len(np.intersect1d(first.row, other.row))
         raise UserError(
-            f"compare: expected the same test rows, got {len(first)} rows of {first_name} and "
-            f"{len(other)} of {name} with {shared} in common; test both on one split."
+            f"compare: expected the same test rows, got {console.plural(len(first), 'row')} "
+            f"of {first_name} and {len(other)} of {name} with {shared} in common; test both "
+            "on one split."
         )
     if not np.array_equal(first.target, other.target):
         raise UserError(

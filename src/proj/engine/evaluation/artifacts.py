@@ -14,6 +14,7 @@ from torch import Tensor
 
 from proj.data.base import DataModule
 from proj.data.loader import take
+from proj.engine.console import plural
 from proj.engine.evaluation.curves import mistakes
 from proj.engine.evaluation.prediction_set import PredictionSet
 from proj.engine.runs.files import atomic_write
@@ -57,8 +58,8 @@ def _save_columns(
     if count > MAX_COLUMNS or count * rows > MAX_VALUES:
         limit = f"{MAX_COLUMNS} columns" if count > MAX_COLUMNS else f"{MAX_VALUES:,} values"
         yield (
-            f"the report has no slices: at most {limit} are saved, the test split has {count} "
-            f"columns of {rows} rows"
+            f"the report has no slices: at most {limit} are saved, the test split has "
+            f"{plural(count, 'column')} of {plural(rows, 'row')}"
         )
         return
     table = columns(take(split, row_positions(split, predictions.row)), schema)

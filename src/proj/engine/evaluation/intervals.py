@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from proj.engine.console import plural
 from proj.engine.evaluation.areas import area_intervals, area_names
 from proj.engine.evaluation.counts import KINDS, metric_names, ratio, scores, sums_of
 from proj.engine.evaluation.dominant_rows import contributions, without_dominant_rows
@@ -62,7 +63,9 @@ def mean_interval(values: Array, group: Array | None = None, seed: int = 0) -> I
 
 
 def _undefined(predictions: PredictionSet) -> dict[str, Interval]:
-    why = f"{predictions.missing} of {len(predictions)} predictions are not finite numbers"
+    why = (
+        f"{predictions.missing} of {plural(len(predictions), 'prediction')} are not finite numbers"
+    )
     names = metric_names(predictions)
     if predictions.task != "regression":
         names += area_names(predictions)

@@ -117,8 +117,9 @@ def _calibration(run: Run, predictions: PredictionSet) -> Iterator[Html]:
     before = calibrate.uncalibrated(predictions, fitted)
     description = str(fitted)
     yield html.text(
-        f"{description[0].upper()}{description[1:]}; fitted on {fitted.rows} validation rows for "
-        f"{fitted.checkpoint}. Metrics of the validation split are those of the uncalibrated model."
+        f"{description[0].upper()}{description[1:]}; fitted on "
+        f"{plural(fitted.rows, 'validation row')} for {fitted.checkpoint}. Metrics of the "
+        "validation split are those of the uncalibrated model."
     )
     changes = calibrate.compare_calibration(before, predictions, fitted)
     rows = [[name, number(old), number(new)] for name, old, new in changes]

@@ -5,7 +5,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from proj.engine.console import number
+from proj.engine.console import number, plural
 from proj.engine.evaluation.counts import headline_metric
 from proj.engine.evaluation.curves import log_losses
 from proj.engine.evaluation.dominant_rows import without_dominant_rows
@@ -102,11 +102,12 @@ def small_sample_warnings(metrics: Metrics, task: Task, split: str) -> Iterator[
     low, high = (metrics.get(name, {}).get(side) for side in ("low", "high"))
     if 0 < rows < SMALL_SPLIT_ROWS and low is not None and high is not None:
         yield (
-            f"with {rows} {split} rows the 95 % interval of {name} is {number(low)} to "
+            f"with {plural(rows, f'{split} row')} the 95 % interval of {name} is {number(low)} to "
             f"{number(high)}; differences below {number((high - low) / 2)} are not significant."
         )
     elif 0 < rows < SMALL_SPLIT_ROWS:
-        yield f"{rows} {split} rows are too few to estimate an interval of {name}."
+        few = f"{plural(rows, f'{split} row')} {'is' if rows == 1 else 'are'} too few"
+        yield f"{few} to estimate an interval of {name}."
     small = [class_name for class_name, count in _class_rows(metrics) if count < SMALL_CLASS_ROWS]
     if small:
         names = f"{', '.join(small[:10])}{', …' if len(small) > 10 else ''}"
