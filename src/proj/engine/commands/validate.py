@@ -132,8 +132,9 @@ def show_calibration(fitted: Calibration, predictions: PredictionSet, schema: Sc
     )
     for name, count in calibrate.rarely_predicted(after, fitted):
         console.warn(
-            f"--threshold: only {console.plural(count, 'validation row')} above the threshold of "
-            f"{name}; metrics of so few rows are mostly noise."
+            f"--threshold: only {console.plural(count, 'validation row')} "
+            f"{'is' if count == 1 else 'are'} above the threshold of {name}; metrics of so few "
+            "rows are mostly noise."
         )
 
 

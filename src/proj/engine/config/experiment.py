@@ -23,7 +23,7 @@ from proj.engine.callbacks.progress import ParameterSummary, StepProgressBar
 from proj.engine.config.arguments import keep_text
 from proj.engine.config.callbacks import fit_callbacks, monitor_options, monitored_metrics
 from proj.engine.config.options import OPTIONS
-from proj.engine.config.parser_errors import explain_parser_error
+from proj.engine.config.parser_errors import explain_parser_error, explain_unbuilt
 from proj.engine.config.placeholders import fill_placeholders
 from proj.engine.exit_codes import as_user_error
 from proj.engine.lightning_internals import (
@@ -162,7 +162,12 @@ class ExperimentCLI(LightningCLI):
         if not self.instantiate:
             return
         with as_user_error("the experiment's classes cannot be built"):
-            self.config_init = self.parser.instantiate(self.config)
+            try:
+                self.config_init = self.parser.instantiate(self.config)
+            except Exception as error:  # jsonargparse passes on what a constructor raises.
+                if reason := explain_unbuilt(str(error), self.experiment):
+                    raise UserError(reason) from error
+                raise
         self.model, self.datamodule = self.config_init.model, self.config_init.get("data")
         for module in filter(None, (self.model, self.datamodule)):
             set_logged_hyperparameters(module, split_secrets(dict(module.hparams_initial))[0])
@@ -310,6 +315,8 @@ def _silence_lightning() -> None:
         warnings.filterwarnings("ignore", message)
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    # A profiler logs its table at the end, and only on request.
+    logging.getLogger("lightning.pytorch.profilers").setLevel(logging.INFO)
 
 
 def first_process() -> bool:

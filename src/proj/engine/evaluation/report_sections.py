@@ -227,8 +227,8 @@ def importance(run: Run) -> Iterator[Html]:
     yield html.text(
         f"The {change} of {saved['checkpoint']} on {plural(saved['rows'], 'validation row')} "
         f"when the values of a column are permuted: the mean of {saved['repeats']} permutations. "
-        "Columns with the same information share their importance, because each can replace the other, so both may "
-        "look worthless."
+        "Columns with the same information share their importance, because each can replace the "
+        "other, so both may look worthless."
     )
     known = {name: entry for name, entry in columns.items() if entry["low"] is not None}
     if shown := dict(list(known.items())[:MAX_COLUMNS]):
