@@ -179,6 +179,14 @@ class Tabular(DataModule):
     def group(self) -> str | None:
         return self.plan.split_by["group"]
 
+    @property
+    def left_out_columns(self) -> list[str]:
+        assert self.schema is not None
+        used = {column.source for column in self.schema.columns}
+        used |= {*self.plan.targets, *filter(None, self.plan.split_by.values())}
+        names = read_names(self._files("test_path") or self._files("path"))
+        return [name for name in names if name not in used]
+
     def source_hashes(self, split: str) -> Array | None:
         option = next(option for option in SOURCES.get(split, ("path",)) if getattr(self, option))
         kinds = {suffix_of(file) for name in ("path", "test_path") for file in self._files(name)}

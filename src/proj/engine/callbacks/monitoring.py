@@ -1,11 +1,10 @@
-"""Progress bar and TensorBoard: loss, gradient norm and learning rates of steps, config, graph."""
+"""TensorBoard: loss, gradient norm and learning rates of steps, config, graph."""
 
 import contextlib
 import copy
 import io
 import re
 import sys
-import time
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +13,6 @@ from typing import Any, cast
 import torch
 from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities import rank_zero_warn
@@ -32,43 +30,7 @@ from proj.models.checks import evaluating
 from proj.models.module import to_inputs
 from proj.schema import Tensors
 
-__all__ = ["RunLogger", "StepLogger", "StepProgressBar", "TensorBoardSummary", "flatten_config"]
-
-REFRESHES_PER_SECOND = 10
-
-
-class StepProgressBar(RichProgressBar):
-    """Lightning's progress bar, counted in optimizer steps and with the loss of the last step.
-
-    It refreshes ten times a second. A refresh after each batch, as in Lightning, would take a tenth
-    of the time of a tiny net.
-    """
-
-    loss: Tensor | None = None
-    # Time of the last refresh on the monotonic clock.
-    last_refresh = 0.0
-
-    def __init__(self) -> None:
-        super().__init__(refresh_rate=REFRESHES_PER_SECOND)
-
-    @property
-    def total_train_batches(self) -> int | float:
-        return getattr(self.trainer.train_dataloader, "batches", super().total_train_batches)
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        self.loss = outputs.get("loss") if isinstance(outputs, dict) else None
-        done = getattr(trainer.train_dataloader, "position", batch_idx + 1)
-        due = time.monotonic() - self.last_refresh >= 1 / REFRESHES_PER_SECOND
-        if done == self.total_train_batches or due:
-            self.last_refresh = time.monotonic()
-            super().on_train_batch_end(trainer, pl_module, outputs, batch, done - 1)
-
-    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        items: dict[str, Any] = super().get_metrics(trainer, pl_module)
-        items.pop("v_num", None)
-        return items if self.loss is None else {"train/loss_step": self.loss.item(), **items}
+__all__ = ["RunLogger", "StepLogger", "TensorBoardSummary", "flatten_config"]
 
 
 class StepLogger(Callback):
