@@ -6,7 +6,7 @@ from typing import NamedTuple
 import polars as pl
 
 from proj.data.base import Finding
-from proj.data.tabular.columns import state, type_of
+from proj.data.tabular.columns import state, type_of, yaml_name
 from proj.data.tabular.files import Source, by_name, collect_table, iter_chunks, nameless
 from proj.data.tabular.numbers import DEFAULT_FORMAT
 from proj.data.tabular.readings import (
@@ -128,7 +128,7 @@ def _describe(
         yield Finding(
             f"the dates of column {name} fit {chosen} and {other}",
             f"they are read as {chosen}",
-            f"if that is wrong, set data.columns: {{{_key(name)}: {{kind: date, format: "
+            f"if that is wrong, set data.columns: {{{yaml_name(name)}: {{kind: date, format: "
             f"'{other}'}}}}",
             name,
         )
@@ -163,11 +163,7 @@ def _written_numbers(name: str, reading: Reading, tally: Tally) -> Finding:
 
 def _entry(name: str, reading: Reading) -> str:
     other = DEFAULT_FORMAT if reading.format not in ("", DEFAULT_FORMAT) else "1.234,5"
-    return f"data.columns: {{{_key(name)}: {{kind: number, format: '{other}'}}}}"
-
-
-def _key(name: str) -> str:
-    return state(name, "x").removeprefix("data.columns: {").removesuffix(": x}")
+    return f"data.columns: {{{yaml_name(name)}: {{kind: number, format: '{other}'}}}}"
 
 
 # New rows for a fitted schema
