@@ -100,19 +100,18 @@ def _stratified(strata: Array, count: int, seed: int) -> Rows | None:
     from sklearn.model_selection import train_test_split
 
     positions, strata = _several(strata)
-    classes = len(np.unique(strata))
+    classes = np.count_nonzero(np.bincount(strata))
     if not 0 < classes <= min(count, len(positions) - count):
         return None
     rest, chosen = train_test_split(
         np.arange(len(positions)), test_size=count, random_state=seed, stratify=strata
     )
-    return positions[chosen] if len(np.unique(strata[rest])) == classes else None
+    return positions[chosen] if np.count_nonzero(np.bincount(strata[rest])) == classes else None
 
 
 def _several(strata: Array) -> tuple[Rows, Array]:
     """Return the positions and classes of rows that are not the only one of their class."""
-    _, classes, counts = np.unique(strata, return_inverse=True, return_counts=True)
-    positions = np.flatnonzero(counts[classes] > 1)
+    positions = np.flatnonzero(np.bincount(strata)[strata] > 1)
     return positions, strata[positions]
 
 
@@ -136,7 +135,7 @@ def _take_fold(rows: Rows, fold: Fold, seed: int, stratify: Array | None) -> tup
     positions, limit, unit = np.arange(len(rows)), len(rows), "rows"
     if stratify is not None:
         positions, stratify = _several(stratify)
-        limit = int(np.unique(stratify, return_counts=True)[1].max(initial=0))
+        limit = int(np.bincount(stratify).max(initial=0))
         unit = "rows of the most frequent class"
     if not (2 <= folds <= limit and 0 <= number < folds):
         raise UserError(

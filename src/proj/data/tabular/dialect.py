@@ -236,12 +236,15 @@ def _scan_bytes(file: Path, separator: str) -> tuple[bool, bool]:
         chunk = stream.read(CHUNK_BYTES).removeprefix(codecs.BOM_UTF8)
         while chunk:
             following = stream.read(CHUNK_BYTES)
-            data = np.frombuffer(chunk, np.uint8)
             if not blank_lines:
-                edge = before + chunk
-                blank_lines = b"\n\n" in edge or b"\n\r\n" in edge
-            quotes = np.flatnonzero(data == ord('"'))
-            if len(quotes):
+                edge = before + chunk[:2]
+                blank_lines = any(
+                    b"\n\n" in part or (b"\r" in part and b"\n\r\n" in part)
+                    for part in (edge, chunk)
+                )
+            if b'"' in chunk:
+                data = np.frombuffer(chunk, np.uint8)
+                quotes = np.flatnonzero(data == ord('"'))
                 padded = np.concatenate(
                     [[before[-1]], data, [following[0] if following else ord("\n")]]
                 )
@@ -250,7 +253,7 @@ def _scan_bytes(file: Path, separator: str) -> tuple[bool, bool]:
                 if not np.isin(neighbours, beside).all():
                     return blank_lines, False
                 inside ^= bool(len(quotes) % 2)
-            before, chunk = (before + chunk)[-2:], following
+            before, chunk = (before + chunk[-2:])[-2:], following
     return blank_lines, not inside
 
 

@@ -6,11 +6,11 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import polars as pl
 from polars import selectors
@@ -33,6 +33,9 @@ CHUNK_ROWS, CHUNK_VALUES = 500_000, 50_000_000
 # rows are split. Other columns are streamed.
 ROW_BYTES = 80
 
+# Of copies that are read a few times. Better compression would take more time than it saves.
+QUICK: dict[str, Any] = {"compression": "lz4", "statistics": False, "engine": "streaming"}
+
 # Words for missing values in the text files of other programs, beside empty fields.
 MISSING = ("NA", "N/A", "n/a", "NaN", "nan", "null", "NULL", "None", "?")
 
@@ -46,6 +49,7 @@ class Source(NamedTuple):
         separator: of a text file, whose columns all are text; otherwise empty.
         findings: findings about the files as a whole.
         folder: a folder for copies that exists as long as the table.
+        with_words: the table of a text file with the words that ``table`` has as missing values.
     """
 
     file: Path
@@ -53,6 +57,7 @@ class Source(NamedTuple):
     separator: str = ""
     findings: tuple[Finding, ...] = ()
     folder: Path | None = None
+    with_words: pl.LazyFrame | None = None
 
     @property
     def is_text(self) -> bool:
@@ -150,6 +155,7 @@ def _open_parquet(files: list[Path], folder: Path) -> Source:
 def _open_text(files: list[Path], folder: Path) -> Source:
     """Write text files as one Parquet file of text in ``folder``, and scan it."""
     tables: list[pl.LazyFrame] = []
+    with_words: list[pl.LazyFrame] = []
     findings: list[Finding] = []
     first: Dialect | None = None
     for file in files:
@@ -165,7 +171,7 @@ def _open_text(files: list[Path], folder: Path) -> Source:
             )
         parquet = folder / f"{len(tables)}.parquet"
         try:
-            _scan_text(plain, dialect).sink_parquet(parquet, engine="streaming")
+            _scan_text(plain, dialect).sink_parquet(parquet, **QUICK)
         except PolarsError as error:
             _check_encoding(plain, file)
             _check_fields(plain, file, dialect)
@@ -173,19 +179,21 @@ def _open_text(files: list[Path], folder: Path) -> Source:
         table = pl.scan_parquet(parquet, glob=False)
         _check_last_column(table, plain, file, dialect)
         tables.append(table)
+        with_words.append(_scan_text(plain, dialect, ()))
         findings += _find_comments(plain, file, dialect)
     assert first is not None
-    return Source(files[0], pl.concat(tables), first.separator, tuple(findings))
+    words = pl.concat(with_words)
+    return Source(files[0], pl.concat(tables), first.separator, tuple(findings), with_words=words)
 
 
-def _scan_text(file: Path, dialect: Dialect) -> pl.LazyFrame:
+def _scan_text(file: Path, dialect: Dialect, missing: Sequence[str] = MISSING) -> pl.LazyFrame:
     names = list(dialect.names)
     table = pl.scan_csv(
         file,
         separator=dialect.separator,
         skip_lines=dialect.skipped,
         comment_prefix=dialect.comment,
-        null_values=list(MISSING),
+        null_values=list(missing),
         infer_schema=False,
         with_column_names=lambda _: names,
         glob=False,

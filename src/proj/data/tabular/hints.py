@@ -83,7 +83,7 @@ def _is_ordered(name: str, values: pl.Series) -> bool:
         return False
     steps = values.cast(pl.Float64).diff().drop_nulls()
     typical = float(steps.median())  # type: ignore[arg-type]
-    return float(((steps - typical).abs() <= 0.01 * abs(typical)).mean()) > 0.8  # type: ignore[arg-type]
+    return int(((steps - typical).abs() <= 0.01 * abs(typical)).sum()) > 0.8 * len(steps)
 
 
 def _repeats(name: str, values: pl.Series) -> bool:

@@ -1,13 +1,13 @@
 """Tables with typed columns: text is read as numbers, dates and booleans, with findings."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 import polars as pl
 
 from proj.data.base import Finding
 from proj.data.tabular.columns import state, type_of, yaml_name
-from proj.data.tabular.files import Source, by_name, collect_table, iter_chunks, nameless
+from proj.data.tabular.files import QUICK, Source, by_name, collect_table, iter_chunks, nameless
 from proj.data.tabular.numbers import DEFAULT_FORMAT
 from proj.data.tabular.readings import (
     READABLE_SHARE,
@@ -66,11 +66,12 @@ def read_text(
         # Other programs keep the spaces around text in a table that has types.
         if source.is_text or reading.type != "text":
             readings[name] = reading
-    typed = apply_readings(source.table, readings)
+    plain = {name for name in readings if name in tallies and tallies[name].is_plain}
+    typed = apply_readings(source.table, readings, plain)
     if source.is_text and source.folder:
         # Several queries follow, and text is converted once.
         file = source.folder / "typed.parquet"
-        typed.sink_parquet(file, engine="streaming")
+        typed.sink_parquet(file, **QUICK)
         typed = pl.scan_parquet(file, glob=False)
     return TypedTable(typed, readings, findings)
 
@@ -91,11 +92,21 @@ def _tally(source: Source, readings: Mapping[str, Reading]) -> dict[str, Tally]:
     return tallies
 
 
-def apply_readings(table: pl.LazyFrame, readings: Mapping[str, Reading]) -> pl.LazyFrame:
-    """Return a table whose text columns have the types of their readings."""
-    return table.with_columns(
-        read_column(by_name(name), reading).alias(name) for name, reading in readings.items()
-    )
+def apply_readings(
+    table: pl.LazyFrame, readings: Mapping[str, Reading], plain: Collection[str] = ()
+) -> pl.LazyFrame:
+    """Return a table whose text columns have the types of their readings.
+
+    All values of the columns in ``plain`` are plain numbers, which polars reads itself.
+    """
+    columns = []
+    for name, reading in readings.items():
+        column = read_column(by_name(name), reading)
+        if name in plain:
+            dtype = pl.Int64 if reading.whole else pl.Float64
+            column = by_name(name).cast(dtype, strict=False)
+        columns.append(column.alias(name))
+    return table.with_columns(columns)
 
 
 def _describe(
