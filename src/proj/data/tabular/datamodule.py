@@ -148,8 +148,10 @@ class Tabular(DataModule):
 
         They are a polars or pandas frame, a dict of columns, a list of dicts, or one row as a dict.
         """
+        if isinstance(rows, list) and not rows:
+            rows = {column.source: [] for column in schema.columns}
         source = Source(Path("rows"), to_frame(rows).lazy())
-        table, findings = conform(source, schema.columns, "rows")
+        table, findings = conform(source, schema.columns, "rows", has_words=True)
         for finding in findings:
             rank_zero_warn(str(finding))
         frame = table.select(

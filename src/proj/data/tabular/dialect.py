@@ -46,6 +46,7 @@ class Dialect(NamedTuple):
         skipped: lines before the header: ``sep=;`` and comments.
         comment: the first character of lines to leave out, or None.
         blank_lines: whether there are empty lines between the rows.
+        unnamed: names that are not in the file.
     """
 
     names: tuple[str, ...]
@@ -53,6 +54,7 @@ class Dialect(NamedTuple):
     skipped: int
     comment: str | None
     blank_lines: bool
+    unnamed: tuple[str, ...] = ()
 
 
 def plain_copy(file: Path, folder: Path, tab_separated: bool) -> tuple[Path, Dialect]:
@@ -107,12 +109,14 @@ def find_dialect(lines: list[str], where: str, tab_separated: bool = False) -> D
     names = next((row for row in _records(rest, separator) if row), [])
     if not names:
         raise UserError(f"{where}: expected a header and rows of data, got an empty file.")
+    named = _name_all(names, where)
     return Dialect(
-        tuple(_name_all(names, where)),
+        tuple(named),
         separator,
         skipped + comments,
         "#" if has_comments and _are_comments(rest, separator, len(names)) else None,
         blank_lines=False,
+        unnamed=tuple(new for new, given in zip(named, names, strict=True) if not given.strip()),
     )
 
 

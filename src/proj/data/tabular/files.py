@@ -33,6 +33,8 @@ CHUNK_ROWS, CHUNK_VALUES = 500_000, 50_000_000
 # rows are split. Other columns are streamed.
 ROW_BYTES = 80
 
+UNNAMED = "__UNNAMED__"  # Begins the name that fastexcel gives to a column without one.
+
 # Of copies that are read a few times. Better compression would take more time than it saves.
 QUICK: dict[str, Any] = {"compression": "lz4", "statistics": False, "engine": "streaming"}
 
@@ -182,6 +184,7 @@ def _open_text(files: list[Path], folder: Path) -> Source:
         with_words.append(_scan_text(plain, dialect, ()))
         findings += _find_comments(plain, file, dialect)
     assert first is not None
+    findings += _find_unnamed(files[0], first.unnamed)
     words = pl.concat(with_words)
     return Source(files[0], pl.concat(tables), first.separator, tuple(findings), with_words=words)
 
@@ -227,7 +230,8 @@ def _open_excel(files: list[Path], folder: Path) -> Source:
     # Importing takes long, and few tables are workbooks.
     import fastexcel
 
-    tables, findings = [], []
+    tables: list[pl.LazyFrame] = []
+    findings: list[Finding] = []
     for number, file in enumerate(files):
         try:
             book = fastexcel.read_excel(file)
@@ -235,7 +239,7 @@ def _open_excel(files: list[Path], folder: Path) -> Source:
         except fastexcel.FastExcelError as error:
             raise UserError(_cause(file, error)) from error
         names = [
-            free_name(i, sheet.columns) if name.startswith("__UNNAMED__") else name.strip()
+            free_name(i, sheet.columns) if name.startswith(UNNAMED) else name.strip()
             for i, name in enumerate(sheet.columns)
         ]
         if len(set(names)) < len(names):
@@ -243,6 +247,11 @@ def _open_excel(files: list[Path], folder: Path) -> Source:
                 f"{file}: expected different names for all columns, got {', '.join(names)}; rename "
                 "the equal ones."
             )
+        if number == 0:
+            unnamed = [
+                n for n, g in zip(names, sheet.columns, strict=True) if g.startswith(UNNAMED)
+            ]
+            findings += _find_unnamed(file, unnamed)
         sheet.columns = names
         sheet.write_parquet(folder / f"{number}.parquet")
         tables.append(pl.scan_parquet(folder / f"{number}.parquet", glob=False))
@@ -351,6 +360,16 @@ def _find_comments(plain: Path, file: Path, dialect: Dialect) -> list[Finding]:
             "put quotes around the first field of each, if they are rows",
         )
     ]
+
+
+def _find_unnamed(file: Path, names: Sequence[str]) -> list[Finding]:
+    """Return a finding about columns without a name, which are called ``names``."""
+    if not names:
+        return []
+    noun, verb = ("1 column", "has") if len(names) == 1 else (f"{len(names)} columns", "have")
+    what = f"{noun} of {file.name} {verb} no name"
+    effect = f"the name is {', '.join(names[:5])}{', …' * (len(names) > 5)}"
+    return [Finding(what, effect, "write names in the first line, if the columns are used")]
 
 
 def _cause(file: Path, error: Exception) -> str:

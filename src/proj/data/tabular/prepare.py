@@ -100,7 +100,12 @@ def _prepare_rows(
     if schema is None:
         _check_classes(targets, row_splits)
     train_keys = keys.filter(row_splits == 0)
-    findings += [*source.findings, *_find_missing_targets(targets), *_find_alike_labels(targets)]
+    findings += [
+        *source.findings,
+        *typed.general,
+        *_find_missing_targets(targets),
+        *_find_alike_labels(targets),
+    ]
     time = plan.split_by["time"]
     for name in dict.fromkeys([*plan.targets, *([] if time is None else [time])]):
         # Without a column: `init` writes columns with findings that are no inputs as left out.

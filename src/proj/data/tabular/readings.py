@@ -171,7 +171,8 @@ def read_column(values: pl.Expr, reading: Reading) -> pl.Expr:
     if reading.type == "date":
         return read_dates(values, reading.format or ISO_FORMS)
     if reading.type == "text":
-        return values.str.strip_chars()
+        stripped = values.str.strip_chars()
+        return pl.when(stripped != "").then(stripped)
     if reading.type == "boolean":
         return values.map_batches(
             lambda series: read(series.alias(""), reading),
