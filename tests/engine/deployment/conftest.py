@@ -134,6 +134,20 @@ def image_run(work: Path, cli: Cli, once: Once) -> Callable[..., None]:
     return train
 
 
+@pytest.fixture
+def table_bundle(table_run: Callable[..., None], cli: Cli, once: Once) -> None:
+    """The run on the table with its bundle."""
+    table_run()
+    once("table_bundle", lambda: cli("export"))
+
+
+@pytest.fixture
+def image_bundle(image_run: Callable[..., None], cli: Cli, once: Once) -> None:
+    """The run on the images with its bundle."""
+    image_run()
+    once("image_bundle", lambda: cli("export"))
+
+
 def copy_bundle(name: str = "copy") -> Path:
     """Copy the bundle of the run, to change the copy."""
     shutil.copytree(BUNDLE, name)

@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 
 import proj
-from conftest import Cli, Once, Trained
+from conftest import Cli, Trained
 from engine.deployment.conftest import BUNDLE, RUN
 from proj.engine.deployment.runtime import load
 
@@ -34,11 +34,9 @@ def check_answers(rows: Any, tolerance: float = 1e-6) -> None:
                 np.testing.assert_array_equal(values, reference)
 
 
-def test_a_table_with_odd_values(table_run: Callable[..., None], cli: Cli) -> None:
+@pytest.mark.usefixtures("table_bundle")
+def test_a_table_with_odd_values(cli: Cli) -> None:
     """Numbers with currency, dates, unknown and missing values give the same answers."""
-    table_run()
-    printed = cli("export")
-    assert "proof: 45 test rows" in printed
     proof = json.loads((BUNDLE / "proof.json").read_text())
     assert proof["rows"] == 45
     assert 0 < proof["largest_difference"] <= 1e-5
@@ -68,10 +66,9 @@ def test_tables_of_every_task(
     cli("verify", BUNDLE, "--run", RUN.name, *trust)
 
 
-def test_images_in_files(image_run: Callable[..., None], cli: Cli) -> None:
+@pytest.mark.usefixtures("image_bundle")
+def test_images_in_files(cli: Cli) -> None:
     """JPEG, PNG and GIF in several sizes and modes, upright and turned, give the same answers."""
-    image_run()
-    cli("export")
     files = sorted(Path("images").rglob("*.*"))
     check_answers(files)
     bundle = load(BUNDLE)
@@ -106,11 +103,11 @@ QUICK = ("regression_2", "torch")
     ("task", "format"),
     [pytest.param(*case, marks=[] if case == QUICK else [pytest.mark.slow]) for case in ARRAYS],
 )
-def test_arrays(trained: Trained, once: Once, cli: Cli, task: str, format: str) -> None:
+def test_arrays(trained: Trained, cli: Cli, task: str, format: str) -> None:
     """Arrays of every task give the same answers, in both formats."""
     trained(task)
     cli("test")
-    cli("export", "--format", format)
+    assert "proof: 18 test rows" in cli("export", "--format", format)
     check_answers(np.load("data.npz")["x"], 1e-4)
     assert "verified: 18 rows" in cli("verify", BUNDLE, *(["--trust"] if format == "torch" else []))
     empty = load(BUNDLE).predict([])

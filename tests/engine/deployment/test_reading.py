@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from proj.data.images import decode
@@ -20,6 +20,7 @@ from proj.data.tabular.files import by_name
 from proj.data.tabular.numbers import DECIMAL_SIGNS
 from proj.data.tabular.readings import ISO_FORMS, column_readings, read_column, to_polars_form
 from proj.engine.deployment.runtime import InputError, UnreadableWarning, images
+from proj.engine.deployment.runtime.dates import DAY, read_date
 from proj.engine.deployment.runtime.numbers import SPACES, read_number
 from proj.engine.deployment.runtime.table import Table, number_text
 from proj.schema import Column, Schema
@@ -150,7 +151,7 @@ def test_numbers_in_text_are_read_as_in_training(texts: list[str], style: str) -
 FORMS = (
     *(*_DAYS, *_MONTHS, *_OTHERS, *(f"%Y-%m-%d {time}" for time in _TIMES)),
     *(f"%d.%m.%Y {time}" for time in _TIMES),
-    *("%d/%m/%Y|%d/%m/%Y %H:%M", ISO_FORMS, "%Y", "%j/%Y", "%D", "%F %T", "%d %b %Y"),
+    *("%d/%m/%Y|%d/%m/%Y %H:%M", ISO_FORMS, "%Y", "%j/%Y", "%F %T", "%d %b %Y"),
     *map(to_polars_form, ("%Y-%m-%dT%H:%M:%S.%f", "%Y-%m-%dT%H:%M:%S%z", "%a %d %b %y")),
 )
 MOMENTS = (
@@ -159,6 +160,12 @@ MOMENTS = (
     datetime(2024, 2, 29, 23, 59, 1),
     datetime(1970, 5, 4, 12, 30, 30, 500000),
 )
+
+
+def test_a_form_of_dates_that_stands_for_others() -> None:
+    """``%D`` is month, day and two digits of the year."""
+    assert read_date("01/31/70", "%D") == 30 * DAY
+    assert read_date("01/31/1.", "%D") is None  # polars reads 2001
 
 
 def written(form: str) -> list[str]:
@@ -200,6 +207,8 @@ def test_numbers_that_are_dates_are_read_as_in_training(numbers: list[float], fo
     expected = np.stack(
         [frame.select(encode_column(c)).to_series().to_numpy() for c in columns], axis=1
     )
+    # polars has no months after the year 262,142.
+    assume(not (np.abs(expected[:, 0]) > 9e7).any())
     np.testing.assert_array_equal(by_runtime(values, *columns), expected)
 
 

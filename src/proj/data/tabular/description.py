@@ -1,9 +1,11 @@
 """How the columns of a table are read and encoded, as plain values for an exported bundle."""
 
+from datetime import datetime, timedelta
 from typing import Any
 
 import polars as pl
 
+from proj.data.tabular.dates import EXCEL, UNITS
 from proj.data.tabular.numbers import DEFAULT_FORMAT, PLACEHOLDERS, plain_numbers
 from proj.data.tabular.readings import ISO_FORMS, column_readings
 from proj.data.tabular.typed import has_outer_spaces
@@ -11,6 +13,7 @@ from proj.schema import Column, Schema
 
 # Characters of a date without a time.
 DAY_LENGTH = 10
+EPOCH = datetime(1970, 1, 1)
 
 
 def describe(schema: Schema) -> dict[str, Any]:
@@ -79,11 +82,42 @@ def _number(column: Column) -> dict[str, Any]:
     }
 
 
-def _example(column: Column) -> float | str | None:
-    """Return the median of the training numbers, or the first category."""
+def _example(column: Column) -> float | int | str | None:
+    """Return a value that the column may hold: the median of training, or the first category."""
     if column.kind == "category":
         return column.categories[0] if column.categories else None
-    return column.center + column.edges[len(column.edges) // 2]
+    median = column.center + column.edges[len(column.edges) // 2]
+    if column.kind == "number":
+        # Edges are float32 numbers, which have 7 digits.
+        short = median if column.center else float(f"{median:.7g}")
+        return int(short) if float(short).is_integer() else short
+    moment = _moment(column.kind, median)
+    if column.type != "number":
+        return _written(moment, (column.format or "%Y-%m-%d").split("|")[0])
+    seconds = (moment - EPOCH).total_seconds()
+    if column.format in UNITS:
+        return round(seconds / UNITS[column.format])
+    if column.format == EXCEL:
+        return round(seconds / 86_400) + 25_569
+    return int(_written(moment, column.format))
+
+
+def _moment(kind: str, value: float) -> datetime:
+    """Return a time with a part of a date: its days, month, weekday or hour."""
+    if kind == "days":
+        return EPOCH + timedelta(days=value)
+    if kind == "month":
+        return datetime(2020, int(value), 1)
+    # 2020-06-01 is a Monday, whose number is 1.
+    monday = datetime(2020, 6, 1)
+    return monday + (timedelta(days=value - 1) if kind == "weekday" else timedelta(hours=value))
+
+
+def _written(moment: datetime, form: str) -> str:
+    """Return a time in a form of polars."""
+    for item, other in (("%.f", ".%f"), ("%#z", "+00:00"), ("%k", "%H"), ("%l", "%I")):
+        form = form.replace(item, other)
+    return moment.strftime(form)
 
 
 def plain_values(frame: pl.DataFrame) -> dict[str, list[Any]]:

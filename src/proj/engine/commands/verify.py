@@ -5,9 +5,10 @@ from typing import Any, TypedDict
 
 from proj.engine import console
 from proj.engine.config.parser import VerbParser
-from proj.engine.deployment.export import load_trained, prove
+from proj.engine.deployment.export import prove
 from proj.engine.deployment.proof import RUNTIME, ProofError, require_equal, run_check
 from proj.engine.deployment.spec import FILES, file_hash
+from proj.engine.deployment.trained import load_trained
 from proj.engine.escaping import visible
 from proj.engine.evaluation.restore import restore
 from proj.engine.runs.files import is_present, read_json
@@ -112,11 +113,13 @@ def check_bundle(bundle: Path) -> str:
 def changed_files(bundle: Path) -> list[str]:
     """Return the files that are not as `export` has written them."""
     proof: Proof = read_json(bundle / "proof.json", Proof, REMEDY)
-    files = [(name, bundle / name, sha256) for name, sha256 in proof["sha256"].items()]
     return [
         visible(name)[:80]
-        for name, path, sha256 in files
-        if Path(name).name != name or not path.is_file() or file_hash(path) != sha256
+        for name, sha256 in proof["sha256"].items()
+        if ".." in Path(name).parts
+        or Path(name).is_absolute()
+        or not (bundle / name).is_file()
+        or file_hash(bundle / name) != sha256
     ]
 
 

@@ -1,6 +1,8 @@
 """The part of a bundle that is a graph: from encoded inputs to probabilities or numbers."""
 
 import logging
+import os
+import shutil
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -46,6 +48,27 @@ class AnswerGraph(nn.Module):
             if "categorical" not in x:
                 x["categorical"] = inputs[0].new_zeros((rows, 0), dtype=torch.int32)
         return self.model.predict_proba(self.model.eval_outputs(self.model(x)))
+
+
+class ForwardGraph(nn.Module):
+    """The ``forward`` of a user's own module, with outputs [rows, outputs].
+
+    Args:
+        module: module from a tensor [rows, ...] to a tensor with as many rows.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: Tensor) -> Tensor:
+        outputs = self.module(x)
+        if not isinstance(outputs, Tensor):
+            raise UserError(
+                f"forward of {type(self.module).__name__}: expected a tensor [rows, ...], got "
+                f"{type(outputs).__name__}; a bundle of other outputs is not supported."
+            )
+        return outputs.flatten(1) if outputs.ndim > 1 else outputs[:, None]
 
 
 def input_names(x: Tensors) -> list[str]:
@@ -107,6 +130,25 @@ def write_onnx(
                 "; use --format torch."
             ) from error
         exported.save(path, external_data=False)
+
+
+def compile_torch(program: torch.export.ExportedProgram, path: Path) -> None:
+    """Compile a program with AOTInductor for the processor of this machine.
+
+    Raises:
+        UserError: if there is no C++ compiler.
+    """
+    compilers = (os.environ.get("CXX"), "g++", "clang++", "c++")
+    if not any(shutil.which(name) for name in compilers if name):
+        raise UserError(
+            "--compile: expected a C++ compiler, found none of g++, clang++ and c++; install one, "
+            "or leave the flag out."
+        )
+    # It is imported late because it takes seconds.
+    from torch._inductor import aoti_compile_and_package
+
+    with quiet():
+        aoti_compile_and_package(program, package_path=str(path))
 
 
 @contextmanager

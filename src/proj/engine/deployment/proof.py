@@ -11,10 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
-from torch import Tensor
 
 from proj.engine.deployment import runtime
-from proj.engine.deployment.spec import comparison_header
 from proj.engine.escaping import visible
 from proj.engine.runs.predictions import frame
 from proj.errors import TrainingError, UserError
@@ -38,13 +36,13 @@ class TestRows(NamedTuple):
         raw: columns of a table, files of images, or an array [rows, ...].
         numbers: each row's number in its source [rows].
         answers: predictions and probabilities.
-        schema: the schema of the data.
+        comparison: which answers are labels, and the tolerances of the others.
     """
 
     raw: dict[str, list[Any]] | list[Path] | Array
     numbers: Array
     answers: pl.DataFrame
-    schema: Schema
+    comparison: dict[str, Any]
 
     def take(self, positions: Array) -> "TestRows":
         """Return some of the rows."""
@@ -54,7 +52,7 @@ class TestRows(NamedTuple):
             raw = [self.raw[i] for i in positions]
         else:
             raw = self.raw[positions]
-        return TestRows(raw, self.numbers[positions], self.answers[positions], self.schema)
+        return TestRows(raw, self.numbers[positions], self.answers[positions], self.comparison)
 
     def sample(self) -> "TestRows":
         """Return up to ``MAX_KEPT`` rows, evenly spread."""
@@ -71,8 +69,7 @@ class TestRows(NamedTuple):
         elif isinstance(raw, list):
             raw = _copied(raw, folder) if copy_files else [str(path.absolute()) for path in raw]
         with (folder / "rows.jsonl").open("w", encoding="utf-8") as file:
-            header = comparison_header(self.schema, self.answers.columns)
-            file.write(json.dumps(header) + "\n")
+            file.write(json.dumps(self.comparison) + "\n")
             for start in range(0, len(self.numbers), CHUNK):
                 part = slice(start, start + CHUNK)
                 rows = raw
@@ -94,28 +91,6 @@ def _copied(files: list[Path], folder: Path) -> list[str]:
     for path, name in zip(files, names, strict=True):
         shutil.copyfile(path, folder / name)
     return names
-
-
-def read_test_rows(raw: Any, table: pl.DataFrame, schema: Schema) -> TestRows:
-    """Return the test rows of a run.
-
-    Args:
-        raw: what ``DataModule.raw_rows`` returns.
-        table: the run's predictions for the same rows.
-        schema: the schema of the run's data.
-
-    Raises:
-        UserError: if the predictions are those of another model.
-    """
-    names = answer_columns(schema)
-    if missing := [name for name in names if name not in table.columns]:
-        raise UserError(
-            f"test/predictions.parquet: expected the columns {', '.join(names)}, found no "
-            f"{missing[0]}; run `test` again."
-        )
-    if isinstance(raw, Tensor):
-        raw = raw.numpy()
-    return TestRows(raw, table["row"].to_numpy(), table.select(names), schema)
 
 
 def answer_columns(schema: Schema) -> list[str]:
@@ -146,7 +121,12 @@ def run_check(bundle: Path, rows: Path, package: Path, absolute_paths: bool) -> 
         capture_output=True,
         encoding="utf-8",
         errors="replace",
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), "PYTHONUTF8": "1"},
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+            "PYTHONUTF8": "1",
+            "PYTHONDONTWRITEBYTECODE": "1",  # A bundle is the same on all versions of Python.
+        },
     )
     lines = process.stdout.splitlines()
     if process.returncode or not lines:

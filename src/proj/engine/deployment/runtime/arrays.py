@@ -33,10 +33,12 @@ class Arrays:
             return {"x": np.empty((0, *self.shape), self.dtype)}
         if self.dtype == np.uint8 and x.dtype == np.uint8 and len(self.shape) == 3:
             x = _to_images(x)
-        expected = (f"rows of shape {list(self.shape)}", "as in training")
         if x.shape[1:] != self.shape:
-            raise InputError(f"expected {', '.join(expected)}, got {list(x.shape[1:])}")
-        if x.dtype.kind not in "biuf" or (self.dtype == np.uint8) != (x.dtype == np.uint8):
+            expected, got = list(self.shape), list(x.shape[1:])
+            raise InputError(f"expected rows of shape {expected}, as in training, got {got}")
+        is_image = x.dtype == np.uint8 and x.ndim in (3, 4)
+        can_cast = np.can_cast(x.dtype, self.dtype, "same_kind")
+        if is_image != (self.dtype == np.uint8) or not can_cast:
             raise InputError(f"expected {self.dtype}, as in training, got {x.dtype}")
         with np.errstate(over="ignore"):
             x = np.ascontiguousarray(x, self.dtype)

@@ -30,27 +30,30 @@ Array = np.ndarray[Any, Any]
 Columns = dict[str, Array]
 
 
-def read_chunks(folder: Path, absolute_paths: bool) -> tuple[dict[str, Any], Iterator[Any]]:
-    """Return the first line of ``rows.jsonl``, and an iterator of (row numbers, rows, answers)."""
-    lines = (folder / "rows.jsonl").open(encoding="utf-8")
-    header = json.loads(next(lines))
-    arrays = folder / "rows.npy"
-    x = np.load(arrays, mmap_mode="r", allow_pickle=False) if arrays.exists() else None
+def read_header(folder: Path) -> dict[str, Any]:
+    """Return the first line of ``rows.jsonl``: labels and tolerances."""
+    with (folder / "rows.jsonl").open(encoding="utf-8") as lines:
+        header: dict[str, Any] = json.loads(next(lines))
+    return header
 
-    def chunks() -> Iterator[tuple[list[int], Any, dict[str, list[Any]]]]:
-        start = 0
+
+def read_chunks(
+    folder: Path, absolute_paths: bool
+) -> Iterator[tuple[list[int], Any, dict[str, list[Any]]]]:
+    """Yield row numbers, rows and expected answers of each further line."""
+    arrays, start = folder / "rows.npy", 0
+    x = np.load(arrays, mmap_mode="r", allow_pickle=False) if arrays.exists() else None
+    with (folder / "rows.jsonl").open(encoding="utf-8") as lines:
+        next(lines)
         for line in lines:
             chunk = json.loads(line)
-            count = len(chunk["row"])
-            rows = chunk["rows"]
+            count, rows = len(chunk["row"]), chunk["rows"]
             if x is not None:
                 rows = np.array(x[start : start + count])
             elif isinstance(rows, list):
                 rows = [_file(folder, name, absolute_paths) for name in rows]
             yield chunk["row"], rows, chunk["answers"]
             start += count
-
-    return header, chunks()
 
 
 def _file(folder: Path, name: str, absolute_paths: bool) -> Path:
@@ -114,11 +117,11 @@ class Comparison:
 
 def compare(bundle: Predictor, folder: Path, absolute_paths: bool) -> dict[str, Any]:
     """Return the result of all comparisons as plain values."""
-    header, chunks = read_chunks(folder, absolute_paths)
-    comparison = Comparison(header)
+    comparison = Comparison(read_header(folder))
     unreadable: set[str] = set()
     count = 0
-    for number, (rows, values, expected) in enumerate(chunks):
+    chunks = enumerate(read_chunks(folder, absolute_paths))
+    for number, (rows, values, expected) in chunks:
         for size in BATCH_SIZES if number == 0 else BATCH_SIZES[-1:]:
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always", UnreadableWarning)

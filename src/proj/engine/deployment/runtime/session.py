@@ -38,7 +38,9 @@ class TorchNet:
 
         self.torch, self.inputs = torch, inputs
         if compiled:
-            self.net: Any = torch._inductor.aoti_load_package(str(path))
+            from torch._inductor import aoti_load_package  # It takes seconds to import.
+
+            self.net: Any = aoti_load_package(str(path))
         else:
             self.net = torch.export.load(str(path)).module()
 
