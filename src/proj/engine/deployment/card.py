@@ -20,7 +20,7 @@ from proj.engine.runs.contents import LOST, FindingEntry
 from proj.engine.runs.files import is_present, read_json
 from proj.engine.yaml_text import yaml_document
 
-# Names of tasks at Hugging Face, by the kind of data and whether numbers are predicted.
+# Names of tasks at Hugging Face, by the kind of data and whether there are no classes.
 PIPELINES = {
     ("table", False): "tabular-classification",
     ("table", True): "tabular-regression",
@@ -68,7 +68,10 @@ def _is_ours(trained: Trained) -> bool:
 
 
 def _header(trained: Trained, spec: dict[str, Any]) -> dict[str, Any]:
-    kind, is_regression = spec["inputs"]["kind"], spec["outputs"]["task"] == "regression"
+    kind, is_regression = (
+        spec["inputs"]["kind"],
+        spec["outputs"]["task"] in ("regression", "numbers"),
+    )
     task = PIPELINES.get((kind, is_regression), "other")
     header: dict[str, Any] = {"library_name": spec["model"]["format"], "pipeline_tag": task}
     header["tags"] = [PACKAGE, trained.net, spec["outputs"]["task"]]
@@ -166,6 +169,7 @@ def _outputs(outputs: dict[str, Any]) -> Iterator[str]:
         "multiclass": f"`prediction` and a probability of each class: {names}.",
         "multilabel": f"For each label 0 or 1, and its probability: {names}.",
         "regression": f"Numbers: {names}.",
+        "numbers": f"Columns of numbers: {names}.",
     }[outputs["task"]]
     if outputs["task"] == "binary":
         yield (

@@ -48,7 +48,7 @@ def write_graph(trained: Trained, folder: Path, model_format: str) -> dict[str, 
     names, inputs = list(trained.example), list(trained.example.values())
     spec = build_spec(model_format, names, trained.inputs, trained.outputs)
     console.say(f"exporting {trained.net} as {model_format}")
-    program = graph.trace(trained.graph, inputs)
+    program = graph.trace(trained.graph, inputs, trained.net)
     path = folder / spec["model"]["file"]
     if model_format == "onnx":
         graph.write_onnx(program, inputs, names, path)

@@ -1,17 +1,21 @@
 """The part of a bundle that is a graph: from encoded inputs to probabilities or numbers."""
 
+import io
 import logging
 import os
 import shutil
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 
+from proj.engine.exit_codes import as_user_error
 from proj.errors import UserError
 from proj.models.base import Model
 from proj.schema import Tensors
@@ -50,25 +54,42 @@ class AnswerGraph(nn.Module):
         return self.model.predict_proba(self.model.eval_outputs(self.model(x)))
 
 
-class ForwardGraph(nn.Module):
-    """The ``forward`` of a user's own module, with outputs [rows, outputs].
+class ModuleGraph(nn.Module):
+    """What a user's own LightningModule answers in `predict`, as columns of numbers.
 
     Args:
-        module: module from a tensor [rows, ...] to a tensor with as many rows.
+        module: its ``predict_step`` is used if it has its own, else its ``forward``.
+        is_pair: whether the batches of its loaders are (x, y) and not x.
     """
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: LightningModule, is_pair: bool) -> None:
         super().__init__()
-        self.module = module
+        self.module, self.is_pair = module, is_pair
+        self.has_step = is_overridden("predict_step", module)
 
-    def forward(self, x: Tensor) -> Tensor:
-        outputs = self.module(x)
-        if not isinstance(outputs, Tensor):
+    def columns(self, x: Tensor) -> dict[str, Tensor]:
+        """Return the outputs by name, each [rows, columns].
+
+        Raises:
+            UserError: if they are not tensors with as many rows as ``x``.
+        """
+        if self.has_step:
+            outputs = self.module.predict_step((x, None) if self.is_pair else x, 0)
+        else:
+            outputs = self.module(x)
+        outputs = {"prediction": outputs} if isinstance(outputs, Tensor) else outputs
+        is_dict = isinstance(outputs, dict) and all(isinstance(v, Tensor) for v in outputs.values())
+        if not is_dict or not all(v.ndim and v.shape[0] == x.shape[0] for v in outputs.values()):
+            step = "predict_step" if self.has_step else "forward"
             raise UserError(
-                f"forward of {type(self.module).__name__}: expected a tensor [rows, ...], got "
-                f"{type(outputs).__name__}; a bundle of other outputs is not supported."
+                f"{step} of {type(self.module).__name__}: expected a tensor with a row for each "
+                "input, or a dict of such tensors; a bundle of other outputs is not supported."
             )
-        return outputs.flatten(1) if outputs.ndim > 1 else outputs[:, None]
+        return {n: v.flatten(1) if v.ndim > 1 else v[:, None] for n, v in outputs.items()}
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Return all columns side by side [rows, columns] float64."""
+        return torch.cat([values.double() for values in self.columns(inputs[0]).values()], 1)
 
 
 def input_names(x: Tensors) -> list[str]:
@@ -76,12 +97,13 @@ def input_names(x: Tensors) -> list[str]:
     return [name for name in TABLE if x[name].shape[1]] if isinstance(x, dict) else ["x"]
 
 
-def trace(graph: nn.Module, inputs: list[Tensor]) -> torch.export.ExportedProgram:
+def trace(graph: nn.Module, inputs: list[Tensor], net: str) -> torch.export.ExportedProgram:
     """Return the graph as a program of torch.export for any number of rows.
 
     Args:
         graph: module in evaluation mode.
         inputs: an example of ``EXAMPLE_ROWS`` rows.
+        net: name of the net, for messages.
 
     Raises:
         UserError: if torch.export cannot trace the net.
@@ -99,7 +121,11 @@ def trace(graph: nn.Module, inputs: list[Tensor]) -> torch.export.ExportedProgra
                 )
         except Exception as error:  # torch.export raises many types.
             reasons.append(error)
-    raise UserError(f"the net cannot be exported: {_first_line(reasons[-1])}") from reasons[-1]
+    # The error of the first mode has the line of the net in its traceback.
+    short = ValueError(_first_line(reasons[0])).with_traceback(reasons[0].__traceback__)
+    with as_user_error(f"torch.export cannot trace the net {net} for any number of rows"):
+        raise short from reasons[0]
+    raise AssertionError
 
 
 def _first_line(error: Exception) -> str:
@@ -158,7 +184,8 @@ def quiet() -> Iterator[None]:
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
+        # torch prints the graph of a net that it cannot trace.
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:

@@ -1,7 +1,7 @@
 """Content of ``bundle.json``: a plain description of everything between raw rows and answers."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -55,14 +55,9 @@ def describe_outputs(model: Model) -> dict[str, Any]:
     }
 
 
-def describe_numbers(count: int) -> dict[str, Any]:
-    """Return the description of outputs whose meaning only the user's own module knows."""
-    return {
-        "task": "regression",
-        "classes": [],
-        "names": [str(i) for i in range(count)],
-        "thresholds": [],
-    }
+def describe_numbers(names: list[str]) -> dict[str, Any]:
+    """Return the description of columns whose meaning only the user's own module knows."""
+    return {"task": "numbers", "classes": [], "names": names, "thresholds": []}
 
 
 def array_inputs(x: Tensor) -> dict[str, Any]:
@@ -72,7 +67,7 @@ def array_inputs(x: Tensor) -> dict[str, Any]:
 
 
 def comparison(
-    schema: Schema | None, columns: list[str], scales: Sequence[float] = ()
+    schema: Schema | None, columns: list[str], scales: Iterable[float] = ()
 ) -> dict[str, Any]:
     """Return which answers are labels, and the tolerances of the others.
 
@@ -83,7 +78,7 @@ def comparison(
     numbers = [name for name in columns if name not in labels]
     if schema is not None:
         scales = schema.target_std if is_regression else (1.0,) * len(numbers)
-    absolute = {name: ABSOLUTE * scale for name, scale in zip(numbers, scales, strict=True)}
+    absolute = {name: ABSOLUTE * float(scale) for name, scale in zip(numbers, scales, strict=True)}
     return {"labels": labels, "relative": RELATIVE, "absolute": absolute}
 
 

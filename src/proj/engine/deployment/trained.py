@@ -1,6 +1,6 @@
 """What a bundle is made of: a run's graph, its inputs and outputs, and the rows that prove it."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from proj.data.base import DataModule
 from proj.data.loader import take
 from proj.engine.config.experiment import ExperimentCLI
-from proj.engine.deployment.graph import EXAMPLE_ROWS, AnswerGraph, ForwardGraph, input_names
+from proj.engine.deployment.graph import EXAMPLE_ROWS, AnswerGraph, ModuleGraph, input_names
 from proj.engine.deployment.proof import TestRows, answer_columns
 from proj.engine.deployment.spec import (
     array_inputs,
@@ -113,7 +113,7 @@ def _read_data(
     """Return the raw test rows, an example of the inputs, and the section ``inputs``."""
     data = cli.datamodule
     if not isinstance(data, DataModule):
-        x = _loaded(cli, verb)
+        x, _ = _loaded(cli, verb)
         if len(x) != len(rows):
             raise UserError(
                 f"{verb}: expected the {len(rows)} test rows of the run, got {len(x)} from "
@@ -143,50 +143,48 @@ def _examples(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _load_other(run: Run, cli: ExperimentCLI, checkpoint: dict[str, Any], verb: str) -> Trained:
-    """Load a user's own LightningModule. Its answers are those of ``forward``, computed now."""
+    """Load a user's own LightningModule. The answers to compare with are computed now."""
     model: LightningModule = cli.model
     with as_user_error(f"{verb}: the weights cannot be loaded"):
         model.configure_model()
         model.on_load_checkpoint(checkpoint)
         model.load_state_dict(checkpoint["state_dict"])
-    x = _loaded(cli, verb)
-    graph = ForwardGraph(model).eval()
-    with as_user_error(f"{verb}: forward fails"), torch.no_grad():
+    x, is_pair = _loaded(cli, verb)
+    graph = ModuleGraph(model, is_pair).eval()
+    with as_user_error(f"{verb}: the outputs cannot be computed"), torch.no_grad():
+        widths = {name: v.shape[1] for name, v in graph.columns(x[:EXAMPLE_ROWS]).items()}
         outputs = torch.cat([graph(part) for part in torch.split(x, 1024)]).numpy()
-    names = ["prediction"]
-    if outputs.shape[1] > 1:
-        names = [f"prediction_{i}" for i in range(outputs.shape[1])]
+    names = [
+        name if width == 1 else f"{name}_{i}"
+        for name, width in widths.items()
+        for i in range(width)
+    ]
     answers = pl.DataFrame({name: outputs[:, i] for i, name in enumerate(names)})
-    spread = outputs.std(axis=0, dtype=np.float64).tolist()
-    rows = TestRows(x.numpy(), np.arange(len(x)), answers, comparison(None, names, spread))
+    rows = TestRows(x.numpy(), np.arange(len(x)), answers, comparison(None, names, outputs.std(0)))
     return Trained(
         run,
         graph,
         _examples({"x": x}),
         array_inputs(x),
-        describe_numbers(outputs.shape[1]),
+        describe_numbers(names),
         rows,
         type(model).__name__,
     )
 
 
-def _loaded(cli: ExperimentCLI, verb: str) -> Tensor:
-    """Return the inputs that the test loader yields: [rows, ...]."""
+def _loaded(cli: ExperimentCLI, verb: str) -> tuple[Tensor, bool]:
+    """Return the inputs of the test loader [rows, ...], and whether its batches are (x, y)."""
     data = cli.datamodule if cli.datamodule is not None else cli.model
     with as_user_error(f"{verb}: the test rows cannot be loaded"):
         data.prepare_data()
         data.setup("test")
-        parts = list(_inputs(data.test_dataloader()))
+        batches = list(data.test_dataloader())
+    is_pair = bool(batches) and isinstance(batches[0], tuple | list)
+    parts = [batch[0] if is_pair else batch for batch in batches]
     if not parts or not all(isinstance(part, Tensor) for part in parts):
         got = type(parts[0]).__name__ if parts else "no batches"
         raise UserError(
             f"{verb}: expected test batches that are a tensor, or begin with one, got {got}; a "
             "bundle of other inputs is not supported."
         )
-    return torch.cat(parts)
-
-
-def _inputs(loader: Any) -> Iterator[Any]:
-    for batch in loader:
-        x = batch[0] if isinstance(batch, tuple | list) else batch
-        yield x
+    return torch.cat(parts), is_pair

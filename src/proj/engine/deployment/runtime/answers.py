@@ -32,6 +32,8 @@ class Answers:
             return self._of_classes(predicted.astype(np.int64), np.stack([1 - output, output], 1))
         if self.task == "multiclass":
             return self._of_classes(output.argmax(1), output)
+        if self.task == "numbers":
+            return {name: output[:, i] for i, name in enumerate(self.names)}
         suffixes = [f"_{name}" for name in self.names] if len(self.names) > 1 else [""]
         predicted = output
         if self.task == "multilabel":

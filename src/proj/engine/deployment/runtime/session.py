@@ -46,7 +46,9 @@ class TorchNet:
 
     def __call__(self, x: Inputs) -> Array:
         with self.torch.inference_mode():
-            tensors = [self.torch.from_numpy(x[name]) for name in self.inputs]
+            # torch warns of arrays that are read-only.
+            arrays = [np.require(x[name], requirements="W") for name in self.inputs]
+            tensors = [self.torch.from_numpy(array) for array in arrays]
             output: Array = self.net(*tensors).numpy()
         return output
 
