@@ -129,6 +129,21 @@ class DataModule(LightningDataModule, ABC):
             f"--keep: expected a table as the source, {type(self).__name__} has no columns to keep."
         )
 
+    @classmethod
+    def describe_inputs(cls, schema: Schema) -> dict[str, Any]:
+        """Return how raw rows become inputs of the net, as plain values for a bundle of `export`.
+
+        By default a bundle takes rows that ``encode`` has encoded.
+        """
+        dtype = schema.input_type or "float32"
+        return {"kind": "arrays", "shape": list(schema.input_shape), "dtype": dtype}
+
+    def raw_rows(self, rows: Array, split: str) -> Any:
+        """Return rows of a split, by their numbers, in the form that ``describe_inputs`` names."""
+        batch = self.splits[split]
+        positions = torch.searchsorted(batch.row.sort().values, torch.tensor(rows))
+        return take(batch, batch.row.argsort()[positions]).x
+
     def augment_batch(self, batch: Batch) -> Batch:
         """Return a randomly augmented training batch, on its device. By default it is unchanged."""
         return batch

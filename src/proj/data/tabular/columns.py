@@ -117,6 +117,10 @@ def _why_useless(name: str, values: pl.Series, form: str) -> str | None:
     present = values.drop_nulls()
     if (kind := type_of(values.dtype)) is None:
         return f"values of type {values.dtype} cannot be used"
+    if kind == "number" and not values.dtype.is_integer() and len(present):
+        # Counting different fractions takes long, and only one number matters.
+        is_constant = len(present) == len(values) and present.min() == present.max()
+        return "constant" if is_constant else None
     distinct = present.n_unique()
     if distinct == 0 or (distinct == 1 and len(present) == len(values)):
         return "constant" if len(present) else "only missing values"
@@ -369,6 +373,11 @@ def state(name: str, kind: str) -> str:
     """Return an entry of data.columns that can be pasted into YAML."""
     text = yaml.safe_dump({name: kind}, default_flow_style=True, allow_unicode=True, width=1000)
     return f"data.columns: {text.strip()}"
+
+
+def yaml_name(name: str) -> str:
+    """Return the name of a column as YAML reads it."""
+    return state(name, "x").removeprefix("data.columns: {").removesuffix(": x}")
 
 
 def target_column(name: str, values: pl.Series, where: str) -> TargetColumn:

@@ -46,6 +46,7 @@ class Dialect(NamedTuple):
         skipped: lines before the header: ``sep=;`` and comments.
         comment: the first character of lines to leave out, or None.
         blank_lines: whether there are empty lines between the rows.
+        unnamed: names that are not in the file.
     """
 
     names: tuple[str, ...]
@@ -53,6 +54,7 @@ class Dialect(NamedTuple):
     skipped: int
     comment: str | None
     blank_lines: bool
+    unnamed: tuple[str, ...] = ()
 
 
 def plain_copy(file: Path, folder: Path, tab_separated: bool) -> tuple[Path, Dialect]:
@@ -107,12 +109,14 @@ def find_dialect(lines: list[str], where: str, tab_separated: bool = False) -> D
     names = next((row for row in _records(rest, separator) if row), [])
     if not names:
         raise UserError(f"{where}: expected a header and rows of data, got an empty file.")
+    named = _name_all(names, where)
     return Dialect(
-        tuple(_name_all(names, where)),
+        tuple(named),
         separator,
         skipped + comments,
         "#" if has_comments and _are_comments(rest, separator, len(names)) else None,
         blank_lines=False,
+        unnamed=tuple(new for new, given in zip(named, names, strict=True) if not given.strip()),
     )
 
 
@@ -236,12 +240,15 @@ def _scan_bytes(file: Path, separator: str) -> tuple[bool, bool]:
         chunk = stream.read(CHUNK_BYTES).removeprefix(codecs.BOM_UTF8)
         while chunk:
             following = stream.read(CHUNK_BYTES)
-            data = np.frombuffer(chunk, np.uint8)
             if not blank_lines:
-                edge = before + chunk
-                blank_lines = b"\n\n" in edge or b"\n\r\n" in edge
-            quotes = np.flatnonzero(data == ord('"'))
-            if len(quotes):
+                edge = before + chunk[:2]
+                blank_lines = any(
+                    b"\n\n" in part or (b"\r" in part and b"\n\r\n" in part)
+                    for part in (edge, chunk)
+                )
+            if b'"' in chunk:
+                data = np.frombuffer(chunk, np.uint8)
+                quotes = np.flatnonzero(data == ord('"'))
                 padded = np.concatenate(
                     [[before[-1]], data, [following[0] if following else ord("\n")]]
                 )
@@ -250,7 +257,7 @@ def _scan_bytes(file: Path, separator: str) -> tuple[bool, bool]:
                 if not np.isin(neighbours, beside).all():
                     return blank_lines, False
                 inside ^= bool(len(quotes) % 2)
-            before, chunk = (before + chunk)[-2:], following
+            before, chunk = (before + chunk[-2:])[-2:], following
     return blank_lines, not inside
 
 

@@ -84,6 +84,7 @@ class Tally:
     example: str = ""
     whole: bool = True
     first_odd: tuple[int, str] | None = None  # row and value of the first that cannot be read
+    is_plain: bool = True  # whether all are plain numbers or missing
 
     def add(self, values: pl.Series, reading: Reading) -> None:
         """Count the values of a chunk."""
@@ -99,6 +100,7 @@ class Tally:
                     integers = values.cast(pl.Int64, strict=False)
                     self.whole = integers.null_count() == values.null_count()
                 return
+        self.is_plain = False
         parsed = read(values, reading)
         present = values.is_not_null()
         if parsed.null_count() > values.null_count():
@@ -169,7 +171,8 @@ def read_column(values: pl.Expr, reading: Reading) -> pl.Expr:
     if reading.type == "date":
         return read_dates(values, reading.format or ISO_FORMS)
     if reading.type == "text":
-        return values.str.strip_chars()
+        stripped = values.str.strip_chars()
+        return pl.when(stripped != "").then(stripped)
     if reading.type == "boolean":
         return values.map_batches(
             lambda series: read(series.alias(""), reading),

@@ -6,6 +6,7 @@ import io
 import re
 import sys
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -90,7 +91,11 @@ def _learning_rates(optimizers: list[Optimizer]) -> dict[str, float]:
 
 
 class RunLogger(TensorBoardLogger):
-    """Write TensorBoard events directly into the run's folder.
+    """Write TensorBoard events directly into the run's folder, by optimizer steps.
+
+    Lightning counts batches instead, which differ from optimizer steps with several optimizers and
+    with several steps in one execution. Then a resumed run could not tell which values it logs
+    again.
 
     Args:
         folder: the run's folder.
@@ -107,6 +112,13 @@ class RunLogger(TensorBoardLogger):
             purge_step=purge_step,
         )
         self.resumed = purge_step is not None
+        self.trainer: Trainer | None = None
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        # Lightning adds the epoch where it chooses the step, not where a module logs a step.
+        if self.trainer is not None and "epoch" in metrics:
+            step = self.trainer.global_step
+        super().log_metrics(metrics, step)
 
     def save(self) -> None:
         """Do nothing: ``config.yaml`` replaces Lightning's ``hparams.yaml``."""

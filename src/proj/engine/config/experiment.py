@@ -235,6 +235,9 @@ class ExperimentCLI(LightningCLI):
         own_callbacks += _terminal_callbacks(options, own_callbacks)
         with as_user_error("the Trainer cannot be built"):
             trainer = Trainer(**options, callbacks=own_callbacks + callbacks)
+        for logger in trainer.loggers:
+            if isinstance(logger, RunLogger):
+                logger.trainer = trainer
         keep_batches(trainer)
         convert_before_loading(trainer)
         return trainer
