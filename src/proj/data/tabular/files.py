@@ -174,6 +174,8 @@ def _open_text(files: list[Path], folder: Path) -> Source:
         _check_last_column(table, plain, file, dialect)
         tables.append(table)
         findings += _find_comments(plain, file, dialect)
+        if dialect.row_names:
+            findings.append(_row_names_finding(file, dialect))
     assert first is not None
     return Source(files[0], pl.concat(tables), first.separator, tuple(findings))
 
@@ -343,6 +345,14 @@ def _find_comments(plain: Path, file: Path, dialect: Dialect) -> list[Finding]:
             "put quotes around the first field of each, if they are rows",
         )
     ]
+
+
+def _row_names_finding(file: Path, dialect: Dialect) -> Finding:
+    return Finding(
+        f"the header of {file.name} has one field less than the lines below it",
+        f"the first column is read as row names, as R writes them, and called {dialect.names[0]}",
+        "name all columns in the header, if that is wrong",
+    )
 
 
 def _cause(file: Path, error: Exception) -> str:
