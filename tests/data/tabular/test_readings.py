@@ -289,6 +289,59 @@ def test_merged_categories_have_a_finding() -> None:
     )
 
 
+def test_a_single_rare_category_is_merged_with_nothing() -> None:
+    """It is still distinct from the others, so no finding may say that values count as one."""
+    write("t.csv", c=["a", "b"] * 49 + ["w", "w"])
+    assert ready("t.csv", val_fraction=0.0, test_fraction=0.0).findings == []
+
+
+def test_fields_of_spaces_are_missing_without_a_finding() -> None:
+    """Nobody can see the difference from an empty field."""
+    days = [str(dt.date(2018, 1, 1) + dt.timedelta(i)) for i in range(98)]
+    blank = [" ", "  "]
+    write("t.csv", c=["a", "b"] * 49 + blank, n=[*range(98), *blank], d=[*days, *blank])
+    data = ready("t.csv", val_fraction=0.0, test_fraction=0.0)
+    assert data.findings == []
+    assert data.schema is not None
+    fitted = columns(data)
+    assert (fitted["c"].categories, fitted["c"].missing) == (("a", "b"), True)
+    assert (fitted["n"].kind, fitted["n"].missing) == ("number", True)
+    assert (fitted["d"].kind, fitted["d"].missing) == ("days", True)
+    new = Tabular.encode({"c": ["", " "], "n": [" ", "1"], "d": ["", days[0]]}, data.schema)
+    assert new["categorical"][:, 0].tolist() == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("offset", "hours"), [("+00:00", 0), ("+0000", 0), ("Z", 0), ("+01:00", 1), ("-0330", -3.5)]
+)
+def test_only_times_with_an_offset_are_called_converted(offset: str, hours: float) -> None:
+    """A day such as -06 is no offset, and +00:00 changes nothing."""
+    times = [dt.datetime(2019, 6, 13) + dt.timedelta(hours=7 * i) for i in range(100)]
+    write("t.csv", when=[f"{time:%Y-%m-%dT%H:%M:%S.%f}{offset}" for time in times])
+    data = ready("t.csv", val_fraction=0.0, test_fraction=0.0)
+    found = [f.what for f in data.findings if "not in UTC" in f.what]
+    expected = [
+        f"100 times of column when are not in UTC, such as '2019-06-13T00:00:00.000000{offset}'"
+    ]
+    assert found == (expected if hours else [])
+    utc = [(t - dt.datetime(1970, 1, 1)) / dt.timedelta(days=1) - hours / 24 for t in times]
+    assert all_values(data, "when") == pytest.approx(utc)
+
+
+def test_text_that_is_mostly_numbers_has_a_finding() -> None:
+    """A word for every tenth year hides the numbers of the others."""
+    write("t.csv", year=[*range(1700, 1790), *["Ancient"] * 10], x=[*range(50)] * 2)
+    (mixed,) = [f for f in ready("t.csv").findings if "are numbers" in f.what]
+    assert mixed.what == (
+        "90 of 100 values of column year are numbers, the others are not, such as 'Ancient'"
+    )
+    assert mixed.remedy.endswith("set data.columns: {year: number}")
+    data = ready("t.csv", columns={"year": "number"})
+    assert columns(data)["year"].kind == "number"
+    write("few.csv", drive=["4", "4", "r"] * 33 + ["f"], x=[*range(50)] * 2)
+    assert ready("few.csv").findings == []
+
+
 def test_labels_that_look_alike_have_a_finding(work: Path) -> None:
     """Yes and yes are two classes, which nobody wants."""
     pl.DataFrame({"x": range(0, 500, 5), "y": ["no", "yes", "Yes", "no"] * 25}).write_csv("t.csv")
@@ -405,6 +458,31 @@ def test_the_separator_gives_equal_field_counts(
     _, dialect = plain_copy(Path("t.csv"), Path("copies"), tab_separated=False)
     assert dialect.names[: len(names)] == names
     assert dialect.separator == separator
+
+
+@pytest.mark.parametrize("separator", [" ", ",", "\t", ";"])
+def test_row_names_of_r_are_a_column(separator: str, work: Path) -> None:
+    """R writes no name above them, so that each value would be in the column before its own."""
+    lines = [["x", "y"], ["New York", "1", "a"], ["Rome", "2", "NA"], ["Bern", "3", "c"]]
+    quoted = [separator.join(f'"{w}"' if not w.isdigit() else w for w in line) for line in lines]
+    Path("t.csv").write_text("\n".join(quoted) + "\n")
+    assert texts("t.csv").rows() == [
+        ("New York", "1", "a"),
+        ("Rome", "2", None),
+        ("Bern", "3", "c"),
+    ]
+    with open_table([Path("t.csv")]) as source:
+        assert source.table.collect_schema().names() == ["column_1", "x", "y"]
+        (finding,) = source.findings
+    assert "the header of t.csv has one field less" in finding.what
+
+
+@pytest.mark.parametrize("text", ["x,y\n1,2,\n3,4,\n", "x,y\na,2,3\na,4,5\n"])
+def test_other_lines_with_one_field_more_are_refused(text: str, work: Path) -> None:
+    """A separator at the end of the lines, or names that repeat, are no row names."""
+    Path("t.csv").write_text(text)
+    with pytest.raises(UserError, match="expected 2 fields per line, as in the header, got 3"):
+        texts("t.csv")
 
 
 @pytest.mark.parametrize("field", ['5" pipe', 'say "hi" there', '"a"b', 'x"y"z"'])
