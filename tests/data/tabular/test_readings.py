@@ -52,6 +52,12 @@ def texts(path: str) -> pl.DataFrame:
         return source.table.collect()
 
 
+def ready_rows(text: str) -> pl.DataFrame:
+    """Return the fields of a text, without spaces around them."""
+    Path("t.csv").write_text(text)
+    return texts("t.csv").select(pl.all().str.strip_chars())
+
+
 def all_values(data: Tabular, name: str) -> list[float]:
     """Return the values of a numeric column in the order of the file."""
     assert data.schema is not None
@@ -458,6 +464,18 @@ def test_the_separator_gives_equal_field_counts(
     _, dialect = plain_copy(Path("t.csv"), Path("copies"), tab_separated=False)
     assert dialect.names[: len(names)] == names
     assert dialect.separator == separator
+
+
+@pytest.mark.parametrize("header", ["n,word,", ",word,n", " n, word, x"])
+def test_a_header_among_the_rows_is_left_out(header: str, work: Path) -> None:
+    """Files that were put together have it. A row with the name of one column is a row."""
+    rows = "".join(f"{i},w{i % 3},{i / 4}\n" for i in range(30))
+    plain = ready_rows(f"{header}\n{rows}x,word,n\n")
+    repeated = ready_rows(f"{header}\n{rows}{header}\nx,word,n\n{header}\n")
+    assert repeated.rows() == plain.rows()
+    assert plain.rows()[-1] == ("x", "word", "n")
+    with open_table([Path("t.csv")]) as source:
+        assert source.findings[0].what == "2 rows repeat the header of t.csv"
 
 
 @pytest.mark.parametrize("separator", [" ", ",", "\t", ";"])

@@ -172,6 +172,9 @@ def _open_text(files: list[Path], folder: Path) -> Source:
             raise UserError(_cause(file, error)) from error
         table = pl.scan_parquet(parquet, glob=False)
         _check_last_column(table, plain, file, dialect)
+        if repeated := _count_repeated_headers(table, dialect):
+            table = table.filter(~_is_header(dialect))
+            findings.append(_repeated_header_finding(file, repeated))
         tables.append(table)
         findings += _find_comments(plain, file, dialect)
         if dialect.row_names:
@@ -352,6 +355,43 @@ def _row_names_finding(file: Path, dialect: Dialect) -> Finding:
         f"the header of {file.name} has one field less than the lines below it",
         f"the first column is read as row names, as R writes them, and called {dialect.names[0]}",
         "name all columns in the header, if that is wrong",
+    )
+
+
+def _is_header(dialect: Dialect) -> pl.Expr:
+    """Return the expression of rows that repeat the names of all columns."""
+    fields = [(by_name(n).str.strip_chars(), n, i) for i, n in enumerate(dialect.names)]
+    return pl.all_horizontal(
+        value.is_null() if _is_free_name(name, i) else (value == name).fill_null(False)
+        for value, name, i in fields
+    )
+
+
+def _is_free_name(name: str, position: int) -> bool:
+    return name == free_name(position, ())
+
+
+def _count_repeated_headers(table: pl.LazyFrame, dialect: Dialect) -> int:
+    """Return how often the header is among the rows, as in files that were put together.
+
+    A single column may have its name as a value.
+    """
+    named = [name for i, name in enumerate(dialect.names) if not _is_free_name(name, i)]
+    if len(named) < 2:
+        return 0
+    # Of most tables, reading one column shows that there is none.
+    may_be = by_name(named[-1]).str.strip_chars() == named[-1]
+    if not table.select(may_be.any()).collect(engine="streaming").item():
+        return 0
+    return int(table.select(_is_header(dialect).sum()).collect(engine="streaming").item())
+
+
+def _repeated_header_finding(file: Path, repeated: int) -> Finding:
+    rows = "1 row repeats" if repeated == 1 else f"{repeated} rows repeat"
+    return Finding(
+        f"{rows} the header of {file.name}",
+        "they are left out" if repeated > 1 else "it is left out",
+        "delete such lines from the file",
     )
 
 
