@@ -548,52 +548,60 @@ dates = st.lists(st.dates(dt.date(1990, 1, 1), dt.date(2060, 1, 1)), min_size=30
     whole=numbers,
     days=dates,
     separator=st.sampled_from(",;\t|"),
-    comma=st.booleans(),
-    form=st.sampled_from(["%Y-%m-%d", "%d.%m.%Y", "%m/%d/%Y", "%d-%b-%Y", "%Y%m%d"]),
-    affix=st.sampled_from(["{}", "{} %", "${}", " {} ", "{} €"]),
-    encoding=st.sampled_from(["utf-8", "utf-16", "utf-8-sig"]),
+    signs=st.sampled_from([",.", ".,", " .", " ,", "'.", "\u202f,"]),
+    form=st.sampled_from(
+        [
+            *("%Y-%m-%d", "%d.%m.%Y", "%m/%d/%Y", "%d-%b-%Y", "%Y%m%d", "%Y/%m/%d", "%d %B %Y"),
+            *("%b %d, %Y", "%Y-%m-%d %H:%M:%S", "%d/%m/%Y %H:%M"),
+        ]
+    ),
+    affix=st.sampled_from(["{}", "{} %", "${}", " {} ", "{} €", "EUR {}"]),
+    encoding=st.sampled_from(["utf-8", "utf-16", "utf-8-sig", "utf-16-le"]),
     newline=st.sampled_from(["\n", "\r\n", "\r"]),
-    placeholder=st.sampled_from(["", "-", "NA", "nil", "#N/A"]),
+    quoting=st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL]),
+    placeholder=st.sampled_from(["", "-", "NA", "nil", "#N/A", " ", "<NA>", "missing"]),
 )
 def test_a_table_in_any_dialect_is_read_back(
     whole: list[int],
     days: list[dt.date],
     separator: str,
-    comma: bool,
+    signs: str,
     form: str,
     affix: str,
     encoding: str,
     newline: str,
+    quoting: Any,
     placeholder: str,
     tmp_path_factory: Any,
 ) -> None:
-    """Numbers, dates and categories have their kinds and values in each dialect."""
+    """Numbers, dates, booleans and categories have their kinds and values in each dialect."""
     folder = tmp_path_factory.mktemp("dialect")
     amounts = [number + 0.25 for number in whole]
-    written = [affix.format(f"{a:,.2f}") for a in amounts]
-    if comma:
-        written = [w.translate(str.maketrans(",.", ".,")) for w in written]
+    written = [affix.format(f"{a:,.2f}".translate(str.maketrans(",.", signs))) for a in amounts]
     # Days 13 to 31 show which number is the day.
     days = [days[0].replace(day=28), days[1].replace(day=1), *days[2:]]
     words = ["red", "blue, light", 'dark "blue"']
     out = io.StringIO(newline="")
-    writer = csv.writer(out, delimiter=separator, lineterminator=newline)
-    writer.writerow(["amount", "day", "word", "y"])
+    writer = csv.writer(out, delimiter=separator, lineterminator=newline, quoting=quoting)
+    writer.writerow(["amount", "day", "word", "flag", "y"])
     for i in range(30):
-        writer.writerow([written[i], days[i].strftime(form), words[i % 3], i % 2])
-    writer.writerow([placeholder, days[0].strftime(form), "red", 0])
+        flag = ["TRUE", "False"][i % 2]
+        writer.writerow([written[i], days[i].strftime(form), words[i % 3], flag, i % 2])
+    writer.writerow([placeholder, placeholder, "red", "True", 0])
     path = folder / "t.csv"
     path.write_bytes(out.getvalue().encode(encoding))
     options = {"val_fraction": 0.0, "test_fraction": 0.0, "cache_dir": str(folder / "cache")}
     data = ready(str(path), columns={"word": "category"}, **options)
-    kinds = {name: column.kind for name, column in columns(data).items()}
-    assert kinds["amount"] == "number"
-    assert kinds["word"] == "category"
+    kinds = {name: (column.type, column.kind) for name, column in columns(data).items()}
+    assert kinds["amount"] == ("number", "number")
+    assert kinds["day"][1] == "days"
+    assert kinds["word"] == ("text", "category")
+    assert kinds["flag"] == ("boolean", "category")
     assert set(columns(data)["word"].categories) == set(words)
-    read = all_values(data, "amount")
-    assert read[:30] == amounts
-    assert read[30] != read[30]
-    if "day" in kinds:
-        assert kinds["day"] == "days"
-        expected = [(day - dt.date(1970, 1, 1)).days for day in days]
-        assert all_values(data, "day")[:30] == pytest.approx(expected)
+    for name, expected in (
+        ("amount", amounts),
+        ("day", [(day - dt.date(1970, 1, 1)).days for day in days]),
+    ):
+        read = all_values(data, name)
+        assert read[:30] == pytest.approx(expected)
+        assert read[30] != read[30]
