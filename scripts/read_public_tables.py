@@ -21,6 +21,7 @@ import contextlib
 import csv
 import io
 import os
+import shutil
 import subprocess
 import sys
 from collections import defaultdict
@@ -86,6 +87,8 @@ def call(arguments: list[str]) -> tuple[int, list[str]]:
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         code = run(arguments)
+    if code > 128:
+        sys.exit(code)  # The user stopped the script.
     return code, err.getvalue().splitlines()
 
 
@@ -136,6 +139,7 @@ def main() -> int:
     kinds = read_kinds(options.only)
     tables = {where: extract(*where, folder) for where in kinds}
     os.chdir(folder)  # Experiments and caches are written here.
+    shutil.rmtree(".cache", ignore_errors=True)
     misses, all_read = [], True
     for where, table in tables.items():
         if set(kinds[where].values()) == {"refused"}:

@@ -68,6 +68,15 @@ def test_codes_that_are_mostly_different_are_left_out() -> None:
     assert finding.effect == "an identifier: 70 different values in 70 training rows"
 
 
+def test_text_without_a_frequent_value_is_left_out() -> None:
+    """All values would count as one, so the column would be constant."""
+    words = [f"w{i}" for i in range(18)]
+    rows = pl.DataFrame({"w": words, "m": [*words[:-1], None], "x": range(0, 180, 10)})
+    used, left_out, _ = fit_columns(rows, {}, {})
+    assert left_out == {"w": "none of its 18 values is in 5 training rows or more"}
+    assert [column.source for column in used] == ["m", "x"]
+
+
 def test_a_series_of_times_does_not_count_the_rows() -> None:
     """A year in each row is the time of a series, and a number of the row is not."""
     write("t.csv", Year=range(1900, 2000), No=range(100), x=[*range(50)] * 2)

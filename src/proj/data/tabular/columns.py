@@ -12,7 +12,7 @@ import yaml
 from proj.data.base import Finding
 from proj.data.tabular.dates import UNITS, read_number_dates
 from proj.data.tabular.files import by_name, nameless
-from proj.data.tabular.identifiers import holds_codes, why_left_out
+from proj.data.tabular.identifiers import MIN_CATEGORY_ROWS, holds_codes, why_left_out
 from proj.data.tabular.overrides import Override
 from proj.data.tabular.readings import (
     DATE_KINDS,
@@ -31,8 +31,6 @@ NumberKind: TypeAlias = Literal["number", "days", "month", "weekday", "hour"]
 
 # The number of bins that rtdl_num_embeddings uses by default.
 BINS = 48
-# A category of fewer training rows is encoded like an unseen one.
-MIN_CATEGORY_ROWS = 5
 # Less frequent categories are encoded like unseen ones.
 MAX_CATEGORIES = 256
 MICROSECONDS_PER_DAY = 86_400_000_000

@@ -7,6 +7,8 @@ import polars as pl
 
 from proj.data.tabular.split_column import is_split_column
 
+# A category of fewer training rows is encoded like an unseen one.
+MIN_CATEGORY_ROWS: Final = 5
 # Text with more distinct values, and more than half as many as rows, is an identifier.
 MAX_TEXT_CATEGORIES: Final = 20
 # A column of whole numbers may count the rows if it has more of them.
@@ -66,9 +68,17 @@ def why_left_out(name: str, values: pl.Series, is_date: bool) -> str | None:
     if (is_text or is_code) and distinct > max(MAX_TEXT_CATEGORIES, len(present) // 2):
         kind = "an identifier or free text" if is_text else "an identifier"
         return f"{kind}: {distinct} different values in {len(present)} training rows"
+    if (is_text or is_code) and not values.null_count() and not _has_frequent(present):
+        return f"none of its {distinct} values is in {MIN_CATEGORY_ROWS} training rows or more"
     if not is_date and not names_time(name) and _counts_rows(values):
         return "an identifier: it counts the rows"
     return None
+
+
+def _has_frequent(values: pl.Series) -> bool:
+    """Return whether a value is frequent enough for a category of its own."""
+    counts = values.cast(pl.String).alias("v").value_counts(name="n")["n"]
+    return bool((counts >= MIN_CATEGORY_ROWS).any())
 
 
 def _counts_rows(values: pl.Series) -> bool:
