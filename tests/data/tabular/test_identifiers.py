@@ -10,6 +10,7 @@ from test_readings import columns, ready, write
 
 from proj.data.tabular.columns import fit_columns
 from proj.data.tabular.identifiers import names_code, names_time
+from proj.data.tabular.numbers import is_code
 from proj.data.tabular.overrides import Override
 from proj.data.tabular.row_hashes import hash_rows
 
@@ -82,6 +83,22 @@ def test_a_series_of_times_does_not_count_the_rows() -> None:
     write("t.csv", Year=range(1900, 2000), No=range(100), x=[*range(50)] * 2)
     data = ready("t.csv")
     assert set(columns(data)) == {"Year", "x"}
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (["00501", "10115"], True),
+        (["01", "95", "971"], True),
+        (["0", "7", "12"], False),
+        (["7", "007"], False),
+        (["01", "1.5"], False),
+        ([], False),
+    ],
+)
+def test_digits_padded_with_zeros_are_codes(values: list[str], expected: bool) -> None:
+    """Nobody pads amounts to a common width."""
+    assert is_code(pl.Series(values, dtype=pl.String)) == expected
 
 
 def test_codes_keep_their_zeros_beside_a_few_words() -> None:

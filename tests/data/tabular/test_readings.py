@@ -256,6 +256,20 @@ def test_a_date_in_another_form_is_missing_and_counted() -> None:
     assert sum(v != v for v in all_values(data, "d")) == 1
 
 
+@pytest.mark.parametrize("odd", [20181331, 99999999, 0])
+def test_a_few_numbers_that_are_no_dates_do_not_hide_the_others(odd: int) -> None:
+    """As in text, 95 % are enough, and the others are missing and counted."""
+    days = [dt.date(2018, 1, 1) + dt.timedelta(5 * i) for i in range(97)]
+    write("t.csv", when=[*(f"{day:%Y%m%d}" for day in days), *[odd] * 3])
+    data = ready("t.csv", val_fraction=0.0, test_fraction=0.0)
+    assert columns(data)["when"].kind == "days"
+    read = all_values(data, "when")
+    assert read[:97] == [(day - dt.date(1970, 1, 1)).days for day in days]
+    assert all(value != value for value in read[97:])
+    what = [finding.what for finding in data.findings]
+    assert f"3 of 100 numbers of column when cannot be read as dates, such as {odd}" in what
+
+
 def test_an_order_in_time_needs_times() -> None:
     """The alphabet puts Apr before Jan."""
     days = [dt.date(2010 + i // 12, i % 12 + 1, 1) for i in range(100)]
@@ -464,6 +478,25 @@ def test_the_separator_gives_equal_field_counts(
     _, dialect = plain_copy(Path("t.csv"), Path("copies"), tab_separated=False)
     assert dialect.names[: len(names)] == names
     assert dialect.separator == separator
+
+
+@pytest.mark.parametrize(
+    ("header", "is_row"),
+    [
+        ("14.23,1.71,2.43,x", True),
+        ("5,3,3.5,x", True),
+        ("1990,1991,1992,x", False),
+        ("0.5,1,4.25,x", False),
+        ("a,b,2,1", False),
+    ],
+)
+def test_a_first_line_of_numbers_has_a_finding(header: str, is_row: bool, work: Path) -> None:
+    """Without a header the first row gives the names. The years of a wide table are names."""
+    Path("t.csv").write_text(f"{header}\n1,2,3,a\n4,5,6,b\n")
+    with open_table([Path("t.csv")]) as source:
+        found = [f.what for f in source.findings]
+    first = ", ".join(header.split(",")[:3])
+    assert found == ([f"the first line of t.csv may be a row: it begins with {first}"] * is_row)
 
 
 @pytest.mark.parametrize("header", ["n,word,", ",word,n", " n, word, x"])

@@ -276,16 +276,26 @@ def _describe(
     """Return findings about values of a column that are merged, rounded or read as dates."""
     column = fitted[0]
     if is_number_date:
-        example = values.drop_nulls()[0]
-        date = read_number_series(pl.Series([example]), column.format)[0]
-        what = f"{len(values) - values.null_count()} numbers of column {name} are read as dates"
-        effect = f"{example} is {date}"
-        return [Finding(what, effect, f"to keep numbers, {state(name, 'number')}", name)]
+        return _describe_dates(name, values.drop_nulls(), column.format)
     if column.kind == "category":
         return _find_folded(values, column) + find_alike(values, f"column {name}", name)
     if column.kind == "number" and values.dtype.is_numeric():
         return _find_rounded(values, column)
     return []
+
+
+def _describe_dates(name: str, numbers: pl.Series, form: str) -> list[Finding]:
+    """Return findings about numbers that are read as dates, and those that are none."""
+    dates = read_number_series(numbers, form)
+    read, odd = numbers.filter(dates.is_not_null()), numbers.filter(dates.is_null())
+    remedy = f"to keep numbers, {state(name, 'number')}"
+    what = f"{len(read)} numbers of column {name} are read as dates"
+    findings = [Finding(what, f"{read[0]} is {dates.drop_nulls()[0]}", remedy, name)]
+    if len(odd):
+        share = f"{len(odd)} of {len(numbers)} numbers of column {name}"
+        what = f"{share} cannot be read as dates, such as {odd[0]}"
+        findings.append(Finding(what, "they count as missing", f"correct them; {remedy}", name))
+    return findings
 
 
 def _find_folded(values: pl.Series, column: Column) -> list[Finding]:

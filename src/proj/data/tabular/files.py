@@ -20,6 +20,7 @@ from proj.data.base import Finding
 from proj.data.memory import check_memory
 from proj.data.tabular.cache import DISK_FULL
 from proj.data.tabular.dialect import Dialect, find_dialect, free_name, plain_copy, read_head
+from proj.data.tabular.numbers import parse_numbers
 from proj.errors import UserError, nearest
 
 TEXT, JSON, EXCEL = (".csv", ".tsv", ".txt"), (".json", ".jsonl", ".ndjson"), (".xlsx", ".xls")
@@ -179,6 +180,8 @@ def _open_text(files: list[Path], folder: Path) -> Source:
         findings += _find_comments(plain, file, dialect)
         if dialect.row_names:
             findings.append(_row_names_finding(file, dialect))
+        if len(tables) == 1:
+            findings += _find_missing_header(file, dialect)
     assert first is not None
     return Source(files[0], pl.concat(tables), first.separator, tuple(findings))
 
@@ -341,9 +344,12 @@ def _find_comments(plain: Path, file: Path, dialect: Dialect) -> list[Finding]:
         comments = [line.strip() for line in lines if line.startswith(comment)]
     if not comments:
         return []
+    lines_begin = f"{len(comments)} lines of {file.name} begin"
+    if len(comments) == 1:
+        lines_begin = f"1 line of {file.name} begins"
     return [
         Finding(
-            f"{len(comments)} lines of {file.name} begin with {comment}, such as {comments[0]!r}",
+            f"{lines_begin} with {comment}, such as {comments[0]!r}",
             "they are left out as comments",
             "put quotes around the first field of each, if they are rows",
         )
@@ -356,6 +362,25 @@ def _row_names_finding(file: Path, dialect: Dialect) -> Finding:
         f"the first column is read as row names, as R writes them, and called {dialect.names[0]}",
         "name all columns in the header, if that is wrong",
     )
+
+
+def _find_missing_header(file: Path, dialect: Dialect) -> list[Finding]:
+    """Return a finding about names that are numbers, as in a file without a header.
+
+    Names such as the years of a wide table ascend.
+    """
+    numbers = parse_numbers(pl.Series(dialect.names, dtype=pl.String)).drop_nulls()
+    ascend = bool((numbers.diff().drop_nulls() > 0).all())
+    if len(numbers) < 3 or len(numbers) < len(dialect.names) / 2 or ascend:
+        return []
+    names = ", ".join(dialect.names[:3])
+    return [
+        Finding(
+            f"the first line of {file.name} may be a row: it begins with {names}",
+            "it is read as the names of the columns, not as a row",
+            "write a line with names above it, if the file has none",
+        )
+    ]
 
 
 def _is_header(dialect: Dialect) -> pl.Expr:

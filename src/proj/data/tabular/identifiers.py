@@ -15,7 +15,7 @@ MAX_TEXT_CATEGORIES: Final = 20
 MIN_COUNTED_ROWS: Final = 20
 
 # The word at the end of a name, or a capital one after a small letter, as in teamIDfg.
-_CODE_NAME: Final = re.compile(r"(?:^|[^a-z])(?:id|zip)\d*$|code\d*$", re.IGNORECASE)
+_CODE_NAME: Final = re.compile(r"(?:^|[^a-z])(?:id|identifier|zip)\d*$|code\d*$", re.IGNORECASE)
 _CAMEL_CODE_NAME: Final = re.compile(r"[a-z](?:ID|Id(?![a-z]))")
 _TIME_NAME: Final = re.compile(
     r"(?:^|[^a-z])(?:year|yr|date|time|timestamp|month|week|day|hour|quarter|period)", re.IGNORECASE

@@ -58,7 +58,7 @@ _OFFSET: Final = (
     r"(?::\d\d(?:\.\d+)?|T\d{6}) *[+-](?:0[1-9]|1\d|00:?[1-9]\d|00:?0[1-9])(?::?\d\d)? *$"
 )
 
-# Whole numbers of these dates, 19000101 to 21001231, are read as dates if all of them are dates.
+# Whole numbers of these dates, 19000101 to 21001231, may be dates.
 _DAY_RANGE: Final = (1900_01_01, 2100_12_31)
 
 
@@ -386,10 +386,12 @@ def read_number_series(numbers: pl.Series, form: str) -> pl.Series:
 
 
 def days_in_numbers(numbers: pl.Series) -> bool:
-    """Return whether whole numbers such as 20180131 all are dates."""
-    if not numbers.is_between(*_DAY_RANGE).all() or not len(numbers):
+    """Return whether whole numbers such as 20180131 are dates, but for a few."""
+    in_range = numbers.is_between(*_DAY_RANGE)
+    if not len(numbers) or not float(in_range.mean() or 0) >= READABLE_SHARE:  # type: ignore[arg-type]
         return False
-    return read_number_series(numbers, "%Y%m%d").null_count() == numbers.null_count()
+    dates = read_number_series(numbers, "%Y%m%d")
+    return bool((dates.is_not_null() & in_range).sum() >= READABLE_SHARE * len(numbers))
 
 
 def _cannot_follow(
