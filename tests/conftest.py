@@ -90,14 +90,11 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Change to an empty folder for each test, and forget the modules imported from there."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
+    before = set(sys.modules)
     yield tmp_path
-    imported = [
-        name
-        for name, module in sys.modules.items()
-        if str(getattr(module, "__file__", None)).startswith(str(tmp_path))
-    ]
-    for name in imported:
-        del sys.modules[name]
+    for name in sys.modules.keys() - before:
+        if str(getattr(sys.modules[name], "__file__", None)).startswith(str(tmp_path)):
+            del sys.modules[name]
 
 
 @pytest.fixture(scope="session", autouse=True)

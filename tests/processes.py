@@ -189,8 +189,10 @@ def save_time(set_attribute: Callable[[Any, str, Any], None] = setattr) -> None:
     Parsing does not change a parser of Lightning's CLI, so one of each verb is enough. A process
     that a test kills loses no data of the system's, only a power failure would.
     """
+    import torch
     from lightning.fabric.utilities import registry
 
+    import quick_parser
     from proj.engine.config.experiment import ExperimentCLI
 
     build = ExperimentCLI.setup_parser
@@ -204,6 +206,9 @@ def save_time(set_attribute: Callable[[Any, str, Any], None] = setattr) -> None:
     set_attribute(ExperimentCLI, "setup_parser", keep_parser)
     set_attribute(registry, "entry_points", functools.cache(registry.entry_points))
     set_attribute(os, "fsync", lambda descriptor: None)
+    # The graph in TensorBoard is traced once, not twice for a comparison.
+    set_attribute(torch.jit, "trace", functools.partial(torch.jit.trace, check_trace=False))
+    quick_parser.install(set_attribute)
 
 
 # The server

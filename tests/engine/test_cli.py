@@ -316,7 +316,7 @@ def test_labels_out_of_range_and_unseen_are_named(experiment: Any, cli: Cli) -> 
         x_test=arrays["x"][:4],
         y_test=np.array([0, 10, 77, 20]),
     )
-    label = "label 77 of row 2 (test split) is out of range: the training split has 0, 10, 20"
+    label = "class 77 has no training rows, but 1 test row, such as row 2; training has 0, 10, 20"
     assert label in cli("fit", "--config", config, code=2)
 
 

@@ -6,12 +6,19 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from proj.engine.exit_codes import as_user_error, exit_code, signal_exit_codes, stop_signals
+from proj.engine.exit_codes import (
+    as_user_error,
+    exit_code,
+    keep_interrupts,
+    signal_exit_codes,
+    stop_signals,
+)
 from proj.errors import Stopped, TrainingError, UserError
 
 
@@ -126,3 +133,19 @@ def test_a_closed_pipe_ends_without_a_traceback() -> None:
     process.stderr.close()
     assert process.wait() == 141
     assert errors == ""
+
+
+def test_an_interrupt_during_a_finalizer_is_not_lost() -> None:
+    """Python prints and ignores an exception in ``__del__``: the program would go on."""
+
+    class Interrupted:
+        def __del__(self) -> None:
+            signal.raise_signal(signal.SIGINT)
+
+    def use_one() -> None:
+        Interrupted()
+        time.sleep(10)
+
+    with keep_interrupts(), pytest.raises(KeyboardInterrupt):
+        use_one()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

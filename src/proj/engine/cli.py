@@ -9,7 +9,7 @@ from types import ModuleType
 
 from proj.engine import PACKAGE, security
 from proj.engine.config.options import COMMON_OPTIONS
-from proj.engine.exit_codes import exit_code
+from proj.engine.exit_codes import exit_code, keep_interrupts
 from proj.engine.secrets import hide, split_words
 from proj.engine.terminal import escape_output
 from proj.errors import UserError, nearest
@@ -56,7 +56,8 @@ def main(args: list[str] | None = None) -> int:
     hide(split_words(words)[1])
     replace_unprintable()
     try:
-        code = exit_code(lambda: _call_verb(_take_allow(words)), debug="--debug" in args)
+        with keep_interrupts():
+            code = exit_code(lambda: _call_verb(_take_allow(words)), debug="--debug" in args)
         sys.stdout.flush()
     except BrokenPipeError:
         # The reader has ended, as with `| head -1`. Python flushes stdout again when it ends, so

@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from proj.engine.secrets import printable
@@ -138,6 +139,35 @@ def signal_exit_codes(trainer: "Trainer") -> Iterator[None]:
             f"cannot write to the disk: {error}; the checkpoints written before are complete. Free "
             "some space, then run `fit --resume`."
         ) from error
+
+
+@contextmanager
+def keep_interrupts() -> Iterator[None]:
+    """Raise KeyboardInterrupt for each Ctrl-C, also for one during a finalizer.
+
+    Python ignores an exception in a ``__del__`` method, so an interrupt that comes then would be
+    lost. It is sent again a little later. Without effect where Python has no handler of its own
+    for it, as outside the main thread.
+    """
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler or (
+        threading.current_thread() is not threading.main_thread()
+    ):
+        yield
+        return
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        while frame is not None:
+            if frame.f_code.co_name == "__del__":
+                threading.Timer(0.01, os.kill, (os.getpid(), number)).start()
+                return
+            frame = frame.f_back
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @contextmanager

@@ -315,13 +315,13 @@ def test_a_single_rare_category_is_merged_with_nothing() -> None:
     assert ready("t.csv", val_fraction=0.0, test_fraction=0.0).findings == []
 
 
-def test_fields_of_spaces_are_missing_without_a_finding() -> None:
-    """Nobody can see the difference from an empty field."""
+def test_fields_of_spaces_are_missing() -> None:
+    """Nobody can see the difference from an empty field. They are no odd numbers or dates."""
     days = [str(dt.date(2018, 1, 1) + dt.timedelta(i)) for i in range(98)]
     blank = [" ", "  "]
     write("t.csv", c=["a", "b"] * 49 + blank, n=[*range(98), *blank], d=[*days, *blank])
     data = ready("t.csv", val_fraction=0.0, test_fraction=0.0)
-    assert data.findings == []
+    assert not any("cannot be read" in finding.what for finding in data.findings)
     assert data.schema is not None
     fitted = columns(data)
     assert (fitted["c"].categories, fitted["c"].missing) == (("a", "b"), True)

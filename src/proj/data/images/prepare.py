@@ -116,7 +116,11 @@ def prepare_images(folder: Path, images: ImageSet, plan: ImagePlan, where: str) 
         labels = images.labels[readable["train"]]
         x = np.load(folder / "x_train.npy", mmap_mode="r")[: len(labels)]
         targets = Targets.from_array(labels, plan.task, (), where)
-        facts["schema"] = _fit_schema(x, targets).to_dict()
+        all_targets = Targets.from_array(
+            images.labels[images.splits == "train"], plan.task, (), where
+        )
+        target_fields = targets.fit(all_targets.choose_positive(None))
+        facts["schema"] = _fit_schema(x, target_fields).to_dict()
     (folder / "facts.json").write_text(json.dumps(facts), encoding="utf-8")
 
 
@@ -186,7 +190,7 @@ def _split_positions(images: ImageSet, plan: ImagePlan, where: str) -> dict[str,
     return chosen | {name: by_split[name] for name in ("val", "test") if len(by_split[name])}
 
 
-def _fit_schema(x: Array, targets: Targets) -> Schema:
+def _fit_schema(x: Array, target_fields: dict[str, Any]) -> Schema:
     """Return the schema of the training images ``x`` [rows, channels, height, width].
 
     Means and standard deviations come from the number of pixels at each of the 256 levels.
@@ -208,5 +212,5 @@ def _fit_schema(x: Array, targets: Targets) -> Schema:
         input_std=tuple(std.tolist()),
         rows=len(x),
         columns=(),
-        **targets.fit(),
+        **target_fields,
     )

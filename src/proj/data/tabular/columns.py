@@ -380,6 +380,11 @@ def state(name: str, kind: str) -> str:
     return f"data.columns: {text.strip()}"
 
 
+def yaml_name(name: str) -> str:
+    """Return the name of a column as YAML reads it."""
+    return state(name, "x").removeprefix("data.columns: {").removesuffix(": x}")
+
+
 def target_column(name: str, values: pl.Series, where: str) -> TargetColumn:
     """Return a target column as NumPy values and, for text and dates, the distinct texts."""
     kind, dtype = type_of(values.dtype), str(values.dtype)

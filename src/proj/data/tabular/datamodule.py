@@ -34,7 +34,7 @@ from proj.data.tabular.row_hashes import hash_rows
 from proj.data.tabular.rows import to_frame
 from proj.data.tabular.typed import conform
 from proj.errors import UserError
-from proj.schema import SPLITS, Array, Batch, Schema, Task
+from proj.schema import SPLITS, Array, Batch, Label, Schema, Task
 
 # The options that name the files of a split, in order of preference.
 SOURCES = {
@@ -56,6 +56,8 @@ class Tabular(DataModule):
         task: the task of the targets; null infers it: one column of text, booleans or at most 20
             different integers holds classes, several columns of 0 and 1 hold labels, and other
             columns hold numbers to predict.
+        positive: the positive class of two, whose precision, recall and F1 are computed; null
+            means yes, true or 1 against no, false or 0, else the rarer class.
         columns: the kind of a column, if the inferred one is wrong: number, category, date, or
             drop to leave it out. {kind: date, format: "%d/%m/%Y"} states a form as well, and
             {kind: number, format: "1.234,5"} decimal commas.
@@ -83,6 +85,7 @@ class Tabular(DataModule):
         test_path: str | None = None,
         predict_path: str | None = None,
         task: Task | None = None,
+        positive: Label | None = None,
         columns: dict[str, OverrideKind | StatedColumn] | None = None,
         batch_size: int | None = 256,
         val_fraction: float = 0.15,
@@ -109,6 +112,7 @@ class Tabular(DataModule):
         self.plan = TablePlan(
             targets=targets,
             task=task,
+            positive=positive,
             columns=parse_overrides(columns),
             val_fraction=val_fraction,
             test_fraction=0.0 if self.test_path else test_fraction,
@@ -144,8 +148,10 @@ class Tabular(DataModule):
 
         They are a polars or pandas frame, a dict of columns, a list of dicts, or one row as a dict.
         """
+        if isinstance(rows, list) and not rows:
+            rows = {column.source: [] for column in schema.columns}
         source = Source(Path("rows"), to_frame(rows).lazy())
-        table, findings = conform(source, schema.columns, "rows")
+        table, findings = conform(source, schema.columns, "rows", has_words=True)
         for finding in findings:
             rank_zero_warn(str(finding))
         frame = table.select(
@@ -174,6 +180,10 @@ class Tabular(DataModule):
             self.splits = {split: _map_split(folder, split) for split in SPLITS}
         if stage == "predict" and "predict" not in self.splits:
             self.splits["predict"] = self._predict_rows()
+
+    @property
+    def positive(self) -> Label | None:
+        return self.plan.positive
 
     @property
     def group(self) -> str | None:

@@ -47,6 +47,7 @@ class Dialect(NamedTuple):
         comment: the first character of lines to leave out, or None.
         blank_lines: whether there are empty lines between the rows.
         row_names: whether the header does not name the first column, as R writes row names.
+        unnamed: names that are not in the file.
     """
 
     names: tuple[str, ...]
@@ -55,6 +56,7 @@ class Dialect(NamedTuple):
     comment: str | None
     blank_lines: bool
     row_names: bool = False
+    unnamed: tuple[str, ...] = ()
 
 
 def plain_copy(file: Path, folder: Path, tab_separated: bool) -> tuple[Path, Dialect]:
@@ -112,13 +114,18 @@ def find_dialect(lines: list[str], where: str, tab_separated: bool = False) -> D
         raise UserError(f"{where}: expected a header and rows of data, got an empty file.")
     if row_names := _have_row_names(records):
         names = ["", *names]
+    named = _name_all(names, where)
     return Dialect(
-        tuple(_name_all(names, where)),
+        tuple(named),
         separator,
         skipped + comments,
         "#" if has_comments and _are_comments(rest, separator, len(names)) else None,
         blank_lines=False,
         row_names=row_names,
+        # A finding of its own tells of row names.
+        unnamed=tuple(n for n, given in zip(named, names, strict=True) if not given.strip())[
+            row_names:
+        ],
     )
 
 
@@ -262,12 +269,15 @@ def _scan_bytes(file: Path, separator: str) -> tuple[bool, bool]:
         chunk = stream.read(CHUNK_BYTES).removeprefix(codecs.BOM_UTF8)
         while chunk:
             following = stream.read(CHUNK_BYTES)
-            data = np.frombuffer(chunk, np.uint8)
             if not blank_lines:
-                edge = before + chunk
-                blank_lines = b"\n\n" in edge or b"\n\r\n" in edge
-            quotes = np.flatnonzero(data == ord('"'))
-            if len(quotes):
+                edge = before + chunk[:2]
+                blank_lines = any(
+                    b"\n\n" in part or (b"\r" in part and b"\n\r\n" in part)
+                    for part in (edge, chunk)
+                )
+            if b'"' in chunk:
+                data = np.frombuffer(chunk, np.uint8)
+                quotes = np.flatnonzero(data == ord('"'))
                 padded = np.concatenate(
                     [[before[-1]], data, [following[0] if following else ord("\n")]]
                 )
@@ -276,7 +286,7 @@ def _scan_bytes(file: Path, separator: str) -> tuple[bool, bool]:
                 if not np.isin(neighbours, beside).all():
                     return blank_lines, False
                 inside ^= bool(len(quotes) % 2)
-            before, chunk = (before + chunk)[-2:], following
+            before, chunk = (before + chunk[-2:])[-2:], following
     return blank_lines, not inside
 
 

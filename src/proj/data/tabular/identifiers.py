@@ -56,6 +56,11 @@ def why_left_out(name: str, values: pl.Series, is_date: bool) -> str | None:
     ``is_date`` tells whether numbers are read as dates.
     """
     present = values.drop_nulls()
+    is_code = not is_date and holds_codes(name, values)
+    if values.dtype.is_float() and len(present) and not is_code:
+        # Counting different fractions takes long, and only one number matters.
+        is_constant = len(present) == len(values) and present.min() == present.max()
+        return "constant" if is_constant else None
     distinct = present.n_unique()
     if distinct == 0 or (distinct == 1 and len(present) == len(values)):
         return "constant" if len(present) else "only missing values"
@@ -64,7 +69,6 @@ def why_left_out(name: str, values: pl.Series, is_date: bool) -> str | None:
         return None
     if is_text and is_split_column(present):
         return f"it names the split of each row; to split by it, set data.split: {name}"
-    is_code = not is_date and holds_codes(name, values)
     if (is_text or is_code) and distinct > max(MAX_TEXT_CATEGORIES, len(present) // 2):
         kind = "an identifier or free text" if is_text else "an identifier"
         return f"{kind}: {distinct} different values in {len(present)} training rows"

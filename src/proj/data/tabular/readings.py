@@ -90,6 +90,7 @@ class Tally:
     example: str = ""
     whole: bool = True
     first_odd: tuple[int, str] | None = None  # row and value of the first that cannot be read
+    is_plain: bool = True  # whether all are plain numbers or missing
 
     def add(self, values: pl.Series, reading: Reading) -> None:
         """Count the values of a chunk."""
@@ -105,6 +106,7 @@ class Tally:
                     integers = values.cast(pl.Int64, strict=False)
                     self.whole = integers.null_count() == values.null_count()
                 return
+        self.is_plain = False
         parsed = read(values, reading)
         present = values.is_not_null()
         if parsed.null_count() > values.null_count():

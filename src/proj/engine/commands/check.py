@@ -22,7 +22,7 @@ from proj.engine.callbacks.multi_step import eager_step
 from proj.engine.config.arguments import read_arguments
 from proj.engine.config.experiment import ExperimentCLI
 from proj.engine.config.without_effect import settings_without_effect
-from proj.engine.training.data_checks import check_data
+from proj.engine.training.data_checks import check_data, describe_positive
 from proj.engine.training.initial_weights import initial_weights
 from proj.engine.training.preflight import preflight
 from proj.models.base import Model
@@ -54,6 +54,8 @@ def check(args: list[str]) -> None:
     findings: list[Finding] = []
     if isinstance(data, DataModule):
         console.show_data(data)
+        if line := describe_positive(data):
+            console.say(line)
         findings += [*check_data(data), *_check_splits(data)]
     if isinstance(data, DataModule) and isinstance(model, Model):
         with isolate_rng():

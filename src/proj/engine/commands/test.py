@@ -19,6 +19,7 @@ from proj.engine.runs import calibration
 from proj.engine.runs.calibration import Calibration
 from proj.engine.runs.locks import replace_results
 from proj.engine.runs.run import Run
+from proj.engine.training.data_checks import describe_positive
 from proj.models.base import Model
 
 
@@ -52,6 +53,8 @@ def _score(
     schema, data = cli.model.schema, cli.datamodule
     assert schema is not None
     assert writer.table is not None
+    if line := describe_positive(data, schema, " and train again"):
+        console.say(line)
     predictions = predictions_in(writer.table, run, schema, applied)
     metrics = add_intervals(metrics, predictions, schema, run_seed(run))
     warnings = small_sample_warnings(metrics, schema.task, "test")

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from proj.data.base import DataModule, Finding
+from proj.data.targets import is_pair
 from proj.engine.yaml_text import yaml_value
 from proj.schema import Array, Batch, Schema, Task
 
@@ -48,6 +49,7 @@ def check_data(data: DataModule) -> list[Finding]:
         *data.findings,
         *find_duplicates(inputs, targets),
         *find_rare_classes(schema),
+        *find_classes_without_rows(schema, labelled),
         *find_rounded_inputs(schema),
     ]
     if schema.task != "regression":
@@ -55,6 +57,28 @@ def check_data(data: DataModule) -> list[Finding]:
     if schema.columns and "val" in labelled:
         findings += find_leaking_columns(schema, labelled["train"], labelled["val"])
     return findings
+
+
+def describe_positive(data: object, schema: Schema | None = None, training: str = "") -> str:
+    """Return a line about the positive class of two, and how to change it; else nothing.
+
+    Args:
+        data: the data module.
+        schema: the schema of its data; None means that of the data module.
+        training: what must follow a change.
+    """
+    schema = schema or getattr(data, "schema", None)
+    if not isinstance(schema, Schema) or schema.task != "binary":
+        return ""
+    (negative, positive), reason = schema.class_names, ""
+    if getattr(data, "positive", None) is not None:
+        reason = " (as data.positive says)"
+    elif is_pair(schema.classes[1], schema.classes[0]):
+        reason = f" ({positive} against {negative})"
+    elif schema.class_counts and schema.class_counts[1] < schema.class_counts[0]:
+        reason = " (the rarer one)"
+    change = f"; to change it set data.positive{training}" if hasattr(data, "positive") else ""
+    return f"positive class: {positive}{reason}{change}"
 
 
 def _any_equal(inputs: Hashes) -> bool:
@@ -175,6 +199,26 @@ def find_rare_classes(schema: Schema) -> list[Finding]:
             "collect more, merge classes, or drop them",
         )
     ]
+
+
+def find_classes_without_rows(schema: Schema, splits: dict[str, Batch]) -> Iterator[Finding]:
+    """Find classes without validation rows, or without test rows."""
+    if schema.task not in ("binary", "multiclass"):
+        return
+    names, trained = schema.class_names, schema.class_counts
+    splits_by_classes: dict[tuple[int, ...], list[str]] = {}
+    for split in ("val", "test"):
+        if split in splits:
+            rows = np.bincount(_targets(splits[split])[:, 0], minlength=len(names))
+            if absent := tuple(np.flatnonzero(rows[: len(names)] == 0).tolist()):
+                splits_by_classes.setdefault(absent, []).append(f"no {split}")
+    for absent, without in splits_by_classes.items():
+        listed = [f"{names[i]} ({trained[i]})" if trained else names[i] for i in absent[:10]]
+        yield Finding(
+            f"{' and '.join(without)} rows of {', '.join(listed)}{', …' * (len(absent) > 10)}",
+            "nothing shows how well they are predicted",
+            "collect more (in parentheses: training rows), or merge classes",
+        )
 
 
 def find_rounded_inputs(schema: Schema) -> Iterator[Finding]:
