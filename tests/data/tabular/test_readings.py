@@ -267,7 +267,8 @@ def test_a_few_numbers_that_are_no_dates_do_not_hide_the_others(odd: int) -> Non
     assert read[:97] == [(day - dt.date(1970, 1, 1)).days for day in days]
     assert all(value != value for value in read[97:])
     what = [finding.what for finding in data.findings]
-    assert f"3 of 100 numbers of column when cannot be read as dates, such as {odd}" in what
+    share = "3 of 100 numbers of column when in training rows"
+    assert f"{share} cannot be read as dates, such as {odd}" in what
 
 
 def test_an_order_in_time_needs_times() -> None:

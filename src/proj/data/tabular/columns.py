@@ -122,8 +122,8 @@ def _why_useless(name: str, values: pl.Series, form: str) -> str | None:
 def _code_finding(name: str, values: pl.Series) -> Finding:
     present = values.drop_nulls()
     return Finding(
-        f"the {present.n_unique()} different numbers of column {name}, such as {present[0]}, are "
-        "categories",
+        f"the {present.n_unique()} different numbers of column {name}, such as {int(present[0])}, "
+        "are categories",
         "its name says that they are codes",
         f"to confirm, set {state(name, 'category')}; to use them as numbers, set number",
         name,
@@ -292,7 +292,7 @@ def _describe_dates(name: str, numbers: pl.Series, form: str) -> list[Finding]:
     what = f"{len(read)} numbers of column {name} are read as dates"
     findings = [Finding(what, f"{read[0]} is {dates.drop_nulls()[0]}", remedy, name)]
     if len(odd):
-        share = f"{len(odd)} of {len(numbers)} numbers of column {name}"
+        share = f"{len(odd)} of {len(numbers)} numbers of column {name} in training rows"
         what = f"{share} cannot be read as dates, such as {odd[0]}"
         findings.append(Finding(what, "they count as missing", f"correct them; {remedy}", name))
     return findings
