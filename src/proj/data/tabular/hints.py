@@ -23,7 +23,8 @@ _THING = re.compile(
 )
 # Names of times as numbers.
 _TIME = re.compile(
-    r"(?i)(?:^|[^a-z])(?:years?|yrs?|months?|mnths?|weeks?|days?|dates?|hours?|times?|quarter|period|t)"
+    r"(?i)(?:^|[^a-z])"
+    r"(?:years?|yrs?|months?|mnths?|weeks?|days?|dates?|hours?|times?|quarter|period|t)"
     r"(?:$|[^a-z])|(?:time|date|year|day)$"
 )
 # Names of numbers that count rows or repetitions.

@@ -390,7 +390,8 @@ def read_number_series(numbers: pl.Series, form: str) -> pl.Series:
 def days_in_numbers(numbers: pl.Series) -> bool:
     """Return whether whole numbers such as 20180131 are dates, but for a few."""
     in_range = numbers.is_between(*_DAY_RANGE)
-    if not len(numbers) or not float(in_range.mean() or 0) >= READABLE_SHARE:  # type: ignore[arg-type]
+    # Most columns end here, before anything is read as dates.
+    if not len(numbers) or in_range.sum() < READABLE_SHARE * len(numbers):
         return False
     dates = read_number_series(numbers, "%Y%m%d")
     return bool((dates.is_not_null() & in_range).sum() >= READABLE_SHARE * len(numbers))
