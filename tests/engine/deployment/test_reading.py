@@ -306,3 +306,11 @@ def test_what_is_written_twice_is_equal() -> None:
     assert images.FORMATS == decode.FORMATS
     every = pl.Series([chr(i) for i in range(0x11000) if not 0xD800 <= i < 0xE000])
     assert set(every.filter(every.str.strip_chars() == "")) == set(SPACES)
+
+
+def test_blank_texts_are_missing_in_bundles_too() -> None:
+    """A field of spaces would be an unknown category in a bundle and missing in training."""
+    words = column("text", "category", categories=("a", "b"))
+    values = ["a", " b ", "", "  ", "c"]
+    assert by_runtime(values, words).tolist() == by_polars(values, words).tolist()
+    assert by_runtime(values, words)[:, 0].tolist() == [2, 3, 0, 0, 1]

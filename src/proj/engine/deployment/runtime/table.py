@@ -166,7 +166,7 @@ class Source:
             return read_date(text, self.format)
         if self.reading == "boolean":
             return BOOLEANS.get(text.strip(SPACES).lower())
-        return text if self.keeps_spaces else text.strip(SPACES)
+        return text if self.keeps_spaces else text.strip(SPACES) or None  # blanks are missing
 
     def _is_placeholder(self, word: str) -> bool:
         return word.strip(SPACES).lower() in self.placeholders or word in self.words
