@@ -143,6 +143,13 @@ class ArrayDataModule(DataModule):
             )
         return torch.from_numpy(x)
 
+    def raw_rows(self, rows: Array, split: str) -> Array:
+        arrays = (self._source or read_source(self.path)).arrays
+        # A fold replaces the split of its name that the source has.
+        own = "" if self.fold and self.fold[0] == split else f"x_{split}"
+        raw: Array = arrays.get(own, arrays["x_train"])[rows]
+        return raw
+
     def setup(self, stage: str) -> None:
         if not self.splits and not self._only_new_rows():
             self._setup_splits(self._source or read_source(self.path))

@@ -108,6 +108,11 @@ class DataModule(LightningDataModule, ABC):
         """Column of the source whose equal values belong together, such as a customer."""
         return None
 
+    @property
+    def left_out_columns(self) -> list[str]:
+        """Columns of the test split's source that are neither inputs nor targets."""
+        return []
+
     def source_hashes(self, split: str) -> Array | None:
         """Return hashes of a split's rows as the source has them, without targets: [rows] uint64.
 
@@ -123,6 +128,21 @@ class DataModule(LightningDataModule, ABC):
         raise UserError(
             f"--keep: expected a table as the source, {type(self).__name__} has no columns to keep."
         )
+
+    @classmethod
+    def describe_inputs(cls, schema: Schema) -> dict[str, Any]:
+        """Return how raw rows become inputs of the net, as plain values for a bundle of `export`.
+
+        By default a bundle takes rows that ``encode`` has encoded.
+        """
+        dtype = schema.input_type or "float32"
+        return {"kind": "arrays", "shape": list(schema.input_shape), "dtype": dtype}
+
+    def raw_rows(self, rows: Array, split: str) -> Any:
+        """Return rows of a split, by their numbers, in the form that ``describe_inputs`` names."""
+        batch = self.splits[split]
+        positions = torch.searchsorted(batch.row.sort().values, torch.tensor(rows))
+        return take(batch, batch.row.argsort()[positions]).x
 
     def augment_batch(self, batch: Batch) -> Batch:
         """Return a randomly augmented training batch, on its device. By default it is unchanged."""

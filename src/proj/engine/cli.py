@@ -32,6 +32,11 @@ VERBS = {
     "report": ("commands.report:report", "write the HTML report of a run that has been tested"),
     "compare": ("commands.compare:compare", "test whether runs differ on the same test rows"),
     "runs": ("commands.runs:runs", "list runs with their headline metrics"),
+    "export": (
+        "commands.export:export",
+        "write a bundle that predicts without this project, proven equal to the run",
+    ),
+    "verify": ("commands.verify:verify", "repeat the proof of a bundle on this machine"),
     "tune": ("tuning.search:tune", "search for better settings"),
     "cv": ("tuning.cv:cv", "cross-validate an experiment, with several seeds"),
 }

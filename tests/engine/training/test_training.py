@@ -15,6 +15,7 @@ import yaml
 
 import processes
 from conftest import ROOT, Cli, files_in
+from proj.engine.cli import main
 from proj.engine.runs.checkpoint_file import read_checkpoint, read_weights
 
 LOGS = Path("lightning_logs")
@@ -101,6 +102,15 @@ def test_the_trainers_flags_work(
     assert (LOGS / "version_0/checkpoints").exists() == (
         flags[0] not in ("--trainer.enable_checkpointing", "--trainer.barebones")
     )
+
+
+def test_a_profiler_prints_its_table(experiment: Any, capfd: pytest.CaptureFixture[str]) -> None:
+    """Lightning logs it at a level that is silenced for its other messages."""
+    config = experiment(trainer={"max_epochs": 1})
+    assert main(["fit", "--config", str(config), "--trainer.profiler", "simple"]) == 0
+    printed = capfd.readouterr()
+    assert "run_training_epoch" in printed.out + printed.err
+    assert (printed.out + printed.err).count("Profiler Report") == 1
 
 
 def test_overfitting_sees_the_same_batches_each_epoch(experiment: Any, cli: Cli) -> None:

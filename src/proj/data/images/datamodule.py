@@ -14,9 +14,10 @@ from lightning.pytorch.utilities import rank_zero_warn
 from PIL import Image
 from torch import Tensor
 
+from proj.data.arrays import read_source
 from proj.data.base import DataModule
 from proj.data.images.augment import augment
-from proj.data.images.decode import AnyImage, Shape, decode
+from proj.data.images.decode import DRAFT, MAX_PIXELS, RESAMPLE, AnyImage, Shape, decode
 from proj.data.images.experiment import experiment_values, scaled_size, val_share
 from proj.data.images.prepare import (
     CHANNEL_NAMES,
@@ -179,6 +180,27 @@ class Images(DataModule):
                 f"--keep: expected file, for images from a folder, got {', '.join(names)}."
             )
         return pl.DataFrame({"file": [files[row] for row in rows]})
+
+    @classmethod
+    def describe_inputs(cls, schema: Schema) -> dict[str, Any]:
+        channels, height, width = schema.input_shape
+        return {
+            "kind": "images",
+            "channels": channels,
+            "height": height,
+            "width": width,
+            "resample": RESAMPLE.name.lower(),
+            "draft": DRAFT,
+            "max_pixels": MAX_PIXELS,
+        }
+
+    def raw_rows(self, rows: Any, split: str) -> Any:
+        """Return files, or of an ``.npz`` file the arrays."""
+        if files := self.files[split]:
+            return [Path(self.path) / files[row] for row in rows]
+        arrays = read_source(self.path).arrays
+        own = "" if self.fold and self.fold[0] == split else f"x_{split}"
+        return arrays.get(own, arrays["x_train"])[rows]
 
     def augment_batch(self, batch: Batch) -> Batch:
         assert isinstance(batch.x, Tensor)

@@ -44,6 +44,9 @@ MAX_PIXELS = Image.MAX_IMAGE_PIXELS
 LARGE_PIXELS = 2**24
 large_image = threading.Lock()
 
+# How images are scaled. A JPEG file is first decoded at no less than DRAFT times the size.
+RESAMPLE, DRAFT = Image.Resampling.BICUBIC, 2
+
 # Tag of EXIF data. Orientations from 5 on exchange height and width.
 ORIENTATION = 0x0112
 FIRST_TURNED = 5
@@ -77,7 +80,7 @@ def read_pixels(image: AnyImage, shape: Shape, resize: bool) -> Array:
     with _open(image) as opened:
         if resize:
             # A JPEG file is then decoded at no more than the necessary size.
-            opened.draft(None, (2 * max(shape[1:]), 2 * max(shape[1:])))
+            opened.draft(None, (DRAFT * max(shape[1:]), DRAFT * max(shape[1:])))
         mode = "L" if shape[0] == 1 else "RGB"
         # The threads together would need the memory of as many large images.
         is_large = opened.width * opened.height > LARGE_PIXELS
@@ -92,7 +95,7 @@ def read_pixels(image: AnyImage, shape: Shape, resize: bool) -> Array:
                 f"{pixels.height}×{pixels.width}; set data.size to [{height}, {width}] to scale "
                 "all images."
             )
-        pixels = pixels.resize((width, height), Image.Resampling.BICUBIC)
+        pixels = pixels.resize((width, height), RESAMPLE)
     return np.asarray(pixels).reshape(height, width, channels).transpose(2, 0, 1)
 
 

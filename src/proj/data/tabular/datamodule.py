@@ -15,6 +15,7 @@ from proj.data.base import DataModule, Finding, split_names
 from proj.data.splits import Fold
 from proj.data.tabular.cache import build_once, entry_folder, is_complete, map_array, save_array
 from proj.data.tabular.columns import encode_column
+from proj.data.tabular.description import describe, plain_values
 from proj.data.tabular.experiment import experiment_values
 from proj.data.tabular.files import (
     SUFFIXES,
@@ -189,6 +190,14 @@ class Tabular(DataModule):
     def group(self) -> str | None:
         return self.plan.split_by["group"]
 
+    @property
+    def left_out_columns(self) -> list[str]:
+        assert self.schema is not None
+        used = {column.source for column in self.schema.columns}
+        used |= {*self.plan.targets, *filter(None, self.plan.split_by.values())}
+        names = read_names(self._files("test_path") or self._files("path"))
+        return [name for name in names if name not in used]
+
     def source_hashes(self, split: str) -> Array | None:
         option = next(option for option in SOURCES.get(split, ("path",)) if getattr(self, option))
         kinds = {suffix_of(file) for name in ("path", "test_path") for file in self._files(name)}
@@ -219,6 +228,15 @@ class Tabular(DataModule):
         prepared, before = self.prepared[option]
         check_unchanged(prepared, self.cache, before)
         return columns
+
+    @classmethod
+    def describe_inputs(cls, schema: Schema) -> dict[str, Any]:
+        return describe(schema)
+
+    def raw_rows(self, rows: Any, split: str) -> dict[str, list[Any]]:
+        assert self.schema is not None
+        names = dict.fromkeys(column.source for column in self.schema.columns)
+        return plain_values(self.source_columns(list(names), rows, split))
 
     def _files(self, option: str) -> list[Path]:
         path = getattr(self, option)

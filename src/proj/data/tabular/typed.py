@@ -237,7 +237,7 @@ def conform(
     readings = {
         name: reading
         for name, reading in column_readings(columns).items()
-        if dtypes[name] == pl.String and not _has_outer_spaces(expected[name].categories)
+        if dtypes[name] == pl.String and not has_outer_spaces(expected[name].categories)
     }
     findings = _check_readable(source, readings, expected, where)
     others = {n: _convert(source, n, c, where) for n, c in expected.items() if n not in readings}
@@ -249,7 +249,7 @@ def conform(
     return table.with_columns(converted), findings
 
 
-def _has_outer_spaces(words: tuple[str, ...]) -> bool:
+def has_outer_spaces(words: tuple[str, ...]) -> bool:
     """Return whether spaces around words have a meaning: the training data have them."""
     return any(word != word.strip() or not word for word in words)
 

@@ -4,6 +4,7 @@ from proj.data.base import DataModule
 from proj.engine import console
 from proj.engine.callbacks.prediction_writer import PredictionWriter
 from proj.engine.evaluation.artifacts import save_artifacts
+from proj.engine.evaluation.baseline import constant_baseline
 from proj.engine.evaluation.prediction_set import predictions_in
 from proj.engine.evaluation.report import write_report
 from proj.engine.evaluation.restore import RestoredRun, apply_calibration, restore, run_loop
@@ -62,7 +63,9 @@ def _score(
         _write_predictions(run, writer, applied)
         is_ours = isinstance(data, DataModule)
         omissions = list(save_artifacts(run, data, schema, predictions)) if is_ours else []
-        save_metrics(run, "test", checkpoint, metrics, warnings, has_predictions=True)
+        baseline = constant_baseline(predictions, schema)
+        remark = "" if baseline is None else str(baseline)
+        save_metrics(run, "test", checkpoint, metrics, warnings, True, schema.task, remark)
         for omission in omissions:
             console.say(omission)
         tensorboard_step = step if has_tensorboard(run) else None

@@ -120,4 +120,12 @@ OPTIONS: dict[str, tuple[Option, ...]] = {
             bool,
         ),
     ),
+    "export": (
+        _RUN,
+        _CKPT_PATH,
+        Option("format", "onnx (the default), or torch for a program of torch.export."),
+        Option("output", "New folder for the bundle; null means bundle/ in the run folder."),
+        Option("compile", "Compile the program of --format torch for this processor.", bool),
+        Option("no_rows", "Keep no test rows in the bundle, because they are private.", bool),
+    ),
 }

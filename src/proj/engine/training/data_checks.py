@@ -8,6 +8,7 @@ from torch import Tensor
 
 from proj.data.base import DataModule, Finding
 from proj.data.targets import is_pair
+from proj.engine.console import plural
 from proj.schema import Array, Batch, Schema, Task
 
 # A class with fewer training rows is too rare to learn.
@@ -174,7 +175,8 @@ def find_contradictions(inputs: Hashes, targets: Hashes) -> list[Finding]:
         return []
     return [
         Finding(
-            f"{rows} of {len(hashes)} rows have the inputs of another row and a different label",
+            f"{rows} of {plural(len(hashes), 'row')} have the inputs of another row and a "
+            "different label",
             "no model can predict all of them correctly",
             "add a column in which the rows differ, or correct labels that are wrong",
         )

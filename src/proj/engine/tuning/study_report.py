@@ -175,7 +175,9 @@ def study_report(study: Study, plan: StudyPlan, trials: dict[int, FrozenTrial]) 
         html.Section("Best settings", best_settings),
         html.Section("Figures", [html.figures(*_figures(study, plan, trials))]),
     ]
-    lead = html.text(f"{len(trials)} trials: {counts}. Best {plan.metric}: {best.value:.4f}.")
+    lead = html.text(
+        f"{console.plural(len(trials), 'trial')}: {counts}. Best {plan.metric}: {best.value:.4f}."
+    )
     return html.page(f"Study {plan.name}", lead, sections)
 
 

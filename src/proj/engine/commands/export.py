@@ -1,0 +1,40 @@
+"""Export a run with its preprocessing as a bundle, and prove that it answers the same."""
+
+from importlib.util import find_spec
+from pathlib import Path
+
+from proj.engine import console
+from proj.engine.deployment.export import check_output, write_bundle
+from proj.engine.deployment.trained import load_trained
+from proj.engine.evaluation.restore import restore
+from proj.errors import UserError, nearest
+
+FORMATS = ("onnx", "torch")
+# Packages that the format needs, of the extra `export`.
+NEEDED = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "torch": ()}
+
+
+def export(args: list[str]) -> None:
+    """Write a bundle of a run that has been tested."""
+    restored = restore("export", args)
+    cli = restored.cli
+    model_format = cli.option("format") or "onnx"
+    if model_format not in FORMATS:
+        raise UserError(
+            f"--format: expected {' or '.join(FORMATS)}, got {model_format!r}."
+            f"{nearest(model_format, FORMATS)}"
+        )
+    compiles = bool(cli.option("compile"))
+    if compiles and model_format != "torch":
+        raise UserError("--compile: expected --format torch, got onnx; add it.")
+    if missing := [name for name in NEEDED[model_format] if find_spec(name) is None]:
+        raise UserError(
+            f"export: the package {missing[0]} is not installed; install the extra export: "
+            "python -m pip install --constraint constraints.txt --editable '.[export]'."
+        )
+    output = Path(cli.option("output") or restored.run.path / "bundle")
+    check_output(output)
+    trained = load_trained(restored, "export")
+    model_format = "aot" if compiles else model_format
+    write_bundle(trained, output, model_format, keep_rows=not cli.option("no_rows"))
+    console.say(f"bundle: {output}")

@@ -1,0 +1,115 @@
+"""Export a run as a bundle: graph, description, runtime, proof and model card."""
+
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from proj.engine import PACKAGE, console
+from proj.engine.deployment import graph
+from proj.engine.deployment.card import model_card
+from proj.engine.deployment.proof import RUNTIME, require_equal, run_check
+from proj.engine.deployment.spec import RELATIVE, build_spec, file_hash
+from proj.engine.deployment.trained import Trained
+from proj.engine.runs.files import write_json
+from proj.errors import UserError
+
+
+def write_bundle(trained: Trained, output: Path, model_format: str, keep_rows: bool) -> None:
+    """Write the bundle of a run into a new folder, if the bundle answers as the run.
+
+    Raises:
+        UserError: if the net cannot be exported.
+        ProofError: if the bundle answers otherwise.
+    """
+    with new_folder(output) as folder:
+        spec = write_graph(trained, folder, model_format)
+        ignore = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(RUNTIME, folder / RUNTIME.name, ignore=ignore)
+        proof = prove(trained, folder, folder / RUNTIME.name)
+        if keep_rows:
+            trained.rows.sample().write(folder / "rows", copy_files=True)
+        versions = [f"{name}=={version}\n" for name, version in proof["versions"].items()]
+        (folder / "requirements.txt").write_text("".join(versions), "utf-8")
+        card = model_card(trained, spec, proof, is_private=not keep_rows)
+        (folder / "README.md").write_text(card, "utf-8")
+        files = sorted(path for path in folder.rglob("*") if path.is_file())
+        hashes = {path.relative_to(folder).as_posix(): file_hash(path) for path in files}
+        write_json(folder / "proof.json", {**proof, "sha256": hashes})
+
+
+def write_graph(trained: Trained, folder: Path, model_format: str) -> dict[str, Any]:
+    """Write the graph and ``bundle.json``; return the content of the latter."""
+    names, inputs = list(trained.example), list(trained.example.values())
+    spec = build_spec(model_format, names, trained.inputs, trained.outputs)
+    console.say(f"exporting {trained.net} as {model_format}")
+    program = graph.trace(trained.graph, inputs, trained.net)
+    path = folder / spec["model"]["file"]
+    if model_format == "onnx":
+        graph.write_onnx(program, inputs, names, path)
+    elif model_format == "aot":
+        graph.compile_torch(program, path)
+    else:
+        torch.export.save(program, path)
+    write_json(folder / "bundle.json", spec)
+    return spec
+
+
+def prove(trained: Trained, bundle: Path, package: Path) -> dict[str, Any]:
+    """Pass all test rows through a bundle; return the content of ``proof.json``."""
+    rows = bundle.parent / f"{bundle.name}.rows"
+    try:
+        trained.rows.write(rows, copy_files=False)
+        result = run_check(bundle, rows, package, absolute_paths=True)
+    finally:
+        shutil.rmtree(rows, ignore_errors=True)
+    for warning in result["unreadable"]:
+        console.warn(warning)
+    require_equal(result, str(trained.run.path), HINTS)
+    largest = result["largest_difference"]
+    console.say(f"proof: {result['rows']} test rows, largest difference {largest:.1e}")
+    return {
+        "rows": result["rows"],
+        "largest_difference": largest,
+        "tolerance": RELATIVE,
+        **{name: result[name] for name in ("versions", "python", "machine", "system")},
+        "exported_with": {name: metadata.version(name) for name in (PACKAGE, "torch")},
+    }
+
+
+HINTS = (
+    "No bundle is written.",
+    "If the data, the checkpoint or trainer.precision have changed since, run `test` again.",
+)
+
+
+@contextmanager
+def new_folder(output: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside ``output`` that is renamed to it at the end.
+
+    After an exception nothing is left.
+    """
+    check_output(output)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    folder = output.parent / f".{output.name}.{secrets.token_hex(4)}"
+    folder.mkdir()
+    try:
+        yield folder
+        check_output(output)
+        folder.rename(output)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def check_output(output: Path) -> None:
+    """Raise UserError if there is a file or folder of this name."""
+    if output.exists() or output.is_symlink():
+        raise UserError(
+            f"--output: expected a new folder, got {output}, which exists; choose another name, or "
+            "delete it."
+        )

@@ -1,0 +1,114 @@
+"""`export` writes bundles that answer as their runs, for every task, kind of data and format."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+import proj
+from conftest import Cli, Trained
+from engine.deployment.conftest import BUNDLE, RUN
+from proj.engine.deployment.runtime import load
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning:onnx.*", "ignore::DeprecationWarning:torch.*"
+)
+
+
+def check_answers(rows: Any, tolerance: float = 1e-6) -> None:
+    """The bundle answers raw rows as the loaded model does, for any batch size."""
+    bundle, model = load(BUNDLE), proj.load(RUN)
+    expected = model.predict(rows)
+    for size in (1, 7, 1000):
+        answers = bundle.predict(rows, size, strict=False)
+        assert list(answers) == [name for name in expected.columns if name != "row"]
+        for name, values in answers.items():
+            reference = expected[name].to_numpy()
+            if values.dtype.kind == "f":
+                np.testing.assert_allclose(values, reference, rtol=1e-5, atol=tolerance)
+            else:
+                np.testing.assert_array_equal(values, reference)
+
+
+@pytest.mark.usefixtures("table_bundle")
+def test_a_table_with_odd_values(cli: Cli) -> None:
+    """Numbers with currency, dates, unknown and missing values give the same answers."""
+    proof = json.loads((BUNDLE / "proof.json").read_text())
+    assert proof["rows"] == 45
+    assert 0 < proof["largest_difference"] <= 1e-5
+    rows = pl.read_csv("table.csv", infer_schema=False)
+    new = rows.head(9).with_columns(plan=pl.lit("never seen"), amount=pl.lit("oops"))
+    check_answers(pl.concat([rows, new]))
+    assert "verified: 45 rows" in cli("verify", BUNDLE)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("format", ["onnx", "torch"])
+@pytest.mark.parametrize("typed", [False, True])
+@pytest.mark.parametrize("net", ["MLP", "TabM"])
+@pytest.mark.parametrize("task", ["binary", "multiclass", "multilabel", "regression"])
+def test_tables_of_every_task(
+    table_run: Callable[..., None], cli: Cli, task: str, net: str, typed: bool, format: str
+) -> None:
+    """A task, a net or a kind of file whose bundle answers otherwise fails here."""
+    table_run(task, net, typed)
+    cli("export", "--format", format)
+    rows = (
+        pl.read_parquet("table.parquet") if typed else pl.read_csv("table.csv", infer_schema=False)
+    )
+    check_answers(rows, 1e-5 * 1e6 if task == "regression" else 1e-6)
+    trust = ["--trust"] if format == "torch" else []
+    assert "verified: 45 rows" in cli("verify", BUNDLE, *trust)
+    cli("verify", BUNDLE, "--run", RUN.name, *trust)
+
+
+@pytest.mark.usefixtures("image_bundle")
+def test_images_in_files(cli: Cli) -> None:
+    """JPEG, PNG and GIF in several sizes and modes, upright and turned, give the same answers."""
+    files = sorted(Path("images").rglob("*.*"))
+    check_answers(files)
+    bundle = load(BUNDLE)
+    by_name, by_bytes = (
+        bundle.predict(files[:3]),
+        bundle.predict([f.read_bytes() for f in files[:3]]),
+    )
+    np.testing.assert_array_equal(by_name["probability_light"], by_bytes["probability_light"])
+    assert "verified: 9 rows" in cli("verify", BUNDLE)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("format", ["onnx", "torch"])
+@pytest.mark.parametrize(("mirror", "npz"), [(False, False), (True, True)])
+def test_images_of_every_source(
+    image_run: Callable[..., None], cli: Cli, mirror: bool, npz: bool, format: str
+) -> None:
+    """Images in folders and in arrays give the same answers, in both formats."""
+    image_run(mirror, npz)
+    cli("export", "--format", format)
+    rows: Any = np.load("images.npz")["x"] if npz else sorted(Path("images").rglob("*.*"))
+    check_answers(rows)
+    cli("verify", BUNDLE, *(["--trust"] if format == "torch" else []))
+
+
+ARRAY_TASKS = ["binary", "multiclass", "multilabel", "regression", "regression_2"]
+ARRAYS = [(task, format) for task in ARRAY_TASKS for format in ("onnx", "torch")]
+QUICK = ("regression_2", "torch")
+
+
+@pytest.mark.parametrize(
+    ("task", "format"),
+    [pytest.param(*case, marks=[] if case == QUICK else [pytest.mark.slow]) for case in ARRAYS],
+)
+def test_arrays(trained: Trained, cli: Cli, task: str, format: str) -> None:
+    """Arrays of every task give the same answers, in both formats."""
+    trained(task)
+    cli("test")
+    assert "proof: 18 test rows" in cli("export", "--format", format)
+    check_answers(np.load("data.npz")["x"], 1e-4)
+    assert "verified: 18 rows" in cli("verify", BUNDLE, *(["--trust"] if format == "torch" else []))
+    empty = load(BUNDLE).predict([])
+    assert [len(values) for values in empty.values()] == [0] * len(empty)
