@@ -18,6 +18,7 @@ from proj.data.arrays import ArrayDataModule
 from proj.data.base import DataModule
 from proj.data.images.datamodule import Images
 from proj.data.tabular.datamodule import Tabular
+from proj.data.tabular.positive import choose_positive
 from proj.data.targets import Targets
 from proj.engine.callbacks.best_checkpoint import InitialWeights
 from proj.engine.training.initial_weights import check_classes
@@ -27,7 +28,7 @@ LABELS = ["good"] * 45 + ["bad"] * 15
 
 
 def chosen(y: Any, stated: Any = None) -> Any:
-    return Targets.from_array(np.asarray(y), None, (), "y").choose_positive(stated)
+    return choose_positive(Targets.from_array(np.asarray(y), None, (), "y"), stated)
 
 
 @pytest.mark.parametrize(
