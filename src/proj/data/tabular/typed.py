@@ -267,11 +267,14 @@ def has_outer_spaces(words: tuple[str, ...]) -> bool:
     return any(word != word.strip() or not word for word in words)
 
 
+def missing_words(column: Column) -> list[str]:
+    """Return the words that count as missing in text of a column, unless it was trained on them."""
+    return [word for word in MISSING if word not in column.categories]
+
+
 def _without_words(name: str, column: Column) -> pl.Expr:
-    """Return a column of text with null for words such as NA, unless they are known categories."""
-    words = [word for word in MISSING if word not in column.categories]
     text = by_name(name)
-    return pl.when(~text.is_in(words)).then(text).alias(name)
+    return pl.when(~text.is_in(missing_words(column))).then(text).alias(name)
 
 
 def _rename(table: pl.LazyFrame, names: list[str], where: str) -> pl.LazyFrame:
