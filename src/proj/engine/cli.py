@@ -36,6 +36,10 @@ VERBS = {
         "commands.export:export",
         "write a bundle that predicts without this project, proven equal to the run",
     ),
+    "reproduce": (
+        "commands.reproduce:reproduce",
+        "train a run again, and compare the result to the bit",
+    ),
     "verify": ("commands.verify:verify", "repeat the proof of a bundle on this machine"),
     "tune": ("tuning.search:tune", "search for better settings"),
     "cv": ("tuning.cv:cv", "cross-validate an experiment, with several seeds"),

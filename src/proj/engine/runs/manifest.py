@@ -1,23 +1,18 @@
 """Write the manifest of a run during training."""
 
-import os
-import platform
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from importlib import metadata
 from typing import Any
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 
+from proj.engine.runs.environment import environment, uncommitted_code
+from proj.engine.runs.files import atomic_write
 from proj.engine.runs.run import Run
 from proj.engine.secrets import split_words
 from proj.errors import UserError
-
-# Packages whose versions the manifest records.
-PACKAGES = ("torch", "lightning", "torchmetrics", "jsonargparse", "numpy", "polars", "scikit-learn")
 
 
 @contextmanager
@@ -42,11 +37,11 @@ def record_manifest(
         seed=seed,
         status="running",
         end=None,
-        packages={name: metadata.version(name) for name in PACKAGES},
-        git=_git_state(),
         data=fingerprint,
-        hardware=_hardware(device),
+        **environment(device),
     )
+    if patch := uncommitted_code():
+        atomic_write(run.path / "code.diff", lambda file: file.write(patch.encode()))
     try:
         yield
     except BaseException as error:
@@ -60,35 +55,6 @@ def record_manifest(
             )
         raise
     run.write_manifest(status="finished", end=_now())
-
-
-def _git_state() -> dict[str, Any] | None:
-    """Return commit and uncommitted changes of the working directory.
-
-    None outside a repository or without git.
-    """
-
-    def git(*args: str) -> str:
-        done = subprocess.run(["git", *args], capture_output=True, check=True)
-        return done.stdout.decode(errors="replace").strip()
-
-    try:
-        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
-def _hardware(device: torch.device) -> dict[str, Any]:
-    gpus = []
-    # The query reserves memory on the GPU, so it is made only for CUDA.
-    if device.type == "cuda":
-        gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return {
-        "machine": platform.platform(),
-        "cpus": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "gpus": gpus,
-    }
 
 
 def _now() -> str:
