@@ -18,14 +18,17 @@ from proj.data.arrays import ArrayDataModule
 from proj.data.base import DataModule
 from proj.data.images.datamodule import Images
 from proj.data.tabular.datamodule import Tabular
+from proj.data.tabular.positive import choose_positive
 from proj.data.targets import Targets
+from proj.engine.callbacks.best_checkpoint import InitialWeights
+from proj.engine.training.initial_weights import check_classes
 from proj.errors import UserError
 
 LABELS = ["good"] * 45 + ["bad"] * 15
 
 
 def chosen(y: Any, stated: Any = None) -> Any:
-    return Targets.from_array(np.asarray(y), None, (), "y").choose_positive(stated)
+    return choose_positive(Targets.from_array(np.asarray(y), None, (), "y"), stated)
 
 
 @pytest.mark.parametrize(
@@ -174,3 +177,25 @@ def forget_the_option(run: Path) -> None:
     checkpoint = torch.load(run / "checkpoints/best.ckpt", weights_only=True)
     del checkpoint["config"]["data"]["init_args"]["positive"]
     torch.save(checkpoint, run / "checkpoints/best.ckpt")
+
+
+def test_weights_that_were_trained_for_another_positive_class(work: Path) -> None:
+    """They would predict the other class, without a word."""
+    data = make("arrays")
+    model = torch.nn.Module()
+    model.net, model.schema = torch.nn.Linear(3, 1), data.schema
+    state = {f"net.{name}": value for name, value in model.net.state_dict().items()}
+    torch.save(
+        {"state_dict": state, "schema": make("arrays", positive="good").schema.to_dict()}, "o.ckpt"
+    )
+    initial = InitialWeights(state, "o.ckpt", ("bad", "good"))
+    initial.on_fit_start(None, model)
+    assert initial.report.endswith("; its positive class is good, not bad")
+    initial = InitialWeights(state, "o.ckpt", ("good", "bad"))
+    initial.on_fit_start(None, model)
+    assert "positive" not in initial.report
+    with pytest.raises(
+        UserError, match=r"expected the classes of o.ckpt, bad, good, .* got good, bad"
+    ):
+        check_classes(Path("o.ckpt"), data)
+    check_classes(Path("o.ckpt"), make("arrays", positive="good"))

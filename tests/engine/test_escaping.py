@@ -86,7 +86,7 @@ def test_init_writes_names_as_values(text: str, cli: Any, work: Path) -> None:
             table.writerow([chance.gauss(0, 1), f"id{row}", f"c {text}" if row % 3 else "no"])
     out = cli("init", source, "--target", f"y {text}", "--output", "experiment.yaml")
     assert visible(out, keep="\n") == out
-    assert len(out.splitlines()) == 5
+    assert len(out.splitlines()) == 6
     written = (work / "experiment.yaml").read_text()
     assert visible(written, keep="\n") == written
     experiment = yaml.safe_load(written)

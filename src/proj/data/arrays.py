@@ -14,7 +14,8 @@ from torch import Tensor
 from proj.data.base import DataModule
 from proj.data.splits import Fold, split
 from proj.data.tabular.memory import VARIABLE, check_memory, requested_limit
-from proj.data.targets import Targets, check_positive
+from proj.data.tabular.positive import check_positive, choose_positive
+from proj.data.targets import Targets
 from proj.errors import UserError, nearest
 from proj.schema import SPLITS, Array, Batch, Label, Schema, Task, mean_and_std
 
@@ -180,7 +181,7 @@ class ArrayDataModule(DataModule):
         )
         if self.schema is None:
             train, names = _take(x["train"], rows["train"]), source.input_names
-            target_fields = targets.take(rows["train"]).fit(targets.choose_positive(self.positive))
+            target_fields = targets.take(rows["train"]).fit(choose_positive(targets, self.positive))
             self.schema = _fit(train, target_fields, names)
         for name in SPLITS:
             inputs, numbers, split_targets = x["train"], rows[name], targets.take(rows[name])

@@ -19,7 +19,7 @@ MAX_NUMBER_CLASSES = 20
 # Listed in a message. Of more classes it names the first and the last.
 MAX_LISTED_CLASSES = 12
 
-# Pairs of labels of which one kind is the positive class, in lower case.
+# Labels of a pair of which one kind is the positive class, in lower case.
 POSITIVE = ("yes", "y", "true", "t", "1", "positive", "pos", "+")
 NEGATIVE = ("no", "n", "false", "f", "0", "-1", "negative", "neg", "-")
 
@@ -152,23 +152,6 @@ class Targets:
         """Return the targets of some rows."""
         return replace(self, columns=tuple(column.take(rows) for column in self.columns))
 
-    def choose_positive(self, stated: Label | None) -> Label | None:
-        """Return the positive class of two, None for other tasks.
-
-        It is the one ``stated`` in data.positive; else yes, true or 1 against no, false or 0; else
-        the rarer one of these rows; else the later one.
-        """
-        counts = self.columns[0].label_counts if self.is_classes else {}
-        if stated is not None:
-            return find_positive(stated, self.task, tuple(counts))
-        if self.task != "binary":
-            return None
-        first, second = counts
-        for label, other in ((first, second), (second, first)):
-            if is_pair(label, other):
-                return label
-        return first if counts[first] < counts[second] else second
-
     def check(self) -> None:
         """Raise UserError if the targets do not fit the task."""
         column, num_columns = self.columns[0], len(self.columns)
@@ -283,7 +266,7 @@ class Targets:
         return UserError(
             f"{self.where}: class {column.label(first)!r} has no training rows, but {len(same)} "
             f"{noun}, such as row {first if rows is None else rows[first]}; training has "
-            f"{_listed(known)}; correct the labels, drop the rows, or split in another way."
+            f"{listed(known)}; correct the labels, drop the rows, or split in another way."
         )
 
     def _check_numbers(self, rows: Array | None = None) -> None:
@@ -345,40 +328,17 @@ def _array_column(name: str, y: Array) -> TargetColumn:
 
 def is_pair(positive: Label, negative: Label) -> bool:
     """Return whether two labels say themselves which one is the positive class."""
-    return _word(positive) in POSITIVE and _word(negative) in NEGATIVE
+    return label_word(positive) in POSITIVE and label_word(negative) in NEGATIVE
 
 
-def find_positive(stated: Label, task: Task, labels: tuple[Label, ...]) -> Label:
-    """Return the label that data.positive names; raise UserError if it is none of two classes."""
-    alike = [label for label in labels if _word(label) == _word(stated)]
-    found = [label for label in alike if label == stated] or alike
-    if task != "binary" or len(found) != 1:
-        classes = f": {_listed(labels)}" if labels else ""
-        raise UserError(
-            f"data.positive: expected one of two classes, got {stated!r} for the task "
-            f"{task}{classes}; correct it, or leave it out."
-        )
-    return found[0]
-
-
-def check_positive(stated: Label | None, schema: Schema) -> None:
-    """Raise UserError unless data.positive, if it is set, is the positive class of a schema."""
-    if stated is None:
-        return
-    if (label := find_positive(stated, schema.task, schema.classes)) != schema.classes[1]:
-        raise UserError(
-            f"data.positive: expected {schema.classes[1]!r}, as in training, got {label!r}; leave "
-            "it out, or train another run."
-        )
-
-
-def _word(label: Label) -> str:
-    """Return a label as a word. The numbers 1 and 1.0 are one word."""
+def label_word(label: Label) -> str:
+    """Return a label as a word in lower case. The numbers 1 and 1.0 are one word."""
     is_whole = isinstance(label, float) and label.is_integer()
     return str(int(label) if is_whole else label).strip().lower()
 
 
-def _listed(labels: tuple[Label, ...]) -> str:
+def listed(labels: tuple[Label, ...]) -> str:
+    """Return the names of some classes for a message."""
     names = [repr(label) for label in labels]
     if len(names) <= MAX_LISTED_CLASSES:
         return ", ".join(names)

@@ -36,7 +36,8 @@ from proj.data.images.sources import (
 )
 from proj.data.splits import Fold
 from proj.data.tabular.cache import build_once
-from proj.data.targets import Targets, check_positive, find_positive
+from proj.data.tabular.positive import check_positive, find_positive
+from proj.data.targets import Targets
 from proj.errors import UserError
 from proj.schema import SPLITS, Batch, Label, Schema, Task
 

@@ -15,6 +15,7 @@ from proj.data.images.decode import Shape, decode, read_shape, run_parallel
 from proj.data.images.sources import ImageFolder, ImageSet
 from proj.data.splits import Fold, split
 from proj.data.tabular.cache import create_array, map_array, save_array
+from proj.data.tabular.positive import choose_positive
 from proj.data.targets import Targets
 from proj.errors import UserError
 from proj.schema import SPLITS, Array, Batch, Schema, Task
@@ -119,7 +120,7 @@ def prepare_images(folder: Path, images: ImageSet, plan: ImagePlan, where: str) 
         all_targets = Targets.from_array(
             images.labels[images.splits == "train"], plan.task, (), where
         )
-        target_fields = targets.fit(all_targets.choose_positive(None))
+        target_fields = targets.fit(choose_positive(all_targets, None))
         facts["schema"] = _fit_schema(x, target_fields).to_dict()
     (folder / "facts.json").write_text(json.dumps(facts), encoding="utf-8")
 

@@ -1,4 +1,4 @@
-"""Tables in files: scan, encode, prepare, load. Other data use cache, fingerprint and memory, too.
+"""Tables in files: scan, encode, prepare, load. Other data use some of its modules, too.
 
 The class is imported when first used, because images do not need polars.
 """

@@ -30,11 +30,12 @@ from proj.data.tabular.files import (
 )
 from proj.data.tabular.hints import find_hints
 from proj.data.tabular.overrides import Override
+from proj.data.tabular.positive import check_positive, choose_positive
 from proj.data.tabular.readings import Reading, Wish, column_readings, stored_format
 from proj.data.tabular.split_column import name_splits
 from proj.data.tabular.splits import split_by_time, split_groups
 from proj.data.tabular.typed import TypedTable, apply_readings, conform, read_text
-from proj.data.targets import Targets, check_positive
+from proj.data.targets import Targets
 from proj.errors import UserError
 from proj.schema import SPLITS, Array, Column, Label, Schema, Task
 
@@ -386,12 +387,16 @@ def _fit_schema(
         rows=len(train),
         columns=columns,
         target_columns=_target_columns(plan, typed.readings),
-        **targets.take(train).fit(targets.choose_positive(plan.positive)),
+        **targets.take(train).fit(choose_positive(targets, plan.positive)),
     )
     unintended = {name: why for name, why in left_out.items() if name not in plan.columns}
     for name in dict.fromkeys(column.source for column in columns):
         if name != plan.split_by["time"]:
             findings += typed.findings.get(name, ())
+    for name in unintended:
+        if typed.readings.get(name, Reading("text")).type == "text":
+            # Without a column: that of the finding above is enough for `init`.
+            findings += [f._replace(column=None) for f in typed.findings.get(name, ())]
     return schema, [*(_left_out_finding(*item) for item in unintended.items()), *findings]
 
 

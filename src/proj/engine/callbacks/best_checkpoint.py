@@ -15,7 +15,7 @@ from proj.engine.lightning_internals import (
 from proj.engine.runs.weights import load_fitting
 from proj.errors import TrainingError
 from proj.metrics import metric_info
-from proj.schema import Schema
+from proj.schema import Label, Schema
 
 # Decides between epochs whose monitored metric is the same.
 LOSS = "val/loss"
@@ -255,16 +255,20 @@ class InitialWeights(Callback):
     Args:
         state: weights by parameter name.
         source: name of the checkpoint, for messages.
+        classes: the classes that the weights were trained for, if they are known.
 
     Attributes:
         report: one line about what did and did not fit; empty until ``on_fit_start``.
     """
 
-    def __init__(self, state: dict[str, Any], source: str) -> None:
-        self.state, self.source, self.report = state, source, ""
+    def __init__(self, state: dict[str, Any], source: str, classes: tuple[Label, ...] = ()) -> None:
+        self.state, self.source, self.classes, self.report = state, source, classes, ""
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.report = load_fitting(pl_module, self.state, self.source)
+        schema, classes = getattr(pl_module, "schema", None), self.classes
+        if isinstance(schema, Schema) and len(classes) == 2 and classes == schema.classes[::-1]:
+            self.report += f"; its positive class is {classes[1]}, not {schema.classes[1]}"
 
 
 def _after_training_epoch(monitor: str | None) -> bool | None:
