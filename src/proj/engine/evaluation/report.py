@@ -81,7 +81,9 @@ def _sections(
     yield Section("Slices", list(slices))
     yield Section("Importance of the columns", list(report_sections.importance(run)))
     yield Section("Training", list(_training(run, schema)))
-    yield Section("Data", [*_data(run, schema, predictions), *missing_values])
+    *texts, last = _data(run, schema, predictions)
+    beside = html.beside(last, Html("\n").join(missing_values))
+    yield Section("Data", [*texts, beside])
     yield Section("How the intervals were computed", [html.listed(_methods(metrics))])
     yield Section("Reproduce this run", list(_reproduce(run)))
 
