@@ -32,6 +32,7 @@ RENDERED = (
     "engine/evaluation/test_importance",
     "engine/evaluation/test_tensorboard",
     "engine/tuning/test_search.py::test_the_results_of_a_study",
+    "engine/tuning/test_study_report",
     "test_configs",
     "test_cuda",
     "test_user_view",

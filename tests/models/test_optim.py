@@ -131,8 +131,10 @@ def test_a_schedule_of_open_length_fits_the_training(
     assert len(got) >= steps - 1
 
 
-@pytest.mark.parametrize("kind", ["SequentialLR", "torch.optim.lr_scheduler.SequentialLR"])
-@pytest.mark.parametrize("interval", ["step", "epoch"])
+@pytest.mark.parametrize(
+    ("kind", "interval"),
+    [("SequentialLR", "step"), ("torch.optim.lr_scheduler.SequentialLR", "epoch")],
+)
 def test_a_warm_up_before_a_cosine_is_that_of_torch(
     kind: str, interval: str, experiment: Any, cli: Cli, work: Any
 ) -> None:

@@ -164,6 +164,9 @@ def test_compare_and_runs(cli: Cli) -> None:
         json.loads(Path(f"lightning_logs/{n}/test/metrics.json").read_text())
         for n in ("short", "long")
     )
+    values = [f"{run['auroc']['value']:.4f}" for run in (short, long)]
+    assert re.search(rf"^auroc +{values[0]} +{values[1]} +[+-]", out, re.MULTILINE)
+    assert f'<td class="number">{values[0]}</td><td class="number">{values[1]}</td>' in report
     assert f"{long['auroc']['value'] - short['auroc']['value']:+.4f}"[:5] in out
     out = cli("runs", "--sort", "auroc")
     rows = [line for line in out.splitlines() if "finished" in line]

@@ -25,6 +25,7 @@ from proj.engine.config.callbacks import fit_callbacks, monitor_options, monitor
 from proj.engine.config.options import OPTIONS
 from proj.engine.config.parser_errors import explain_parser_error, explain_unbuilt
 from proj.engine.config.placeholders import fill_placeholders
+from proj.engine.config.unsupported import check_supported
 from proj.engine.exit_codes import as_user_error
 from proj.engine.lightning_internals import (
     convert_before_loading,
@@ -220,7 +221,7 @@ class ExperimentCLI(LightningCLI):
             purge_step: for a resumed run, the step from which TensorBoard discards older values.
 
         Raises:
-            UserError: if Lightning refuses the flags.
+            UserError: if Lightning refuses the flags, or a run cannot use what they name.
         """
         options = dict(self.config_init.trainer)
         configured = options.pop("callbacks") or []
@@ -238,6 +239,7 @@ class ExperimentCLI(LightningCLI):
         for logger in trainer.loggers:
             if isinstance(logger, RunLogger):
                 logger.trainer = trainer
+        check_supported(trainer)
         keep_batches(trainer)
         convert_before_loading(trainer)
         return trainer

@@ -216,7 +216,9 @@ def _robust_error_intervals(
     def of(kept: Array) -> dict[str, Interval]:
         if (key := kept.tobytes()) not in known:
             rng = np.random.default_rng(seed)
-            known[key] = dict(_error_intervals(predictions[kept], rng))
+            is_all = len(kept) == len(predictions)
+            rows = predictions if is_all else predictions[kept]
+            known[key] = dict(_error_intervals(rows, rng))
         return known[key]
 
     for name, interval in of(np.arange(len(predictions))).items():

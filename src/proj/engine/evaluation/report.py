@@ -81,28 +81,10 @@ def _sections(
     yield Section("Slices", list(slices))
     yield Section("Importance of the columns", list(report_sections.importance(run)))
     yield Section("Training", list(_training(run, schema)))
-    yield Section("Data", [*_data(run, schema, predictions), *missing_values])
-    yield Section("How the intervals were computed", [html.listed(_methods(metrics))])
+    *texts, last = _data(run, schema, predictions)
+    beside = html.beside(last, Html("\n").join(missing_values))
+    yield Section("Data", [*texts, beside])
     yield Section("Reproduce this run", list(_reproduce(run)))
-
-
-def _methods(metrics: Metrics) -> Iterator[str]:
-    """Yield the metrics of each interval method, and the limitations of the intervals."""
-    methods = (entry["method"] for entry in metrics.values() if entry.get("method"))
-    for method in dict.fromkeys(methods):
-        names = (name for name, entry in metrics.items() if entry.get("method") == method)
-        kinds = (name.split("/")[0] + ("/…" if "/" in name else "") for name in names)
-        yield f"{', '.join(dict.fromkeys(kinds))}: {method}"
-    if any(name.split("/")[0] == "f1" for name in metrics):
-        yield (
-            "The number of rows of precision and F1 depends on the predictions; the interval takes "
-            "it as fixed."
-        )
-    else:
-        yield (
-            "If large errors are rare, few rows cannot show how large they may be, and the true "
-            "interval is wider."
-        )
 
 
 # Calibration

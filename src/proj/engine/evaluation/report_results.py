@@ -138,7 +138,8 @@ def _with_limits(entry: dict[str, Any]) -> str:
 
 def results(metrics: Metrics, predictions: PredictionSet, run: Run) -> Iterator[Html]:
     """Yield the metrics of all rows, and those of each class, label or target."""
-    yield _metrics_table(metrics, predictions, run)
+    methods = [html.text("How the intervals were computed:"), html.listed(_methods(metrics))]
+    yield html.beside(_metrics_table(metrics, predictions, run), Html("\n").join(methods))
     if any("/" in name for name in metrics):
         yield from _class_results(metrics, predictions)
 
@@ -163,6 +164,25 @@ def _metrics_table(metrics: Metrics, predictions: PredictionSet, run: Run) -> Ht
     header += ["on the validation split"] if validation else []
     numbers = len(header) - 1
     return html.table("Metrics with 95 % intervals", [*header, "unit"], rows, numbers, texts=1)
+
+
+def _methods(metrics: Metrics) -> Iterator[str]:
+    """Yield the metrics of each interval method, and the limitations of the intervals."""
+    methods = (entry["method"] for entry in metrics.values() if entry.get("method"))
+    for method in dict.fromkeys(methods):
+        names = (name for name, entry in metrics.items() if entry.get("method") == method)
+        kinds = (name.split("/")[0] + ("/…" if "/" in name else "") for name in names)
+        yield f"{', '.join(dict.fromkeys(kinds))}: {method}"
+    if any(name.split("/")[0] == "f1" for name in metrics):
+        yield (
+            "The number of rows of precision and F1 depends on the predictions; the interval takes "
+            "it as fixed."
+        )
+    else:
+        yield (
+            "If large errors are rare, few rows cannot show how large they may be, and the true "
+            "interval is wider."
+        )
 
 
 def _class_results(metrics: Metrics, predictions: PredictionSet) -> Iterator[Html]:

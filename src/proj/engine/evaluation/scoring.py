@@ -78,7 +78,8 @@ def _mean_interval(values: Array, predictions: PredictionSet, seed: int) -> Inte
     """Return the interval of a mean loss [rows], without limits where a few rows dominate it."""
 
     def of(kept: Array) -> dict[str, Interval]:
-        return {"loss": mean_interval(values[kept], predictions[kept].group, seed)}
+        rows = predictions if len(kept) == len(predictions) else predictions[kept]
+        return {"loss": mean_interval(values[kept], rows.group, seed)}
 
     interval = of(np.arange(len(values)))["loss"]
     return without_dominant_rows(interval, "loss", "loss", values, predictions.row, of)

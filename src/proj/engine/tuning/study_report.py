@@ -234,7 +234,7 @@ def _restyle(figure: Figure, keys: list[str]) -> None:
         for spine in axes.spines.values():
             spine.set_color(html.INK)
         axes.grid(visible=True, color="#888888", alpha=0.3)
-        axes.set_xlabel(_broken(axes.get_xlabel()))
+        axes.set_xlabel(_broken(_whole(axes.get_xlabel(), keys)))
         for axis in (axes.xaxis, axes.yaxis):
             # matplotlib writes labels that are set by one or the other.
             if isinstance(axis.get_major_formatter(), FixedFormatter | FuncFormatter):
@@ -246,8 +246,10 @@ def _restyle(figure: Figure, keys: list[str]) -> None:
 
 def _whole(label: str, keys: list[str]) -> str:
     """Return the key that Optuna has cut off in a label, or the label."""
+    if not label.endswith("..."):
+        return label
     start = label.removesuffix("...")
-    return next((key for key in keys if key.startswith(start) and start != label), label)
+    return next((key for key in keys if key.startswith(start)), label)
 
 
 def _broken(name: str) -> str:

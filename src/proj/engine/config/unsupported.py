@@ -12,8 +12,8 @@ def check_supported(trainer: Trainer) -> None:
     if method := start_method(trainer):
         raise UserError(
             "trainer.strategy: expected one whose processes are programs of their own, such as "
-            f"ddp, got ddp_{method}, whose results do not come back to this process, so that the "
-            "run would be recorded as one without an epoch; use ddp, on the command line."
+            f"ddp, got ddp_{method}, whose results do not come back to the process that records "
+            "them; use ddp, on the command line."
         )
     callbacks = trainer.callbacks  # type: ignore[attr-defined]
     if any(isinstance(callback, BatchSizeFinder) for callback in callbacks):
