@@ -58,6 +58,23 @@ def test_the_rule(labels: list[Any], positive: Any) -> None:
 
 
 @pytest.mark.parametrize(
+    ("labels", "stated", "positive"),
+    [
+        (["no", "yes"], True, "yes"),  # YAML reads yes without quotes as true.
+        (["no", "yes"], False, "no"),
+        ([True, False], "false", False),
+        ([0.0, 1.0], "1", 1.0),
+        ([0, 1], 0, 0),
+        (["Bad", "bad"], "bad", "bad"),
+        (["low ", "high"], "LOW", "low "),
+    ],
+)
+def test_the_stated_class(labels: list[Any], stated: Any, positive: Any) -> None:
+    """A flag gives text, and YAML a value of its own."""
+    assert chosen(labels, stated) == positive
+
+
+@pytest.mark.parametrize(
     ("labels", "stated", "message"),
     [
         (LABELS, "ok", r"got 'ok' for the task binary: 'bad', 'good'; correct it"),
