@@ -153,9 +153,9 @@ def table(
     return Html(_ELEMENTS.table(caption, header, rows, range(end - numbers, end)))
 
 
-def figures(*captioned: tuple[Figure, str]) -> Html:
-    """Return figures side by side, each with its caption."""
-    drawings = [(svg(figure, caption), caption) for figure, caption in captioned]
+def figures(*captioned: tuple[Figure, str], tight: bool = False) -> Html:
+    """Return figures side by side, each with its caption; for ``tight`` see ``svg``."""
+    drawings = [(svg(figure, caption, tight), caption) for figure, caption in captioned]
     return Html(_ELEMENTS.figures(drawings))
 
 
@@ -169,10 +169,11 @@ def image(pixels: Array, words: str) -> Html:
     return Html(_ELEMENTS.image(b64encode(buffer.getvalue()).decode(), words))
 
 
-def svg(figure: Figure, label: str) -> Html:
+def svg(figure: Figure, label: str, tight: bool = False) -> Html:
     """Return a figure as an ``<svg>`` element in the colour and font of the page.
 
-    The label makes the element's ids differ from those of other figures.
+    The label makes the element's ids differ from those of other figures. ``tight`` fits the area
+    to everything that is drawn, so that no label of a figure with axes at fixed places is cut.
     """
     buffer = io.StringIO()
     _write_powers_as_numbers(figure)
@@ -182,6 +183,7 @@ def svg(figure: Figure, label: str) -> Html:
             buffer,
             format="svg",
             dpi=150,
+            bbox_inches="tight" if tight else None,
             metadata={"Date": None, "Creator": None, "Format": None, "Type": None},
         )
     drawing = printable(buffer.getvalue(), keep="\n")

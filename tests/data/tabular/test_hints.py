@@ -71,6 +71,10 @@ def test_groups_and_times_are_named(columns: dict[str, Any], expected: list[str]
         {"day": [DAYS[i // 10] for i in range(ROWS)]},  # a date of several things
         {"time": np.sort(RNG.exponential(size=ROWS))},  # survival times
         {"year": [1900 + i // 12 for i in range(ROWS)]},
+        {
+            "yearID": [1900 + i // 12 for i in range(ROWS)],
+            "mnth": [f"m{i // 50}" for i in range(600)],
+        },
         {"customer": [f"c{i}" if i % 9 else "none" for i in range(ROWS)]},
     ],
 )

@@ -1,6 +1,8 @@
 """`export` writes bundles that answer as their runs, for every task, kind of data and format."""
 
+import ast
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,10 +10,12 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+import yaml
 
 import proj
 from conftest import Cli, Trained
 from engine.deployment.conftest import BUNDLE, RUN
+from proj.engine.deployment.card import text
 from proj.engine.deployment.runtime import load
 
 pytestmark = pytest.mark.filterwarnings(
@@ -39,6 +43,7 @@ def test_a_table_with_odd_values(cli: Cli) -> None:
     """Numbers with currency, dates, unknown and missing values give the same answers."""
     proof = json.loads((BUNDLE / "proof.json").read_text())
     assert proof["rows"] == 45
+    assert proj.deploy.load is load
     assert 0 < proof["largest_difference"] <= 1e-5
     rows = pl.read_csv("table.csv", infer_schema=False)
     new = rows.head(9).with_columns(plan=pl.lit("never seen"), amount=pl.lit("oops"))
@@ -112,3 +117,36 @@ def test_arrays(trained: Trained, cli: Cli, task: str, format: str) -> None:
     assert "verified: 18 rows" in cli("verify", BUNDLE, *(["--trust"] if format == "torch" else []))
     empty = load(BUNDLE).predict([])
     assert [len(values) for values in empty.values()] == [0] * len(empty)
+
+
+@pytest.mark.slow
+def test_a_compiled_program(trained: Trained, cli: Cli) -> None:
+    """AOTInductor compiles the net for any number of rows."""
+    trained("multiclass")
+    cli("test")
+    cli("export", "--format", "torch", "--compile")
+    check_answers(np.load("data.npz")["x"])
+    assert "verified: 18 rows" in cli("verify", BUNDLE, "--trust")
+
+
+@pytest.mark.usefixtures("table_bundle")
+def test_the_model_card_says_what_the_run_knows() -> None:
+    """The card has Hugging Face's header, true numbers, and an example that works."""
+    card = (BUNDLE / "README.md").read_text(encoding="utf-8")
+    header = yaml.safe_load(card.split("---\n")[1])
+    assert header["pipeline_tag"] == "tabular-classification"
+    metrics = json.loads((RUN / "test" / "metrics.json").read_text())
+    (result,) = header["model-index"][0]["results"]
+    assert {m["type"]: m["value"] for m in result["metrics"]}["f1"] == metrics["f1"]["value"]
+    for title in ("Use", "Inputs", "Results", "Worst slices", "Findings about the data", "Proof"):
+        assert f"\n## {title}\n" in card
+    assert "Größe" in card
+    (example,) = re.findall(r"model\.predict\((.*)\)\n", card)
+    rows = ast.literal_eval(example)
+    assert set(rows[0]) >= {"tenure", "amount", "since", "plan"}
+    assert load(BUNDLE).predict(rows, strict=True)["prediction"][0] in ("yes", "no")
+
+
+def test_the_model_card_escapes_names() -> None:
+    """A name from the data is shown as it is, and is neither markup nor HTML."""
+    assert text("a|b\n*c* <script>`d`") == r"a\|b\\n\*c\* &lt;script&gt;\`d\`"

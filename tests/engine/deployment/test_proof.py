@@ -18,7 +18,8 @@ from conftest import Cli, Trained, files_in
 from engine.deployment.conftest import BUNDLE, RUN, copy_bundle
 from proj.engine.commands.export import FORMATS
 from proj.engine.deployment import graph
-from proj.engine.deployment.runtime.check import Comparison, read_chunks
+from proj.engine.deployment.runtime import load
+from proj.engine.deployment.runtime.check import Comparison, compare, read_chunks
 from proj.models import Model
 
 pytestmark = pytest.mark.filterwarnings(
@@ -65,14 +66,20 @@ FAULTS = [
 @pytest.mark.usefixtures("table_bundle")
 def test_verify_refuses_each_planted_fault(cli: Cli) -> None:
     """Preprocessing that was changed after the export fails the rows that it changes."""
+    rows = set(pl.read_parquet(RUN / "test" / "predictions.parquet")["row"])
+    assert not compare(load(BUNDLE), BUNDLE / "rows", absolute_paths=False)["wrong"]
     for fault in FAULTS:
         copy = copy_bundle()
         spec = json.loads((copy / SPEC).read_text())
         fault(spec)
         (copy / SPEC).write_text(json.dumps(spec))
-        error = cli("verify", copy, code=3)
-        assert "rows are answered otherwise than by the run (row " in error, fault
-        assert "Changed since the export: bundle.json" in error
+        result = compare(load(copy), copy / "rows", absolute_paths=False)
+        assert result["wrong"], fault
+        assert {cell["row"] for cell in result["worst"]} <= rows, fault
+        if fault == FAULTS[0]:
+            error = cli("verify", copy, code=3)
+            assert f"{result['wrong']} of 45 rows are answered otherwise than by the run" in error
+            assert "Changed since the export: bundle.json" in error
         shutil.rmtree(copy)
 
 

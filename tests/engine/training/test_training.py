@@ -15,7 +15,6 @@ import yaml
 
 import processes
 from conftest import ROOT, Cli, files_in
-from proj.engine.cli import main
 from proj.engine.runs.checkpoint_file import read_checkpoint, read_weights
 
 LOGS = Path("lightning_logs")
@@ -104,13 +103,14 @@ def test_the_trainers_flags_work(
     )
 
 
-def test_a_profiler_prints_its_table(experiment: Any, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_profiler_prints_its_table(
+    experiment: Any, caplog: pytest.LogCaptureFixture, cli: Cli
+) -> None:
     """Lightning logs it at a level that is silenced for its other messages."""
     config = experiment(trainer={"max_epochs": 1})
-    assert main(["fit", "--config", str(config), "--trainer.profiler", "simple"]) == 0
-    printed = capfd.readouterr()
-    assert "run_training_epoch" in printed.out + printed.err
-    assert (printed.out + printed.err).count("Profiler Report") == 1
+    cli("fit", "--config", config, "--trainer.profiler", "simple")
+    assert "run_training_epoch" in caplog.text
+    assert caplog.text.count("Profiler Report") == 1
 
 
 def test_overfitting_sees_the_same_batches_each_epoch(experiment: Any, cli: Cli) -> None:

@@ -20,6 +20,7 @@ from proj.data.base import Finding
 from proj.data.tabular.cache import DISK_FULL
 from proj.data.tabular.dialect import Dialect, find_dialect, free_name, plain_copy, read_head
 from proj.data.tabular.memory import check_memory
+from proj.data.tabular.numbers import parse_numbers
 from proj.errors import UserError, nearest
 
 TEXT, JSON, EXCEL = (".csv", ".tsv", ".txt"), (".json", ".jsonl", ".ndjson"), (".xlsx", ".xls")
@@ -180,9 +181,18 @@ def _open_text(files: list[Path], folder: Path) -> Source:
             raise UserError(_cause(file, error)) from error
         table = pl.scan_parquet(parquet, glob=False)
         _check_last_column(table, plain, file, dialect)
+        words = _scan_text(plain, dialect, ())
+        if repeated := _count_repeated_headers(table, dialect):
+            is_row = ~_is_header(dialect)
+            table, words = table.filter(is_row), words.filter(is_row)
+            findings.append(_repeated_header_finding(file, repeated))
         tables.append(table)
-        with_words.append(_scan_text(plain, dialect, ()))
+        with_words.append(words)
         findings += _find_comments(plain, file, dialect)
+        if dialect.row_names:
+            findings.append(_row_names_finding(file, dialect))
+        if len(tables) == 1:
+            findings += _find_missing_header(file, dialect)
     assert first is not None
     findings += _find_unnamed(files[0], first.unnamed)
     words = pl.concat(with_words)
@@ -353,13 +363,76 @@ def _find_comments(plain: Path, file: Path, dialect: Dialect) -> list[Finding]:
         comments = [line.strip() for line in lines if line.startswith(comment)]
     if not comments:
         return []
+    lines_begin = f"{len(comments)} lines of {file.name} begin"
+    if len(comments) == 1:
+        lines_begin = f"1 line of {file.name} begins"
     return [
         Finding(
-            f"{len(comments)} lines of {file.name} begin with {comment}, such as {comments[0]!r}",
+            f"{lines_begin} with {comment}, such as {comments[0]!r}",
             "they are left out as comments",
             "put quotes around the first field of each, if they are rows",
         )
     ]
+
+
+def _row_names_finding(file: Path, dialect: Dialect) -> Finding:
+    return Finding(
+        f"the header of {file.name} has one field less than the lines below it",
+        f"the first column is read as row names, as R writes them, and called {dialect.names[0]}",
+        "name all columns in the header, if that is wrong",
+    )
+
+
+def _find_missing_header(file: Path, dialect: Dialect) -> list[Finding]:
+    """Return a finding about names that are numbers, as in a file without a header.
+
+    Names such as the years of a wide table ascend.
+    """
+    numbers = parse_numbers(pl.Series(dialect.names, dtype=pl.String)).drop_nulls()
+    ascend = bool((numbers.diff().drop_nulls() > 0).all())
+    if len(numbers) < 3 or len(numbers) < len(dialect.names) / 2 or ascend:
+        return []
+    names = ", ".join(dialect.names[:3])
+    return [
+        Finding(
+            f"the first line of {file.name} may be a row: it begins with {names}",
+            "it is read as the names of the columns, not as a row",
+            "write a line with names above it, if the file has none",
+        )
+    ]
+
+
+def _is_header(dialect: Dialect) -> pl.Expr:
+    """Return the expression of rows that repeat the names of all columns."""
+    fields = [(by_name(name).str.strip_chars(), name) for name in dialect.names]
+    return pl.all_horizontal(
+        value.fill_null("") == "" if name in dialect.unnamed else (value == name).fill_null(False)
+        for value, name in fields
+    )
+
+
+def _count_repeated_headers(table: pl.LazyFrame, dialect: Dialect) -> int:
+    """Return how often the header is among the rows, as in files that were put together.
+
+    A single column may have its name as a value.
+    """
+    named = [name for name in dialect.names if name not in dialect.unnamed]
+    if len(named) < 2:
+        return 0
+    # Of most tables, reading one column shows that there is none.
+    may_be = by_name(named[-1]).str.strip_chars() == named[-1]
+    if not table.select(may_be.any()).collect(engine="streaming").item():
+        return 0
+    return int(table.select(_is_header(dialect).sum()).collect(engine="streaming").item())
+
+
+def _repeated_header_finding(file: Path, repeated: int) -> Finding:
+    rows = "1 row repeats" if repeated == 1 else f"{repeated} rows repeat"
+    return Finding(
+        f"{rows} the header of {file.name}",
+        "they are left out" if repeated > 1 else "it is left out",
+        "delete such lines from the file",
+    )
 
 
 def _find_unnamed(file: Path, names: Sequence[str]) -> list[Finding]:

@@ -7,6 +7,7 @@ import polars as pl
 from proj.data.base import Finding
 from proj.data.tabular.columns import type_of, yaml_name
 from proj.data.tabular.files import Source, by_name, collect_table, nameless
+from proj.data.tabular.identifiers import names_time
 from proj.data.tabular.readings import days_in_numbers
 
 # Smaller tables, and columns of fewer values, show no structure.
@@ -22,7 +23,8 @@ _THING = re.compile(
 )
 # Names of times as numbers.
 _TIME = re.compile(
-    r"(?i)(?:^|[^a-z])(?:years?|yrs?|months?|weeks?|days?|dates?|hours?|times?|quarter|period|t)"
+    r"(?i)(?:^|[^a-z])"
+    r"(?:years?|yrs?|months?|mnths?|weeks?|days?|dates?|hours?|times?|quarter|period|t)"
     r"(?:$|[^a-z])|(?:time|date|year|day)$"
 )
 # Names of numbers that count rows or repetitions.
@@ -92,7 +94,8 @@ def _repeats(name: str, values: pl.Series) -> bool:
     It does if its name says so, or if the rows of each value follow one another.
     """
     is_text = type_of(values.dtype) == "text"
-    if not (values.dtype.is_integer() or is_text) or _TIME.search(name) or _COUNT.search(name):
+    is_time = _TIME.search(name) or names_time(name)
+    if not (values.dtype.is_integer() or is_text) or is_time or _COUNT.search(name):
         return False
     present = values.drop_nulls()
     counts = present.alias("v").value_counts(name="n")["n"].cast(pl.Float64)

@@ -59,10 +59,13 @@ def find_missing_words(source: Source, missing: Mapping[str, int]) -> list[Findi
         by_column = dict(sorted(by_column.items(), key=lambda item: -item[1]))
         where = f"{len(columns)} columns ({_listed(by_column)})"
     total = sum(by_column.values())
+    what = f"{total} values of {where} are words for missing values"
+    if total == 1:
+        what = f"1 value of {where} is a word for a missing value"
     return [
         Finding(
-            f"{total} values of {where} are words for missing values: {listed}",
-            "they count as missing, as empty fields do",
+            f"{what}: {listed}",
+            f"{'it counts' if total == 1 else 'they count'} as missing, as empty fields do",
             "if a word has another meaning, write another one in the file",
         )
     ]

@@ -393,6 +393,10 @@ def _fit_schema(
     for name in dict.fromkeys(column.source for column in columns):
         if name != plan.split_by["time"]:
             findings += typed.findings.get(name, ())
+    for name in unintended:
+        if typed.readings.get(name, Reading("text")).type == "text":
+            # Without a column: that of the finding above is enough for `init`.
+            findings += [f._replace(column=None) for f in typed.findings.get(name, ())]
     return schema, [*(_left_out_finding(*item) for item in unintended.items()), *findings]
 
 

@@ -64,9 +64,9 @@ def read_text(
     rows = int(collect_table(source, table.select(pl.len())).item())
     sample = collect_table(source, table.gather_every(-(-rows // SAMPLE_ROWS)))
     found = find_readings(sample, wishes, source.separator)
-    tallies = _tally(source, {name: reading for name, (reading, _) in found.items()})
+    tallies = _tally(source, {name: fit.numbers or fit.reading for name, fit in found.items()})
     readings, findings = used, {}
-    for name, (reading, other) in found.items():
+    for name, (reading, other, numbers) in found.items():
         tally = tallies.get(name, Tally())
         wish = wishes.get(name, Wish())
         if reading.type in ("number", "date") and not wish.override and not _fits(tally, wish):
@@ -76,6 +76,8 @@ def read_text(
             whole = reading.type == "number" and tally.whole
             reading = reading._replace(placeholders=words, whole=whole)
             findings[name] = list(_describe(name, reading, other, tally, wish, source.is_text))
+        elif numbers:
+            findings[name] = [_mixed(name, tally)]
         # Other programs keep the spaces around text in a table that has types.
         if source.is_text or reading.type != "text":
             readings[name] = reading
@@ -156,8 +158,7 @@ def _describe(
         yield _written_numbers(name, reading, tally)
     elif tally.written:
         yield Finding(
-            f"{tally.written} times of column {name} are in another time zone, such as "
-            f"{tally.example!r}",
+            f"{tally.written} times of column {name} are not in UTC, such as {tally.example!r}",
             "they are converted to UTC",
             "write local times in the file, if the hour of the day matters",
             name,
@@ -191,6 +192,18 @@ def _unreadable_words(name: str, reading: Reading, tally: Tally, stated: bool) -
         f"such as {word!r}",
         f"they count as missing{more}",
         "correct them, or choose another kind",
+        name,
+    )
+
+
+def _mixed(name: str, tally: Tally) -> Finding:
+    words = {word: count for word, count in tally.words.items() if word.strip()}
+    word = max(words, key=lambda w: words[w])
+    return Finding(
+        f"{tally.read} of {tally.present} values of column {name} are numbers, the others are not, "
+        f"such as {word!r}",
+        f"the column is text, because less than {READABLE_SHARE:.0%} are numbers",
+        f"to use the numbers, and the others as missing, set {state(name, 'number')}",
         name,
     )
 

@@ -81,7 +81,10 @@ def _repeat(bundle: Path) -> None:
             f"{bundle}: expected rows to compare, found none, as of `export --no_rows`; use those "
             "of the run with --run RUN."
         )
-    result = run_check(bundle, rows, RUNTIME, absolute_paths=False)
+    try:
+        result = run_check(bundle, rows, RUNTIME, absolute_paths=False)
+    except UserError as error:
+        raise UserError(f"{error} {' '.join(changed_hints(bundle))}") from error
     require_equal(result, str(bundle), changed_hints(bundle))
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
     console.say(

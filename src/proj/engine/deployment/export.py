@@ -8,8 +8,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from proj.engine import PACKAGE, console
 from proj.engine.deployment import graph
 from proj.engine.deployment.card import model_card
@@ -34,7 +32,8 @@ def write_bundle(trained: Trained, output: Path, model_format: str, keep_rows: b
         proof = prove(trained, folder, folder / RUNTIME.name)
         if keep_rows:
             trained.rows.sample().write(folder / "rows", copy_files=True)
-        versions = [f"{name}=={version}\n" for name, version in proof["versions"].items()]
+        # Registries have no versions of torch for single kinds of hardware, such as 2.13.0+cpu.
+        versions = [f"{name}=={v.partition('+')[0]}\n" for name, v in proof["versions"].items()]
         (folder / "requirements.txt").write_text("".join(versions), "utf-8")
         card = model_card(trained, spec, proof, is_private=not keep_rows)
         (folder / "README.md").write_text(card, "utf-8")
@@ -55,7 +54,7 @@ def write_graph(trained: Trained, folder: Path, model_format: str) -> dict[str, 
     elif model_format == "aot":
         graph.compile_torch(program, path)
     else:
-        torch.export.save(program, path)
+        graph.write_torch(program, path)
     write_json(folder / "bundle.json", spec)
     return spec
 

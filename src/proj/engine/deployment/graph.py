@@ -158,6 +158,13 @@ def write_onnx(
         exported.save(path, external_data=False)
 
 
+def write_torch(program: torch.export.ExportedProgram, path: Path) -> None:
+    """Write a program in torch's own format."""
+    # torch warns of weights in channels_last, which it saves correctly.
+    with quiet():
+        torch.export.save(program, path)
+
+
 def compile_torch(program: torch.export.ExportedProgram, path: Path) -> None:
     """Compile a program with AOTInductor for the processor of this machine.
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -131,7 +132,9 @@ def run_check(bundle: Path, rows: Path, package: Path, absolute_paths: bool) -> 
     lines = process.stdout.splitlines()
     if process.returncode or not lines:
         errors = process.stderr.strip().splitlines() or [f"exit code {process.returncode}"]
-        raise UserError(f"{bundle}: the bundle cannot be used: {visible(errors[-1])[:500]}.")
+        # The last line of a traceback begins with the type of the exception.
+        reason = visible(re.sub(r"^[\w.]+: ", "", errors[-1]))[:500]
+        raise UserError(f"{bundle}: the bundle cannot be used: {reason.rstrip('.')}.")
     result: dict[str, Any] = json.loads(lines[-1])
     assert not result["imported"], f"the bundle imported {result['imported']}"
     return result

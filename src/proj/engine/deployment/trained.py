@@ -1,6 +1,7 @@
 """What a bundle is made of: a run's graph, its inputs and outputs, and the rows that prove it."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -32,7 +33,7 @@ from proj.engine.runs.locks import read_results
 from proj.engine.runs.run import Run
 from proj.errors import UserError
 from proj.models.base import Model
-from proj.schema import Schema
+from proj.schema import Array, Schema
 
 
 class Trained(NamedTuple):
@@ -73,26 +74,10 @@ def load_trained(restored: RestoredRun, verb: str) -> Trained:
     if not isinstance(model, Model):
         return _load_other(run, cli, content, verb)
     check_tested(run, "metrics.json", "predictions.parquet")
-    with read_results(run, "test"):
-        table = read_table(run.path / "test" / "predictions.parquet")
-        tested = run.path / "test" / calibration.FILE
-        then = calibration.read(tested) if is_present(tested) else None
     model.load_state_dict(content["state_dict"])
-    applied = apply_calibration(model, checkpoint)
-    if applied != then:
-        raise UserError(
-            f"{run.path} was tested with another calibration ({then or 'none'}) than the present "
-            f"one ({applied or 'none'}): expected the same; run `test --run {run.path.name}` again."
-        )
     assert model.schema is not None
-    rows = table["row"].to_numpy()
+    rows, answers = _tested(run, model, model.schema, checkpoint)
     raw, example, inputs = _read_data(cli, rows, model.schema, verb)
-    if missing := [n for n in answer_columns(model.schema) if n not in table.columns]:
-        raise UserError(
-            f"{run.path}/test/predictions.parquet: expected the column {missing[0]}, found none; "
-            f"run `test --run {run.path.name}` again."
-        )
-    answers = table.select(answer_columns(model.schema))
     proof_rows = TestRows(raw, rows, answers, comparison(model.schema, answers.columns))
     return Trained(
         run,
@@ -107,8 +92,30 @@ def load_trained(restored: RestoredRun, verb: str) -> Trained:
     )
 
 
+def _tested(run: Run, model: Model, schema: Schema, checkpoint: Path) -> tuple[Array, pl.DataFrame]:
+    """Apply the model's calibration; return row numbers and answers of the test split."""
+    with read_results(run, "test"):
+        table = read_table(run.path / "test" / "predictions.parquet")
+        tested = run.path / "test" / calibration.FILE
+        then = calibration.read(tested) if is_present(tested) else None
+    again = f"run `test --run {run.path.name}` again"
+    applied = apply_calibration(model, checkpoint)
+    if applied != then:
+        raise UserError(
+            f"{run.path} was tested with another calibration ({then or 'none'}) than the present "
+            f"one ({applied or 'none'}): expected the same; {again}."
+        )
+    names = answer_columns(schema)
+    if missing := [name for name in ["row", *names] if name not in table.columns]:
+        raise UserError(
+            f"{run.path}/test/predictions.parquet: expected the column {missing[0]}, found none; "
+            f"{again}."
+        )
+    return table["row"].to_numpy(), table.select(names)
+
+
 def _read_data(
-    cli: ExperimentCLI, rows: np.ndarray[Any, Any], schema: Schema, verb: str
+    cli: ExperimentCLI, rows: Array, schema: Schema, verb: str
 ) -> tuple[Any, dict[str, Tensor], dict[str, Any]]:
     """Return the raw test rows, an example of the inputs, and the section ``inputs``."""
     data = cli.datamodule
