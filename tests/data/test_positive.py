@@ -58,6 +58,23 @@ def test_the_rule(labels: list[Any], positive: Any) -> None:
 
 
 @pytest.mark.parametrize(
+    ("labels", "stated", "positive"),
+    [
+        (["no", "yes"], True, "yes"),  # YAML reads yes without quotes as true.
+        (["no", "yes"], False, "no"),
+        ([True, False], "false", False),
+        ([0.0, 1.0], "1", 1.0),
+        ([0, 1], 0, 0),
+        (["Bad", "bad"], "bad", "bad"),
+        (["low ", "high"], "LOW", "low "),
+    ],
+)
+def test_the_stated_class(labels: list[Any], stated: Any, positive: Any) -> None:
+    """A flag gives text, and YAML a value of its own."""
+    assert chosen(labels, stated) == positive
+
+
+@pytest.mark.parametrize(
     ("labels", "stated", "message"),
     [
         (LABELS, "ok", r"got 'ok' for the task binary: 'bad', 'good'; correct it"),
@@ -199,3 +216,18 @@ def test_weights_that_were_trained_for_another_positive_class(work: Path) -> Non
     ):
         check_classes(Path("o.ckpt"), data)
     check_classes(Path("o.ckpt"), make("arrays", positive="good"))
+
+
+@pytest.mark.parametrize("labels", [[2, 5], [0.0, 1.0], [False, True], ["a", "b"]])
+def test_class_numbers_follow_the_order_of_the_schema(labels: list[Any]) -> None:
+    """Labels in descending order were looked up as if they ascended."""
+    rng = np.random.default_rng(0)
+    y = np.asarray(labels)[rng.integers(0, 2, 80)]
+    for positive in labels:
+        data = ArrayDataModule.from_arrays((rng.normal(size=(80, 2)), y), positive=positive)
+        data.setup("fit")
+        assert data.schema is not None
+        assert data.schema.classes[1] == positive
+        for split in data.splits.values():
+            found = [data.schema.classes[number] for number in split.y.tolist()]
+            assert found == y[split.row.numpy()].tolist()

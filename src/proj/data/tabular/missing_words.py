@@ -3,10 +3,12 @@
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
+import numpy as np
 import polars as pl
 
 from proj.data.base import Finding
 from proj.data.tabular.files import MISSING, Source, by_name, collect_table, nameless
+from proj.schema import Array
 
 # Columns and words that a finding lists.
 MAX_LISTED = 5
@@ -42,23 +44,17 @@ def find_missing_words(source: Source, missing: Mapping[str, int]) -> list[Findi
     names = [name for name, count in missing.items() if count]
     if source.with_words is None or not names:
         return []
-    words = [
-        by_name(name).filter(by_name(name).is_in(list(MISSING))).implode().alias(str(i))
-        for i, name in enumerate(names)
-    ]
-    found = collect_table(source, source.with_words.select(words))
-    columns = {name: found[str(i)].explode().drop_nulls() for i, name in enumerate(names)}
-    columns = {name: values for name, values in columns.items() if len(values)}
-    if not columns:
+    counts = _count_words(source, source.with_words, names)
+    by_column, by_word = counts.sum(axis=1), counts.sum(axis=0)
+    used = {n: int(k) for n, k in zip(names, by_column, strict=True) if k}
+    if not used:
         return []
-    counts = pl.concat([v.alias("v") for v in columns.values()]).value_counts(sort=True, name="n")
-    listed = _listed(dict(counts.rows()), quoted=True)
-    by_column = {name: len(values) for name, values in columns.items()}
-    where = f"column {next(iter(columns))}"
-    if len(columns) > 1:
-        by_column = dict(sorted(by_column.items(), key=lambda item: -item[1]))
-        where = f"{len(columns)} columns ({_listed(by_column)})"
-    total = sum(by_column.values())
+    words = {w: int(k) for w, k in zip(MISSING, by_word, strict=True) if k}
+    listed = _listed(_descending(words), quoted=True)
+    where = f"column {next(iter(used))}"
+    if len(used) > 1:
+        where = f"{len(used)} columns ({_listed(_descending(used))})"
+    total = sum(used.values())
     what = f"{total} values of {where} are words for missing values"
     if total == 1:
         what = f"1 value of {where} is a word for a missing value"
@@ -71,14 +67,29 @@ def find_missing_words(source: Source, missing: Mapping[str, int]) -> list[Findi
     ]
 
 
+def _count_words(source: Source, table: pl.LazyFrame, names: list[str]) -> Array:
+    """Return how often each column has each word: [columns, words]."""
+    # Sums, because the words of a large table would not fit into the memory.
+    sums = [(by_name(name) == word).sum() for name in names for word in MISSING]
+    numbered = [count.alias(str(i)) for i, count in enumerate(sums)]
+    row = collect_table(source, table.select(numbered)).row(0)
+    return np.asarray(row, np.int64).reshape(len(names), len(MISSING))
+
+
+def _descending(counts: Mapping[str, int]) -> dict[str, int]:
+    return dict(sorted(counts.items(), key=lambda item: -item[1]))
+
+
 def find_blanks(source: Source, name: str, counts: TextCounts) -> list[Finding]:
     """Find blanks that count as missing, and values that are equal without their outer spaces."""
     findings = []
     if counts.blank:
         findings.append(
             Finding(
-                f"{counts.blank} values of column {name} are empty texts or spaces",
-                "they count as missing",
+                f"{counts.blank} values of column {name} are empty texts or spaces"
+                if counts.blank > 1
+                else f"1 value of column {name} is an empty text or spaces",
+                "they count as missing" if counts.blank > 1 else "it counts as missing",
                 "if they have a meaning, write it in the file",
                 name,
             )

@@ -4,6 +4,9 @@ from proj.data.targets import Targets, is_pair, label_word, listed
 from proj.errors import UserError
 from proj.schema import Label, Schema, Task
 
+# Words that YAML reads as booleans where they stand without quotes.
+BOOLEANS = {True: ("true", "yes", "on"), False: ("false", "no", "off")}
+
 
 def choose_positive(targets: Targets, stated: Label | None) -> Label | None:
     """Return the positive class of two, None for other tasks.
@@ -26,7 +29,8 @@ def choose_positive(targets: Targets, stated: Label | None) -> Label | None:
 
 def find_positive(stated: Label, task: Task, labels: tuple[Label, ...]) -> Label:
     """Return the label that data.positive names; raise UserError if it is none of two classes."""
-    alike = [label for label in labels if label_word(label) == label_word(stated)]
+    words = BOOLEANS[stated] if isinstance(stated, bool) else (label_word(stated),)
+    alike = [label for label in labels if label_word(label) in words]
     found = [label for label in alike if label == stated] or alike
     if task != "binary" or len(found) != 1:
         classes = f": {listed(labels)}" if labels else ""

@@ -106,7 +106,7 @@ def _find_unusual_texts(
     counts = count_texts(source, texts)
     for name, found in counts.items():
         if about_blanks := find_blanks(source, name, found):
-            findings[name] = about_blanks
+            findings.setdefault(name, []).extend(about_blanks)
     missing = {
         name: tally.rows - tally.read - sum(tally.words.values()) for name, tally in tallies.items()
     }
