@@ -108,7 +108,7 @@ def test_verify_refuses_another_way_to_scale_images(cli: Cli) -> None:
 
 @pytest.mark.parametrize(
     ("buffer", "format"),
-    [("mean", "torch"), *(pytest.param("std", name, marks=pytest.mark.slow) for name in FORMATS)],
+    [("mean", "onnx"), *(pytest.param("std", name, marks=pytest.mark.slow) for name in FORMATS)],
 )
 def test_export_refuses_another_standardization(
     trained: Trained, cli: Cli, monkeypatch: pytest.MonkeyPatch, buffer: str, format: str

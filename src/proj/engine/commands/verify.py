@@ -64,7 +64,7 @@ def verify(args: list[str]) -> None:
         )
     if options.run is not None:
         trained = load_trained(restore("export", ["--run", options.run]), "verify")
-        prove(trained, bundle, RUNTIME)
+        prove(trained, bundle, RUNTIME, changed_hints(bundle))
     else:
         _repeat(bundle)
     if changed := changed_files(bundle):

@@ -2,7 +2,8 @@
 
 import secrets
 import shutil
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -16,6 +17,11 @@ from proj.engine.deployment.spec import RELATIVE, build_spec, file_hash
 from proj.engine.deployment.trained import Trained
 from proj.engine.runs.files import write_json
 from proj.errors import UserError
+
+HINTS = (
+    "No bundle is written.",
+    "If the data, the checkpoint or trainer.precision have changed since, run `test` again.",
+)
 
 
 def write_bundle(trained: Trained, output: Path, model_format: str, keep_rows: bool) -> None:
@@ -59,17 +65,27 @@ def write_graph(trained: Trained, folder: Path, model_format: str) -> dict[str, 
     return spec
 
 
-def prove(trained: Trained, bundle: Path, package: Path) -> dict[str, Any]:
-    """Pass all test rows through a bundle; return the content of ``proof.json``."""
-    rows = bundle.parent / f"{bundle.name}.rows"
-    try:
+def prove(
+    trained: Trained, bundle: Path, package: Path, hints: Iterable[str] = HINTS
+) -> dict[str, Any]:
+    """Pass all test rows through a bundle; return the content of ``proof.json``.
+
+    Args:
+        trained: the run.
+        bundle: folder of the bundle.
+        package: the runtime to use; see ``run_check``.
+        hints: sentences that explain a difference.
+
+    Raises:
+        ProofError: if the bundle answers otherwise.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        rows = Path(folder, "rows")
         trained.rows.write(rows, copy_files=False)
         result = run_check(bundle, rows, package, absolute_paths=True)
-    finally:
-        shutil.rmtree(rows, ignore_errors=True)
     for warning in result["unreadable"]:
         console.warn(warning)
-    require_equal(result, str(trained.run.path), HINTS)
+    require_equal(result, str(trained.run.path), hints)
     largest = result["largest_difference"]
     console.say(f"proof: {result['rows']} test rows, largest difference {largest:.1e}")
     return {
@@ -79,12 +95,6 @@ def prove(trained: Trained, bundle: Path, package: Path) -> dict[str, Any]:
         **{name: result[name] for name in ("versions", "python", "machine", "system")},
         "exported_with": {name: metadata.version(name) for name in (PACKAGE, "torch")},
     }
-
-
-HINTS = (
-    "No bundle is written.",
-    "If the data, the checkpoint or trainer.precision have changed since, run `test` again.",
-)
 
 
 @contextmanager
