@@ -14,6 +14,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from proj.engine.evaluation.dominant_rows import dominant_rows
 from proj.engine.evaluation.importance import REPEATS, Importance, importance
 from proj.engine.evaluation.intervals import intervals
 from proj.engine.evaluation.paired import differences
@@ -86,6 +87,22 @@ def errors(sample: Callable[[np.random.Generator, int], Array], size: int = 1) -
     return draw
 
 
+def one_wild_row(size: float) -> Draw:
+    """Return a generator of normal errors of deviation 1, but for one row with ``size``.
+
+    The interval of all rows is missing then. What is measured is the interval of the others.
+    """
+
+    def draw(rows: int, rng: np.random.Generator) -> PredictionSet:
+        target, error = 5 * rng.normal(size=(rows, 1)), rng.normal(size=(rows, 1))
+        error[0] = size * np.sqrt(rows)
+        every = PredictionSet("regression", ("y",), np.arange(rows), target, target + error)
+        found = dominant_rows((error**2).sum(axis=1))
+        return every[np.delete(np.arange(rows), found.indices)]
+
+    return draw
+
+
 def grouped(size: int) -> Draw:
     """Return a generator of two classes in groups of ``size`` rows of different difficulty."""
 
@@ -131,6 +148,10 @@ GENERATORS: dict[str, tuple[Draw, tuple[str, ...]]] = {
     "errors of Student's t with 5": (
         errors(lambda rng, n: rng.standard_t(5, size=n)),
         ("rmse", "mae", "r2"),
+    ),
+    "normal errors without the row that has half of the squared error": (
+        one_wild_row(1.0),
+        ("mse", "rmse", "mae", "r2"),
     ),
     "normal errors in groups of 5 rows": (
         errors(lambda rng, n: rng.normal(size=n), 5),

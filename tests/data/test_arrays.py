@@ -186,7 +186,7 @@ LABELS = np.arange(40) % 3
         ({"x": NUMBERS, "y": np.full(40, np.nan)}, "expected finite targets, got nan"),
         (
             {"x": NUMBERS, "y": LABELS, "x_val": NUMBERS, "y_val": LABELS + 1},
-            "label 3 of row 2 \\(val split\\) is out of range",
+            "class 3 has no training rows, but 13 val rows, such as row 2",
         ),
         (
             {"x": NUMBERS, "y": LABELS, "x_val": np.ones((9, 3)), "y_val": LABELS[:9]},

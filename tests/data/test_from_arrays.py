@@ -165,7 +165,7 @@ import json, processes, sys
 processes.forget("proj", "polars")
 import proj.data
 arrays = proj.data.ArrayDataModule
-unused = ("polars", "proj.data.tabular", "proj.data.images")
+unused = ("polars", "proj.data.tabular.datamodule", "proj.data.images")
 print(json.dumps([name for name in unused if name in sys.modules]))
 assert proj.data.Tabular.__name__ == "Tabular" and proj.data.Images.__name__ == "Images"
 try:

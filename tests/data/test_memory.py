@@ -8,12 +8,13 @@ import polars as pl
 import pytest
 from PIL import Image
 
-from proj.data import arrays, memory
+from proj.data import arrays
 from proj.data.arrays import load_npz
 from proj.data.images import decode as decoding
 from proj.data.images.decode import read_pixels, read_shape
-from proj.data.memory import VARIABLE, check_memory, memory_limit
+from proj.data.tabular import memory
 from proj.data.tabular.datamodule import Tabular
+from proj.data.tabular.memory import VARIABLE, check_memory, memory_limit
 from proj.errors import UserError
 
 

@@ -1,5 +1,7 @@
 """Splits are disjoint, complete, seeded and stratified; messages say why a split is impossible."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -38,22 +40,51 @@ def test_a_fraction_of_zero_gives_an_empty_split() -> None:
         (-0.1, 0.2, "val_fraction"),
         (0.2, 1.0, "test_fraction"),
         (0.5, 0.5, "sum below 1"),
-        (0.01, 0.0, "val_fraction"),
+        (0.8, 0.0, "val_fraction"),
     ],
 )
 def test_impossible_fractions_are_named(val: float, test: float, message: str) -> None:
     """The message names the option."""
     with pytest.raises(UserError, match=message):
-        split(np.arange(12), val, test, 0, np.arange(12) % 3)
+        split(np.arange(12), val, test, 0, np.arange(12) % 6)
 
 
-def test_a_class_too_rare_for_each_split_is_an_error() -> None:
-    """The message names the class as the user does."""
+@pytest.mark.parametrize("fold", [None, ("test", 1, 3), ("val", 0, 5)])
+def test_each_class_has_training_rows(fold: Any) -> None:
+    """A class with one row stopped `init`, and a class without training rows cannot be predicted.
+
+    Frequent classes keep their share in each split.
+    """
+    classes = np.repeat(np.arange(7), [60, 30, 5, 2, 1, 1, 1])
+    for seed in range(20):
+        splits = split(np.arange(100), 0.2, 0.2, seed, classes, fold)
+        assert np.array_equal(np.sort(np.concatenate(list(splits.values()))), np.arange(100))
+        counts = {name: np.bincount(classes[rows], minlength=7) for name, rows in splits.items()}
+        assert (counts["train"] > 0).all()
+        assert counts["train"][4:].tolist() == [1, 1, 1]
+        if fold is None:
+            assert all(11 <= counts[name][0] <= 13 for name in ("val", "test"))
+
+
+def test_more_classes_than_rows_of_a_split() -> None:
+    """Each of 30 classes has a training row, and a split of 10 rows has those of any classes."""
+    classes = np.random.default_rng(0).permutation(np.arange(100) % 30)
+    splits = split(np.arange(100), 0.1, 0.1, 0, classes)
+    assert [len(rows) for rows in splits.values()] == [80, 10, 10]
+    assert len(np.unique(classes[splits["train"]])) == 30
+
+
+def test_classes_of_one_row_each_are_an_error() -> None:
+    """The message names a class as the user does, and speaks of numbers only if they are ones."""
+    names = [f"name {i}" for i in range(9)]
     message = (
-        "cannot split 1 off 5 rows: each split needs rows of all 2 classes, and class rare has 1"
+        r"data.test_fraction: cannot split 2 off 9 rows: train needs a row of each of the 9 "
+        r"classes, and class 'name 0' has 1; choose another target, or a smaller fraction\."
     )
     with pytest.raises(UserError, match=message):
-        split(np.arange(5), 0.2, 0.2, 0, np.array([0, 0, 0, 0, 1]), class_names=("common", "rare"))
+        split(np.arange(9), 0.2, 0.2, 0, np.arange(9), class_names=names)
+    with pytest.raises(UserError, match=r"class 7\.5 has 1.*set data.task to regression"):
+        split(np.arange(9), 0.2, 0.2, 0, np.arange(9), class_names=[7.5] * 9)
 
 
 def test_groups_stay_together() -> None:

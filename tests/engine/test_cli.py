@@ -250,6 +250,27 @@ WRONG_FLAGS = [
         ["--trainer.val_check_interval", "100"],
         "`val_check_interval` (100) must be less than or equal to the number",
     ),
+    (
+        ["--trainer.strategy", "ddp_spawn", "--trainer.devices", "2"],
+        "trainer.strategy: expected one whose processes are programs of their own, such as ddp, "
+        "got ddp_spawn",
+    ),
+    (
+        ["--trainer.strategy", "ddp_notebook", "--trainer.devices", "2"],
+        "got ddp_fork, whose results do not come back",
+    ),
+    (
+        ["--trainer.callbacks+=BatchSizeFinder"],
+        "trainer.callbacks: BatchSizeFinder is not supported",
+    ),
+    (
+        ["--trainer.logger", "WandbLogger"],
+        "error: trainer.logger: WandbLogger needs wandb>=",
+    ),
+    (
+        ["--trainer.logger", "[MLFlowLogger]"],
+        "error: trainer.logger: MLFlowLogger needs mlflow>=",
+    ),
     (["--name", "a/b"], "--name: expected up to 100 letters"),
     (["stray"], "expected an option, --KEY VALUE, got stray."),
 ]
@@ -316,7 +337,7 @@ def test_labels_out_of_range_and_unseen_are_named(experiment: Any, cli: Cli) -> 
         x_test=arrays["x"][:4],
         y_test=np.array([0, 10, 77, 20]),
     )
-    label = "label 77 of row 2 (test split) is out of range: the training split has 0, 10, 20"
+    label = "class 77 has no training rows, but 1 test row, such as row 2; training has 0, 10, 20"
     assert label in cli("fit", "--config", config, code=2)
 
 

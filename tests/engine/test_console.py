@@ -31,6 +31,8 @@ def test_a_noun_agrees_with_its_count(count: int, nouns: Any, text: str) -> None
         (0.97, "0.9700"),
         (0.01234567, "0.012346"),
         (1234.5678, "1234.6"),
+        (144490.4, "144490"),
+        (2.5e10, "2.5e+10"),
         (-5.0, "-5.0000"),
     ],
 )
@@ -52,6 +54,56 @@ def test_metrics_are_printed_with_classes_intervals_and_reasons(capsys: Any) -> 
     for text in ("test\n", "0.5000", "0.2500 – 0.7500", "2.0000", "[red] :cat:", "not defined"):
         assert text in printed
     assert "f1/[red] :cat:, recall/[red] :cat:: there are no positive rows." in printed
+
+
+def per_class_metrics(count: int = 3) -> dict[str, dict[str, Any]]:
+    """Metrics of classes with long names, with intervals of F1."""
+    metrics: dict[str, dict[str, Any]] = {"f1": {"value": 0.5, "low": 0.4, "high": 0.6}}
+    for i in range(count):
+        name = f"class number {i}"
+        metrics[f"f1/{name}"] = {"value": 0.5 + i / 10, "low": 0.25, "high": 0.75, "support": 7 + i}
+        for kind in ("precision", "recall", "auroc", "average_precision"):
+            metrics[f"{kind}/{name}"] = {"value": 0.25 + i / 10, "low": 0.1, "high": 0.9}
+    return metrics
+
+
+@pytest.mark.parametrize("width", [80, 200])
+def test_each_class_has_one_line_with_its_rows(
+    width: int, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three lines for each class would fill the terminal, and rows would have to be counted."""
+    monkeypatch.setenv("COLUMNS", str(width))
+    console.show_metrics("test", per_class_metrics())
+    lines = capsys.readouterr().out.splitlines()
+    assert all(len(line) <= width for line in lines)
+    (line,) = [line for line in lines if "class number 2" in line]
+    assert line.split()[3:9] == ["9", "0.7000", "0.2500", "–", "0.7500", "0.4500"]
+    left_out = [line for line in lines if line.startswith("too wide to show")]
+    assert left_out == (
+        []
+        if width == 200
+        else ["too wide to show: average_precision; metrics.json and the report have them"]
+    )
+
+
+def test_columns_are_left_out_until_a_table_fits(capsys: Any) -> None:
+    """Lines would be wrapped, or names and numbers be cut."""
+    header, rows = ["run", "net", "f1"], [["a", "x" * 30, "0.5"], ["b", "y", "0.25"]]
+    assert console.fitting(header, rows, ["net"], 80) == (header, rows, [])
+    narrow = ["run", "f1"], [["a", "0.5"], ["b", "0.25"]], ["net"]
+    assert console.fitting(header, rows, ["start", "net"], 20) == narrow
+    assert console.fitting(header, rows, ["net"], 3) == narrow  # the rest is never left out
+    assert console.fitting(header, [], ["net"], 80) == (header, [], [])
+
+
+def test_the_accuracy_of_several_labels_is_called_exact_match(capsys: Any) -> None:
+    """A reader would take it for the share of correct labels."""
+    console.show_metrics("test", {"accuracy": {"value": 0.5}}, "multilabel")
+    assert "accuracy (exact match)" in capsys.readouterr().out
+    console.show_metrics("best epoch", {"val/accuracy": {"value": 0.5}}, "multilabel")
+    assert "val/accuracy (exact match)" in capsys.readouterr().out
+    console.show_metrics("test", {"accuracy": {"value": 0.5}}, "multiclass")
+    assert "exact match" not in capsys.readouterr().out
 
 
 def test_importance_says_in_which_direction_the_metric_changes(capsys: Any) -> None:

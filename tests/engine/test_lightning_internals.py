@@ -284,6 +284,16 @@ def test_weights_are_loaded_in_the_precision_of_the_trainer() -> None:
         assert torch.equal(trainer.lightning_module.layer.weight, exact) == keep
 
 
+def test_processes_that_python_starts_are_told_from_programs() -> None:
+    """The results of a spawned process would be missing in this one."""
+    for strategy, method in (("auto", None), ("ddp", None), ("ddp_spawn", "spawn")):
+        devices = 1 if strategy == "auto" else 2
+        trainer = Trainer(
+            strategy=strategy, devices=devices, accelerator="cpu", logger=False, barebones=True
+        )
+        assert internals.start_method(trainer) == method
+
+
 def test_the_checkpoint_io_can_be_replaced() -> None:
     saved: list[str] = []
 

@@ -1,13 +1,16 @@
 """Freezing, learning rates by name, schedules, and starting from another run's weights."""
 
 import functools
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch.optim import lr_scheduler
 
 from conftest import Cli
+from proj.engine import schedulers
 from proj.engine.runs.checkpoint_file import read_checkpoint
 from proj.engine.runs.find import find_run
 from proj.engine.runs.run import Run
@@ -126,6 +129,71 @@ def test_a_schedule_of_open_length_fits_the_training(
     got = list(dict.fromkeys(rates(find_run(work / "lightning_logs", None))))
     assert got == pytest.approx([v for v in expected if v in expected][: len(got)], rel=1e-5)
     assert len(got) >= steps - 1
+
+
+@pytest.mark.parametrize("kind", ["SequentialLR", "torch.optim.lr_scheduler.SequentialLR"])
+@pytest.mark.parametrize("interval", ["step", "epoch"])
+def test_a_warm_up_before_a_cosine_is_that_of_torch(
+    kind: str, interval: str, experiment: Any, cli: Cli, work: Any
+) -> None:
+    """A config cannot hold schedulers that exist, as torch's own class takes them."""
+    parts: list[dict[str, Any]] = [
+        {"class_path": "LinearLR", "init_args": {"start_factor": 0.1, "total_iters": 2}},
+        {"class_path": "CosineAnnealingLR", "init_args": {"T_max": 3}},
+    ]
+    scheduler = {"class_path": kind, "init_args": {"schedulers": parts, "milestones": [2]}}
+    options: dict[str, Any] = {"scheduler": scheduler, "scheduler_interval": interval}
+    options |= {"optimizer": "SGD", "steps_per_execution": 1}
+    epochs = 1 if interval == "step" else 4
+    cli("fit", "--config", experiment(model=options, trainer={"max_epochs": epochs}))
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], 0.001)
+    by_hand = lr_scheduler.SequentialLR(
+        optimizer,
+        [
+            lr_scheduler.LinearLR(optimizer, 0.1, total_iters=2),
+            lr_scheduler.CosineAnnealingLR(optimizer, 3),
+        ],
+        [2],
+    )
+    expected = []
+    for _ in range(5):
+        expected.append(by_hand.get_last_lr()[0])
+        optimizer.step()
+        by_hand.step()
+    got = list(dict.fromkeys(rates(find_run(work / "lightning_logs", None))))
+    assert got[:4] == pytest.approx(expected[:4], rel=1e-5)
+
+
+def test_schedulers_at_the_same_time_are_those_of_torch() -> None:
+    """The second one would replace the rate of the first, or not be stepped."""
+    optimizers = [torch.optim.SGD([nn.Parameter(torch.zeros(1))], 0.1) for _ in range(2)]
+
+    def linear(optimizer: Any) -> Any:
+        return lr_scheduler.LinearLR(optimizer, 0.1, total_iters=3)
+
+    def exponential(optimizer: Any) -> Any:
+        return lr_scheduler.ExponentialLR(optimizer, 0.5)
+
+    ours = schedulers.ChainedScheduler(optimizers[0], [linear, exponential])
+    torchs = lr_scheduler.ChainedScheduler([linear(optimizers[1]), exponential(optimizers[1])])
+    for _ in range(6):
+        assert ours.get_last_lr() == torchs.get_last_lr()
+        for optimizer in optimizers:
+            optimizer.step()
+        ours.step()
+        torchs.step()
+
+
+def test_milestones_fit_the_schedulers(experiment: Any, cli: Cli) -> None:
+    """torch's message names no key of the config."""
+    part = {"class_path": "LinearLR"}
+    scheduler = {
+        "class_path": "SequentialLR",
+        "init_args": {"schedulers": [part, part], "milestones": [1, 2]},
+    }
+    err = cli("fit", "--config", experiment(model={"scheduler": scheduler}), code=2)
+    assert "model.scheduler.milestones: expected one number less than schedulers" in err
+    assert not Path("lightning_logs").exists()
 
 
 def test_a_schedule_without_an_end_is_an_error(experiment: Any, cli: Cli) -> None:

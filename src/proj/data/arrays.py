@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from proj.data.base import DataModule
-from proj.data.memory import VARIABLE, check_memory, requested_limit
 from proj.data.splits import Fold, split
+from proj.data.tabular.memory import VARIABLE, check_memory, requested_limit
+from proj.data.tabular.positive import check_positive, choose_positive
 from proj.data.targets import Targets
 from proj.errors import UserError, nearest
-from proj.schema import SPLITS, Array, Batch, Schema, Task, mean_and_std
+from proj.schema import SPLITS, Array, Batch, Label, Schema, Task, mean_and_std
 
 BUNDLED = ("breast_cancer", "diabetes", "digits", "iris", "linnerud", "wine")
 
@@ -41,6 +42,8 @@ class ArrayDataModule(DataModule):
         task: what the targets are; null means: several columns of 0 and 1 are labels, other
             columns and floats other than 0 and 1 are numbers to predict, one column of anything
             else is classes.
+        positive: the positive class of two, whose precision, recall and F1 are computed; null
+            means yes, true or 1 against no, false or 0, else the rarer class.
         batch_size: rows per batch and device; null means all rows of a split in one batch.
         val_fraction: share of the rows for validation, if the file has no ``x_val``.
         test_fraction: share of the rows for ``test``, if the file has no ``x_test``.
@@ -57,6 +60,7 @@ class ArrayDataModule(DataModule):
         path: str,
         predict_path: str | None = None,
         task: Task | None = None,
+        positive: Label | None = None,
         batch_size: int | None = 64,
         val_fraction: float = 0.15,
         test_fraction: float = 0.15,
@@ -65,7 +69,7 @@ class ArrayDataModule(DataModule):
         shuffle: bool = True,
     ) -> None:
         super().__init__(batch_size, shuffle, predict_path)
-        self.path, self.task, self.fold = path, task, fold
+        self.path, self.task, self.positive, self.fold = path, task, positive, fold
         self.val_fraction, self.test_fraction = val_fraction, test_fraction
         self.split_seed = split_seed
         self._source: ArraySource | None = None
@@ -78,6 +82,7 @@ class ArrayDataModule(DataModule):
         test: tuple[Any, Any] | None = None,
         *,
         task: Task | None = None,
+        positive: Label | None = None,
         batch_size: int | None = 64,
         val_fraction: float = 0.15,
         test_fraction: float = 0.15,
@@ -106,6 +111,7 @@ class ArrayDataModule(DataModule):
         data = cls(
             "from_arrays",
             task=task,
+            positive=positive,
             batch_size=batch_size,
             val_fraction=val_fraction,
             test_fraction=test_fraction,
@@ -162,6 +168,8 @@ class ArrayDataModule(DataModule):
         y = {name: arrays[f"y_{name}"] for name in x}
         targets = Targets.from_array(y["train"], self.task, source.target_names, self.path)
         targets.check()
+        if self.schema:
+            check_positive(self.positive, self.schema)
         rows = split(
             np.arange(len(x["train"])),
             0.0 if "val" in x else self.val_fraction,
@@ -173,7 +181,8 @@ class ArrayDataModule(DataModule):
         )
         if self.schema is None:
             train, names = _take(x["train"], rows["train"]), source.input_names
-            self.schema = _fit(train, targets.take(rows["train"]), names)
+            target_fields = targets.take(rows["train"]).fit(choose_positive(targets, self.positive))
+            self.schema = _fit(train, target_fields, names)
         for name in SPLITS:
             inputs, numbers, split_targets = x["train"], rows[name], targets.take(rows[name])
             if name in x and name != "train":
@@ -377,7 +386,7 @@ def _take(values: Array, rows: Array) -> Array:
     return values if len(rows) == len(values) else values[rows]
 
 
-def _fit(x: Array, targets: Targets, names: tuple[str, ...]) -> Schema:
+def _fit(x: Array, target_fields: dict[str, Any], names: tuple[str, ...]) -> Schema:
     """Return the schema of the training split, ``x`` [rows, features or channels, ...]."""
     mean, std = mean_and_std([x[start : start + CHUNK] for start in range(0, len(x), CHUNK)])
     return Schema(
@@ -388,5 +397,5 @@ def _fit(x: Array, targets: Targets, names: tuple[str, ...]) -> Schema:
         input_std=std,
         rows=len(x),
         columns=(),
-        **targets.fit(),
+        **target_fields,
     )

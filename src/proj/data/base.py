@@ -108,6 +108,11 @@ class DataModule(LightningDataModule, ABC):
         """Column of the source whose equal values belong together, such as a customer."""
         return None
 
+    @property
+    def left_out_columns(self) -> list[str]:
+        """Columns of the test split's source that are neither inputs nor targets."""
+        return []
+
     def source_hashes(self, split: str) -> Array | None:
         """Return hashes of a split's rows as the source has them, without targets: [rows] uint64.
 

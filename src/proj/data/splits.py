@@ -1,5 +1,6 @@
 """Seeded, disjoint row numbers for train, val and test."""
 
+import warnings
 from collections.abc import Sequence
 from typing import Any, Literal, TypeAlias
 
@@ -25,12 +26,13 @@ def split(
 ) -> dict[str, Rows]:
     """Split ``rows`` into disjoint train, val and test rows. Equal arguments give equal splits.
 
-    With ``stratify``, a class for each row, each split gets its share of each class. With ``fold``
-    one split is a fold of scikit-learn's KFold or StratifiedKFold: test of all rows, or val of the
-    rows that are not test rows. Row numbers are returned in ascending order.
+    With ``stratify``, a class for each row, each split gets its share of each class, and train at
+    least one row. With ``fold`` one split is a fold of scikit-learn's KFold or StratifiedKFold:
+    test of all rows, or val of the rows that are not test rows. The only row of a class is in no
+    fold. Row numbers are returned in ascending order.
 
     ``class_names`` holds the names of classes that ``stratify`` gives by number, for messages.
-    Raises UserError if a split would be empty or lack a class.
+    Raises UserError if a split would be empty.
     """
     check_fractions(val_fraction, test_fraction)
     if fold and fold[0] == "test":
@@ -70,47 +72,80 @@ def _split_off(
     option: str,
     class_names: Sequence[object],
 ) -> tuple[Rows, Rows]:
-    """Return the remaining rows and ``count`` random rows."""
+    """Return the remaining rows, at least one of each class, and ``count`` random rows."""
     if count == 0:
         return rows, rows[:0]
+    if stratify is not None and (chosen := _stratified(stratify, count, seed)) is not None:
+        return np.delete(rows, chosen), rows[np.sort(chosen)]
+    # The permutation of scikit-learn's ShuffleSplit.
+    order, kept = np.random.RandomState(seed).permutation(len(rows)), 1
+    if stratify is not None:
+        # Some classes have too few rows for both splits: one row of each stays.
+        first = np.unique(stratify[order], return_index=True)[1]
+        order, kept = np.append(np.delete(order, first), order[first]), len(first)
+    if count > len(rows) - kept:
+        reason = "a split would be empty"
+        if stratify is not None and kept > 1:
+            reason = _too_many_classes(stratify, class_names)
+        raise UserError(f"data.{option}: cannot split {count} off {len(rows)} rows: {reason}.")
+    return np.delete(rows, order[:count]), rows[np.sort(order[:count])]
+
+
+def _stratified(strata: Array, count: int, seed: int) -> Rows | None:
+    """Return the positions of ``count`` random rows with their share of each class.
+
+    The only row of a class is not among them. Returns None if classes have too few rows.
+    """
     # Importing takes half a second, and data with splits of their own do not need it.
     from sklearn.model_selection import train_test_split
 
-    try:
-        rest, chosen = train_test_split(rows, test_size=count, random_state=seed, stratify=stratify)
-    except ValueError as error:
-        # A class is too rare to be in each split, or no row is left for a split.
-        reason = "a split would be empty"
-        if stratify is not None:
-            classes, counts = np.unique(stratify, return_counts=True)
-            rarest = classes[counts.argmin()]
-            reason = (
-                f"each split needs rows of all {len(classes)} classes, and class "
-                f"{class_names[rarest] if class_names else rarest} has {counts.min()}; drop rare "
-                "classes, change the fractions, or set data.task to regression if these are numbers"
-            )
-        raise UserError(
-            f"data.{option}: cannot split {count} off {len(rows)} rows: {reason}."
-        ) from error
-    return np.sort(rest), np.sort(chosen)
+    positions, strata = _several(strata)
+    classes = np.count_nonzero(np.bincount(strata))
+    if not 0 < classes <= min(count, len(positions) - count):
+        return None
+    rest, chosen = train_test_split(
+        np.arange(len(positions)), test_size=count, random_state=seed, stratify=strata
+    )
+    return positions[chosen] if np.count_nonzero(np.bincount(strata[rest])) == classes else None
+
+
+def _several(strata: Array) -> tuple[Rows, Array]:
+    """Return the positions and classes of rows that are not the only one of their class."""
+    positions = np.flatnonzero(np.bincount(strata)[strata] > 1)
+    return positions, strata[positions]
+
+
+def _too_many_classes(strata: Array, class_names: Sequence[object]) -> str:
+    classes, counts = np.unique(strata, return_counts=True)
+    rarest = classes[counts.argmin()]
+    name = class_names[rarest] if class_names else int(rarest)
+    number = "" if isinstance(name, str) else ", or set data.task to regression"
+    return (
+        f"train needs a row of each of the {len(classes)} classes, and class {name!r} has "
+        f"{counts.min()}; choose another target, or a smaller fraction{number}"
+    )
 
 
 def _take_fold(rows: Rows, fold: Fold, seed: int, stratify: Array | None) -> tuple[Rows, Rows]:
-    """Return the remaining rows and the rows of a fold."""
+    """Return the remaining rows, among them the only row of a class, and the rows of a fold."""
     # Importing takes half a second, and most runs have no fold.
     from sklearn.model_selection import KFold, StratifiedKFold
 
     name, number, folds = fold
-    limit, unit = len(rows), "rows"
+    positions, limit, unit = np.arange(len(rows)), len(rows), "rows"
     if stratify is not None:
-        limit = int(np.unique(stratify, return_counts=True)[1].min())
-        unit = "rows of the rarest class"
+        positions, stratify = _several(stratify)
+        limit = int(np.bincount(stratify).max(initial=0))
+        unit = "rows of the most frequent class"
     if not (2 <= folds <= limit and 0 <= number < folds):
         raise UserError(
             "data.fold: expected val or test, a fold number from 0, and a larger number of folds, "
             f"from 2 to the {limit} {unit}, got {name}, {number}, {folds}."
         )
     splitter = KFold if stratify is None else StratifiedKFold
-    folded = splitter(folds, shuffle=True, random_state=seed).split(rows, stratify)
-    rest, chosen = list(folded)[number]
-    return rows[rest], rows[chosen]
+    with warnings.catch_warnings():
+        # A finding names the classes that have too few rows for a share of each fold.
+        warnings.filterwarnings("ignore", message="The least populated class")
+        folded = splitter(folds, shuffle=True, random_state=seed).split(positions, stratify)
+        chosen = positions[list(folded)[number][1]]
+    return np.delete(rows, chosen), rows[chosen]

@@ -19,6 +19,10 @@ MAX_NUMBER_CLASSES = 20
 # Listed in a message. Of more classes it names the first and the last.
 MAX_LISTED_CLASSES = 12
 
+# Labels of a pair of which one kind is the positive class, in lower case.
+POSITIVE = ("yes", "y", "true", "t", "1", "positive", "pos", "+")
+NEGATIVE = ("no", "n", "false", "f", "0", "-1", "negative", "neg", "-")
+
 MISSING, UNKNOWN = -1, -2  # class numbers of a missing target, and of a label without a class
 
 
@@ -170,9 +174,10 @@ class Targets:
             "data.target or data.task."
         )
 
-    def fit(self) -> dict[str, Any]:
+    def fit(self, positive: Label | None = None) -> dict[str, Any]:
         """Return the fields of the schema that describe the targets, from these rows.
 
+        The class ``positive`` is the last one; None keeps the ascending order.
         Raises UserError if the targets do not fit the task.
         """
         self.check()
@@ -183,7 +188,9 @@ class Targets:
         fields |= dict.fromkeys(("classes", "class_counts", "target_mean", "target_std"), ())
         if self.is_classes:
             counts = self.columns[0].label_counts
-            return fields | {"classes": tuple(counts), "class_counts": tuple(counts.values())}
+            classes = sorted(counts, key=lambda label: label == positive)
+            class_counts = tuple(counts[label] for label in classes)
+            return fields | {"classes": tuple(classes), "class_counts": class_counts}
         numbers = [column.numbers(np.float64) for column in self.columns]
         # The memory layout decides the last bit of a sum. Recorded runs have these layouts.
         y = np.stack(numbers).T if self.is_table else np.column_stack(numbers)
@@ -219,14 +226,9 @@ class Targets:
             exact = self.task == "regression" and torch.float64 == SUM_DTYPE
             dtype = np.float64 if exact else np.float32
             return np.column_stack([column.numbers(dtype) for column in self.columns])
-        column, codes = self.columns[0], self._class_numbers(schema)
-        if (unknown := codes == UNKNOWN).any():
-            i = int(unknown.argmax())
-            raise UserError(
-                f"{self.where}: label {column.label(i)!r} of row {i if rows is None else rows[i]}"
-                f"{f' ({split} split)' if split else ''} is out of range: the training split has "
-                f"{_listed(schema)}; correct it, or drop the row."
-            )
+        codes = self._class_numbers(schema)
+        if len(unknown := np.flatnonzero(codes == UNKNOWN)):
+            raise self.unknown_class(unknown, schema.classes, split, rows)
         return codes
 
     def _class_numbers(self, schema: Schema) -> Array:
@@ -247,11 +249,25 @@ class Targets:
             lookup = np.array([numbers.get(word, UNKNOWN) for word in column.words], np.int64)
             codes = lookup[column.values] if len(lookup) else np.full(len(column.values), MISSING)
         else:
-            codes = np.searchsorted(classes, column.values).clip(max=len(classes) - 1)
-            codes = np.where(classes[codes] == column.values, codes, UNKNOWN)
+            order = np.argsort(classes)
+            places = np.searchsorted(classes, column.values, sorter=order).clip(max=len(order) - 1)
+            codes = np.where(classes[order[places]] == column.values, order[places], UNKNOWN)
         if column.missing is not None:
             codes[column.missing] = MISSING
         return codes.astype(np.int64, copy=False)
+
+    def unknown_class(
+        self, unknown: Array, known: tuple[Label, ...], split: str, rows: Array | None = None
+    ) -> UserError:
+        """Return the error for rows whose class the training split does not have."""
+        first, column = unknown[0], self.columns[0]
+        same = unknown[column.values[unknown] == column.values[first]]
+        noun = f"{split} row{'s' * (len(same) > 1)}".lstrip()
+        return UserError(
+            f"{self.where}: class {column.label(first)!r} has no training rows, but {len(same)} "
+            f"{noun}, such as row {first if rows is None else rows[first]}; training has "
+            f"{listed(known)}; correct the labels, drop the rows, or split in another way."
+        )
 
     def _check_numbers(self, rows: Array | None = None) -> None:
         for column in self.columns:
@@ -310,8 +326,20 @@ def _array_column(name: str, y: Array) -> TargetColumn:
     return TargetColumn(name, "boolean" if y.dtype.kind == "b" else "number", y, str(y.dtype))
 
 
-def _listed(schema: Schema) -> str:
-    names = [repr(label) for label in schema.classes]
+def is_pair(positive: Label, negative: Label) -> bool:
+    """Return whether two labels say themselves which one is the positive class."""
+    return label_word(positive) in POSITIVE and label_word(negative) in NEGATIVE
+
+
+def label_word(label: Label) -> str:
+    """Return a label as a word in lower case. The numbers 1 and 1.0 are one word."""
+    is_whole = isinstance(label, float) and label.is_integer()
+    return str(int(label) if is_whole else label).strip().lower()
+
+
+def listed(labels: tuple[Label, ...]) -> str:
+    """Return the names of some classes for a message."""
+    names = [repr(label) for label in labels]
     if len(names) <= MAX_LISTED_CLASSES:
         return ", ".join(names)
     return f"{len(names)} classes from {names[0]} to {names[-1]}"

@@ -14,8 +14,10 @@ from proj.errors import UserError, nearest
 OWN_PACKAGES = ("nets", "models", "data", "metrics")
 
 # Modules that are searched for a short name after our own classes, in this order.
-# Lightning's ReduceLROnPlateau, which takes a `monitor`, comes before torch's.
+# Our schedules of several schedulers come before torch's, which a config cannot hold, and
+# Lightning's ReduceLROnPlateau, which takes a `monitor`, before torch's.
 SEARCHED_MODULES = (
+    "proj.engine.schedulers",
     "lightning.pytorch.cli",
     "torch.optim",
     "torch.optim.lr_scheduler",
@@ -54,6 +56,11 @@ RENAMED = {
     "proj.nets.simple_nn.SimpleNN": "proj.nets.SimpleNN",
     "proj.nets.standardize.Standardize": "proj.nets.layers.Standardize",
     "proj.nets.tabm.TabM": "proj.nets.TabM",
+}
+# Classes of torch that a config cannot hold, and ours in their place.
+RENAMED |= {
+    f"torch.optim.lr_scheduler.{name}": f"proj.engine.schedulers.{name}"
+    for name in ("SequentialLR", "ChainedScheduler")
 }
 
 

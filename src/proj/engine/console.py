@@ -1,6 +1,8 @@
 """Output of the verbs: lines, warnings and tables."""
 
+import os
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.cells import cell_len
@@ -15,7 +17,7 @@ from proj.metrics import metric_info
 # Importing torch takes seconds, and `runs` does not need it.
 if TYPE_CHECKING:
     from proj.data.base import DataModule, Finding
-    from proj.schema import Schema
+    from proj.schema import Schema, Task
 
 INTERVAL = "95 % interval"
 # Names of a table's columns that are printed.
@@ -47,6 +49,30 @@ def show(table: Table) -> None:
     Terminal().print(table)
 
 
+def terminal_width() -> int:
+    """Return the columns of the terminal; a file or a pipe takes lines of any length."""
+    known = sys.stdout.isatty() or "COLUMNS" in os.environ
+    return Terminal().width if known else sys.maxsize
+
+
+def fitting(
+    header: list[str], rows: list[list[str]], optional: Sequence[str], width: int
+) -> tuple[list[str], list[list[str]], list[str]]:
+    """Return a table that fits into ``width`` columns of the terminal, as far as possible.
+
+    The ``optional`` columns are left out one by one until it fits. The last result names them.
+    """
+    left_out: list[str] = []
+    for name in (name for name in optional if name in header):
+        widths = [max(map(cell_len, column)) for column in zip(header, *rows, strict=True)]
+        if sum(widths) + 2 * (len(widths) - 1) <= width:
+            break
+        index = header.index(name)
+        header, *rows = ([*cells[:index], *cells[index + 1 :]] for cells in (header, *rows))
+        left_out.append(name)
+    return header, rows, left_out
+
+
 def show_lines(header: list[str], rows: list[list[str]], numbers: int) -> None:
     """Print a table of any length, one line for each row, none of them wrapped or cut.
 
@@ -72,10 +98,20 @@ def show_lines(header: list[str], rows: list[list[str]], numbers: int) -> None:
 
 
 def number(value: float | None) -> str:
-    """Format a number with four decimals, or with five significant digits outside 0.1 to 1,000."""
+    """Format a number: four decimals from 0.1 to 1,000, no decimals from 100,000 to a billion.
+
+    Other numbers have five significant digits.
+    """
     if value is None:
         return "not defined"
-    return f"{value:.4f}" if 0.1 <= abs(value) < 1000 or value == 0 else f"{value:.5g}"
+    if 0.1 <= abs(value) < 1000 or value == 0:
+        return f"{value:.4f}"
+    return f"{value:.0f}" if 1e5 <= abs(value) < 1e9 else f"{value:.5g}"
+
+
+def signed(value: float) -> str:
+    """Format a difference: ``number`` with a plus before a positive one."""
+    return f"{'+' if value > 0 else ''}{number(value)}"
 
 
 def plural(count: int, noun: str, plural_noun: str | None = None) -> str:
@@ -87,19 +123,31 @@ def plural(count: int, noun: str, plural_noun: str | None = None) -> str:
     return f"{count:,} {noun if count == 1 else plural_noun or noun + 's'}"
 
 
-def show_metrics(title: str, metrics: dict[str, dict[str, Any]]) -> None:
+def shown_name(name: str, task: "Task | None") -> str:
+    """Return a metric's name for readers: the accuracy of several labels is exact match."""
+    is_exact_match = task == "multilabel" and name.removeprefix("val/") == "accuracy"
+    return f"{name} (exact match)" if is_exact_match else name
+
+
+def show_metrics(
+    title: str, metrics: dict[str, dict[str, Any]], task: "Task | None" = None
+) -> None:
     """Print metrics as they are in ``metrics.json``.
 
     The first table holds the metrics of all rows, the second those of each class or target, such as
     ``f1/CLASS``. The reasons for missing values and intervals follow.
     """
     say(title)
-    overall = {name: entry for name, entry in metrics.items() if not _is_per_class(name)}
+    overall = {
+        shown_name(name, task): entry for name, entry in metrics.items() if not _is_per_class(name)
+    }
     per_class = {name: entry for name, entry in metrics.items() if _is_per_class(name)}
     with_intervals = any("low" in entry for entry in metrics.values())
-    show(_overall_table(overall, with_intervals))
+    show(
+        _overall_table({shown_name(name, task): overall[name] for name in overall}, with_intervals)
+    )
     if per_class:
-        show(_per_class_table(per_class))
+        _show_classes(per_class, task)
     for reason, names in _reasons(metrics).items():
         say(f"{_listed(names, 5)}: {reason}.")
 
@@ -119,16 +167,22 @@ def _overall_table(metrics: dict[str, dict[str, Any]], with_intervals: bool) -> 
     return table
 
 
-def _per_class_table(metrics: dict[str, dict[str, Any]]) -> Table:
-    """Return a table with a row for each class or target and a column for each metric."""
+def _show_classes(metrics: dict[str, dict[str, Any]], task: "Task | None") -> None:
+    """Print a line for each class or target: rows, its first metric with its interval, others."""
     names = [name.split("/", 1) for name in metrics]
-    metric_names = list(dict.fromkeys(metric for metric, _ in names))
-    table = Table("", *(Column(metric, justify="right") for metric in metric_names))
+    first, *others = dict.fromkeys(metric for metric, _ in names)
+    rows = []
     for class_name in dict.fromkeys(class_name for _, class_name in names):
-        entries = [metrics.get(f"{metric}/{class_name}", {}) for metric in metric_names]
-        cells = (f"{number(entry.get('value'))}\n{_interval(entry)}".strip() for entry in entries)
-        table.add_row(class_name, *cells)
-    return table
+        entries = [metrics.get(f"{metric}/{class_name}", {}) for metric in (first, *others)]
+        values = [number(entry.get("value")) for entry in entries]
+        support = str(entries[0].get("support", ""))
+        rows.append([class_name, support, values[0], _interval(entries[0]), *values[1:]])
+    noun = {"multilabel": "label", "regression": "target"}.get(task or "", "class")
+    header = [noun, "rows", first, INTERVAL, *others]
+    header, rows, left_out = fitting(header, rows, others[::-1], terminal_width())
+    show_lines(header, rows, numbers=len(header) - 1)
+    if left_out:
+        say(f"too wide to show: {', '.join(left_out[::-1])}; metrics.json and the report have them")
 
 
 def _reasons(entries: dict[str, dict[str, Any]]) -> dict[str, list[str]]:

@@ -1,4 +1,4 @@
-"""Self-contained HTML pages without scripts and requests.
+"""Self-contained HTML pages without requests, whose only script sorts tables.
 
 They are readable on light and dark screens, by screen readers, and on paper.
 
@@ -11,6 +11,7 @@ import re
 from base64 import b64encode
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 from warnings import catch_warnings, filterwarnings
@@ -30,7 +31,14 @@ from proj.schema import Array
 # Text that is HTML already, so that it is not escaped.
 Html = Markup
 
-POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+# Sorts tables. The policy names its hash, so that a browser runs no other script.
+SCRIPT = (Path(__file__).parent / "templates" / "sort.js").read_text(encoding="utf-8")
+_HASH = b64encode(sha256(SCRIPT.encode()).digest()).decode()
+POLICY = (
+    f"default-src 'none'; script-src 'sha256-{_HASH}'; style-src 'unsafe-inline'; img-src data:"
+)
+# Figures grow with the page up to this factor of their size.
+MAX_GROWTH = 1.4
 
 # The colour of text and axes in figures. `svg` replaces it by the colour of the page's text.
 INK = "#010203"
@@ -85,6 +93,7 @@ def page(title: str, lead: Html, sections: Iterable[Section]) -> str:
         lead=lead,
         sections=[section for section in sections if section.parts],
         policy=Markup(POLICY),
+        script=Markup(SCRIPT),
     )
 
 
@@ -96,6 +105,11 @@ def text(words: str) -> Html:
 def note(words: str) -> Html:
     """Return a highlighted paragraph that the reader should not miss."""
     return Html(_ELEMENTS.note(words))
+
+
+def value(words: str) -> Html:
+    """Return a paragraph in large letters: the one value that a reader looks for first."""
+    return Html(_ELEMENTS.value(words))
 
 
 def code(lines: str) -> Html:
@@ -113,19 +127,35 @@ def remarked(value: str, remark: str) -> Html:
     return Html(_ELEMENTS.remarked(value, remark))
 
 
+def beside(*parts: Html) -> Html:
+    """Return elements side by side, or one below the other where the page is narrow."""
+    return Html(_ELEMENTS.beside(parts))
+
+
+def folded(summary: str, *parts: Html) -> Html:
+    """Return elements that are hidden until the reader opens them."""
+    return Html(_ELEMENTS.folded(summary, parts))
+
+
 def table(
-    caption: str, header: Sequence[str], rows: Iterable[Sequence[str]], numbers: int = 0
+    caption: str,
+    header: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    numbers: int = 0,
+    texts: int = 0,
 ) -> Html:
-    """Return a table.
+    """Return a table, which a click on a heading sorts.
 
-    The first column holds the row headings, the last ``numbers`` columns are right-aligned.
+    The first column holds the row headings. The last ``numbers`` columns before the last ``texts``
+    columns are right-aligned.
     """
-    return Html(_ELEMENTS.table(caption, header, rows, numbers))
+    end = len(header) - texts
+    return Html(_ELEMENTS.table(caption, header, rows, range(end - numbers, end)))
 
 
-def figures(*captioned: tuple[Figure, str]) -> Html:
-    """Return figures side by side, each with its caption."""
-    drawings = [(svg(figure, caption), caption) for figure, caption in captioned]
+def figures(*captioned: tuple[Figure, str], tight: bool = False) -> Html:
+    """Return figures side by side, each with its caption; for ``tight`` see ``svg``."""
+    drawings = [(svg(figure, caption, tight), caption) for figure, caption in captioned]
     return Html(_ELEMENTS.figures(drawings))
 
 
@@ -139,10 +169,11 @@ def image(pixels: Array, words: str) -> Html:
     return Html(_ELEMENTS.image(b64encode(buffer.getvalue()).decode(), words))
 
 
-def svg(figure: Figure, label: str) -> Html:
+def svg(figure: Figure, label: str, tight: bool = False) -> Html:
     """Return a figure as an ``<svg>`` element in the colour and font of the page.
 
-    The label makes the element's ids differ from those of other figures.
+    The label makes the element's ids differ from those of other figures. ``tight`` fits the area
+    to everything that is drawn, so that no label of a figure with axes at fixed places is cut.
     """
     buffer = io.StringIO()
     _write_powers_as_numbers(figure)
@@ -152,6 +183,7 @@ def svg(figure: Figure, label: str) -> Html:
             buffer,
             format="svg",
             dpi=150,
+            bbox_inches="tight" if tight else None,
             metadata={"Date": None, "Creator": None, "Format": None, "Type": None},
         )
     drawing = printable(buffer.getvalue(), keep="\n")
@@ -159,7 +191,9 @@ def svg(figure: Figure, label: str) -> Html:
     drawing = re.sub(r"<metadata>.*?</metadata>", "", drawing, flags=re.DOTALL)
     # Nothing refers to the ids of groups, and they would occur in several figures.
     drawing = re.sub(r' id="(?!C\d)[\w.]+_\d+"', "", drawing)
-    return Html(drawing.replace("<svg", f'<svg role="img" aria-label="{escape(label)}"', 1))
+    width = f"max-width: {MAX_GROWTH * 96 * figure.get_figwidth():.0f}px"
+    attributes = f'role="img" style="{width}" aria-label="{escape(printable(label))}"'
+    return Html(drawing.replace("<svg", f"<svg {attributes}", 1))
 
 
 def _write_powers_as_numbers(figure: Figure) -> None:

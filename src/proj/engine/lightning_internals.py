@@ -18,6 +18,7 @@ from lightning.pytorch.plugins import (
     Precision,
     TorchCheckpointIO,
 )
+from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from proj.schema import Batch, Execution
@@ -186,6 +187,21 @@ def convert_before_loading(trainer: Trainer) -> None:
         load(*args, **options)
 
     strategy.load_model_state_dict = convert_and_load  # type: ignore[method-assign]
+
+
+# Processes
+
+
+def start_method(trainer: Trainer) -> str | None:
+    """Return ``spawn``, ``fork`` or ``forkserver`` if Lightning starts processes by Python's means.
+
+    None if it starts programs, or no process.
+    """
+    launcher = trainer.strategy.launcher
+    # The launcher of TPUs is a subclass.
+    if not isinstance(launcher, _MultiProcessingLauncher) or "XLA" in type(launcher).__name__:
+        return None
+    return launcher._start_method
 
 
 # Checkpoints

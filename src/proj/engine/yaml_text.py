@@ -39,7 +39,8 @@ def yaml_value(value: Any) -> str:
     >>> print(yaml_value(["a: b", "c\n"]))
     ['a: b', "c\n"]
     """
-    return yaml_document(value, default_flow_style=True).removesuffix("...\n").strip()
+    # In a list, texts with a comma get quotes.
+    return yaml_document([value], default_flow_style=True).strip()[1:-1]
 
 
 def yaml_key(name: str) -> str:

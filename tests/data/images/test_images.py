@@ -309,7 +309,7 @@ def test_a_given_schema_decides() -> None:
             {},
             r"expected 12×10 pixels, .* got 20×20; set data.size to \[12, 10\]",
         ),
-        (folder("other", classes="cat wolf"), {}, "label 'wolf' of row .* is out of range"),
+        (folder("other", classes="cat wolf"), {}, "class 'wolf' has no training rows, but .* rows"),
         (
             folder("new"),
             {"size": 5},

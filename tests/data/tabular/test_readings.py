@@ -52,6 +52,12 @@ def texts(path: str) -> pl.DataFrame:
         return source.table.collect()
 
 
+def ready_rows(text: str) -> pl.DataFrame:
+    """Return the fields of a text, without spaces around them."""
+    Path("t.csv").write_text(text)
+    return texts("t.csv").select(pl.all().str.strip_chars())
+
+
 def all_values(data: Tabular, name: str) -> list[float]:
     """Return the values of a numeric column in the order of the file."""
     assert data.schema is not None
@@ -250,6 +256,21 @@ def test_a_date_in_another_form_is_missing_and_counted() -> None:
     assert sum(v != v for v in all_values(data, "d")) == 1
 
 
+@pytest.mark.parametrize("odd", [20181331, 99999999, 0])
+def test_a_few_numbers_that_are_no_dates_do_not_hide_the_others(odd: int) -> None:
+    """As in text, 95 % are enough, and the others are missing and counted."""
+    days = [dt.date(2018, 1, 1) + dt.timedelta(5 * i) for i in range(97)]
+    write("t.csv", when=[*(f"{day:%Y%m%d}" for day in days), *[odd] * 3])
+    data = ready("t.csv", val_fraction=0.0, test_fraction=0.0)
+    assert columns(data)["when"].kind == "days"
+    read = all_values(data, "when")
+    assert read[:97] == [(day - dt.date(1970, 1, 1)).days for day in days]
+    assert all(value != value for value in read[97:])
+    what = [finding.what for finding in data.findings]
+    share = "3 of 100 numbers of column when in training rows"
+    assert f"{share} cannot be read as dates, such as {odd}" in what
+
+
 def test_an_order_in_time_needs_times() -> None:
     """The alphabet puts Apr before Jan."""
     days = [dt.date(2010 + i // 12, i % 12 + 1, 1) for i in range(100)]
@@ -287,6 +308,59 @@ def test_merged_categories_have_a_finding() -> None:
     assert data.findings[0].what == (
         "4 of 6 values of column c, in 4 of 100 training rows, count as one, such as 'w'"
     )
+
+
+def test_a_single_rare_category_is_merged_with_nothing() -> None:
+    """It is still distinct from the others, so no finding may say that values count as one."""
+    write("t.csv", c=["a", "b"] * 49 + ["w", "w"])
+    assert ready("t.csv", val_fraction=0.0, test_fraction=0.0).findings == []
+
+
+def test_fields_of_spaces_are_missing() -> None:
+    """Nobody can see the difference from an empty field. They are no odd numbers or dates."""
+    days = [str(dt.date(2018, 1, 1) + dt.timedelta(i)) for i in range(98)]
+    blank = [" ", "  "]
+    write("t.csv", c=["a", "b"] * 49 + blank, n=[*range(98), *blank], d=[*days, *blank])
+    data = ready("t.csv", val_fraction=0.0, test_fraction=0.0)
+    assert not any("cannot be read" in finding.what for finding in data.findings)
+    assert data.schema is not None
+    fitted = columns(data)
+    assert (fitted["c"].categories, fitted["c"].missing) == (("a", "b"), True)
+    assert (fitted["n"].kind, fitted["n"].missing) == ("number", True)
+    assert (fitted["d"].kind, fitted["d"].missing) == ("days", True)
+    new = Tabular.encode({"c": ["", " "], "n": [" ", "1"], "d": ["", days[0]]}, data.schema)
+    assert new["categorical"][:, 0].tolist() == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("offset", "hours"), [("+00:00", 0), ("+0000", 0), ("Z", 0), ("+01:00", 1), ("-0330", -3.5)]
+)
+def test_only_times_with_an_offset_are_called_converted(offset: str, hours: float) -> None:
+    """A day such as -06 is no offset, and +00:00 changes nothing."""
+    times = [dt.datetime(2019, 6, 13) + dt.timedelta(hours=7 * i) for i in range(100)]
+    write("t.csv", when=[f"{time:%Y-%m-%dT%H:%M:%S.%f}{offset}" for time in times])
+    data = ready("t.csv", val_fraction=0.0, test_fraction=0.0)
+    found = [f.what for f in data.findings if "not in UTC" in f.what]
+    expected = [
+        f"100 times of column when are not in UTC, such as '2019-06-13T00:00:00.000000{offset}'"
+    ]
+    assert found == (expected if hours else [])
+    utc = [(t - dt.datetime(1970, 1, 1)) / dt.timedelta(days=1) - hours / 24 for t in times]
+    assert all_values(data, "when") == pytest.approx(utc)
+
+
+def test_text_that_is_mostly_numbers_has_a_finding() -> None:
+    """A word for every tenth year hides the numbers of the others."""
+    write("t.csv", year=[*range(1700, 1790), *["Ancient"] * 10], x=[*range(50)] * 2)
+    (mixed,) = [f for f in ready("t.csv").findings if "are numbers" in f.what]
+    assert mixed.what == (
+        "90 of 100 values of column year are numbers, the others are not, such as 'Ancient'"
+    )
+    assert mixed.remedy.endswith("set data.columns: {year: number}")
+    data = ready("t.csv", columns={"year": "number"})
+    assert columns(data)["year"].kind == "number"
+    write("few.csv", drive=["4", "4", "r"] * 33 + ["f"], x=[*range(50)] * 2)
+    assert ready("few.csv").findings == []
 
 
 def test_labels_that_look_alike_have_a_finding(work: Path) -> None:
@@ -407,6 +481,62 @@ def test_the_separator_gives_equal_field_counts(
     assert dialect.separator == separator
 
 
+@pytest.mark.parametrize(
+    ("header", "is_row"),
+    [
+        ("14.23,1.71,2.43,x", True),
+        ("5,3,3.5,x", True),
+        ("1990,1991,1992,x", False),
+        ("0.5,1,4.25,x", False),
+        ("a,b,2,1", False),
+    ],
+)
+def test_a_first_line_of_numbers_has_a_finding(header: str, is_row: bool, work: Path) -> None:
+    """Without a header the first row gives the names. The years of a wide table are names."""
+    Path("t.csv").write_text(f"{header}\n1,2,3,a\n4,5,6,b\n")
+    with open_table([Path("t.csv")]) as source:
+        found = [f.what for f in source.findings]
+    first = ", ".join(header.split(",")[:3])
+    assert found == ([f"the first line of t.csv may be a row: it begins with {first}"] * is_row)
+
+
+@pytest.mark.parametrize("header", ["n,word,", ",word,n", " n, word, x"])
+def test_a_header_among_the_rows_is_left_out(header: str, work: Path) -> None:
+    """Files that were put together have it. A row with the name of one column is a row."""
+    rows = "".join(f"{i},w{i % 3},{i / 4}\n" for i in range(30))
+    plain = ready_rows(f"{header}\n{rows}x,word,n\n")
+    repeated = ready_rows(f"{header}\n{rows}{header}\nx,word,n\n{header}\n")
+    assert repeated.rows() == plain.rows()
+    assert plain.rows()[-1] == ("x", "word", "n")
+    with open_table([Path("t.csv")]) as source:
+        assert source.findings[0].what == "2 rows repeat the header of t.csv"
+
+
+@pytest.mark.parametrize("separator", [" ", ",", "\t", ";"])
+def test_row_names_of_r_are_a_column(separator: str, work: Path) -> None:
+    """R writes no name above them, so that each value would be in the column before its own."""
+    lines = [["x", "y"], ["New York", "1", "a"], ["Rome", "2", "NA"], ["Bern", "3", "c"]]
+    quoted = [separator.join(f'"{w}"' if not w.isdigit() else w for w in line) for line in lines]
+    Path("t.csv").write_text("\n".join(quoted) + "\n")
+    assert texts("t.csv").rows() == [
+        ("New York", "1", "a"),
+        ("Rome", "2", None),
+        ("Bern", "3", "c"),
+    ]
+    with open_table([Path("t.csv")]) as source:
+        assert source.table.collect_schema().names() == ["column_1", "x", "y"]
+        (finding,) = source.findings
+    assert "the header of t.csv has one field less" in finding.what
+
+
+@pytest.mark.parametrize("text", ["x,y\n1,2,\n3,4,\n", "x,y\na,2,3\na,4,5\n"])
+def test_other_lines_with_one_field_more_are_refused(text: str, work: Path) -> None:
+    """A separator at the end of the lines, or names that repeat, are no row names."""
+    Path("t.csv").write_text(text)
+    with pytest.raises(UserError, match="expected 2 fields per line, as in the header, got 3"):
+        texts("t.csv")
+
+
 @pytest.mark.parametrize("field", ['5" pipe', 'say "hi" there', '"a"b', 'x"y"z"'])
 def test_stray_quotes_are_read_as_python_reads_them(field: str, work: Path) -> None:
     """polars merges lines at such a quote, or refuses the file."""
@@ -452,52 +582,60 @@ dates = st.lists(st.dates(dt.date(1990, 1, 1), dt.date(2060, 1, 1)), min_size=30
     whole=numbers,
     days=dates,
     separator=st.sampled_from(",;\t|"),
-    comma=st.booleans(),
-    form=st.sampled_from(["%Y-%m-%d", "%d.%m.%Y", "%m/%d/%Y", "%d-%b-%Y", "%Y%m%d"]),
-    affix=st.sampled_from(["{}", "{} %", "${}", " {} ", "{} €"]),
-    encoding=st.sampled_from(["utf-8", "utf-16", "utf-8-sig"]),
+    signs=st.sampled_from([",.", ".,", " .", " ,", "'.", "\u202f,"]),
+    form=st.sampled_from(
+        [
+            *("%Y-%m-%d", "%d.%m.%Y", "%m/%d/%Y", "%d-%b-%Y", "%Y%m%d", "%Y/%m/%d", "%d %B %Y"),
+            *("%b %d, %Y", "%Y-%m-%d %H:%M:%S", "%d/%m/%Y %H:%M"),
+        ]
+    ),
+    affix=st.sampled_from(["{}", "{} %", "${}", " {} ", "{} €", "EUR {}"]),
+    encoding=st.sampled_from(["utf-8", "utf-16", "utf-8-sig", "utf-16-le"]),
     newline=st.sampled_from(["\n", "\r\n", "\r"]),
-    placeholder=st.sampled_from(["", "-", "NA", "nil", "#N/A"]),
+    quoting=st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL]),
+    placeholder=st.sampled_from(["", "-", "NA", "nil", "#N/A", " ", "<NA>", "missing"]),
 )
 def test_a_table_in_any_dialect_is_read_back(
     whole: list[int],
     days: list[dt.date],
     separator: str,
-    comma: bool,
+    signs: str,
     form: str,
     affix: str,
     encoding: str,
     newline: str,
+    quoting: Any,
     placeholder: str,
     tmp_path_factory: Any,
 ) -> None:
-    """Numbers, dates and categories have their kinds and values in each dialect."""
+    """Numbers, dates, booleans and categories have their kinds and values in each dialect."""
     folder = tmp_path_factory.mktemp("dialect")
     amounts = [number + 0.25 for number in whole]
-    written = [affix.format(f"{a:,.2f}") for a in amounts]
-    if comma:
-        written = [w.translate(str.maketrans(",.", ".,")) for w in written]
+    written = [affix.format(f"{a:,.2f}".translate(str.maketrans(",.", signs))) for a in amounts]
     # Days 13 to 31 show which number is the day.
     days = [days[0].replace(day=28), days[1].replace(day=1), *days[2:]]
     words = ["red", "blue, light", 'dark "blue"']
     out = io.StringIO(newline="")
-    writer = csv.writer(out, delimiter=separator, lineterminator=newline)
-    writer.writerow(["amount", "day", "word", "y"])
+    writer = csv.writer(out, delimiter=separator, lineterminator=newline, quoting=quoting)
+    writer.writerow(["amount", "day", "word", "flag", "y"])
     for i in range(30):
-        writer.writerow([written[i], days[i].strftime(form), words[i % 3], i % 2])
-    writer.writerow([placeholder, days[0].strftime(form), "red", 0])
+        flag = ["TRUE", "False"][i % 2]
+        writer.writerow([written[i], days[i].strftime(form), words[i % 3], flag, i % 2])
+    writer.writerow([placeholder, placeholder, "red", "True", 0])
     path = folder / "t.csv"
     path.write_bytes(out.getvalue().encode(encoding))
     options = {"val_fraction": 0.0, "test_fraction": 0.0, "cache_dir": str(folder / "cache")}
     data = ready(str(path), columns={"word": "category"}, **options)
-    kinds = {name: column.kind for name, column in columns(data).items()}
-    assert kinds["amount"] == "number"
-    assert kinds["word"] == "category"
+    kinds = {name: (column.type, column.kind) for name, column in columns(data).items()}
+    assert kinds["amount"] == ("number", "number")
+    assert kinds["day"][1] == "days"
+    assert kinds["word"] == ("text", "category")
+    assert kinds["flag"] == ("boolean", "category")
     assert set(columns(data)["word"].categories) == set(words)
-    read = all_values(data, "amount")
-    assert read[:30] == amounts
-    assert read[30] != read[30]
-    if "day" in kinds:
-        assert kinds["day"] == "days"
-        expected = [(day - dt.date(1970, 1, 1)).days for day in days]
-        assert all_values(data, "day")[:30] == pytest.approx(expected)
+    for name, expected in (
+        ("amount", amounts),
+        ("day", [(day - dt.date(1970, 1, 1)).days for day in days]),
+    ):
+        read = all_values(data, name)
+        assert read[:30] == pytest.approx(expected)
+        assert read[30] != read[30]

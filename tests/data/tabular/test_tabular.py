@@ -458,7 +458,7 @@ def test_init_fit_test_predict_and_load(table: pl.DataFrame, cli: Cli) -> None:
     assert "missing values in age, city" in out
     config = Path("configs/people.yaml")
     assert (
-        "customer: drop # an identifier or free text: 140 different values in 140 rows"
+        "customer: drop # an identifier or free text: 140 different values in 140 training rows"
         in config.read_text()
     )
     assert "expected a new file, got configs/people.yaml, which exists" in cli(

@@ -121,3 +121,45 @@ def test_early_stopping_follows_the_loss_while_the_metric_is_constant(
         warnings.filterwarnings("ignore", "val/f1 was 0.*")
         saver = train(Logs(f1=f1, loss=loss), "val/f1", stopping)
     assert saver.progress.validations == epochs
+
+
+# A loss that is halved in each epoch, as that of classes which are easily told apart.
+HALVED = [2.0**-i for i in range(30)]
+
+
+@pytest.mark.parametrize(
+    ("task", "monitor", "min_delta", "epochs"),
+    [
+        ("binary", "val/loss", None, 15),  # 2^-9 at the ninth epoch, 2^-11 two epochs later
+        ("binary", "val/loss", 0.0, 30),  # as older versions, whose configs have a 0
+        ("binary", "val/f1", None, 15),  # f1 is 1 in each epoch, so the loss decides
+        ("regression", "val/loss", None, 30),  # an error may be smaller by any factor
+        (None, "val/loss", None, 30),  # a loss of the user's own may have any unit
+        ("multiclass", "val/loss", 0.1, 10),
+    ],
+)
+def test_a_loss_of_classes_that_falls_by_less_than_a_thousandth_is_finished(
+    train: Callable[..., BestCheckpoint],
+    task: str | None,
+    monitor: str,
+    min_delta: float | None,
+    epochs: int,
+) -> None:
+    """Training would go on for a thousand epochs in which no prediction changes."""
+    model = Logs(f1=[1.0] * len(HALVED), loss=HALVED)
+    if task is not None:
+        model.task = task  # type: ignore[assignment]
+    mode: Any = "min" if monitor == "val/loss" else "max"
+    saver = train(model, "val/f1", EarlyStopping(monitor, mode, patience=3, min_delta=min_delta))
+    assert saver.progress.validations == epochs
+
+
+def test_small_changes_within_the_patience_add_up(train: Callable[..., BestCheckpoint]) -> None:
+    """A slow, steady improvement would end the training."""
+    loss = [1 - 0.0004 * i for i in range(30)]
+    model = Logs(f1=[0.5] * 30, loss=loss)
+    model.task = "binary"  # type: ignore[assignment]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "val/f1 was 0.*")
+        saver = train(model, "val/f1", EarlyStopping("val/loss", "min", patience=4))
+    assert saver.progress.validations == 30

@@ -22,6 +22,7 @@ from proj.engine.config.without_effect import flags_without_effect
         ),
         (["--early_stopping.monitor", "val/f1", "--early_stopping.patience", "3"], []),
         (["--checkpoint.monitor", "val/loss"], []),
+        (["--early_stopping.min_delta", "0.0"], []),  # as older versions recorded it
     ],
 )
 def test_an_option_of_what_is_switched_off(

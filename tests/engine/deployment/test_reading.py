@@ -306,3 +306,21 @@ def test_what_is_written_twice_is_equal() -> None:
     assert images.FORMATS == decode.FORMATS
     every = pl.Series([chr(i) for i in range(0x11000) if not 0xD800 <= i < 0xE000])
     assert set(every.filter(every.str.strip_chars() == "")) == set(SPACES)
+
+
+def test_blank_texts_are_missing_in_bundles_too() -> None:
+    """A field of spaces would be an unknown category in a bundle and missing in training."""
+    words = column("text", "category", categories=("a", "b"))
+    values = ["a", " b ", "", "  ", "c"]
+    assert by_runtime(values, words).tolist() == by_polars(values, words).tolist()
+    assert by_runtime(values, words)[:, 0].tolist() == [2, 3, 0, 0, 1]
+
+
+@pytest.mark.parametrize("categories", [("None", "red"), ("", "NA", "red"), ("red",)])
+def test_words_and_blanks_are_missing_as_for_rows_from_python(categories: tuple[str, ...]) -> None:
+    """NA is missing in a text file, and a category where the training data have it."""
+    values = ["red", " red ", "NA", " NA", "None", "", "  ", "?", "blue", None]
+    schema = schema_of(column("text", "category", categories=categories))
+    encoded = Tabular.encode({"c": values}, schema)["categorical"]
+    assert by_runtime(values, *schema.columns).tolist() == encoded.tolist()
+    assert encoded[2] == (0 if "NA" not in categories else 3)

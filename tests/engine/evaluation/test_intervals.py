@@ -1,5 +1,7 @@
 """Intervals equal references (scikit-learn, SciPy, their definitions), cover, or give a reason."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -451,7 +453,79 @@ def test_an_error_that_one_row_accounts_for_has_no_limits() -> None:
     result = intervals(PredictionSet("regression", ("y",), np.arange(60), target, target + error))
     assert result["rmse"].value == pytest.approx(100 / 60**0.5, rel=1e-3)
     assert result["rmse"].low is None
-    assert result["rmse"].why == "a few rows account for nearly all of it"
+    assert result["rmse"].why.startswith("row 0 makes up more than 99 % of the squared error;")
+
+
+def one_wild_row(rng: np.random.Generator, rows: int, size: float) -> PredictionSet:
+    """Rows with normal errors of deviation 1, but for one with an error of ``size``."""
+    target, error = 10 * rng.normal(size=(rows, 1)), rng.normal(size=(rows, 1))
+    error[0] = size
+    return PredictionSet("regression", ("y",), 1000 + np.arange(rows), target, target + error)
+
+
+def test_the_error_without_a_dominant_row_has_an_interval_that_covers() -> None:
+    """One row with half of the squared error: the interval of all rows would be useless.
+
+    Over 150 data sets the standard error of the coverage is 1.8 points.
+    """
+    rng, covered = np.random.default_rng(0), []
+    for seed in range(150):
+        predictions = one_wild_row(rng, 40, size=7.5)
+        rmse = intervals(predictions, seed)["rmse"]
+        assert rmse.low is None
+        found = re.fullmatch(
+            r"row 1000 makes up (\d+) % of the squared error; without it, rmse is "
+            r"([\d.]+) \(([\d.]+) to ([\d.]+)\)",
+            rmse.why,
+        )
+        assert found is not None, rmse.why
+        error = (predictions.output - predictions.target)[:, 0]
+        assert int(found[1]) == round(100 * error[0] ** 2 / (error**2).sum())
+        assert float(found[2]) == pytest.approx((error[1:] ** 2).mean() ** 0.5, abs=1e-4)
+        covered.append(float(found[3]) <= 1 <= float(found[4]))
+    assert 0.89 <= np.mean(covered) <= 0.99
+
+
+def test_rows_that_do_not_dominate_leave_the_interval_as_it_is() -> None:
+    """Some of few rows have large shares by chance, and would not be counted."""
+    rng = np.random.default_rng(0)
+    for rows in (8, 20, 60, 400):
+        for _ in range(50):
+            for interval in intervals(one_wild_row(rng, rows, size=1.0)).values():
+                assert "up" not in interval.why
+    assert intervals(one_wild_row(rng, 100, size=6.5))["rmse"].low is not None  # 30 %
+
+
+def test_several_dominant_rows_are_named_or_there_is_no_interval_at_all() -> None:
+    """Naming one of two such rows would give an error of the other."""
+    predictions = one_wild_row(np.random.default_rng(0), 200, size=90.0)
+    predictions.output[7] += 200
+    why = intervals(predictions)["mse"].why
+    assert why.startswith("rows 1007, 1000 make up more than 99 % of the squared error; without")
+    for i, size in ((8, 1e3), (9, 5e3), (10, 2e4)):
+        predictions.output[i] += size
+    why = intervals(predictions)["mse"].why
+    assert why.startswith("rows 1010, 1009, 1008 make up more than 99 %")
+    assert why.endswith("and few other rows make up most of the rest")
+
+
+def test_a_dominant_row_of_one_target_concerns_that_target() -> None:
+    """The other target would lose its interval."""
+    one = one_wild_row(np.random.default_rng(0), 100, size=30.0)
+    other = one_wild_row(np.random.default_rng(1), 100, size=1.0)
+    both = PredictionSet(
+        "regression",
+        ("a", "b"),
+        one.row,
+        np.hstack([one.target, other.target]),
+        np.hstack([one.output, other.output]),
+        np.arange(100) // 2,
+    )
+    result = intervals(both)
+    assert "row 1000" in result["rmse/a"].why
+    assert result["rmse/b"].low is not None
+    assert "row 1000" in result["rmse"].why
+    assert result["mae/b"].low is not None
 
 
 def test_a_single_row_of_a_kind_gives_a_reason_instead_of_limits() -> None:

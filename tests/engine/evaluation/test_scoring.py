@@ -140,8 +140,8 @@ def test_groups_are_resampled_as_a_whole(cli: Cli, work: Path) -> None:
         "row",
         "target",
         "prediction",
-        "probability_little",
         "probability_much",
+        "probability_little",
         "customer",
     ]
     source = pl.read_csv("table.csv")

@@ -171,7 +171,8 @@ class Campaign:
             if interruption.target == OTHER_PROCESS:
                 self._kill_another(process)
             elif interruption.number == SIGKILL:
-                os.killpg(process.pid, SIGKILL)
+                with contextlib.suppress(ProcessLookupError):  # It may have just ended.
+                    os.killpg(process.pid, SIGKILL)
             else:
                 process.send_signal(interruption.number)
             return process.wait(self.scenario.timeout)

@@ -204,6 +204,33 @@ class Own(LightningDataModule):
         cli("fit", "--resume", "killed")
 
 
+@pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers")
+@pytest.mark.filterwarnings("default:the training data loader has no state_dict")
+def test_a_curve_has_each_step_once_with_two_optimizers(cli: Cli) -> None:
+    """The values of a killed process after its last checkpoint would stay beside the new ones."""
+    classes = [
+        "--model",
+        "engine.faults.own_code.Adversaries",
+        "--data",
+        "engine.faults.own_code.Own",
+    ]
+    best = ["--checkpoint.monitor", "val_gap", "--checkpoint.mode", "min"]
+    trainer = ["--trainer.max_epochs", "2", "--trainer.accelerator", "cpu"]
+    cli("fit", *classes, *best, *trainer, "--name", "run")
+    last = Path("lightning_logs/run/checkpoints/last.ckpt")
+    of_epoch_1 = last.read_bytes()
+    longer = ["--resume", "run", "--trainer.max_epochs", "3"]
+    with pytest.warns(UserWarning, match="training resumes at the end of an epoch"):
+        cli("fit", *longer)
+    last.write_bytes(of_epoch_1)
+    manifest = Path("lightning_logs/run/manifest.json")
+    manifest.write_text(manifest.read_text().replace('"finished"', '"running"'))
+    with pytest.warns(UserWarning, match="training resumes at the end of an epoch"):
+        cli("fit", *longer)
+    # Two optimizers step in each of 12 batches.
+    assert [step for step, _ in curves("run")["val_gap"]] == [24, 48, 72]
+
+
 # Conditions of a resume
 
 

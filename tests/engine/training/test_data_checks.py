@@ -9,7 +9,7 @@ import pytest
 from conftest import Cli, make_arrays
 from proj.data.arrays import ArrayDataModule
 from proj.data.tabular.datamodule import Tabular
-from proj.engine.training.data_checks import check_data, hash_inputs
+from proj.engine.training.data_checks import check_data, find_leaking_columns, hash_inputs
 
 
 def ready(path: str = "t.csv", **options: Any) -> Tabular:
@@ -78,6 +78,32 @@ def test_a_column_that_contains_the_target_is_named(kind: str, work: Any) -> Non
     assert "column leak alone explains 100.0% of the target" in text
     assert "data.columns: {leak: drop}" in text
     assert "column a" not in text
+
+
+def test_a_few_rows_that_agree_by_chance_are_no_leak(work: Any) -> None:
+    """On ten validation rows a good column has no error, which does not make it the target."""
+    rows = table()
+    wrong = [i % 16 == 0 for i in range(len(rows))]
+    other = pl.when(pl.col("y") == "yes").then(pl.lit("no")).otherwise(pl.lit("yes"))
+    rows = rows.with_columns(good=pl.when(pl.Series(wrong)).then(other).otherwise(pl.col("y")))
+    rows.write_csv("t.csv")
+    data = ready()
+    assert data.schema is not None
+    codes = data.splits["val"].x["categorical"][:, -1]
+    right = codes == 2 + data.splits["val"].y
+    val = data.splits["val"]
+    few = val._replace(
+        x={kind: x[right] for kind, x in val.x.items()}, y=val.y[right], row=val.row[right]
+    )
+    assert list(find_leaking_columns(data.schema, data.splits["train"], few)) == []
+
+
+def test_the_parts_of_a_date_are_one_finding(work: Any) -> None:
+    """Its days, months and hours are one column of the file."""
+    rows = table()
+    day = pl.when(pl.col("y") == "yes").then(pl.lit("2020-01-01")).otherwise(pl.lit("2021-03-02"))
+    rows.with_columns(end=day).write_csv("t.csv")
+    assert findings_text(ready()).count("alone explains") == 1
 
 
 def test_a_column_that_contains_a_number_to_predict_is_named(work: Any) -> None:

@@ -15,7 +15,7 @@ import yaml
 
 import processes
 from conftest import ROOT, Cli, files_in
-from proj.engine.runs.checkpoint_file import read_checkpoint
+from proj.engine.runs.checkpoint_file import read_checkpoint, read_weights
 
 LOGS = Path("lightning_logs")
 
@@ -101,6 +101,16 @@ def test_the_trainers_flags_work(
     assert (LOGS / "version_0/checkpoints").exists() == (
         flags[0] not in ("--trainer.enable_checkpointing", "--trainer.barebones")
     )
+
+
+def test_a_profiler_prints_its_table(
+    experiment: Any, caplog: pytest.LogCaptureFixture, cli: Cli
+) -> None:
+    """Lightning logs it at a level that is silenced for its other messages."""
+    config = experiment(trainer={"max_epochs": 1})
+    cli("fit", "--config", config, "--trainer.profiler", "simple")
+    assert "run_training_epoch" in caplog.text
+    assert caplog.text.count("Profiler Report") == 1
 
 
 def test_overfitting_sees_the_same_batches_each_epoch(experiment: Any, cli: Cli) -> None:
@@ -198,6 +208,26 @@ def test_continuing_with_another_model_or_schedule_is_an_error(experiment: Any, 
         "fit", "--config", config, "--ckpt_path", "weights.ckpt", code=2
     )
     assert [p.name for p in LOGS.iterdir()] == ["version_0"]
+
+
+def test_weights_of_a_file_with_a_state_dict(trained: Any, cli: Cli) -> None:
+    """`torch.save(net.state_dict())` is how PyTorch users keep weights."""
+    trained()
+    state = checkpoint()["state_dict"]
+    net = {name.removeprefix("net."): value for name, value in state.items()}
+    torch.save(net, "net.pt")
+    torch.save(dict(state), "model.pth")
+    for file in ("net.pt", "model.pth"):
+        args = ("--init_from", file, "--trainer.fast_dev_run", "true")
+        printed = cli("fit", "--config", "experiment.yaml", *args)
+        assert f"initialized from {len(state)} of {len(state)} tensors from {file}" in printed
+    loaded = read_weights(Path("net.pt"))["state_dict"]
+    assert all(torch.equal(loaded[name], value) for name, value in net.items())
+    torch.save({"epoch": 3}, "other.pt")
+    message = cli("fit", "--config", "experiment.yaml", "--init_from", "other.pt", code=2)
+    assert (
+        "other.pt cannot be read as a checkpoint: expected a tensor for epoch, got int" in message
+    )
 
 
 def test_training_without_a_validation_has_no_best_checkpoint_and_says_so(

@@ -15,6 +15,7 @@ from conftest import Cli
 from engine.tuning.conftest import run
 from proj.data.splits import split
 from proj.data.tabular.splits import split_by_time, split_groups
+from proj.engine.tuning import cv
 from proj.engine.tuning.fold_scores import FoldRun, out_of_fold_metrics, summarize_folds
 from proj.errors import UserError
 
@@ -150,6 +151,25 @@ def test_the_interval_has_the_correction_of_nadeau_and_bengio() -> None:
     assert (summary.low, summary.high) == pytest.approx(
         (np.mean(values) - half_width, np.mean(values) + half_width), abs=1e-12
     )
+
+
+def test_a_data_module_with_the_option_fold_only() -> None:
+    """`cv` ended with a KeyError: such a module has neither split_seed nor fractions."""
+    experiment = {
+        "seed_everything": 4,
+        "data": {"class_path": "own.Data", "init_args": {"fold": 0}},
+    }
+    runs = list(cv._plan_runs(experiment, Path("x"), folds=2, seeds=2))
+    assert [run.flags for run in runs[1:3]] == [
+        ["--seed_everything", "4", "--data.fold", "[test, 1, 2]"],
+        ["--seed_everything", "5", "--data.fold", "[test, 0, 2]"],
+    ]
+    flags = cv._refit_flags(experiment["data"], 7)
+    assert not any(flag.startswith("--data") for flag in flags)
+    experiment["data"]["init_args"] = {"split_seed": 3, "val_fraction": 0.2}
+    runs = list(cv._plan_runs(experiment, Path("x"), folds=2, seeds=2))
+    assert "--data.split_seed 4" in " ".join(runs[2].flags)
+    assert cv._refit_flags(experiment["data"], 7)[:2] == ["--data.val_fraction", "0"]
 
 
 def test_one_fold_is_refused_and_leaves_no_folder(cli: Cli) -> None:

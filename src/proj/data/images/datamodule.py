@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -36,9 +36,10 @@ from proj.data.images.sources import (
 )
 from proj.data.splits import Fold
 from proj.data.tabular.cache import build_once
+from proj.data.tabular.positive import check_positive, find_positive
 from proj.data.targets import Targets
 from proj.errors import UserError
-from proj.schema import SPLITS, Batch, Schema, Task
+from proj.schema import SPLITS, Batch, Label, Schema, Task
 
 if TYPE_CHECKING:
     # Importing polars takes half a second, and only predictions need it.
@@ -62,6 +63,8 @@ class Images(DataModule):
             means the test split. The row of an image is its position among the sorted names.
         task: the task of the targets of an ``.npz`` file; null infers it from their values. Folders
             are classes.
+        positive: the positive class of two, whose precision, recall and F1 are computed; null
+            means yes, true or 1 against no, false or 0, else the rarer class.
         size: height and width that all images are scaled to, or one number for both; null keeps
             the size of the images, which must then be equal.
         channels: grey or rgb; auto means grey if all images are grey, else rgb.
@@ -88,6 +91,7 @@ class Images(DataModule):
         path: str,
         predict_path: str | None = None,
         task: Task | None = None,
+        positive: Label | None = None,
         size: int | tuple[int, int] | None = None,
         channels: Literal["auto", "grey", "rgb"] = "auto",
         skip_unreadable: bool = False,
@@ -103,7 +107,7 @@ class Images(DataModule):
         cache_dir: str = f".cache/{__name__.partition('.')[0]}",
     ) -> None:
         super().__init__(batch_size, shuffle, predict_path)
-        self.path, self.task, self.fold = path, task, fold
+        self.path, self.task, self.positive, self.fold = path, task, positive, fold
         self.size = (size, size) if isinstance(size, int) else size
         self.channels, self.skip_unreadable = CHANNELS.get(channels), skip_unreadable
         self.flip, self.crop, self.erase = flip, crop, erase
@@ -221,6 +225,7 @@ class Images(DataModule):
             self.fold,
         )
         key = {"source": source_hash, "predict": predict, "pillow": PIL.__version__, **asdict(plan)}
+        key["classes"] = "the positive one is last"  # Prepared images of older versions differ.
 
         def build(folder: Path) -> None:
             prepare_images(folder, read(), plan, path)
@@ -267,13 +272,23 @@ class Images(DataModule):
     def _setup_splits(self) -> None:
         prepared = self._prepare(self.path)
         self.fingerprint, self.findings = prepared.source_hash, prepared.findings
-        schema = self.schema = self.schema or Schema.from_dict(prepared.facts["schema"])
+        schema = self.schema or self._fitted_schema(prepared)
+        check_positive(self.positive, schema)
+        self.schema = schema
         task = self.task or self._infer_task(prepared)
         for split in SPLITS:
             targets = Targets.from_array(prepared.load("y", split), task, (), self.path)
             y = targets.encode(schema, split, prepared.load("row", split))
             self.splits[split] = prepared.batch(split, torch.from_numpy(y))
             self.files[split] = prepared.names
+
+    def _fitted_schema(self, prepared: PreparedImages) -> Schema:
+        """Return the schema of the training images, with the class of data.positive as the last."""
+        schema, stated = Schema.from_dict(prepared.facts["schema"]), self.positive
+        names = schema.classes
+        if stated is None or find_positive(stated, schema.task, names) != names[0]:
+            return schema
+        return replace(schema, classes=names[::-1], class_counts=schema.class_counts[::-1])
 
     def _infer_task(self, prepared: PreparedImages) -> Task:
         """Return the task that the training targets suggest; other splits may lack classes."""

@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 from rich.console import Console
 from rich.progress import track
 
-from proj.data.memory import VARIABLE, requested_limit
+from proj.data.tabular.memory import VARIABLE, requested_limit
 from proj.errors import UserError
 from proj.schema import Array
 

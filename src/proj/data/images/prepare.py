@@ -15,6 +15,7 @@ from proj.data.images.decode import Shape, decode, read_shape, run_parallel
 from proj.data.images.sources import ImageFolder, ImageSet
 from proj.data.splits import Fold, split
 from proj.data.tabular.cache import create_array, map_array, save_array
+from proj.data.tabular.positive import choose_positive
 from proj.data.targets import Targets
 from proj.errors import UserError
 from proj.schema import SPLITS, Array, Batch, Schema, Task
@@ -116,7 +117,11 @@ def prepare_images(folder: Path, images: ImageSet, plan: ImagePlan, where: str) 
         labels = images.labels[readable["train"]]
         x = np.load(folder / "x_train.npy", mmap_mode="r")[: len(labels)]
         targets = Targets.from_array(labels, plan.task, (), where)
-        facts["schema"] = _fit_schema(x, targets).to_dict()
+        all_targets = Targets.from_array(
+            images.labels[images.splits == "train"], plan.task, (), where
+        )
+        target_fields = targets.fit(choose_positive(all_targets, None))
+        facts["schema"] = _fit_schema(x, target_fields).to_dict()
     (folder / "facts.json").write_text(json.dumps(facts), encoding="utf-8")
 
 
@@ -186,7 +191,7 @@ def _split_positions(images: ImageSet, plan: ImagePlan, where: str) -> dict[str,
     return chosen | {name: by_split[name] for name in ("val", "test") if len(by_split[name])}
 
 
-def _fit_schema(x: Array, targets: Targets) -> Schema:
+def _fit_schema(x: Array, target_fields: dict[str, Any]) -> Schema:
     """Return the schema of the training images ``x`` [rows, channels, height, width].
 
     Means and standard deviations come from the number of pixels at each of the 256 levels.
@@ -208,5 +213,5 @@ def _fit_schema(x: Array, targets: Targets) -> Schema:
         input_std=tuple(std.tolist()),
         rows=len(x),
         columns=(),
-        **targets.fit(),
+        **target_fields,
     )

@@ -1,4 +1,4 @@
-"""Tables in files: scan, encode, prepare, load. Cache and fingerprint serve images, too.
+"""Tables in files: scan, encode, prepare, load. Other data use some of its modules, too.
 
 The class is imported when first used, because images do not need polars.
 """

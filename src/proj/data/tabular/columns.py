@@ -12,6 +12,7 @@ import yaml
 from proj.data.base import Finding
 from proj.data.tabular.dates import UNITS, read_number_dates
 from proj.data.tabular.files import by_name, nameless
+from proj.data.tabular.identifiers import MIN_CATEGORY_ROWS, holds_codes, why_left_out
 from proj.data.tabular.overrides import Override
 from proj.data.tabular.readings import (
     DATE_KINDS,
@@ -22,7 +23,6 @@ from proj.data.tabular.readings import (
     read_number_series,
     stored_format,
 )
-from proj.data.tabular.split_column import is_split_column
 from proj.data.targets import TargetColumn
 from proj.errors import UserError
 from proj.schema import Array, Column
@@ -31,14 +31,9 @@ NumberKind: TypeAlias = Literal["number", "days", "month", "weekday", "hour"]
 
 # The number of bins that rtdl_num_embeddings uses by default.
 BINS = 48
-# A category of fewer training rows is encoded like an unseen one.
-MIN_CATEGORY_ROWS = 5
 # Less frequent categories are encoded like unseen ones.
 MAX_CATEGORIES = 256
 MICROSECONDS_PER_DAY = 86_400_000_000
-
-# Text with more distinct values, and more than half as many as rows, is an identifier.
-MAX_TEXT_CATEGORIES = 20
 
 # Category codes. The known categories follow.
 MISSING_CODE, OTHER_CODE, FIRST_CODE = 0, 1, 2
@@ -86,7 +81,12 @@ def fit_columns(
         if override is None and (reason := _why_useless(name, values, form)):
             left_out[name] = reason
             continue
-        fitted, is_number_date = _fit_column(name, values, override, form), bool(form)
+        is_number_date = bool(form)
+        if override is None and not is_number_date and holds_codes(name, values):
+            fitted = [_fit_categories(name, values, "number")]
+            findings.append(_code_finding(name, values))
+        else:
+            fitted = _fit_column(name, values, override, form)
         reading = readings.get(name, Reading("text"))
         form, words = form or stored_format(reading), reading.placeholders
         fitted = [replace(column, format=form, placeholders=words) for column in fitted]
@@ -113,23 +113,21 @@ def _date_form(name: str, values: pl.Series, override: Override | None) -> str:
 
 
 def _why_useless(name: str, values: pl.Series, form: str) -> str | None:
-    """Return the reason to leave a column out, because nothing general can be learned; or None."""
-    present = values.drop_nulls()
-    if (kind := type_of(values.dtype)) is None:
+    """Return the reason to leave a column out, or None."""
+    if type_of(values.dtype) is None:
         return f"values of type {values.dtype} cannot be used"
-    distinct = present.n_unique()
-    if distinct == 0 or (distinct == 1 and len(present) == len(values)):
-        return "constant" if len(present) else "only missing values"
-    if kind == "text" and is_split_column(present):
-        return f"it names the split of each row; to split by it, set data.split: {name}"
-    if kind == "text" and distinct > max(MAX_TEXT_CATEGORIES, len(present) // 2):
-        return f"an identifier or free text: {distinct} different values in {len(present)} rows"
-    if not form and values.dtype.is_integer() and len(present) > 20 and distinct == len(values):
-        span = int(present.max()) - int(present.min())  # type: ignore[arg-type]
-        # Nearly every integer of the range occurs, once.
-        if span < 4 * len(values):
-            return "an identifier: it counts the rows"
-    return None
+    return why_left_out(name, values, is_date=bool(form))
+
+
+def _code_finding(name: str, values: pl.Series) -> Finding:
+    present = values.drop_nulls()
+    return Finding(
+        f"the {present.n_unique()} different numbers of column {name}, such as {int(present[0])}, "
+        "are categories",
+        "its name says that they are codes",
+        f"to confirm, set {state(name, 'category')}; to use them as numbers, set number",
+        name,
+    )
 
 
 def _fit_column(name: str, values: pl.Series, override: Override | None, form: str) -> list[Column]:
@@ -278,11 +276,7 @@ def _describe(
     """Return findings about values of a column that are merged, rounded or read as dates."""
     column = fitted[0]
     if is_number_date:
-        example = values.drop_nulls()[0]
-        date = read_number_series(pl.Series([example]), column.format)[0]
-        what = f"{len(values) - values.null_count()} numbers of column {name} are read as dates"
-        effect = f"{example} is {date}"
-        return [Finding(what, effect, f"to keep numbers, {state(name, 'number')}", name)]
+        return _describe_dates(name, values.drop_nulls(), column.format)
     if column.kind == "category":
         return _find_folded(values, column) + find_alike(values, f"column {name}", name)
     if column.kind == "number" and values.dtype.is_numeric():
@@ -290,13 +284,28 @@ def _describe(
     return []
 
 
+def _describe_dates(name: str, numbers: pl.Series, form: str) -> list[Finding]:
+    """Return findings about numbers that are read as dates, and those that are none."""
+    dates = read_number_series(numbers, form)
+    read, odd = numbers.filter(dates.is_not_null()), numbers.filter(dates.is_null())
+    remedy = f"to keep numbers, {state(name, 'number')}"
+    what = f"{len(read)} numbers of column {name} are read as dates"
+    findings = [Finding(what, f"{read[0]} is {dates.drop_nulls()[0]}", remedy, name)]
+    if len(odd):
+        share = f"{len(odd)} of {len(numbers)} numbers of column {name} in training rows"
+        what = f"{share} cannot be read as dates, such as {odd[0]}"
+        findings.append(Finding(what, "they count as missing", f"correct them; {remedy}", name))
+    return findings
+
+
 def _find_folded(values: pl.Series, column: Column) -> list[Finding]:
     frame = values.to_frame(column.source)
     texts = frame.select(_category_text(column)).to_series().alias("").drop_nulls()
     folded = texts.filter(~texts.is_in(list(column.categories)))
-    if not len(folded):
-        return []
     counts = folded.alias("v").value_counts(sort=True, name="n")
+    # A single one is still distinct from all others.
+    if len(counts) < 2:
+        return []
     limit = f"fewer than {MIN_CATEGORY_ROWS} rows have each"
     if len(column.categories) == MAX_CATEGORIES:
         limit = f"only the {MAX_CATEGORIES} most frequent are kept"
@@ -369,6 +378,11 @@ def state(name: str, kind: str) -> str:
     """Return an entry of data.columns that can be pasted into YAML."""
     text = yaml.safe_dump({name: kind}, default_flow_style=True, allow_unicode=True, width=1000)
     return f"data.columns: {text.strip()}"
+
+
+def yaml_name(name: str) -> str:
+    """Return the name of a column as YAML reads it."""
+    return state(name, "x").removeprefix("data.columns: {").removesuffix(": x}")
 
 
 def target_column(name: str, values: pl.Series, where: str) -> TargetColumn:

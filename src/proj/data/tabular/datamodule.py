@@ -35,7 +35,7 @@ from proj.data.tabular.row_hashes import hash_rows
 from proj.data.tabular.rows import to_frame
 from proj.data.tabular.typed import conform
 from proj.errors import UserError
-from proj.schema import SPLITS, Array, Batch, Schema, Task
+from proj.schema import SPLITS, Array, Batch, Label, Schema, Task
 
 # The options that name the files of a split, in order of preference.
 SOURCES = {
@@ -57,6 +57,8 @@ class Tabular(DataModule):
         task: the task of the targets; null infers it: one column of text, booleans or at most 20
             different integers holds classes, several columns of 0 and 1 hold labels, and other
             columns hold numbers to predict.
+        positive: the positive class of two, whose precision, recall and F1 are computed; null
+            means yes, true or 1 against no, false or 0, else the rarer class.
         columns: the kind of a column, if the inferred one is wrong: number, category, date, or
             drop to leave it out. {kind: date, format: "%d/%m/%Y"} states a form as well, and
             {kind: number, format: "1.234,5"} decimal commas.
@@ -84,6 +86,7 @@ class Tabular(DataModule):
         test_path: str | None = None,
         predict_path: str | None = None,
         task: Task | None = None,
+        positive: Label | None = None,
         columns: dict[str, OverrideKind | StatedColumn] | None = None,
         batch_size: int | None = 256,
         val_fraction: float = 0.15,
@@ -110,6 +113,7 @@ class Tabular(DataModule):
         self.plan = TablePlan(
             targets=targets,
             task=task,
+            positive=positive,
             columns=parse_overrides(columns),
             val_fraction=val_fraction,
             test_fraction=0.0 if self.test_path else test_fraction,
@@ -145,8 +149,10 @@ class Tabular(DataModule):
 
         They are a polars or pandas frame, a dict of columns, a list of dicts, or one row as a dict.
         """
+        if isinstance(rows, list) and not rows:
+            rows = {column.source: [] for column in schema.columns}
         source = Source(Path("rows"), to_frame(rows).lazy())
-        table, findings = conform(source, schema.columns, "rows")
+        table, findings = conform(source, schema.columns, "rows", has_words=True)
         for finding in findings:
             rank_zero_warn(str(finding))
         frame = table.select(
@@ -177,8 +183,20 @@ class Tabular(DataModule):
             self.splits["predict"] = self._predict_rows()
 
     @property
+    def positive(self) -> Label | None:
+        return self.plan.positive
+
+    @property
     def group(self) -> str | None:
         return self.plan.split_by["group"]
+
+    @property
+    def left_out_columns(self) -> list[str]:
+        assert self.schema is not None
+        used = {column.source for column in self.schema.columns}
+        used |= {*self.plan.targets, *filter(None, self.plan.split_by.values())}
+        names = read_names(self._files("test_path") or self._files("path"))
+        return [name for name in names if name not in used]
 
     def source_hashes(self, split: str) -> Array | None:
         option = next(option for option in SOURCES.get(split, ("path",)) if getattr(self, option))

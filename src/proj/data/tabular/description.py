@@ -9,7 +9,7 @@ from proj.data.tabular.dates import EXCEL, UNITS
 from proj.data.tabular.files import MISSING
 from proj.data.tabular.numbers import DEFAULT_FORMAT, PLACEHOLDERS, plain_numbers
 from proj.data.tabular.readings import ISO_FORMS, column_readings
-from proj.data.tabular.typed import has_outer_spaces
+from proj.data.tabular.typed import has_outer_spaces, missing_words
 from proj.schema import Column, Schema
 
 # Characters of a date without a time.
@@ -50,13 +50,15 @@ def _source(columns: list[Column]) -> dict[str, Any]:
     reading = column_readings([column])[column.source]
     default = {"number": DEFAULT_FORMAT, "date": ISO_FORMS}.get(reading.type, "")
     texts = pl.Series(column.categories, dtype=pl.String)
+    is_text = reading.type == "text"
+    words = missing_words(column) if is_text else list(reading.placeholders)
     return {
         "name": column.source,
         # Older runs declare numbers and dates in text as text.
         "type": column.type if column.kind == "category" else _type(column, reading.type),
         "reading": reading.type,
         "format": reading.format or default,
-        "placeholders": list(reading.placeholders),
+        "placeholders": words,
         # Spaces around texts have a meaning if the training data have them.
         "keeps_spaces": has_outer_spaces(column.categories),
         # Other programs take categories that look like numbers for numbers.

@@ -7,7 +7,7 @@ import gzip
 import io
 import lzma
 from collections.abc import Iterable, Iterator
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -46,6 +46,8 @@ class Dialect(NamedTuple):
         skipped: lines before the header: ``sep=;`` and comments.
         comment: the first character of lines to leave out, or None.
         blank_lines: whether there are empty lines between the rows.
+        row_names: whether the header does not name the first column, as R writes row names.
+        unnamed: names that are not in the file.
     """
 
     names: tuple[str, ...]
@@ -53,14 +55,16 @@ class Dialect(NamedTuple):
     skipped: int
     comment: str | None
     blank_lines: bool
+    row_names: bool = False
+    unnamed: tuple[str, ...] = ()
 
 
 def plain_copy(file: Path, folder: Path, tab_separated: bool) -> tuple[Path, Dialect]:
     """Return a text file, or a copy in ``folder`` that polars can read, and its dialect.
 
     A copy is made of files that are compressed, not in UTF-8, with single carriage returns as line
-    ends, separated by spaces, or with quotes that polars reads in another way than Python's csv
-    module. Raises UserError if the file is empty or two columns have one name.
+    ends, separated by spaces, with row names, or with quotes that polars reads in another way than
+    Python's csv module. Raises UserError if the file is empty or two columns have one name.
     """
     plain = file
     head = read_head(file)
@@ -71,7 +75,7 @@ def plain_copy(file: Path, folder: Path, tab_separated: bool) -> tuple[Path, Dia
                 copy.write(text)
     dialect = find_dialect(head, str(file), tab_separated)
     blank_lines, is_readable = _scan_bytes(plain, dialect.separator)
-    if dialect.separator == " " or not is_readable:
+    if dialect.separator == " " or dialect.row_names or not is_readable:
         plain = _rewrite(plain, folder, dialect, head)
         dialect = dialect._replace(separator=",", skipped=0, comment=None)
         blank_lines = False
@@ -104,15 +108,41 @@ def find_dialect(lines: list[str], where: str, tab_separated: bool = False) -> D
         rest = [header, *rest]
     has_comments = any(line.startswith("#") for line in lines[skipped : skipped + comments])
     separator = separator or _find_separator(rest)
-    names = next((row for row in _records(rest, separator) if row), [])
+    records = [row for row in _records(rest, separator) if row]
+    names = records[0] if records else []
     if not names:
         raise UserError(f"{where}: expected a header and rows of data, got an empty file.")
+    if row_names := _have_row_names(records):
+        names = ["", *names]
+    named = _name_all(names, where)
     return Dialect(
-        tuple(_name_all(names, where)),
+        tuple(named),
         separator,
         skipped + comments,
         "#" if has_comments and _are_comments(rest, separator, len(names)) else None,
         blank_lines=False,
+        row_names=row_names,
+        # A finding of its own tells of row names.
+        unnamed=tuple(n for n, given in zip(named, names, strict=True) if not given.strip())[
+            row_names:
+        ],
+    )
+
+
+def _have_row_names(records: list[list[str]]) -> bool:
+    """Return whether all lines begin with a name of the row, for which the header has no field.
+
+    R writes tables like this. Its row names are unique. A separator at the end of each line would
+    be an empty last field.
+    """
+    if len(records) < 2 or len(records[0]) < 2:
+        return False
+    header, *rows = records
+    first = {row[0] for row in rows}
+    return (
+        all(len(row) == len(header) + 1 for row in rows)
+        and len(first) == len(rows)
+        and any(row[-1].strip() for row in rows)
     )
 
 
@@ -150,9 +180,12 @@ def _find_separator(lines: list[str]) -> str:
 
 
 def _score(lines: list[str], separator: str) -> tuple[float, int]:
-    widths = [len(row) for row in _records(lines, separator) if row]
+    records = [row for row in _records(lines, separator) if row]
+    widths = [len(row) for row in records]
     if not widths or widths[0] == 1:
         return 0.0, 1
+    if _have_row_names(records):
+        return 1.0, widths[0]
     return sum(width == widths[0] for width in widths) / len(widths), widths[0]
 
 
@@ -236,12 +269,15 @@ def _scan_bytes(file: Path, separator: str) -> tuple[bool, bool]:
         chunk = stream.read(CHUNK_BYTES).removeprefix(codecs.BOM_UTF8)
         while chunk:
             following = stream.read(CHUNK_BYTES)
-            data = np.frombuffer(chunk, np.uint8)
             if not blank_lines:
-                edge = before + chunk
-                blank_lines = b"\n\n" in edge or b"\n\r\n" in edge
-            quotes = np.flatnonzero(data == ord('"'))
-            if len(quotes):
+                edge = before + chunk[:2]
+                blank_lines = any(
+                    b"\n\n" in part or (b"\r" in part and b"\n\r\n" in part)
+                    for part in (edge, chunk)
+                )
+            if b'"' in chunk:
+                data = np.frombuffer(chunk, np.uint8)
+                quotes = np.flatnonzero(data == ord('"'))
                 padded = np.concatenate(
                     [[before[-1]], data, [following[0] if following else ord("\n")]]
                 )
@@ -250,7 +286,7 @@ def _scan_bytes(file: Path, separator: str) -> tuple[bool, bool]:
                 if not np.isin(neighbours, beside).all():
                     return blank_lines, False
                 inside ^= bool(len(quotes) % 2)
-            before, chunk = (before + chunk)[-2:], following
+            before, chunk = (before + chunk[-2:])[-2:], following
     return blank_lines, not inside
 
 
@@ -269,6 +305,9 @@ def _rewrite(file: Path, folder: Path, dialect: Dialect, head: list[str]) -> Pat
         if dialect.separator == " ":
             lines = (line.strip() for line in lines)
         rows = csv.reader(lines, delimiter=dialect.separator, skipinitialspace=spaces)
-        # The text lines of the header are not needed: the names are known.
-        csv.writer(target, lineterminator="\n").writerows(row for row in rows if row)
+        records: Iterator[list[str]] = (row for row in rows if row)
+        if dialect.row_names:
+            next(records)
+            records = chain([list(dialect.names)], records)
+        csv.writer(target, lineterminator="\n").writerows(records)
     return copy

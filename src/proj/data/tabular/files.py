@@ -6,20 +6,21 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import polars as pl
 from polars import selectors
 from polars.exceptions import PolarsError
 
 from proj.data.base import Finding
-from proj.data.memory import check_memory
 from proj.data.tabular.cache import DISK_FULL
 from proj.data.tabular.dialect import Dialect, find_dialect, free_name, plain_copy, read_head
+from proj.data.tabular.memory import check_memory
+from proj.data.tabular.numbers import parse_numbers
 from proj.errors import UserError, nearest
 
 TEXT, JSON, EXCEL = (".csv", ".tsv", ".txt"), (".json", ".jsonl", ".ndjson"), (".xlsx", ".xls")
@@ -32,6 +33,11 @@ CHUNK_ROWS, CHUNK_VALUES = 500_000, 50_000_000
 # Memory for each row of a table: its target, its number, its split, and copies of them while the
 # rows are split. Other columns are streamed.
 ROW_BYTES = 80
+
+UNNAMED = "__UNNAMED__"  # Begins the name that fastexcel gives to a column without one.
+
+# Of copies that are read a few times. Better compression would take more time than it saves.
+QUICK: dict[str, Any] = {"compression": "lz4", "statistics": False, "engine": "streaming"}
 
 # Words for missing values in the text files of other programs, beside empty fields.
 MISSING = ("NA", "N/A", "n/a", "NaN", "nan", "null", "NULL", "None", "?")
@@ -46,6 +52,7 @@ class Source(NamedTuple):
         separator: of a text file, whose columns all are text; otherwise empty.
         findings: findings about the files as a whole.
         folder: a folder for copies that exists as long as the table.
+        with_words: the table of a text file with the words that ``table`` has as missing values.
     """
 
     file: Path
@@ -53,6 +60,7 @@ class Source(NamedTuple):
     separator: str = ""
     findings: tuple[Finding, ...] = ()
     folder: Path | None = None
+    with_words: pl.LazyFrame | None = None
 
     @property
     def is_text(self) -> bool:
@@ -150,6 +158,7 @@ def _open_parquet(files: list[Path], folder: Path) -> Source:
 def _open_text(files: list[Path], folder: Path) -> Source:
     """Write text files as one Parquet file of text in ``folder``, and scan it."""
     tables: list[pl.LazyFrame] = []
+    with_words: list[pl.LazyFrame] = []
     findings: list[Finding] = []
     first: Dialect | None = None
     for file in files:
@@ -165,27 +174,39 @@ def _open_text(files: list[Path], folder: Path) -> Source:
             )
         parquet = folder / f"{len(tables)}.parquet"
         try:
-            _scan_text(plain, dialect).sink_parquet(parquet, engine="streaming")
+            _scan_text(plain, dialect).sink_parquet(parquet, **QUICK)
         except PolarsError as error:
             _check_encoding(plain, file)
             _check_fields(plain, file, dialect)
             raise UserError(_cause(file, error)) from error
         table = pl.scan_parquet(parquet, glob=False)
         _check_last_column(table, plain, file, dialect)
+        words = _scan_text(plain, dialect, ())
+        if repeated := _count_repeated_headers(table, dialect):
+            is_row = ~_is_header(dialect)
+            table, words = table.filter(is_row), words.filter(is_row)
+            findings.append(_repeated_header_finding(file, repeated))
         tables.append(table)
+        with_words.append(words)
         findings += _find_comments(plain, file, dialect)
+        if dialect.row_names:
+            findings.append(_row_names_finding(file, dialect))
+        if len(tables) == 1:
+            findings += _find_missing_header(file, dialect)
     assert first is not None
-    return Source(files[0], pl.concat(tables), first.separator, tuple(findings))
+    findings += _find_unnamed(files[0], first.unnamed)
+    words = pl.concat(with_words)
+    return Source(files[0], pl.concat(tables), first.separator, tuple(findings), with_words=words)
 
 
-def _scan_text(file: Path, dialect: Dialect) -> pl.LazyFrame:
+def _scan_text(file: Path, dialect: Dialect, missing: Sequence[str] = MISSING) -> pl.LazyFrame:
     names = list(dialect.names)
     table = pl.scan_csv(
         file,
         separator=dialect.separator,
         skip_lines=dialect.skipped,
         comment_prefix=dialect.comment,
-        null_values=list(MISSING),
+        null_values=list(missing),
         infer_schema=False,
         with_column_names=lambda _: names,
         glob=False,
@@ -219,7 +240,8 @@ def _open_excel(files: list[Path], folder: Path) -> Source:
     # Importing takes long, and few tables are workbooks.
     import fastexcel
 
-    tables, findings = [], []
+    tables: list[pl.LazyFrame] = []
+    findings: list[Finding] = []
     for number, file in enumerate(files):
         try:
             book = fastexcel.read_excel(file)
@@ -227,7 +249,7 @@ def _open_excel(files: list[Path], folder: Path) -> Source:
         except fastexcel.FastExcelError as error:
             raise UserError(_cause(file, error)) from error
         names = [
-            free_name(i, sheet.columns) if name.startswith("__UNNAMED__") else name.strip()
+            free_name(i, sheet.columns) if name.startswith(UNNAMED) else name.strip()
             for i, name in enumerate(sheet.columns)
         ]
         if len(set(names)) < len(names):
@@ -235,6 +257,11 @@ def _open_excel(files: list[Path], folder: Path) -> Source:
                 f"{file}: expected different names for all columns, got {', '.join(names)}; rename "
                 "the equal ones."
             )
+        if number == 0:
+            unnamed = [
+                n for n, g in zip(names, sheet.columns, strict=True) if g.startswith(UNNAMED)
+            ]
+            findings += _find_unnamed(file, unnamed)
         sheet.columns = names
         sheet.write_parquet(folder / f"{number}.parquet")
         tables.append(pl.scan_parquet(folder / f"{number}.parquet", glob=False))
@@ -336,13 +363,86 @@ def _find_comments(plain: Path, file: Path, dialect: Dialect) -> list[Finding]:
         comments = [line.strip() for line in lines if line.startswith(comment)]
     if not comments:
         return []
+    lines_begin = f"{len(comments)} lines of {file.name} begin"
+    if len(comments) == 1:
+        lines_begin = f"1 line of {file.name} begins"
     return [
         Finding(
-            f"{len(comments)} lines of {file.name} begin with {comment}, such as {comments[0]!r}",
+            f"{lines_begin} with {comment}, such as {comments[0]!r}",
             "they are left out as comments",
             "put quotes around the first field of each, if they are rows",
         )
     ]
+
+
+def _row_names_finding(file: Path, dialect: Dialect) -> Finding:
+    return Finding(
+        f"the header of {file.name} has one field less than the lines below it",
+        f"the first column is read as row names, as R writes them, and called {dialect.names[0]}",
+        "name all columns in the header, if that is wrong",
+    )
+
+
+def _find_missing_header(file: Path, dialect: Dialect) -> list[Finding]:
+    """Return a finding about names that are numbers, as in a file without a header.
+
+    Names such as the years of a wide table ascend.
+    """
+    numbers = parse_numbers(pl.Series(dialect.names, dtype=pl.String)).drop_nulls()
+    ascend = bool((numbers.diff().drop_nulls() > 0).all())
+    if len(numbers) < 3 or len(numbers) < len(dialect.names) / 2 or ascend:
+        return []
+    names = ", ".join(dialect.names[:3])
+    return [
+        Finding(
+            f"the first line of {file.name} may be a row: it begins with {names}",
+            "it is read as the names of the columns, not as a row",
+            "write a line with names above it, if the file has none",
+        )
+    ]
+
+
+def _is_header(dialect: Dialect) -> pl.Expr:
+    """Return the expression of rows that repeat the names of all columns."""
+    fields = [(by_name(name).str.strip_chars(), name) for name in dialect.names]
+    return pl.all_horizontal(
+        value.fill_null("") == "" if name in dialect.unnamed else (value == name).fill_null(False)
+        for value, name in fields
+    )
+
+
+def _count_repeated_headers(table: pl.LazyFrame, dialect: Dialect) -> int:
+    """Return how often the header is among the rows, as in files that were put together.
+
+    A single column may have its name as a value.
+    """
+    named = [name for name in dialect.names if name not in dialect.unnamed]
+    if len(named) < 2:
+        return 0
+    # Of most tables, reading one column shows that there is none.
+    may_be = by_name(named[-1]).str.strip_chars() == named[-1]
+    if not table.select(may_be.any()).collect(engine="streaming").item():
+        return 0
+    return int(table.select(_is_header(dialect).sum()).collect(engine="streaming").item())
+
+
+def _repeated_header_finding(file: Path, repeated: int) -> Finding:
+    rows = "1 row repeats" if repeated == 1 else f"{repeated} rows repeat"
+    return Finding(
+        f"{rows} the header of {file.name}",
+        "they are left out" if repeated > 1 else "it is left out",
+        "delete such lines from the file",
+    )
+
+
+def _find_unnamed(file: Path, names: Sequence[str]) -> list[Finding]:
+    """Return a finding about columns without a name, which are called ``names``."""
+    if not names:
+        return []
+    noun, verb = ("1 column", "has") if len(names) == 1 else (f"{len(names)} columns", "have")
+    what = f"{noun} of {file.name} {verb} no name"
+    effect = f"the name is {', '.join(names[:5])}{', …' * (len(names) > 5)}"
+    return [Finding(what, effect, "write names in the first line, if the columns are used")]
 
 
 def _cause(file: Path, error: Exception) -> str:

@@ -92,16 +92,15 @@ def is_whole(values: pl.Series, style: str) -> pl.Series:
 
 
 def is_code(values: pl.Series) -> bool:
-    """Return whether texts are codes: digits of one width, some of which begin with 0.
+    """Return whether texts are codes: digits that are padded with zeros to a common width.
 
-    >>> is_code(pl.Series(["00501", "10115"])), is_code(pl.Series(["0", "7"]))
-    (True, False)
+    >>> is_code(pl.Series(["00501", "10115"])), is_code(pl.Series(["01", "95", "971"]))
+    (True, True)
+    >>> is_code(pl.Series(["0", "7"])), is_code(pl.Series(["7", "007"]))
+    (False, False)
     """
+    if not len(values) or not values.str.contains(r"^\d+$").all():
+        return False
     lengths = values.str.len_chars()
-    return bool(
-        len(values)
-        and lengths[0] > 1
-        and (lengths == lengths[0]).all()
-        and values.str.contains(r"^\d+$").all()
-        and values.str.starts_with("0").any()
-    )
+    padded = lengths.filter(values.str.contains(r"^0\d"))
+    return bool(len(padded) and padded.max() == lengths.min())

@@ -28,14 +28,16 @@ from proj.data.tabular.files import (
     nameless,
     open_table,
 )
+from proj.data.tabular.hints import find_hints
 from proj.data.tabular.overrides import Override
+from proj.data.tabular.positive import check_positive, choose_positive
 from proj.data.tabular.readings import Reading, Wish, column_readings, stored_format
 from proj.data.tabular.split_column import name_splits
 from proj.data.tabular.splits import split_by_time, split_groups
 from proj.data.tabular.typed import TypedTable, apply_readings, conform, read_text
 from proj.data.targets import Targets
 from proj.errors import UserError
-from proj.schema import SPLITS, Array, Column, Schema, Task
+from proj.schema import SPLITS, Array, Column, Label, Schema, Task
 
 # Split number of rows that are left out: without a target, or later than a fold in time.
 LEFT_OUT = len(SPLITS)
@@ -50,6 +52,7 @@ class TablePlan:
 
     targets: list[str]
     task: Task | None
+    positive: Label | None
     columns: dict[str, Override]
     val_fraction: float
     test_fraction: float
@@ -92,9 +95,18 @@ def _prepare_rows(
         raise UserError(f"{where}: column {names}: expected targets, got missing values only.")
     if schema is None:
         targets.check()
+    else:
+        check_positive(plan.positive, schema)
     row_splits, findings = _assign_splits(plan, targets, keys, where)
+    if schema is None:
+        _check_classes(targets, row_splits)
     train_keys = keys.filter(row_splits == 0)
-    findings += [*source.findings, *_find_missing_targets(targets), *_find_alike_labels(targets)]
+    findings += [
+        *source.findings,
+        *typed.general,
+        *_find_missing_targets(targets),
+        *_find_alike_labels(targets),
+    ]
     time = plan.split_by["time"]
     for name in dict.fromkeys([*plan.targets, *([] if time is None else [time])]):
         # Without a column: `init` writes columns with findings that are no inputs as left out.
@@ -104,9 +116,12 @@ def _prepare_rows(
     if schema is None:
         schema, column_findings = _fit_schema(plan, source, typed, inputs, targets, row_splits)
         table = typed.table
+        if not test_files and not any(plan.split_by.values()):
+            undecided = [name for name in inputs if name not in plan.columns]
+            findings += find_hints(source, table, undecided)
     else:
         table, column_findings = conform(source, schema.columns, where)
-    y = targets.encode(schema)
+    y = _encode_targets(targets, schema, row_splits)
     splits = SPLITS[:2] if test_files else SPLITS
     _write_splits(folder, source._replace(table=table), schema, splits, row_splits, y)
     return schema, findings + column_findings, train_keys, typed.readings
@@ -146,7 +161,7 @@ def _prepare_test_file(
     used = {n: readings[n] for n in others if n in readings and dtypes[n] == pl.String}
     typed = TypedTable(apply_readings(source.table, used), readings, {})
     targets, test_keys = _read_targets(plan, source, typed, schema, with_split=False)
-    y = targets.encode(schema)
+    y = targets.encode(schema, "test")
     row_splits = np.where(targets.missing, LEFT_OUT, 0).astype(np.uint8)
     _write_splits(folder, source._replace(table=table), schema, ("test",), row_splits, y)
     leaks = _find_leaks(plan, train_keys, test_keys, "test")
@@ -289,6 +304,27 @@ def _assign_splits(
     return row_splits, findings
 
 
+def _check_classes(targets: Targets, row_splits: Array) -> None:
+    """Raise UserError for a class of val or test that train does not have."""
+    if (strata := targets.strata) is None:
+        return
+    known = np.unique(strata[row_splits == 0])
+    labels = tuple(targets.class_names[i] for i in known)
+    for number, name in enumerate(SPLITS):
+        unknown = np.flatnonzero((row_splits == number) & ~np.isin(strata, known))
+        if len(unknown):
+            raise targets.unknown_class(unknown, labels, name)
+
+
+def _encode_targets(targets: Targets, schema: Schema, row_splits: Array) -> Array:
+    """Return the targets of all rows; those of rows that are left out have no meaning."""
+    used = np.flatnonzero(row_splits != LEFT_OUT)
+    encoded = targets.take(used).encode(schema, "", used)
+    y = np.zeros((len(row_splits), *encoded.shape[1:]), encoded.dtype)
+    y[used] = encoded
+    return y
+
+
 def _splits_of_column(rows: Array, values: pl.Series, name: str) -> dict[str, Array]:
     """Return the rows of each split by the values of a column."""
     splits = name_splits(values, name)
@@ -351,12 +387,16 @@ def _fit_schema(
         rows=len(train),
         columns=columns,
         target_columns=_target_columns(plan, typed.readings),
-        **targets.take(train).fit(),
+        **targets.take(train).fit(choose_positive(targets, plan.positive)),
     )
     unintended = {name: why for name, why in left_out.items() if name not in plan.columns}
     for name in dict.fromkeys(column.source for column in columns):
         if name != plan.split_by["time"]:
             findings += typed.findings.get(name, ())
+    for name in unintended:
+        if typed.readings.get(name, Reading("text")).type == "text":
+            # Without a column: that of the finding above is enough for `init`.
+            findings += [f._replace(column=None) for f in typed.findings.get(name, ())]
     return schema, [*(_left_out_finding(*item) for item in unintended.items()), *findings]
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Final, Literal, NamedTuple, TypeAlias
+from typing import Final, Literal, NamedTuple, TypeAlias, TypeVar
 
 import polars as pl
 
@@ -28,6 +28,7 @@ from proj.data.targets import MAX_NUMBER_CLASSES
 from proj.errors import UserError
 from proj.schema import Column
 
+Text = TypeVar("Text", pl.Series, pl.Expr)
 ColumnType: TypeAlias = Literal["number", "text", "boolean", "date"]
 
 # A column is a number or a date if at least this share of its values can be read as one.
@@ -52,7 +53,12 @@ ISO_FORMS: Final = "|".join(
     )
 )
 
-# Whole numbers of these dates, 19000101 to 21001231, are read as dates if all of them are dates.
+# The end of a time with an offset from UTC that is not 0, such as 10:30:00+01:00.
+_OFFSET: Final = (
+    r"(?::\d\d(?:\.\d+)?|T\d{6}) *[+-](?:0[1-9]|1\d|00:?[1-9]\d|00:?0[1-9])(?::?\d\d)? *$"
+)
+
+# Whole numbers of these dates, 19000101 to 21001231, may be dates.
 _DAY_RANGE: Final = (1900_01_01, 2100_12_31)
 
 
@@ -84,6 +90,7 @@ class Tally:
     example: str = ""
     whole: bool = True
     first_odd: tuple[int, str] | None = None  # row and value of the first that cannot be read
+    is_plain: bool = True  # whether all are plain numbers or missing
 
     def add(self, values: pl.Series, reading: Reading) -> None:
         """Count the values of a chunk."""
@@ -99,6 +106,7 @@ class Tally:
                     integers = values.cast(pl.Int64, strict=False)
                     self.whole = integers.null_count() == values.null_count()
                 return
+        self.is_plain = False
         parsed = read(values, reading)
         present = values.is_not_null()
         if parsed.null_count() > values.null_count():
@@ -108,13 +116,15 @@ class Tally:
         if reading.type == "number":
             self._add_forms(values, parsed, reading)
         elif reading.type == "date" and "z" in reading.format:
-            self._add_written(values.filter(values.str.contains(r"[+-](?:0[1-9]|1\d|00:?[1-9])")))
+            self._add_written(values.filter(values.str.contains(_OFFSET)))
 
     _unreadable: int = 0
 
     def _add_words(self, values: pl.Series, odd: pl.Series, reading: Reading, start: int) -> None:
         counts = values.filter(odd).alias("v").value_counts(sort=True, name="n")
         for word, count in counts.rows():
+            if not word.strip():
+                continue  # A field of spaces is as missing as an empty one.
             if not is_placeholder(word, reading):
                 self._unreadable += count
                 if self.first_odd is None:
@@ -161,7 +171,12 @@ def read(values: pl.Series, reading: Reading) -> pl.Series:
     if reading.type == "date":
         dates = read_dates(pl.col("v"), reading.format or ISO_FORMS)
         return values.alias("v").to_frame().select(dates).to_series().alias(values.name)
-    return values.str.strip_chars()
+    return _clean(values)
+
+
+def _clean(text: Text) -> Text:
+    """Return text without spaces around it; nothing else is missing."""
+    return text.str.strip_chars().replace("", None)
 
 
 def read_column(values: pl.Expr, reading: Reading) -> pl.Expr:
@@ -169,7 +184,7 @@ def read_column(values: pl.Expr, reading: Reading) -> pl.Expr:
     if reading.type == "date":
         return read_dates(values, reading.format or ISO_FORMS)
     if reading.type == "text":
-        return values.str.strip_chars()
+        return _clean(values)
     if reading.type == "boolean":
         return values.map_batches(
             lambda series: read(series.alias(""), reading),
@@ -223,8 +238,21 @@ def find_readings(sample: pl.DataFrame, wishes: Mapping[str, Wish], separator: s
     return found
 
 
-# The reading of each column, and the other form of dates that fits as well.
-Found = dict[str, tuple[Reading, str]]
+class FoundReading(NamedTuple):
+    """The reading of a column, and what else it may be.
+
+    Attributes:
+        reading: how the text is read.
+        other: another form of dates that fits as well, or nothing.
+        numbers: for text, the reading as numbers that fits most values, but too few.
+    """
+
+    reading: Reading
+    other: str = ""
+    numbers: Reading | None = None
+
+
+Found = dict[str, FoundReading]
 
 
 class _Values:
@@ -249,6 +277,10 @@ class _Values:
     def rows_as_numbers(self, style: str) -> int:
         return int(self.counts.filter(self.numbers[style].is_not_null()).sum())
 
+    def are_codes(self, style: str) -> bool:
+        """Return whether the numbers are codes. A few words among them do not matter."""
+        return is_code(self.texts.filter(self.numbers[style].is_not_null()).str.strip_chars())
+
     def contains(self, sign: str) -> bool:
         return bool(self.texts.str.contains(sign, literal=True).any())
 
@@ -268,10 +300,10 @@ class _Values:
         return style not in ("", DEFAULT_FORMAT) and share >= READABLE_SHARE
 
 
-def _find_one(name: str, values: _Values, wish: Wish, use_comma: bool) -> tuple[Reading, str]:
+def _find_one(name: str, values: _Values, wish: Wish, use_comma: bool) -> FoundReading:
     kind, stated = (wish.override.kind, wish.override.format) if wish.override else (None, "")
     if kind == "drop" or not values.rows:
-        return Reading("text"), ""
+        return FoundReading(Reading("text"))
     style = values.style() or ("1.234,5" if use_comma else DEFAULT_FORMAT)
     if kind == "number" and stated:
         style = _stated_style(name, stated)
@@ -280,21 +312,23 @@ def _find_one(name: str, values: _Values, wish: Wish, use_comma: bool) -> tuple[
     if kind == "number":
         if share < STATED_SHARE:
             raise _cannot_follow(name, "numbers", stated, values, values.numbers[style])
-        return numbers, ""
+        return FoundReading(numbers)
     if kind == "category":
-        plain = plain_numbers(values.texts).null_count() == 0 and not is_code(values.texts)
-        return (Reading("number") if plain else _boolean_or_text(values)), ""
+        plain = plain_numbers(values.texts).null_count() == 0 and not values.are_codes(style)
+        return FoundReading(Reading("number") if plain else _boolean_or_text(values))
     if kind == "date":
         return _stated_dates(name, values, stated)
-    if share >= READABLE_SHARE and not is_code(values.texts):
+    if share >= READABLE_SHARE and not values.are_codes(style):
         few = values.numbers[style].n_unique() <= MAX_NUMBER_CLASSES + 1
         if share == 1 or not (wish.strict and few):
-            return numbers, ""
+            return FoundReading(numbers)
     if (found := find_date_form(values.texts, values.counts)) is not None:
         form, rows = found
         if rows / values.rows >= READABLE_SHARE:
-            return Reading("date", form.form), form.other
-    return _boolean_or_text(values), ""
+            return FoundReading(Reading("date", form.form), form.other)
+    is_mixed = STATED_SHARE <= share < READABLE_SHARE and not values.are_codes(style)
+    is_mixed = is_mixed and values.numbers[style].n_unique() > MAX_NUMBER_CLASSES + 1
+    return FoundReading(_boolean_or_text(values), "", numbers if is_mixed else None)
 
 
 def _boolean_or_text(values: _Values) -> Reading:
@@ -311,11 +345,11 @@ def _stated_style(name: str, stated: str) -> str:
     return stated
 
 
-def _stated_dates(name: str, values: _Values, stated: str) -> tuple[Reading, str]:
+def _stated_dates(name: str, values: _Values, stated: str) -> FoundReading:
     """Return the reading of a column that data.columns declares to hold dates."""
     numbers = values.numbers[DEFAULT_FORMAT]
     if numbers.is_not_null().mean() > READABLE_SHARE:  # type: ignore[operator]
-        return Reading("number"), ""
+        return FoundReading(Reading("number"))
     if stated:
         form = to_polars_form(stated)
         dates = read(values.texts, Reading("date", form))
@@ -326,7 +360,7 @@ def _stated_dates(name: str, values: _Values, stated: str) -> tuple[Reading, str
         dates = read(values.texts, Reading("date", form or "%Y-%m-%d"))
     if rows / values.rows < STATED_SHARE:
         raise _cannot_follow(name, "dates", stated, values, dates)
-    return Reading("date", form), other
+    return FoundReading(Reading("date", form), other)
 
 
 def number_date_form(name: str, numbers: pl.Series, stated: str) -> str:
@@ -354,10 +388,13 @@ def read_number_series(numbers: pl.Series, form: str) -> pl.Series:
 
 
 def days_in_numbers(numbers: pl.Series) -> bool:
-    """Return whether whole numbers such as 20180131 all are dates."""
-    if not numbers.is_between(*_DAY_RANGE).all() or not len(numbers):
+    """Return whether whole numbers such as 20180131 are dates, but for a few."""
+    in_range = numbers.is_between(*_DAY_RANGE)
+    # Most columns end here, before anything is read as dates.
+    if not len(numbers) or in_range.sum() < READABLE_SHARE * len(numbers):
         return False
-    return read_number_series(numbers, "%Y%m%d").null_count() == numbers.null_count()
+    dates = read_number_series(numbers, "%Y%m%d")
+    return bool((dates.is_not_null() & in_range).sum() >= READABLE_SHARE * len(numbers))
 
 
 def _cannot_follow(

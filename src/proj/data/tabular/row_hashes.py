@@ -13,6 +13,7 @@ from proj.data.tabular.files import (
     nameless,
     open_table,
 )
+from proj.data.tabular.identifiers import names_time
 from proj.schema import Array
 
 # First values of a column that show that it does not count the rows.
@@ -43,7 +44,12 @@ def hash_rows(files: list[Path], ignored: list[str]) -> Array:
 
 
 def _is_counter(source: Source, name: str) -> bool:
-    """Return whether a column numbers the rows: different whole numbers without large gaps."""
+    """Return whether a column numbers the rows: different whole numbers without large gaps.
+
+    A column of times does not: rows of different times are no copies.
+    """
+    if names_time(name):
+        return False
     column = source.table.select(by_name(name))
     for table in (column.head(COUNTER_SAMPLE), column):
         values = nameless(collect_table(source, table), name)

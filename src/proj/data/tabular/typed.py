@@ -1,13 +1,22 @@
 """Tables with typed columns: text is read as numbers, dates and booleans, with findings."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 import polars as pl
 
 from proj.data.base import Finding
-from proj.data.tabular.columns import state, type_of
-from proj.data.tabular.files import Source, by_name, collect_table, iter_chunks, nameless
+from proj.data.tabular.columns import state, type_of, yaml_name
+from proj.data.tabular.files import (
+    MISSING,
+    QUICK,
+    Source,
+    by_name,
+    collect_table,
+    iter_chunks,
+    nameless,
+)
+from proj.data.tabular.missing_words import count_texts, find_blanks, find_missing_words
 from proj.data.tabular.numbers import DEFAULT_FORMAT
 from proj.data.tabular.readings import (
     READABLE_SHARE,
@@ -26,11 +35,15 @@ from proj.schema import Column
 
 
 class TypedTable(NamedTuple):
-    """A table whose text columns are read, the readings by column, and findings by column."""
+    """A table whose text columns are read, the readings by column, and findings.
+
+    ``findings`` are those of each column, ``general`` those of several columns.
+    """
 
     table: pl.LazyFrame
     readings: dict[str, Reading]
     findings: dict[str, list[Finding]]
+    general: tuple[Finding, ...] = ()
 
 
 def read_text(
@@ -51,9 +64,9 @@ def read_text(
     rows = int(collect_table(source, table.select(pl.len())).item())
     sample = collect_table(source, table.gather_every(-(-rows // SAMPLE_ROWS)))
     found = find_readings(sample, wishes, source.separator)
-    tallies = _tally(source, {name: reading for name, (reading, _) in found.items()})
+    tallies = _tally(source, {name: fit.numbers or fit.reading for name, fit in found.items()})
     readings, findings = used, {}
-    for name, (reading, other) in found.items():
+    for name, (reading, other, numbers) in found.items():
         tally = tallies.get(name, Tally())
         wish = wishes.get(name, Wish())
         if reading.type in ("number", "date") and not wish.override and not _fits(tally, wish):
@@ -63,16 +76,41 @@ def read_text(
             whole = reading.type == "number" and tally.whole
             reading = reading._replace(placeholders=words, whole=whole)
             findings[name] = list(_describe(name, reading, other, tally, wish, source.is_text))
+        elif numbers:
+            findings[name] = [_mixed(name, tally)]
         # Other programs keep the spaces around text in a table that has types.
         if source.is_text or reading.type != "text":
             readings[name] = reading
-    typed = apply_readings(source.table, readings)
+    general = _find_unusual_texts(source, readings, tallies, texts, findings)
+    plain = {name for name in readings if name in tallies and tallies[name].is_plain}
+    typed = apply_readings(source.table, readings, plain)
     if source.is_text and source.folder:
         # Several queries follow, and text is converted once.
         file = source.folder / "typed.parquet"
-        typed.sink_parquet(file, engine="streaming")
+        typed.sink_parquet(file, **QUICK)
         typed = pl.scan_parquet(file, glob=False)
-    return TypedTable(typed, readings, findings)
+    return TypedTable(typed, readings, findings, tuple(general))
+
+
+def _find_unusual_texts(
+    source: Source,
+    readings: Mapping[str, Reading],
+    tallies: Mapping[str, Tally],
+    names: list[str],
+    findings: dict[str, list[Finding]],
+) -> list[Finding]:
+    """Return findings about words for missing values; add those about blanks to ``findings``."""
+    if not source.is_text:
+        return []
+    texts = [name for name in names if readings[name].type in ("text", "boolean")]
+    counts = count_texts(source, texts)
+    for name, found in counts.items():
+        if about_blanks := find_blanks(source, name, found):
+            findings[name] = about_blanks
+    missing = {
+        name: tally.rows - tally.read - sum(tally.words.values()) for name, tally in tallies.items()
+    }
+    return find_missing_words(source, missing | {n: found.missing for n, found in counts.items()})
 
 
 def _fits(tally: Tally, wish: Wish) -> bool:
@@ -91,11 +129,21 @@ def _tally(source: Source, readings: Mapping[str, Reading]) -> dict[str, Tally]:
     return tallies
 
 
-def apply_readings(table: pl.LazyFrame, readings: Mapping[str, Reading]) -> pl.LazyFrame:
-    """Return a table whose text columns have the types of their readings."""
-    return table.with_columns(
-        read_column(by_name(name), reading).alias(name) for name, reading in readings.items()
-    )
+def apply_readings(
+    table: pl.LazyFrame, readings: Mapping[str, Reading], plain: Collection[str] = ()
+) -> pl.LazyFrame:
+    """Return a table whose text columns have the types of their readings.
+
+    All values of the columns in ``plain`` are plain numbers, which polars reads itself.
+    """
+    columns = []
+    for name, reading in readings.items():
+        column = read_column(by_name(name), reading)
+        if name in plain:
+            dtype = pl.Int64 if reading.whole else pl.Float64
+            column = by_name(name).cast(dtype, strict=False)
+        columns.append(column.alias(name))
+    return table.with_columns(columns)
 
 
 def _describe(
@@ -110,8 +158,7 @@ def _describe(
         yield _written_numbers(name, reading, tally)
     elif tally.written:
         yield Finding(
-            f"{tally.written} times of column {name} are in another time zone, such as "
-            f"{tally.example!r}",
+            f"{tally.written} times of column {name} are not in UTC, such as {tally.example!r}",
             "they are converted to UTC",
             "write local times in the file, if the hour of the day matters",
             name,
@@ -128,7 +175,7 @@ def _describe(
         yield Finding(
             f"the dates of column {name} fit {chosen} and {other}",
             f"they are read as {chosen}",
-            f"if that is wrong, set data.columns: {{{_key(name)}: {{kind: date, format: "
+            f"if that is wrong, set data.columns: {{{yaml_name(name)}: {{kind: date, format: "
             f"'{other}'}}}}",
             name,
         )
@@ -149,6 +196,18 @@ def _unreadable_words(name: str, reading: Reading, tally: Tally, stated: bool) -
     )
 
 
+def _mixed(name: str, tally: Tally) -> Finding:
+    words = {word: count for word, count in tally.words.items() if word.strip()}
+    word = max(words, key=lambda w: words[w])
+    return Finding(
+        f"{tally.read} of {tally.present} values of column {name} are numbers, the others are not, "
+        f"such as {word!r}",
+        f"the column is text, because less than {READABLE_SHARE:.0%} are numbers",
+        f"to use the numbers, and the others as missing, set {state(name, 'number')}",
+        name,
+    )
+
+
 def _written_numbers(name: str, reading: Reading, tally: Tally) -> Finding:
     number = read(pl.Series([tally.example]), reading)[0]
     number = int(number) if number % 1 == 0 else number
@@ -163,11 +222,7 @@ def _written_numbers(name: str, reading: Reading, tally: Tally) -> Finding:
 
 def _entry(name: str, reading: Reading) -> str:
     other = DEFAULT_FORMAT if reading.format not in ("", DEFAULT_FORMAT) else "1.234,5"
-    return f"data.columns: {{{_key(name)}: {{kind: number, format: '{other}'}}}}"
-
-
-def _key(name: str) -> str:
-    return state(name, "x").removeprefix("data.columns: {").removesuffix(": x}")
+    return f"data.columns: {{{yaml_name(name)}: {{kind: number, format: '{other}'}}}}"
 
 
 # New rows for a fitted schema
@@ -181,10 +236,11 @@ _DTYPES: dict[ColumnType, pl.DataType] = {
 
 
 def conform(
-    source: Source, columns: tuple[Column, ...], where: str
+    source: Source, columns: tuple[Column, ...], where: str, has_words: bool = False
 ) -> tuple[pl.LazyFrame, list[Finding]]:
     """Return a table whose columns have the types they had in training, and findings.
 
+    With ``has_words``, words such as NA count as missing, as they do in text files.
     Raises UserError for a column that is not there, of another type, or whose values mostly cannot
     be read.
     """
@@ -199,13 +255,26 @@ def conform(
     findings = _check_readable(source, readings, expected, where)
     others = {n: _convert(source, n, c, where) for n, c in expected.items() if n not in readings}
     table = apply_readings(source.table, readings)
+    if has_words:
+        texts = [name for name, reading in readings.items() if reading.type == "text"]
+        table = table.with_columns(_without_words(name, expected[name]) for name in texts)
     converted = [expr.alias(name) for name, expr in others.items() if expr is not None]
     return table.with_columns(converted), findings
 
 
 def has_outer_spaces(words: tuple[str, ...]) -> bool:
     """Return whether spaces around words have a meaning: the training data have them."""
-    return any(word != word.strip() for word in words)
+    return any(word != word.strip() or not word for word in words)
+
+
+def missing_words(column: Column) -> list[str]:
+    """Return the words that count as missing in text of a column, unless it was trained on them."""
+    return [word for word in MISSING if word not in column.categories]
+
+
+def _without_words(name: str, column: Column) -> pl.Expr:
+    text = by_name(name)
+    return pl.when(~text.is_in(missing_words(column))).then(text).alias(name)
 
 
 def _rename(table: pl.LazyFrame, names: list[str], where: str) -> pl.LazyFrame:

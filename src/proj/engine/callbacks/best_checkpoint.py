@@ -15,10 +15,15 @@ from proj.engine.lightning_internals import (
 from proj.engine.runs.weights import load_fitting
 from proj.errors import TrainingError
 from proj.metrics import metric_info
-from proj.schema import Schema
+from proj.schema import Label, Schema
 
 # Decides between epochs whose monitored metric is the same.
 LOSS = "val/loss"
+
+# A smaller fall of the loss of classes or labels does not keep training going. Where classes are
+# easily told apart, the loss is halved again and again after all predictions are correct.
+MIN_LOSS_CHANGE = 0.001
+CLASS_TASKS = ("binary", "multiclass", "multilabel")
 
 # Fewer validations may agree by chance, and do not call for a warning.
 MIN_CONSTANT_VALIDATIONS = 5
@@ -182,7 +187,9 @@ class EarlyStopping(callbacks.EarlyStopping):
         monitor: the metric; null means the one that the best checkpoint is chosen by.
         mode: whether a smaller or a larger value is better; null means the metric's own mode.
         patience: validations without improvement to wait for; null switches early stopping off.
-        min_delta: smallest change that counts as an improvement, in the metric's unit.
+        min_delta: smallest change that counts as an improvement, in the metric's unit; several
+            changes within the patience add up. Null means 0.001 for ``val/loss`` of classes and
+            labels, and 0 for other metrics.
     """
 
     def __init__(
@@ -190,16 +197,17 @@ class EarlyStopping(callbacks.EarlyStopping):
         monitor: str | None = None,
         mode: Literal["min", "max"] | None = None,
         patience: int | None = None,
-        min_delta: float = 0.0,
+        min_delta: float | None = None,
     ) -> None:
         self.checkpoint_patience = patience or 0
         self.progress = Progress()
         self.best_loss = float("inf")
+        self.own_min_delta = min_delta
         super().__init__(
             monitor=monitor or "",
             mode=mode or "min",
             patience=patience or 0,
-            min_delta=min_delta,
+            min_delta=min_delta or 0.0,
             check_on_train_epoch_end=_after_training_epoch(monitor),
         )
 
@@ -207,11 +215,22 @@ class EarlyStopping(callbacks.EarlyStopping):
         metrics = trainer.callback_metrics
         if not trainer.sanity_checking and {self.monitor, LOSS} <= metrics.keys():
             self.progress.add(metrics[self.monitor].item())
-            needed = self.best_loss - abs(self.min_delta)
+            needed = self.best_loss - self._loss_change(pl_module)
             if not self.progress.moved and (loss := metrics[LOSS].item()) < needed:
                 # The check, now or at the end of the epoch, adds one.
                 self.best_loss, self.wait_count = loss, -1
         super().on_validation_end(trainer, pl_module)
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        if self.monitor == LOSS:  # Lightning subtracts it, so it is negative.
+            self.min_delta = -self._loss_change(pl_module)
+
+    def _loss_change(self, pl_module: LightningModule) -> float:
+        """Return the change of ``val/loss`` that counts as an improvement."""
+        if self.own_min_delta is not None:
+            return abs(self.own_min_delta)
+        return MIN_LOSS_CHANGE if getattr(pl_module, "task", None) in CLASS_TASKS else 0.0
 
     def state_dict(self) -> dict[str, Any]:
         progress = {"progress": vars(self.progress).copy(), "best_loss": self.best_loss}
@@ -236,16 +255,20 @@ class InitialWeights(Callback):
     Args:
         state: weights by parameter name.
         source: name of the checkpoint, for messages.
+        classes: the classes that the weights were trained for, if they are known.
 
     Attributes:
         report: one line about what did and did not fit; empty until ``on_fit_start``.
     """
 
-    def __init__(self, state: dict[str, Any], source: str) -> None:
-        self.state, self.source, self.report = state, source, ""
+    def __init__(self, state: dict[str, Any], source: str, classes: tuple[Label, ...] = ()) -> None:
+        self.state, self.source, self.classes, self.report = state, source, classes, ""
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.report = load_fitting(pl_module, self.state, self.source)
+        schema, classes = getattr(pl_module, "schema", None), self.classes
+        if isinstance(schema, Schema) and len(classes) == 2 and classes == schema.classes[::-1]:
+            self.report += f"; its positive class is {classes[1]}, not {schema.classes[1]}"
 
 
 def _after_training_epoch(monitor: str | None) -> bool | None:

@@ -1,19 +1,18 @@
-"""Progress bar and TensorBoard: loss, gradient norm and learning rates of steps, config, graph."""
+"""TensorBoard: loss, gradient norm and learning rates of steps, config, graph."""
 
 import contextlib
 import copy
 import io
 import re
 import sys
-import time
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities import rank_zero_warn
@@ -31,43 +30,7 @@ from proj.models.checks import evaluating
 from proj.models.module import to_inputs
 from proj.schema import Tensors
 
-__all__ = ["RunLogger", "StepLogger", "StepProgressBar", "TensorBoardSummary", "flatten_config"]
-
-REFRESHES_PER_SECOND = 10
-
-
-class StepProgressBar(RichProgressBar):
-    """Lightning's progress bar, counted in optimizer steps and with the loss of the last step.
-
-    It refreshes ten times a second. A refresh after each batch, as in Lightning, would take a tenth
-    of the time of a tiny net.
-    """
-
-    loss: Tensor | None = None
-    # Time of the last refresh on the monotonic clock.
-    last_refresh = 0.0
-
-    def __init__(self) -> None:
-        super().__init__(refresh_rate=REFRESHES_PER_SECOND)
-
-    @property
-    def total_train_batches(self) -> int | float:
-        return getattr(self.trainer.train_dataloader, "batches", super().total_train_batches)
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        self.loss = outputs.get("loss") if isinstance(outputs, dict) else None
-        done = getattr(trainer.train_dataloader, "position", batch_idx + 1)
-        due = time.monotonic() - self.last_refresh >= 1 / REFRESHES_PER_SECOND
-        if done == self.total_train_batches or due:
-            self.last_refresh = time.monotonic()
-            super().on_train_batch_end(trainer, pl_module, outputs, batch, done - 1)
-
-    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        items: dict[str, Any] = super().get_metrics(trainer, pl_module)
-        items.pop("v_num", None)
-        return items if self.loss is None else {"train/loss_step": self.loss.item(), **items}
+__all__ = ["RunLogger", "StepLogger", "TensorBoardSummary", "flatten_config"]
 
 
 class StepLogger(Callback):
@@ -128,7 +91,11 @@ def _learning_rates(optimizers: list[Optimizer]) -> dict[str, float]:
 
 
 class RunLogger(TensorBoardLogger):
-    """Write TensorBoard events directly into the run's folder.
+    """Write TensorBoard events directly into the run's folder, by optimizer steps.
+
+    Lightning counts batches instead, which differ from optimizer steps with several optimizers and
+    with several steps in one execution. Then a resumed run could not tell which values it logs
+    again.
 
     Args:
         folder: the run's folder.
@@ -145,6 +112,13 @@ class RunLogger(TensorBoardLogger):
             purge_step=purge_step,
         )
         self.resumed = purge_step is not None
+        self.trainer: Trainer | None = None
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        # Lightning adds the epoch where it chooses the step, not where a module logs a step.
+        if self.trainer is not None and "epoch" in metrics:
+            step = self.trainer.global_step
+        super().log_metrics(metrics, step)
 
     def save(self) -> None:
         """Do nothing: ``config.yaml`` replaces Lightning's ``hparams.yaml``."""

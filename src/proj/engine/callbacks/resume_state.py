@@ -18,6 +18,7 @@ from proj.engine import PACKAGE
 from proj.engine.callbacks.best_checkpoint import EarlyStopping
 from proj.engine.callbacks.checkpoint_io import DurableCheckpointIO
 from proj.engine.callbacks.generators import generator_states, restore_generators
+from proj.engine.console import plural
 from proj.engine.exit_codes import stop_signals
 from proj.engine.lightning_internals import (
     has_default_checkpoint_io,
@@ -236,9 +237,9 @@ class ResumeCheckpoint(Checkpoint):
         processes = self.restored["processes"]
         if len(processes) != trainer.world_size:
             rank_zero_warn(
-                f"the checkpoint was written by {len(processes)} processes, now there are "
-                f"{trainer.world_size}: random generators and the metrics of the interrupted epoch "
-                "start anew."
+                f"the checkpoint was written by {plural(len(processes), 'process', 'processes')}, "
+                f"this training has {trainer.world_size}: random generators and the metrics of the "
+                "interrupted epoch start anew."
             )
             return
         process = processes[trainer.global_rank]

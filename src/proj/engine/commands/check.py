@@ -22,7 +22,7 @@ from proj.engine.callbacks.multi_step import eager_step
 from proj.engine.config.arguments import read_arguments
 from proj.engine.config.experiment import ExperimentCLI
 from proj.engine.config.without_effect import settings_without_effect
-from proj.engine.training.data_checks import check_data
+from proj.engine.training.data_checks import check_data, describe_positive
 from proj.engine.training.initial_weights import initial_weights
 from proj.engine.training.preflight import preflight
 from proj.models.base import Model
@@ -54,6 +54,8 @@ def check(args: list[str]) -> None:
     findings: list[Finding] = []
     if isinstance(data, DataModule):
         console.show_data(data)
+        if line := describe_positive(data):
+            console.say(line)
         findings += [*check_data(data), *_check_splits(data)]
     if isinstance(data, DataModule) and isinstance(model, Model):
         with isolate_rng():
@@ -80,8 +82,8 @@ def _check_splits(data: DataModule) -> Iterator[Finding]:
         elif rows < SMALL_SPLIT_ROWS:
             half_width = 100 * 1.96 * math.sqrt(0.25 / rows)
             console.say(
-                f"the {split} split has {rows} rows: the 95 % interval of a share of them is up to "
-                f"± {half_width:.0f} percentage points."
+                f"the {split} split has {console.plural(rows, 'row')}: the 95 % interval of a "
+                f"share of them is up to ± {half_width:.0f} percentage points."
             )
 
 
@@ -186,7 +188,7 @@ def _show_costs(model: Model, data: DataModule, seconds: float, activation_bytes
         f"{_mb(activation_bytes)} activations of a batch, {_mb(data_bytes)} data"
     )
     console.say(
-        f"time: {_round(1000 * seconds)} ms per step, {steps} steps per epoch: "
+        f"time: {_round(1000 * seconds)} ms per step, {console.plural(steps, 'step')} per epoch: "
         f"{_round(seconds * steps)} s, without optimizer and validation"
     )
 
@@ -231,13 +233,13 @@ def _check_overfit(model: Model, batch: Batch) -> Iterator[Finding]:
         loss, is_learned = _evaluate(model, batch)
         if is_learned:
             console.say(
-                f"overfit: the net learned {rows} rows in {step} steps, loss {initial_loss:.3g} to "
-                f"{loss:.3g}"
+                f"overfit: the net learned {console.plural(rows, 'row')} in "
+                f"{console.plural(step, 'step')}, loss {initial_loss:.3g} to {loss:.3g}"
             )
             return
     yield Finding(
-        f"the net has not learned {rows} rows in {OVERFIT_STEPS} steps, loss {initial_loss:.3g} to "
-        f"{loss:.3g}",
+        f"the net has not learned {console.plural(rows, 'row')} in {OVERFIT_STEPS} steps, loss "
+        f"{initial_loss:.3g} to {loss:.3g}",
         "it will not learn more rows better",
         "look for a mistake in the net or the labels, or try another learning rate, more units, "
         "less dropout",

@@ -1,18 +1,25 @@
 """Test whether runs differ on the same test rows."""
 
 import argparse
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from rich.table import Column, Table
+from rich.table import Table
 
 from proj.engine import console, html
 from proj.engine.config.parser import VerbParser
-from proj.engine.console import number
+from proj.engine.console import number, signed
 from proj.engine.evaluation.limits import MIN_UNITS, unit_name
-from proj.engine.evaluation.paired import SIGNIFICANCE_LEVEL, Difference, differences, holm
+from proj.engine.evaluation.paired import (
+    SIGNIFICANCE_LEVEL,
+    Difference,
+    differences,
+    holm,
+    metric_values,
+)
 from proj.engine.evaluation.prediction_set import PredictionSet, load_predictions
 from proj.engine.evaluation.results import check_tested, read_schema
 from proj.engine.html import Section
@@ -24,19 +31,29 @@ from proj.engine.runs.locks import read_results
 from proj.engine.runs.run import Run
 from proj.errors import UserError
 from proj.metrics import metric_info
+from proj.schema import Task
 
-HEADER = ("metric", "difference", "95 % interval", "p", "verdict", "test")
+# The columns after the name of a metric and its values in both runs.
+HEADER = ("difference", "95 % interval", "p", "verdict", "test")
 
 # The name of each setting, and its value in each run.
 Settings = list[tuple[str, list[str]]]
 
 
 class Comparison(NamedTuple):
-    """A run's metrics minus those of the first run, with p-values adjusted for all runs."""
+    """A run's metrics minus those of the first run, with p-values adjusted for all runs.
 
-    title: str
+    ``names`` and ``values`` are those of the first run and of the other one.
+    """
+
+    names: tuple[str, str]
+    values: tuple[dict[str, float], dict[str, float]]
     differences: dict[str, Difference]
     p_values: dict[str, float]
+
+    @property
+    def title(self) -> str:
+        return f"{self.names[1]} minus {self.names[0]}"
 
 
 def compare(args: list[str]) -> None:
@@ -53,10 +70,10 @@ def compare(args: list[str]) -> None:
     comparisons = compare_with_first(names, predictions)
     differing = differing_settings(runs)
     for comparison in comparisons:
-        _show(comparison, len(predictions[0]))
+        _show(comparison, predictions[0])
     console.show(_settings_table(names, differing))
     if arguments.output:
-        report = _html_report(names, len(predictions[0]), comparisons, differing)
+        report = _html_report(names, predictions[0], comparisons, differing)
         atomic_write(Path(arguments.output), lambda file: file.write(report.encode()))
         console.say(f"report: {arguments.output}")
 
@@ -94,8 +111,9 @@ def check_same_rows(first_name: str, first: PredictionSet, name: str, other: Pre
     if not np.array_equal(first.row, other.row):
         shared = len(np.intersect1d(first.row, other.row))
         raise UserError(
-            f"compare: expected the same test rows, got {len(first)} rows of {first_name} and "
-            f"{len(other)} of {name} with {shared} in common; test both on one split."
+            f"compare: expected the same test rows, got {console.plural(len(first), 'row')} "
+            f"of {first_name} and {len(other)} of {name} with {shared} in common; test both "
+            "on one split."
         )
     if not np.array_equal(first.target, other.target):
         raise UserError(
@@ -128,8 +146,12 @@ def compare_with_first(
         adjusted = holm([run[metric].p for run in by_run])
         for values, p in zip(p_values, adjusted, strict=True):
             values[metric] = p
-    titles = [f"{name} minus {names[0]}" for name in names[1:]]
-    return [Comparison(*parts) for parts in zip(titles, by_run, p_values, strict=True)]
+    first, *others = [metric_values(run) for run in predictions]
+    pairs = zip(names[1:], others, by_run, p_values, strict=True)
+    return [
+        Comparison((names[0], name), (first, own), difference, p)
+        for name, own, difference, p in pairs
+    ]
 
 
 def differing_settings(runs: Sequence[Run]) -> Settings:
@@ -154,32 +176,32 @@ def verdict(metric: str, difference: Difference, p: float) -> str:
     return "better" if (difference.value > 0) == (info.mode == "max") else "worse"
 
 
-def _rows(comparison: Comparison) -> list[list[str]]:
+def _table(comparison: Comparison, task: Task) -> tuple[list[str], list[list[str]]]:
+    """Return the header and the rows of a comparison's table."""
     rows = []
     for metric, difference in comparison.differences.items():
         p = comparison.p_values[metric]
-        interval = f"{_signed(difference.low)} to {_signed(difference.high)}"
-        conclusion = verdict(metric, difference, p)
-        value = _signed(difference.value)
+        own = [number(values[metric]) for values in comparison.values]
+        value, low, high = (_signed(limit, own) for limit in difference[:3])
         shown_p = f"{p:.3f}" if p >= 0.001 else "< 0.001"
-        rows.append([metric, value, interval, shown_p, conclusion, difference.test])
-    return rows
+        conclusion = verdict(metric, difference, p)
+        cells = [value, f"{low} to {high}", shown_p, conclusion, difference.test]
+        rows.append([console.shown_name(metric, task), *own, *cells])
+    return ["metric", *comparison.names, *HEADER], rows
 
 
-def _signed(value: float) -> str:
-    return f"{'+' if value > 0 else ''}{number(value)}"
+def _signed(difference: float, own: list[str]) -> str:
+    """Return a difference with the four decimals of the values that it is of, if they have them."""
+    has_decimals = all(re.search(r"\.\d{4}$", value) for value in own)
+    return f"{difference:+.4f}" if has_decimals else signed(difference)
 
 
-def _show(comparison: Comparison, test_rows: int) -> None:
-    console.say(f"{comparison.title}, {test_rows} test rows")
+def _show(comparison: Comparison, predictions: PredictionSet) -> None:
+    console.say(f"{comparison.title}, {console.plural(len(predictions), 'test row')}")
+    header, rows = _table(comparison, predictions.task)
     # The last column, the name of the test, is in the HTML report only.
-    header = HEADER[:-1]
-    table = Table(
-        *(Column(name, justify="right" if name in HEADER[1:4] else "left") for name in header)
-    )
-    for row in _rows(comparison):
-        table.add_row(*row[:-1])
-    console.show(table)
+    header, rows = header[:-1], [row[:-1] for row in rows]
+    console.show_lines(header, rows, numbers=len(header) - 1)
 
 
 def _settings_table(names: list[str], settings: Settings) -> Table:
@@ -190,18 +212,19 @@ def _settings_table(names: list[str], settings: Settings) -> Table:
 
 
 def _html_report(
-    names: list[str], test_rows: int, comparisons: list[Comparison], settings: Settings
+    names: list[str], predictions: PredictionSet, comparisons: list[Comparison], settings: Settings
 ) -> str:
     several = len(comparisons) > 1
     adjusted = f" The p-values are adjusted for {len(comparisons)} runs (Holm)." if several else ""
     lead = html.text(
-        f"Differences on the same {test_rows} test rows. Each interval is valid for its difference "
-        f"alone.{adjusted}"
+        f"Differences on the same {console.plural(len(predictions), 'test row')}. Each interval is "
+        f"valid for its difference alone.{adjusted}"
     )
-    sections = [
-        Section(comparison.title, [html.table(comparison.title, HEADER, _rows(comparison))])
-        for comparison in comparisons
-    ]
+    sections = []
+    for comparison in comparisons:
+        header, table = _table(comparison, predictions.task)
+        element = html.table(comparison.title, header, table, numbers=5, texts=2)
+        sections.append(Section(comparison.title, [element]))
     rows = [[key, *values] for key, values in settings]
     differing = html.table("Settings that differ", ["setting", *names], rows)
     return html.page(" and ".join(names), lead, [*sections, Section("Settings", [differing])])

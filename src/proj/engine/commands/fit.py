@@ -18,8 +18,12 @@ from proj.engine.exit_codes import DISK_ERRORS, as_user_error, signal_exit_codes
 from proj.engine.runs.files import atomic_write, write_json
 from proj.engine.runs.locks import lock_run
 from proj.engine.runs.run import Run, check_name, create_run
-from proj.engine.training.data_checks import check_data
-from proj.engine.training.initial_weights import checkpoint_to_continue, initial_weights
+from proj.engine.training.data_checks import check_data, describe_positive
+from proj.engine.training.initial_weights import (
+    check_classes,
+    checkpoint_to_continue,
+    initial_weights,
+)
 from proj.engine.training.lr_find import find_learning_rate
 from proj.engine.training.preflight import preflight
 from proj.engine.training.resume import resume
@@ -79,7 +83,11 @@ def train_experiment(
             console.warn(sentence)
         preflight(cli, initial)
         findings = check_data(cli.datamodule) if isinstance(cli.datamodule, DataModule) else []
+        if line := describe_positive(cli.datamodule):
+            console.say(line)
         console.show_findings(findings)
+        if checkpoint is not None:
+            check_classes(checkpoint, cli.datamodule)
         for callback in initial:
             console.say(f"initialized from {callback.report}")
     if cli.config.trainer.fast_dev_run:

@@ -17,7 +17,7 @@ from proj.engine.class_paths import own_classes
 from proj.engine.config.parser import VerbParser
 from proj.engine.escaping import visible
 from proj.engine.runs.files import atomic_write
-from proj.engine.training.data_checks import check_data
+from proj.engine.training.data_checks import check_data, describe_positive
 from proj.engine.yaml_text import yaml_key, yaml_value
 from proj.errors import UserError
 from proj.schema import Schema, Task
@@ -39,6 +39,8 @@ def init(args: list[str]) -> None:
     data.prepare_data()
     data.setup("fit")
     console.show_data(data)
+    if line := describe_positive(data):
+        console.say(line)
     console.show_findings(check_data(data), options.strict)
     text = _experiment_yaml(data, options.data)
     atomic_write(output, lambda file: file.write(text.encode()))

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from proj.data.base import split_names
+from proj.data.base import DataModule, split_names
 from proj.engine import console
 from proj.engine.callbacks.prediction_writer import PredictionWriter
-from proj.engine.config.experiment import ExperimentCLI
+from proj.engine.config.experiment import ExperimentCLI, first_process
 from proj.engine.evaluation.restore import apply_calibration, restore, run_loop
 from proj.engine.runs.predictions import writer
 from proj.engine.runs.run import Run
@@ -22,6 +22,9 @@ def predict(args: list[str]) -> None:
     prediction_writer = PredictionWriter(
         path, split_names(columns, "--keep") if columns else [], bool(cli.option("escape_formulas"))
     )
+    data = cli.datamodule
+    if first_process() and isinstance(data, DataModule) and data.predict_path is None:
+        console.say("no data.predict_path is given, so the rows of the test split are predicted")
     trainer = run_loop("predict", restored, prediction_writer)
     if trainer.is_global_zero and not restored.fast_dev_run:
         console.say(f"predictions: {path}")

@@ -16,6 +16,8 @@ from proj.errors import UserError, nearest
 from proj.metrics import metric_info
 
 SHOWN_METRICS = ("accuracy", "f1", "auroc", "rmse", "r2")
+# Columns that are left out of a table that is too wide for the terminal, in this order.
+OPTIONAL = ("net", "status", "start")
 COMPARISONS: dict[str, Callable[[float, float], bool]] = {
     "=": operator.eq,
     "<": operator.lt,
@@ -117,7 +119,12 @@ def _show(listed: list[RunFacts], sort_key: str | None) -> None:
         net = str(settings.get("model.net") or settings.get("model", "")).rpartition(".")[2]
         values = [number(run.metrics[name]) if name in run.metrics else "" for name in shown]
         rows.append([settings["name"], start, settings["status"], net, *values])
-    console.show_lines(["run", "start", "status", "net", *shown], rows, numbers=len(shown))
+    header, rows, left_out = console.fitting(
+        ["run", "start", "status", "net", *shown], rows, OPTIONAL, console.terminal_width()
+    )
+    console.show_lines(header, rows, numbers=len(shown))
+    if left_out:
+        console.say(f"too wide to show: {', '.join(left_out)}")
 
 
 def _meeting(listed: list[RunFacts], conditions: list[str]) -> list[RunFacts]:

@@ -4,6 +4,7 @@ from proj.data.base import DataModule
 from proj.engine import console
 from proj.engine.callbacks.prediction_writer import PredictionWriter
 from proj.engine.evaluation.artifacts import save_artifacts
+from proj.engine.evaluation.baseline import constant_baseline
 from proj.engine.evaluation.prediction_set import predictions_in
 from proj.engine.evaluation.report import write_report
 from proj.engine.evaluation.restore import RestoredRun, apply_calibration, restore, run_loop
@@ -19,6 +20,7 @@ from proj.engine.runs import calibration
 from proj.engine.runs.calibration import Calibration
 from proj.engine.runs.locks import replace_results
 from proj.engine.runs.run import Run
+from proj.engine.training.data_checks import describe_positive
 from proj.models.base import Model
 
 
@@ -52,6 +54,8 @@ def _score(
     schema, data = cli.model.schema, cli.datamodule
     assert schema is not None
     assert writer.table is not None
+    if line := describe_positive(data, schema, " and train again"):
+        console.say(line)
     predictions = predictions_in(writer.table, run, schema, applied)
     metrics = add_intervals(metrics, predictions, schema, run_seed(run))
     warnings = small_sample_warnings(metrics, schema.task, "test")
@@ -59,7 +63,9 @@ def _score(
         _write_predictions(run, writer, applied)
         is_ours = isinstance(data, DataModule)
         omissions = list(save_artifacts(run, data, schema, predictions)) if is_ours else []
-        save_metrics(run, "test", checkpoint, metrics, warnings, has_predictions=True)
+        baseline = constant_baseline(predictions, schema)
+        remark = "" if baseline is None else str(baseline)
+        save_metrics(run, "test", checkpoint, metrics, warnings, True, schema.task, remark)
         for omission in omissions:
             console.say(omission)
         tensorboard_step = step if has_tensorboard(run) else None

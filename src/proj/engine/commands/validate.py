@@ -81,7 +81,7 @@ def _score(
     warnings = small_sample_warnings(metrics, schema.task, "validation")
     with replace_results(run, "validate"):
         _write_predictions(run, writer)
-        save_metrics(run, "validate", checkpoint, metrics, warnings, has_predictions=True)
+        save_metrics(run, "validate", checkpoint, metrics, warnings, True, schema.task)
     if fitted is not None:
         show_calibration(fitted, predictions, schema)
         _save_calibration(fitted, checkpoint)
@@ -120,7 +120,7 @@ def _calibration_request(
 def show_calibration(fitted: Calibration, predictions: PredictionSet, schema: Schema) -> None:
     """Print what was fitted to the predictions, and what it changes there."""
     after = calibrate.calibrated(predictions, fitted, schema)
-    console.say(f"fitted on {fitted.rows} rows: {fitted}")
+    console.say(f"fitted on {console.plural(fitted.rows, 'row')}: {fitted}")
     headings = [Column(name, justify="right") for name in ("before", "after")]
     table = Table("on the validation split", *headings)
     for name, *values in calibrate.compare_calibration(predictions, after, fitted):
@@ -132,8 +132,9 @@ def show_calibration(fitted: Calibration, predictions: PredictionSet, schema: Sc
     )
     for name, count in calibrate.rarely_predicted(after, fitted):
         console.warn(
-            f"--threshold: only {count} validation rows are above the threshold of {name}; "
-            "metrics of so few rows are mostly noise."
+            f"--threshold: only {console.plural(count, 'validation row')} "
+            f"{'is' if count == 1 else 'are'} above the threshold of {name}; metrics of so few "
+            "rows are mostly noise."
         )
 
 
@@ -178,8 +179,9 @@ def save_importance(
     assert model.schema is not None
     columns, split = inputs_of(model.schema), data.splits["val"]
     console.say(
-        f"importance: {len(columns)} columns × {REPEATS} permutations, and once unpermuted: "
-        f"{len(columns) * REPEATS + 1} passes over {len(predictions)} validation rows"
+        f"importance: {console.plural(len(columns), 'column')} × {REPEATS} permutations, and once "
+        f"unpermuted: {len(columns) * REPEATS + 1} passes over "
+        f"{console.plural(len(predictions), 'validation row')}"
     )
     indices = row_positions(split, predictions.row)
     rows = Rows(split, indices, *predictor(trainer, model, take(split, indices[:2])))

@@ -12,17 +12,18 @@ from typing import Any
 import torch
 from jsonargparse import ArgumentError
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.callbacks import ModelSummary, ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only
 
 from proj.engine import PACKAGE, security
 from proj.engine.callbacks.best_checkpoint import BestCheckpoint, EarlyStopping
-from proj.engine.callbacks.monitoring import RunLogger, StepProgressBar
+from proj.engine.callbacks.monitoring import RunLogger
+from proj.engine.callbacks.progress import ParameterSummary, StepProgressBar
 from proj.engine.config.arguments import keep_text
 from proj.engine.config.callbacks import fit_callbacks, monitor_options, monitored_metrics
 from proj.engine.config.options import OPTIONS
-from proj.engine.config.parser_errors import explain_parser_error
+from proj.engine.config.parser_errors import explain_parser_error, explain_unbuilt
 from proj.engine.config.placeholders import fill_placeholders
 from proj.engine.exit_codes import as_user_error
 from proj.engine.lightning_internals import (
@@ -161,7 +162,12 @@ class ExperimentCLI(LightningCLI):
         if not self.instantiate:
             return
         with as_user_error("the experiment's classes cannot be built"):
-            self.config_init = self.parser.instantiate(self.config)
+            try:
+                self.config_init = self.parser.instantiate(self.config)
+            except Exception as error:  # jsonargparse passes on what a constructor raises.
+                if reason := explain_unbuilt(str(error), self.experiment):
+                    raise UserError(reason) from error
+                raise
         self.model, self.datamodule = self.config_init.model, self.config_init.get("data")
         for module in filter(None, (self.model, self.datamodule)):
             set_logged_hyperparameters(module, split_secrets(dict(module.hparams_initial))[0])
@@ -226,12 +232,12 @@ class ExperimentCLI(LightningCLI):
                 options["logger"] = False
             elif options["logger"] in (None, True) and not options["barebones"]:
                 options["logger"] = RunLogger(folder, purge_step)
-        with_progress_bar = options["enable_progress_bar"] in (None, True)
-        has_progress_bar = any(isinstance(callback, ProgressBar) for callback in own_callbacks)
-        if with_progress_bar and not has_progress_bar and not options["barebones"]:
-            own_callbacks.append(StepProgressBar())
+        own_callbacks += _terminal_callbacks(options, own_callbacks)
         with as_user_error("the Trainer cannot be built"):
             trainer = Trainer(**options, callbacks=own_callbacks + callbacks)
+        for logger in trainer.loggers:
+            if isinstance(logger, RunLogger):
+                logger.trainer = trainer
         keep_batches(trainer)
         convert_before_loading(trainer)
         return trainer
@@ -246,6 +252,21 @@ class ExperimentCLI(LightningCLI):
 
     def monitors(self) -> dict[str, dict[str, Any]]:
         return monitor_options(self.config, self.model)
+
+
+def _terminal_callbacks(options: dict[str, Any], own: list[Callback]) -> list[Callback]:
+    """Return our progress bar and summary, unless they are switched off or the user has others."""
+    kinds: dict[str, tuple[type[Callback], type[Callback]]] = {
+        "enable_progress_bar": (ProgressBar, StepProgressBar),
+        "enable_model_summary": (ModelSummary, ParameterSummary),
+    }
+    return [
+        ours()
+        for option, (kind, ours) in kinds.items()
+        if options[option] in (None, True)
+        and not options["barebones"]
+        and not any(isinstance(callback, kind) for callback in own)
+    ]
 
 
 def _objects(value: Any, key: str = "", owner: str = "") -> Iterator[tuple[str, str, Any]]:
@@ -297,6 +318,8 @@ def _silence_lightning() -> None:
         warnings.filterwarnings("ignore", message)
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    # A profiler logs its table at the end, and only on request.
+    logging.getLogger("lightning.pytorch.profilers").setLevel(logging.INFO)
 
 
 def first_process() -> bool:

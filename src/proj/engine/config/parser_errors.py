@@ -8,10 +8,11 @@ values of a config, so nothing is imported by a name that was found in it.
 import inspect
 import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from proj.engine.class_paths import own_classes, public_classes
 from proj.engine.security import PARTLY_ALLOWED
@@ -102,6 +103,38 @@ def explain_parser_error(text: str, valid_keys: Iterable[str]) -> str:
                 cause = Cause(match, ".".join(keys), owner, list(valid_keys), lines[number:])
                 return explain(cause)
     return " ".join(text.split()) + ("" if text.endswith(".") else ".")
+
+
+def explain_unbuilt(text: str, experiment: dict[str, Any]) -> str | None:
+    """Return one sentence for a class whose constructor has failed, None for another error text.
+
+    Args:
+        text: the error text of jsonargparse, in which the reason is one of many lines.
+        experiment: the experiment, for the key that names the class.
+    """
+    pattern = r"Problem with given class_path '([^']+)':\s+(?:- )?(.+)"
+    if not (match := re.search(pattern, text)):
+        return None
+    path, reason = match[1], match[2].strip().rstrip(".")
+    key, name = next(_keys_of(path, experiment), "the experiment"), path.rpartition(".")[2]
+    if needed := re.match(r"Requirement '(.+?)' not met", reason):
+        return (
+            f"{key}: {name} needs {needed[1]}, which is not installed; install it with "
+            f"`pip install '{needed[1]}'`, or choose another."
+        )
+    return f"{key}: {name} cannot be built: {reason}."
+
+
+def _keys_of(class_path: str, value: Any, key: str = "") -> Iterator[str]:
+    """Yield the dotted keys whose value is a class of this path."""
+    if isinstance(value, dict):
+        if value.get("class_path") == class_path:
+            yield key
+        for name, inner in value.items():
+            yield from _keys_of(class_path, inner, f"{key}.{name}".strip("."))
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _keys_of(class_path, inner, key)
 
 
 def _import_not_allowed(cause: Cause) -> str:

@@ -56,4 +56,5 @@ def flags_without_effect(verb: str, flags: list[str]) -> Iterator[str]:
 
 
 def _changed(values: dict[str, Any], defaults: dict[str, Any]) -> list[str]:
-    return [name for name, value in values.items() if value != defaults[name]]
+    # Older versions recorded 0 for a number that is not given.
+    return [name for name, value in values.items() if (value or None) != (defaults[name] or None)]

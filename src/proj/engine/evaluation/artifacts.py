@@ -1,6 +1,7 @@
 """Artifacts that `test` saves so that the report can be rebuilt without the data.
 
-These are the columns of a table, and images of the worst mistakes.
+These are the columns of a table, what else its source says of the worst mistakes, and images of
+the worst mistakes.
 """
 
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from proj.data.base import DataModule
 from proj.data.loader import take
+from proj.engine.console import plural
 from proj.engine.evaluation.curves import mistakes
 from proj.engine.evaluation.prediction_set import PredictionSet
 from proj.engine.runs.files import atomic_write
@@ -20,7 +22,10 @@ from proj.engine.runs.run import Run
 from proj.schema import Array, Batch, Column, Schema
 
 COLUMNS, IMAGES = "columns.parquet", "mistakes.npz"
+LEFT_OUT = "mistakes.parquet"
 MAX_COLUMNS = 200
+# Columns of the source that are not inputs and are saved for the worst mistakes.
+MAX_LEFT_OUT = 8
 # The values of all columns together take at most 200 MB.
 MAX_VALUES = 50_000_000
 MAX_SIDE_PIXELS = 96
@@ -36,11 +41,12 @@ def save_artifacts(
     Yields a message for artifacts that are left out, with the reason.
     """
     # Remove the artifacts of an earlier test.
-    for name in (COLUMNS, IMAGES):
+    for name in (COLUMNS, IMAGES, LEFT_OUT):
         (run.path / "test" / name).unlink(missing_ok=True)
     split = data.splits["test"]
     if schema.columns:
         yield from _save_columns(run, split, schema, predictions)
+        _save_left_out(run, data, predictions)
     elif schema.input_type == "uint8" and len(schema.input_shape) == 3 and not predictions.missing:
         yield from _save_images(run, split, schema, predictions)
 
@@ -52,12 +58,24 @@ def _save_columns(
     if count > MAX_COLUMNS or count * rows > MAX_VALUES:
         limit = f"{MAX_COLUMNS} columns" if count > MAX_COLUMNS else f"{MAX_VALUES:,} values"
         yield (
-            f"the report has no slices: at most {limit} are saved, the test split has {count} "
-            f"columns of {rows} rows"
+            f"the report has no slices: at most {limit} are saved, the test split has "
+            f"{plural(count, 'column')} of {plural(rows, 'row')}"
         )
         return
     table = columns(take(split, row_positions(split, predictions.row)), schema)
     atomic_write(run.path / "test" / COLUMNS, table.write_parquet)
+
+
+def _save_left_out(run: Run, data: DataModule, predictions: PredictionSet) -> None:
+    """Write the columns that are not inputs, such as names, of the rows with the worst mistakes."""
+    names = data.left_out_columns[:MAX_LEFT_OUT]
+    if predictions.missing or not names or not len(indices := mistakes(predictions)):
+        return
+    rows = predictions.row[indices]
+    table = data.source_columns(names, rows, "test").cast(pl.String)
+    # A column may have the name of the row numbers.
+    numbered = pl.DataFrame({"row": rows}).hstack(table.rename(lambda name: f"left_out_{name}"))
+    atomic_write(run.path / "test" / LEFT_OUT, numbered.write_parquet)
 
 
 def _save_images(

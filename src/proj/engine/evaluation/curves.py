@@ -1,5 +1,6 @@
 """The numbers behind the figures: functions from arrays to arrays."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -11,6 +12,8 @@ from proj.schema import Array
 # More points of a curve would not be visible.
 MAX_POINTS = 400
 SHOWN_MISTAKES = 20
+# A learning curve is cut off above this many times the height of its lower nine tenths.
+MAX_SPIKE = 4
 
 
 class Thresholds(NamedTuple):
@@ -155,3 +158,18 @@ def mistakes(predictions: PredictionSet, limit: int = SHOWN_MISTAKES) -> Array:
         wrong, confidences = gap.any(axis=1), gap.max(axis=1)
     rows = np.flatnonzero(wrong)
     return np.asarray(rows[np.argsort(-confidences[rows], kind="stable")][:limit])
+
+
+def spike_limit(curves: Sequence[Array]) -> float | None:
+    """Return the value above which points of learning curves are spikes; None without spikes.
+
+    A few spikes would flatten the rest of the curves. They are points above the smallest value
+    plus ``MAX_SPIKE`` times the distance from it to the quantile of 90 %.
+    """
+    values = np.concatenate(curves)
+    values = values[np.isfinite(values)]
+    if not len(values):
+        return None
+    low, high = values.min(), float(np.quantile(values, 0.9, method="lower"))
+    limit = float(low + MAX_SPIKE * (high - low))
+    return limit if high > low and values.max() > limit else None

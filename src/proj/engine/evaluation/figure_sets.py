@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from matplotlib.figure import Figure
 
-from proj.engine.console import number
+from proj.engine.console import number, plural
 from proj.engine.evaluation import curves, figures
 from proj.engine.evaluation.areas import AREAS
 from proj.engine.evaluation.figures import Curve
@@ -174,7 +174,21 @@ def learning(
         ]
         if lines:
             last = ", ".join(f"{line.name} {number(float(line.y[-1]))}" for line in lines)
+            limit = curves.spike_limit([line.y for line in lines])
             yield (
-                figures.learning_curves(lines, metric),
-                f"{metric} by optimizer steps; at the end {last}.",
+                figures.learning_curves(lines, metric, limit),
+                f"{metric} by optimizer steps; at the end {last}.{_beyond(lines, limit)}",
             )
+
+
+def _beyond(lines: Sequence[Curve], limit: float | None) -> str:
+    """Return a sentence about the points above the end of the axis, empty without such points."""
+    if limit is None:
+        return ""
+    count = sum(int((line.y > limit).sum()) for line in lines)
+    peak = max(lines, key=lambda line: float(np.nanmax(line.y)))
+    step = peak.x[int(np.nanargmax(peak.y))]
+    return (
+        f" {plural(count, 'value')} above {number(limit)} {'is' if count == 1 else 'are'} beyond "
+        f"the axis, the largest {number(float(np.nanmax(peak.y)))} of {peak.name} at step {step}."
+    )

@@ -7,7 +7,9 @@ from typing import Any, Literal, NamedTuple
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from proj.engine.evaluation.curves import Deciles, Reliability, Thresholds, thinned
 from proj.engine.html import COLOURS, INK, style
@@ -175,6 +177,7 @@ def predicted_against_actual(target: Array, predicted: Array) -> Figure:
     _scatter(axes, target[rows], predicted[rows])
     ends = [min(target.min(), predicted.min()), max(target.max(), predicted.max())]
     axes.plot(ends, ends, color=GREY, linestyle=":", linewidth=1)
+    _shorten_ticks(axes.xaxis, axes.yaxis)
     return figure
 
 
@@ -191,6 +194,7 @@ def residuals(target: Array, predicted: Array) -> Figure:
     beside.hist(error, 40, orientation="horizontal", alpha=0.8)
     beside.tick_params(labelleft=False)
     beside.set(xlabel="rows")
+    _shorten_ticks(axes.xaxis, axes.yaxis)
     return figure
 
 
@@ -214,10 +218,25 @@ def error_by_decile(tenths: Deciles) -> Figure:
         positions, tenths.mean, marker="o", markersize=4, color=COLOURS[1], label="mean error"
     )
     axes.axhline(0, color=GREY, linewidth=1)
-    ticks = [f"{low:.3g}\n{high:.3g}" for low, high in zip(tenths.low, tenths.high, strict=True)]
+    limits = zip(tenths.low, tenths.high, strict=True)
+    ticks = [f"{_tick(low)}\n{_tick(high)}" for low, high in limits]
     axes.set_xticks(positions, ticks, fontsize=7)
+    _shorten_ticks(axes.yaxis)
     axes.legend(fontsize=7)
     return figure
+
+
+def _tick(value: float) -> str:
+    """Return a number of three digits, with k, M or G in place of an exponent: 39.7k."""
+    return EngFormatter(sep="")(float(f"{value:.3g}")) if abs(value) >= 1e4 else f"{value:.3g}"
+
+
+def _shorten_ticks(*axes: Axis) -> None:
+    """Write large numbers at axes with k, M or G, so that they neither overlap nor are cut."""
+    for axis in axes:
+        if np.abs(axis.get_view_interval()).max() >= 1e4:
+            axis.set_major_locator(MaxNLocator(6))
+            axis.set_major_formatter(EngFormatter(sep=""))
 
 
 @styled
@@ -243,12 +262,17 @@ def importances(
 
 
 @styled
-def learning_curves(curves: Sequence[Curve], label: str) -> Figure:
-    """Draw a metric of the training and the validation split by optimizer steps."""
+def learning_curves(curves: Sequence[Curve], label: str, limit: float | None = None) -> Figure:
+    """Draw a metric of the training and the validation split by optimizer steps.
+
+    The axis ends at ``limit`` if it is given; higher points are beyond it.
+    """
     figure, axes = _axes(xlabel="optimizer steps", ylabel=label)
     for curve in curves:
         # A line of one point would be invisible.
         marker = "o" if len(curve.x) < 3 else None
         axes.plot(curve.x, curve.y, label=short(curve.name), marker=marker)
+    if limit is not None:
+        axes.set_ylim(top=limit, bottom=min(float(np.nanmin(curve.y)) for curve in curves))
     axes.legend(fontsize=7)
     return figure

@@ -15,6 +15,7 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 
 from proj.data.loader import take
+from proj.engine.console import plural
 from proj.engine.evaluation.counts import (
     headline_metric,
     headline_sign,
@@ -207,5 +208,7 @@ def _statistic(predictions: PredictionSet, width: int) -> Statistic:
 
 
 def _undefined(predictions: PredictionSet) -> Importance:
-    why = f"{predictions.missing} of {len(predictions)} predictions are not finite numbers"
+    why = (
+        f"{predictions.missing} of {plural(len(predictions), 'prediction')} are not finite numbers"
+    )
     return Importance(None, None, None, why)

@@ -7,8 +7,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from proj.engine.console import plural
 from proj.engine.evaluation.areas import area_intervals, area_names
 from proj.engine.evaluation.counts import KINDS, metric_names, ratio, scores, sums_of
+from proj.engine.evaluation.dominant_rows import contributions, without_dominant_rows
 from proj.engine.evaluation.limits import (
     MIN_UNITS,
     Interval,
@@ -42,9 +44,9 @@ def intervals(predictions: PredictionSet, seed: int = 0, areas: bool = True) -> 
     """
     if predictions.missing:
         return _undefined(predictions)
-    rng = np.random.default_rng(seed)
     if predictions.task == "regression":
-        return dict(_error_intervals(predictions, rng))
+        return dict(_robust_error_intervals(predictions, seed))
+    rng = np.random.default_rng(seed)
     counts = _count_intervals(predictions, rng)
     return dict([*counts, *(area_intervals(predictions) if areas else [])])
 
@@ -61,7 +63,9 @@ def mean_interval(values: Array, group: Array | None = None, seed: int = 0) -> I
 
 
 def _undefined(predictions: PredictionSet) -> dict[str, Interval]:
-    why = f"{predictions.missing} of {len(predictions)} predictions are not finite numbers"
+    why = (
+        f"{predictions.missing} of {plural(len(predictions), 'prediction')} are not finite numbers"
+    )
     names = metric_names(predictions)
     if predictions.task != "regression":
         names += area_names(predictions)
@@ -201,6 +205,26 @@ def _error_intervals(
     for name, interval in zip(names, results, strict=True):
         interval = interval._replace(method=interval.method and method)
         yield name, _r2_of_unexplained(interval) if name.startswith("r2") else interval
+
+
+def _robust_error_intervals(
+    predictions: PredictionSet, seed: int
+) -> Iterator[tuple[str, Interval]]:
+    """Yield the name and interval of each error, without limits where a few rows dominate it."""
+    known: dict[bytes, dict[str, Interval]] = {}
+
+    def of(kept: Array) -> dict[str, Interval]:
+        if (key := kept.tobytes()) not in known:
+            rng = np.random.default_rng(seed)
+            known[key] = dict(_error_intervals(predictions[kept], rng))
+        return known[key]
+
+    for name, interval in of(np.arange(len(predictions))).items():
+        values, noun = contributions(predictions, name)
+        yield (
+            name,
+            without_dominant_rows(interval, name, noun, values, predictions.row, of),
+        )
 
 
 def _r2_of_unexplained(interval: Interval) -> Interval:

@@ -17,6 +17,7 @@ from proj.engine.evaluation.resampling import (
     resampling_units,
     units_of,
 )
+from proj.schema import Array
 
 SIGNIFICANCE_LEVEL = 0.05
 
@@ -63,6 +64,19 @@ def differences(first: PredictionSet, other: PredictionSet, seed: int = 0) -> di
         by_name["accuracy"] = by_name["accuracy"]._replace(p=p, test="McNemar, mid-p")
     areas = {kind: area_difference(first, other, kind) for kind in AREAS}
     return by_name | {kind: area for kind, area in areas.items() if area is not None}
+
+
+def metric_values(predictions: PredictionSet) -> dict[str, float]:
+    """Return the metrics that ``differences`` compares; NaN where one is undefined."""
+    sums = sums_of(predictions, np.zeros(len(predictions), np.int64), 1)[0]
+    names = metric_names(predictions)
+    values = dict(zip(names, scores(sums, predictions.task).tolist(), strict=True))
+    if predictions.task != "regression":
+        for kind in AREAS:
+            values[kind] = float(np.nan)
+            if known := [area for area, _ in _known_areas(predictions, kind)]:
+                values[kind] = float(np.mean(known))
+    return values
 
 
 def paired(units: Units, statistic: Statistic, rng: np.random.Generator) -> list[Difference]:
@@ -132,9 +146,7 @@ def area_difference(first: PredictionSet, other: PredictionSet, kind: str) -> Di
     """
     values, influences = [], []
     for run in (first, other):
-        columns = zip(run.scores.T, run.hits.T, strict=True)
-        areas = [AREAS[kind](score, hit) for score, hit in columns]
-        known = [area for area in areas if not math.isnan(area[0])]
+        known = _known_areas(run, kind)
         if not known or np.isnan([influence for _, influence in known]).any():
             return None
         values.append(float(np.mean([value for value, _ in known])))
@@ -159,6 +171,13 @@ def area_difference(first: PredictionSet, other: PredictionSet, kind: str) -> Di
     )
     test = "DeLong" if kind == "auroc" else "jackknife"
     return Difference(value, value - half_width, value + half_width, p, test)
+
+
+def _known_areas(predictions: PredictionSet, kind: str) -> list[tuple[float, Array]]:
+    """Return the area of each class that has one, with the influence of each row."""
+    columns = zip(predictions.scores.T, predictions.hits.T, strict=True)
+    areas = (AREAS[kind](score, hit) for score, hit in columns)
+    return [area for area in areas if not math.isnan(area[0])]
 
 
 def holm(ps: Sequence[float]) -> list[float]:

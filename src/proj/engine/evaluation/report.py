@@ -3,29 +3,27 @@
 import logging
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from torch.utils.tensorboard import SummaryWriter
 
 from proj.data.base import Finding
 from proj.engine import PACKAGE, html
-from proj.engine.console import number
-from proj.engine.evaluation import calibrate, report_sections
+from proj.engine.console import number, plural
+from proj.engine.evaluation import calibrate, report_results, report_sections
 from proj.engine.evaluation.counts import headline_metric
 from proj.engine.evaluation.figure_sets import NamedFigure, figures_of, learning, reliability
 from proj.engine.evaluation.prediction_set import PredictionSet
 from proj.engine.evaluation.results import run_seed
-from proj.engine.evaluation.scoring import Metrics, small_sample_warnings
+from proj.engine.evaluation.scoring import Metrics
 from proj.engine.evaluation.tensorboard import log_figures
 from proj.engine.html import Html, Section
 from proj.engine.runs import calibration
-from proj.engine.runs.contents import LOST, FindingEntry, flatten_config
-from proj.engine.runs.files import atomic_write, is_present, read_json
+from proj.engine.runs.contents import flatten_config
+from proj.engine.runs.files import atomic_write
 from proj.engine.runs.run import Run
 from proj.engine.yaml_text import yaml_document
 from proj.errors import UserError
-from proj.metrics import metric_info
 from proj.schema import Array, Schema
 
 # Points that are read of a learning curve.
@@ -53,7 +51,7 @@ def write_report(
     path = run.path / "report.html"
     content = html.page(
         f"Run {run.path.name}",
-        _lead(run, schema, metrics),
+        report_results.opening(run, schema, predictions, metrics),
         _sections(run, schema, predictions, metrics, figures),
     )
     atomic_write(path, lambda file: file.write(content.encode()))
@@ -75,7 +73,8 @@ def _sections(
     mistakes = report_sections.mistakes(run, predictions, columns)
     slices = report_sections.worst_slices(predictions, columns, metrics, run_seed(run))
     missing_values = report_sections.missing_values(schema, predictions, columns)
-    yield Section("Results on the test split", list(_metrics(metrics, predictions, run)))
+    results = list(report_results.results(metrics, predictions, run))
+    yield Section("Results on the test split", results)
     yield Section("Figures", [html.figures(*captioned)] if captioned else [])
     yield Section("Calibration", list(_calibration(run, predictions)))
     yield Section("Mistakes", list(mistakes))
@@ -85,84 +84,6 @@ def _sections(
     yield Section("Data", [*_data(run, schema, predictions), *missing_values])
     yield Section("How the intervals were computed", [html.listed(_methods(metrics))])
     yield Section("Reproduce this run", list(_reproduce(run)))
-
-
-def _lead(run: Run, schema: Schema, metrics: Metrics) -> Html:
-    name, manifest, config = headline_metric(schema.task), run.manifest, flatten_config(run.config)
-    model, net, data = (
-        str(config.get(key, "")).rpartition(".")[2] for key in ("model", "model.net", "data")
-    )
-    with_net = f" with the net {net}" if net else ""
-    experiment = f"{model}{with_net} on {config.get('data.path', data)}, {schema.task}."
-    status: str = manifest["status"]
-    if end := manifest.get("end"):
-        status += f" on {end[:16].replace('T', ' at ')} UTC"
-    if manifest.get("best_epoch") is not None:
-        status += f"; the best epoch is {manifest['best_epoch']}, counted from 0"
-    headline = f"{name} {_with_limits(metrics.get(name, {}))}. Training {status}."
-    return html.text(experiment) + html.text(headline)
-
-
-def _with_limits(entry: dict[str, Any]) -> str:
-    """Return a value followed by its interval in parentheses."""
-    limits = _limits(entry)
-    return number(entry.get("value")) + (f" ({limits})" if limits else "")
-
-
-def _limits(entry: dict[str, Any]) -> str:
-    """Return an interval as text, empty if there is none."""
-    if entry.get("low") is None:
-        return ""
-    return f"{number(entry['low'])} to {number(entry['high'])}"
-
-
-# Metrics
-
-
-def _metrics(metrics: Metrics, predictions: PredictionSet, run: Run) -> Iterator[Html]:
-    for line in small_sample_warnings(metrics, predictions.task, "test"):
-        yield html.note(line[0].upper() + line[1:])
-    if predictions.missing:
-        yield html.note(
-            f"{predictions.missing} of {len(predictions)} predictions are not finite numbers; "
-            "figures, mistakes and slices are left out."
-        )
-    yield _metrics_table(metrics, run)
-    if any("/" in name for name in metrics):
-        yield _class_table(metrics, predictions)
-
-
-def _metrics_table(metrics: Metrics, run: Run) -> Html:
-    has_validation = is_present(run.path / "validate" / "metrics.json")
-    validation: Metrics = run.metrics("val") if has_validation else {}
-    rows = []
-    for name, entry in metrics.items():
-        if "/" in name:
-            continue
-        info = metric_info(name)
-        value = html.remarked(number(entry.get("value")), entry.get("why", ""))
-        limits = [
-            number(entry[side]) if entry.get(side) is not None else "" for side in ("low", "high")
-        ]
-        row = [name, info.unit if info else "", value, *limits, str(entry.get("support", ""))]
-        rows.append([*row, _with_limits(validation.get(name, {}))] if validation else row)
-    header = ["metric", "unit", "value", "from", "to", "rows"]
-    header += ["on the validation split"] if validation else []
-    return html.table("Metrics with 95 % intervals", header, rows, numbers=len(header) - 2)
-
-
-def _class_table(metrics: Metrics, predictions: PredictionSet) -> Html:
-    """Return a table with a row for each class, label or target."""
-    split_names = [name.split("/", 1) for name in metrics if "/" in name]
-    kinds = list(dict.fromkeys(kind for kind, _ in split_names))
-    rows = []
-    for class_name in dict.fromkeys(name for _, name in split_names):
-        entries = [metrics.get(f"{kind}/{class_name}", {}) for kind in kinds]
-        cells = [html.remarked(number(entry.get("value")), _limits(entry)) for entry in entries]
-        rows.append([class_name, str(entries[0].get("support", "")), *cells])
-    noun = {"multilabel": "label", "regression": "target"}.get(predictions.task, "class")
-    header = [noun, "rows", *kinds]
-    return html.table(f"For each {noun}", header, rows, numbers=len(kinds) + 1)
 
 
 def _methods(metrics: Metrics) -> Iterator[str]:
@@ -196,8 +117,9 @@ def _calibration(run: Run, predictions: PredictionSet) -> Iterator[Html]:
     before = calibrate.uncalibrated(predictions, fitted)
     description = str(fitted)
     yield html.text(
-        f"{description[0].upper()}{description[1:]}; fitted on {fitted.rows} validation rows for "
-        f"{fitted.checkpoint}. Metrics of the validation split are those of the uncalibrated model."
+        f"{description[0].upper()}{description[1:]}; fitted on "
+        f"{plural(fitted.rows, 'validation row')} for {fitted.checkpoint}. Metrics of the "
+        "validation split are those of the uncalibrated model."
     )
     changes = calibrate.compare_calibration(before, predictions, fitted)
     rows = [[name, number(old), number(new)] for name, old, new in changes]
@@ -221,7 +143,8 @@ def _training(run: Run, schema: Schema) -> Iterator[Html]:
     if curves:
         yield html.figures(*curves)
     rows = [[key, str(value)] for key, value in flatten_config(run.config).items()]
-    yield html.table("The experiment", ["setting", "value"], rows)
+    table = html.table("The experiment", ["setting", "value"], rows)
+    yield html.folded(f"The experiment: {plural(len(rows), 'setting')}", table)
 
 
 def read_scalars(run: Run) -> dict[str, tuple[Array, Array]]:
@@ -251,11 +174,10 @@ def read_scalars(run: Run) -> dict[str, tuple[Array, Array]]:
 
 def _data(run: Run, schema: Schema, predictions: PredictionSet) -> Iterator[Html]:
     group = predictions.group
-    groups = "" if group is None else f", in {len(np.unique(group))} groups"
-    yield html.text(f"{schema.rows} training rows, {len(predictions)} test rows{groups}.")
-    path = run.path / "findings.json"
-    findings = read_json(path, list[FindingEntry], LOST) if is_present(path) else []
-    if findings:
+    groups = "" if group is None else f", in {plural(len(np.unique(group)), 'group')}"
+    training, test = plural(schema.rows, "training row"), plural(len(predictions), "test row")
+    yield html.text(f"{training}, {test}{groups}.")
+    if findings := report_results.read_findings(run):
         yield html.note("Findings of the data checks and of training:")
         yield html.listed(str(Finding(**finding)) for finding in findings)
     if not schema.class_counts:
@@ -290,6 +212,6 @@ def _reproduce(run: Run) -> Iterator[Html]:
     }
     rows = [[key, str(value)] for key, value in facts.items()]
     yield html.table("The run", ["what", "value"], rows)
-    yield html.text("Save this configuration as experiment.yaml and train again:")
+    yield html.text("Save the configuration as experiment.yaml and train again:")
     yield html.code(f"python -m {PACKAGE} fit --config experiment.yaml")
-    yield html.code(yaml_document(run.config))
+    yield html.folded("The configuration", html.code(yaml_document(run.config)))

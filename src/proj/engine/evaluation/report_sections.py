@@ -8,9 +8,9 @@ import numpy as np
 import polars as pl
 
 from proj.engine import html
-from proj.engine.console import number
+from proj.engine.console import number, plural
 from proj.engine.evaluation import curves, figures
-from proj.engine.evaluation.artifacts import COLUMNS, IMAGES
+from proj.engine.evaluation.artifacts import COLUMNS, IMAGES, LEFT_OUT
 from proj.engine.evaluation.counts import headline_metric
 from proj.engine.evaluation.prediction_set import PredictionSet, read_table
 from proj.engine.evaluation.scoring import Metrics
@@ -26,6 +26,8 @@ from proj.schema import Array, Schema
 MAX_COLUMNS = 30
 # Columns beside each mistake.
 MAX_VALUES = 8
+# Characters of a text beside a mistake.
+MAX_CHARACTERS = 60
 
 
 def saved_columns(run: Run, predictions: PredictionSet) -> pl.DataFrame | None:
@@ -52,6 +54,8 @@ def mistakes(run: Run, predictions: PredictionSet, columns: pl.DataFrame | None)
     is_regression = predictions.task == "regression"
     facts = _prediction_cells(predictions, indices)
     values = _shown_values(run, columns, indices)
+    left_out = _left_out_values(run, predictions.row[indices])
+    values = values.hstack(left_out.select(pl.all().exclude(values.columns)))
     images = _saved_images(run)
     rows = []
     for index, cells, row_values in zip(
@@ -62,11 +66,15 @@ def mistakes(run: Run, predictions: PredictionSet, columns: pl.DataFrame | None)
         if images:
             image = [html.image(images[predictions.row[index]], _describe(facts.columns, cells))]
         rows.append([first, *image, *others, *map(format_value, row_values)])
-    title = "largest errors" if is_regression else "most confident mistakes"
+    title = "largest error" if is_regression else "most confident mistake"
     image_column = ["image"] if images else []
     header = [facts.columns[0], *image_column, *facts.columns[1:], *values.columns]
     numbers = 0 if values.columns or is_regression else 1
-    yield html.table(f"The {len(rows)} {title}", header, rows, numbers=numbers)
+    yield html.table(_counted(len(rows), title), header, rows, numbers=numbers)
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"The {noun}" if count == 1 else f"The {count} {noun}s"
 
 
 def _prediction_cells(predictions: PredictionSet, indices: Array) -> pl.DataFrame:
@@ -102,6 +110,21 @@ def _shown_values(run: Run, columns: pl.DataFrame | None, indices: Array) -> pl.
     by_importance = [name for name in read_importance(run).get("columns", {}) if name in columns]
     names = list(dict.fromkeys([*by_importance, *columns.columns]))[:MAX_VALUES]
     return columns[indices][names]
+
+
+def _left_out_values(run: Run, rows: Array) -> pl.DataFrame:
+    """Return the columns that the net does not see, such as names, if `test` saved them."""
+    path = run.path / "test" / LEFT_OUT
+    table = read_table(path) if is_present(path) else pl.DataFrame()
+    if "row" not in table.columns or table["row"].to_list() != rows.tolist():
+        return pl.DataFrame()
+    values = table.drop("row").cast(pl.String)
+    short = values.with_columns(
+        pl.when(pl.all().str.len_chars() > MAX_CHARACTERS)
+        .then(pl.all().str.head(MAX_CHARACTERS) + "…")
+        .otherwise(pl.all())
+    )
+    return short.rename(lambda name: f"{name.removeprefix('left_out_')} (left out)")
 
 
 def _saved_images(run: Run) -> dict[int, Array]:
@@ -142,7 +165,7 @@ def worst_slices(
         return
     yield html.text(
         "A slice is the test rows with the same category, or in the same quarter of a number or "
-        f"date. Of {result.scored} slices, the {len(result.worst)} worst are shown. The worst of "
+        f"date. {_shown(result)} The worst of "
         "many slices is partly the worst by chance, and each interval is valid for its slice "
         f"alone.{left_out}"
     )
@@ -157,6 +180,12 @@ def worst_slices(
     yield html.table(f"Slices with the worst {metric}", header, rows, numbers=4)
 
 
+def _shown(result: Slices) -> str:
+    if len(result.worst) == result.scored:
+        return f"There {'is' if result.scored == 1 else 'are'} {plural(result.scored, 'slice')}."
+    return f"Of {result.scored} slices, the {len(result.worst)} worst are shown."
+
+
 def _left_out(result: Slices) -> str:
     """Return a sentence about the slices that have no metric."""
     reasons = [
@@ -164,7 +193,7 @@ def _left_out(result: Slices) -> str:
         f"{result.undefined} without a positive row or prediction, where F1 is undefined"
         if result.undefined
         else "",
-        f"{result.constant} columns in which all test rows have the same value"
+        f"{plural(result.constant, 'column')} in which all test rows have the same value"
         if result.constant
         else "",
     ]
@@ -196,10 +225,10 @@ def importance(run: Run) -> Iterator[Html]:
     metric, columns = saved["metric"], saved["columns"]
     change = f"{'rise' if metric == 'rmse' else 'drop'} of {metric}"
     yield html.text(
-        f"The {change} of {saved['checkpoint']} on {saved['rows']} validation rows when the values "
-        f"of a column are permuted: the mean of {saved['repeats']} permutations. Columns with the "
-        "same information share their importance, because each can replace the other, so both may "
-        "look worthless."
+        f"The {change} of {saved['checkpoint']} on {plural(saved['rows'], 'validation row')} "
+        f"when the values of a column are permuted: the mean of {saved['repeats']} permutations. "
+        "Columns with the same information share their importance, because each can replace the "
+        "other, so both may look worthless."
     )
     known = {name: entry for name, entry in columns.items() if entry["low"] is not None}
     if shown := dict(list(known.items())[:MAX_COLUMNS]):
@@ -216,7 +245,8 @@ def importance(run: Run) -> Iterator[Html]:
     header = ["column", change, "from", "to"]
     yield html.table("Importance with 95 % intervals", header, rows, numbers=3)
     if len(columns) > MAX_COLUMNS:
-        yield html.text(f"{len(columns) - MAX_COLUMNS} more are in validate/importance.json.")
+        more = plural(len(columns) - MAX_COLUMNS, "more column")
+        yield html.text(f"See validate/importance.json for {more}.")
 
 
 def missing_values(
@@ -233,7 +263,7 @@ def missing_values(
     names = sorted(in_training | in_test.keys(), key=lambda name: -in_test.get(name, 0))
     if not names:
         count = len({column.source for column in schema.columns})
-        yield html.text(f"No value is missing in the {count} columns.")
+        yield html.text(f"No value is missing in {plural(count, 'column')}.")
         return
     rows = []
     for name in names[:MAX_COLUMNS]:
@@ -243,4 +273,5 @@ def missing_values(
     header = ["column", "missing in training", "test rows without", "share"]
     yield html.table("Where values are missing", header, rows, numbers=2)
     if len(names) > MAX_COLUMNS:
-        yield html.text(f"{len(names) - MAX_COLUMNS} more columns have missing values.")
+        more = plural(len(names) - MAX_COLUMNS, "more column")
+        yield html.text(f"Values are missing in {more}.")

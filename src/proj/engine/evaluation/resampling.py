@@ -120,7 +120,7 @@ def studentized(
     approximation is already that of the logarithm, so it is divided by the metric of all rows.
     """
     value, error, values, errors = bootstrap(units, statistic, rng)
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         t = (np.log(values) - np.log(value)) * np.where(quotient, value, values) / errors
         limits = value * np.exp(-np.quantile(t, [0.975, 0.025], axis=0) * error / value)
     limits = np.where(np.isfinite(limits).all(axis=0), limits, np.inf)

@@ -28,7 +28,10 @@ from proj.schema import Schema
 # Options of our data modules that do not change which rows are in which split.
 IRRELEVANT_OPTIONS = {
     f"init_args.{name}"
-    for name in ("batch_size", "shuffle", "predict_path", "cache_dir", "flip", "crop", "erase")
+    for name in (
+        *("batch_size", "shuffle", "predict_path", "cache_dir"),
+        *("positive", "flip", "crop", "erase"),
+    )
 }
 
 

@@ -12,7 +12,7 @@ from proj.engine.runs.checkpoint_file import read_checkpoint
 from proj.engine.runs.contents import metric_entries, write_metrics
 from proj.engine.runs.run import Run
 from proj.errors import UserError
-from proj.schema import Schema
+from proj.schema import Schema, Task
 
 
 def check_tested(run: Run, *files: str) -> None:
@@ -54,14 +54,18 @@ def save_metrics(
     metrics: Metrics,
     warnings: Iterable[str],
     has_predictions: bool,
+    task: Task | None = None,
+    remark: str = "",
 ) -> None:
     """Write ``metrics.json`` into the folder of a verb, and show the metrics with warnings.
 
-    Also print the path of the metrics, and of the predictions if they were written.
+    Also print the ``remark``, the path of the metrics, and of the predictions if they were written.
     """
     path = run.path / verb / "metrics.json"
     write_metrics(path, metrics)
-    console.show_metrics(f"{verb}, {run.path.name}, {checkpoint.name}", metrics)
+    console.show_metrics(f"{verb}, {run.path.name}, {checkpoint.name}", metrics, task)
+    if remark:
+        console.say(remark)
     for warning in warnings:
         console.warn(warning)
     console.say(f"metrics: {path}")

@@ -5,9 +5,10 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from proj.engine.console import number
+from proj.engine.console import number, plural
 from proj.engine.evaluation.counts import headline_metric
 from proj.engine.evaluation.curves import log_losses
+from proj.engine.evaluation.dominant_rows import without_dominant_rows
 from proj.engine.evaluation.intervals import intervals, mean_interval
 from proj.engine.evaluation.limits import Interval
 from proj.engine.evaluation.prediction_set import PredictionSet
@@ -65,12 +66,22 @@ def _loss_interval(
             why = "the predictions file gives probability 0 to the target of a row"
             return Interval(reported, None, None, rows, "", why)
         if abs(values.mean() - reported) <= TOLERANCE * abs(reported):
-            return mean_interval(values, predictions.group, seed)
+            return _mean_interval(values, predictions, seed)
     why = (
         "the loss has options, such as weights, so it is not a plain mean over the rows of the "
         "predictions file"
     )
     return Interval(reported, None, None, rows, "", why)
+
+
+def _mean_interval(values: Array, predictions: PredictionSet, seed: int) -> Interval:
+    """Return the interval of a mean loss [rows], without limits where a few rows dominate it."""
+
+    def of(kept: Array) -> dict[str, Interval]:
+        return {"loss": mean_interval(values[kept], predictions[kept].group, seed)}
+
+    interval = of(np.arange(len(values)))["loss"]
+    return without_dominant_rows(interval, "loss", "loss", values, predictions.row, of)
 
 
 def _row_losses(predictions: PredictionSet, schema: Schema) -> Iterator[Array]:
@@ -91,11 +102,12 @@ def small_sample_warnings(metrics: Metrics, task: Task, split: str) -> Iterator[
     low, high = (metrics.get(name, {}).get(side) for side in ("low", "high"))
     if 0 < rows < SMALL_SPLIT_ROWS and low is not None and high is not None:
         yield (
-            f"with {rows} {split} rows the 95 % interval of {name} is {number(low)} to "
+            f"with {plural(rows, f'{split} row')} the 95 % interval of {name} is {number(low)} to "
             f"{number(high)}; differences below {number((high - low) / 2)} are not significant."
         )
     elif 0 < rows < SMALL_SPLIT_ROWS:
-        yield f"{rows} {split} rows are too few to estimate an interval of {name}."
+        few = f"{plural(rows, f'{split} row')} {'is' if rows == 1 else 'are'} too few"
+        yield f"{few} to estimate an interval of {name}."
     small = [class_name for class_name, count in _class_rows(metrics) if count < SMALL_CLASS_ROWS]
     if small:
         names = f"{', '.join(small[:10])}{', …' if len(small) > 10 else ''}"

@@ -56,16 +56,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     The class paths of older versions in its config are replaced by today's. Raises UserError if the
     file is missing, damaged, or holds other objects.
     """
-    if not path.is_file():
-        raise UserError(f"no checkpoint {path}; expected a file that `fit` wrote.")
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises many kinds for a damaged file.
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(
-            f"{path} cannot be read as a checkpoint: it is cut off, damaged, or holds more than "
-            f"plain values and tensors ({reason[:120]}); use another checkpoint."
-        ) from error
+    checkpoint = _load(path)
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
         raise UserError(
             f"{path}: expected a checkpoint with a state_dict, got a file without one; use another "
@@ -84,6 +75,32 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if "config" in checkpoint:
         checkpoint["config"] = update_class_paths(checkpoint["config"])
     return checkpoint
+
+
+def read_weights(path: Path) -> dict[str, Any]:
+    """Return a checkpoint. A file that holds nothing but a state_dict becomes one.
+
+    Raises UserError as ``read_checkpoint`` does.
+    """
+    content = _load(path)
+    if not isinstance(content, dict) or not content or "state_dict" in content:
+        return read_checkpoint(path)
+    checkpoint = {"state_dict": dict(content)}
+    _check_types(checkpoint, path)
+    return checkpoint
+
+
+def _load(path: Path) -> Any:
+    if not path.is_file():
+        raise UserError(f"no checkpoint {path}; expected a file that `fit` wrote.")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises many kinds for a damaged file.
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(
+            f"{path} cannot be read as a checkpoint: it is cut off, damaged, or holds more than "
+            f"plain values and tensors ({reason[:120]}); use another checkpoint."
+        ) from error
 
 
 def _check_types(checkpoint: dict[str, Any], path: Path) -> None:

@@ -88,9 +88,13 @@ def check_weights(model: LightningModule, state: dict[str, Tensor], source: str)
 def load_fitting(model: LightningModule, state: dict[str, Tensor], source: str) -> str:
     """Copy every tensor whose name and shape match the model's.
 
-    Returns one line that says what did and did not fit. Raises UserError if nothing fits.
+    The names are those of the model, or of its net. Returns one line that says what did and did not
+    fit. Raises UserError if nothing fits.
     """
     own = model.state_dict()
+    if not own.keys() & state.keys():
+        # A file of the net's own state_dict has no prefix.
+        state = {f"net.{name}": value for name, value in state.items()}
     fitting = {
         name: value
         for name, value in state.items()

@@ -7,6 +7,9 @@ import torch
 from torch import Tensor
 
 from proj.data.base import DataModule, Finding
+from proj.data.targets import is_pair
+from proj.engine.console import plural
+from proj.engine.yaml_text import yaml_value
 from proj.schema import Array, Batch, Schema, Task
 
 # A class with fewer training rows is too rare to learn.
@@ -47,6 +50,7 @@ def check_data(data: DataModule) -> list[Finding]:
         *data.findings,
         *find_duplicates(inputs, targets),
         *find_rare_classes(schema),
+        *find_classes_without_rows(schema, labelled),
         *find_rounded_inputs(schema),
     ]
     if schema.task != "regression":
@@ -54,6 +58,28 @@ def check_data(data: DataModule) -> list[Finding]:
     if schema.columns and "val" in labelled:
         findings += find_leaking_columns(schema, labelled["train"], labelled["val"])
     return findings
+
+
+def describe_positive(data: object, schema: Schema | None = None, training: str = "") -> str:
+    """Return a line about the positive class of two, and how to change it; else nothing.
+
+    Args:
+        data: the data module.
+        schema: the schema of its data; None means that of the data module.
+        training: what must follow a change.
+    """
+    schema = schema or getattr(data, "schema", None)
+    if not isinstance(schema, Schema) or schema.task != "binary":
+        return ""
+    (negative, positive), reason = schema.class_names, ""
+    if getattr(data, "positive", None) is not None:
+        reason = " (as data.positive says)"
+    elif is_pair(schema.classes[1], schema.classes[0]):
+        reason = f" ({positive} against {negative})"
+    elif schema.class_counts and schema.class_counts[1] < schema.class_counts[0]:
+        reason = " (the rarer one)"
+    change = f"; to change it set data.positive{training}" if hasattr(data, "positive") else ""
+    return f"positive class: {positive}{reason}{change}"
 
 
 def _any_equal(inputs: Hashes) -> bool:
@@ -129,10 +155,14 @@ def find_duplicates(inputs: Hashes, targets: Hashes) -> list[Finding]:
         if later not in hashes or earlier not in hashes:
             continue
         if copies := int(np.isin(hashes[later], hashes[earlier]).sum()):
+            equal = f"is an exact copy of a {earlier} row"
+            if copies > 1:
+                equal = f"are exact copies of {earlier} rows"
             finding = Finding(
-                f"{copies} of {len(hashes[later])} {later} rows are exact copies of {earlier} rows",
-                "the model may have memorized them, so the result looks better than it is",
-                "drop copies of one thing, or keep rows of one customer together with data.group",
+                f"{copies} of {len(hashes[later])} {later} rows {equal}",
+                "if they are records of one thing, the model may have memorized them, and the "
+                "result looks better than it is",
+                "in that case keep one of each, or keep them in one split with data.group",
             )
             findings.append(finding)
     return findings
@@ -150,7 +180,8 @@ def find_contradictions(inputs: Hashes, targets: Hashes) -> list[Finding]:
         return []
     return [
         Finding(
-            f"{rows} of {len(hashes)} rows have the inputs of another row and a different label",
+            f"{rows} of {plural(len(hashes), 'row')} have the inputs of another row and a "
+            "different label",
             "no model can predict all of them correctly",
             "add a column in which the rows differ, or correct labels that are wrong",
         )
@@ -172,6 +203,26 @@ def find_rare_classes(schema: Schema) -> list[Finding]:
     ]
 
 
+def find_classes_without_rows(schema: Schema, splits: dict[str, Batch]) -> Iterator[Finding]:
+    """Find classes without validation rows, or without test rows."""
+    if schema.task not in ("binary", "multiclass"):
+        return
+    names, trained = schema.class_names, schema.class_counts
+    splits_by_classes: dict[tuple[int, ...], list[str]] = {}
+    for split in ("val", "test"):
+        if split in splits:
+            rows = np.bincount(_targets(splits[split])[:, 0], minlength=len(names))
+            if absent := tuple(np.flatnonzero(rows[: len(names)] == 0).tolist()):
+                splits_by_classes.setdefault(absent, []).append(f"no {split}")
+    for absent, without in splits_by_classes.items():
+        listed = [f"{names[i]} ({trained[i]})" if trained else names[i] for i in absent[:10]]
+        yield Finding(
+            f"{' and '.join(without)} rows of {', '.join(listed)}{', …' * (len(absent) > 10)}",
+            "nothing shows how well they are predicted",
+            "collect more (in parentheses: training rows), or merge classes",
+        )
+
+
 def find_rounded_inputs(schema: Schema) -> Iterator[Finding]:
     """Find features of arrays that float32 cannot tell apart. Tables have a check of their own."""
     if schema.input_type != "float32":
@@ -189,14 +240,15 @@ def find_rounded_inputs(schema: Schema) -> Iterator[Finding]:
 
 
 def find_leaking_columns(schema: Schema, train: Batch, val: Batch) -> Iterator[Finding]:
-    """Find columns that alone predict the target.
+    """Find columns that alone predict the target of the validation and of the training rows.
 
     The prediction is the mean or most frequent target of the training rows with an equal value, or
-    for numbers a value between the same edges.
+    for numbers a value between the same edges. A few validation rows may agree by chance.
     """
     assert isinstance(train.x, dict)
     assert isinstance(val.x, dict)
     y, y_val = (_sample(torch.from_numpy(_targets(split))) for split in (train, val))
+    found: set[str] = set()
     for kind, columns in (("numeric", schema.numeric), ("categorical", schema.categorical)):
         x, x_val = _sample(train.x[kind]), _sample(val.x[kind])
         for i, column in enumerate(columns):
@@ -204,18 +256,23 @@ def find_leaking_columns(schema: Schema, train: Batch, val: Batch) -> Iterator[F
             if kind == "numeric":
                 values = np.searchsorted(column.edges, values)
                 values_val = np.searchsorted(column.edges, values_val)
-            shares = [
-                explained_share(values, values_val, y[:, j], y_val[:, j], schema.task)
-                for j in range(y.shape[1])
-            ]
-            if min(shares) >= LEAK_THRESHOLD:
+            share = _least_explained(values, values_val, y, y_val, schema.task)
+            if share < LEAK_THRESHOLD or column.source in found:
+                continue
+            if _least_explained(values, values, y, y, schema.task) >= LEAK_THRESHOLD:
+                found.add(column.source)
                 yield Finding(
-                    f"column {column.name} alone explains {min(shares):.1%} of the target on the "
+                    f"column {column.name} alone explains {share:.1%} of the target on the "
                     "validation split",
                     "if it is known only after the target, the model is useless on new rows",
-                    f"in that case drop it: data.columns: {{{column.source}: drop}}",
+                    f"in that case drop it: data.columns: {yaml_value({column.source: 'drop'})}",
                     column.source,
                 )
+
+
+def _least_explained(x: Array, x_val: Array, y: Array, y_val: Array, task: Task) -> float:
+    """Return the share of the target that ``x`` explains worst; ``y`` is [rows, targets]."""
+    return min(explained_share(x, x_val, y[:, j], y_val[:, j], task) for j in range(y.shape[1]))
 
 
 def _sample(values: Tensor) -> Array:

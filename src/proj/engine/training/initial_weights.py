@@ -1,13 +1,18 @@
 """Initial weights and checkpoints for training."""
 
 from pathlib import Path
+from typing import Any
 
 from proj.engine.callbacks.best_checkpoint import InitialWeights
 from proj.engine.callbacks.resume_state import check_resumable
 from proj.engine.config.experiment import ExperimentCLI, differences
-from proj.engine.runs.checkpoint_file import read_checkpoint
+from proj.engine.runs.checkpoint_file import read_checkpoint, read_weights
 from proj.engine.runs.find import find_run
 from proj.errors import UserError
+from proj.schema import Label, Schema
+
+# Endings of files with weights; other values of --init_from are runs.
+WEIGHTS_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin")
 
 # Settings that may differ from the checkpoint's, because they do not change the weights.
 INTERCHANGEABLE = ("init_args.compile:",)
@@ -20,9 +25,25 @@ def initial_weights(cli: ExperimentCLI) -> list[InitialWeights]:
     source = cli.option("init_from")
     if source is None:
         return []
-    is_file = source.endswith(".ckpt")
+    is_file = source.endswith(WEIGHTS_SUFFIXES)
     path = Path(source) if is_file else find_run(cli.root, source).checkpoint("best")
-    return [InitialWeights(read_checkpoint(path)["state_dict"], str(path))]
+    checkpoint = read_weights(path)
+    return [InitialWeights(checkpoint["state_dict"], str(path), _classes(checkpoint))]
+
+
+def check_classes(path: Path, data: object) -> None:
+    """Raise UserError unless the classes of a data module are those of a checkpoint, in order."""
+    classes, schema = _classes(read_checkpoint(path)), getattr(data, "schema", None)
+    if isinstance(schema, Schema) and classes and classes != schema.classes:
+        raise UserError(
+            f"--ckpt_path: expected the classes of {path}, {', '.join(map(str, classes))}, the "
+            f"positive one of two last, got {', '.join(schema.class_names)}; use its data and set "
+            "data.positive as it was, or use --init_from."
+        )
+
+
+def _classes(checkpoint: dict[str, Any]) -> tuple[Label, ...]:
+    return tuple((checkpoint.get("schema") or {}).get("classes", ()))
 
 
 def checkpoint_to_continue(cli: ExperimentCLI) -> Path | None:

@@ -16,6 +16,7 @@ from proj.data.base import DataModule
 from proj.data.loader import take
 from proj.engine.config.experiment import ExperimentCLI
 from proj.engine.exit_codes import as_user_error, signal_exit_codes
+from proj.engine.training.unsupported import check_supported
 from proj.errors import UserError, nearest
 from proj.models.base import Model
 
@@ -43,7 +44,7 @@ def preflight(cli: ExperimentCLI, callbacks: Sequence[Callback]) -> None:
             is not logged.
     """
     with _silenced():
-        cli.build_trainer(Path("not created"), [])
+        check_supported(cli.build_trainer(Path("not created"), []))
     with isolate_rng(), _silenced(), as_user_error("the first batch fails"):
         logged = _run_first_batches(cli, callbacks)
     for option, metric in cli.monitored().items():

@@ -157,7 +157,9 @@ def _show_result(run: Run, trainer: Trainer) -> None:
             if not name.startswith(("train", "lr-"))
         }
         title = f"best epoch: {saver.best_epoch} of {epochs}, by {saver.monitor}"
-        console.show_metrics(title if saver.monitor else "last epoch", metric_entries(metrics))
+        task = getattr(trainer.lightning_module, "task", None)
+        title = title if saver.monitor else "last epoch"
+        console.show_metrics(title, metric_entries(metrics), task)
     console.say(
         f"trained: {epochs} (counted from 0), {console.plural(trainer.global_step, 'step')}"
     )

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import shlex
 import signal
 import statistics
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from typing import Any
 import polars as pl
 from rich.table import Column, Table
 
-from proj.engine import console
+from proj.engine import PACKAGE, console
 from proj.engine.config.arguments import read_arguments
 from proj.engine.config.experiment import ExperimentCLI, differences
 from proj.engine.config.parser import VerbParser
@@ -51,6 +52,12 @@ def cv(args: list[str]) -> None:
             f"got {cli.experiment['data']['class_path']}; use one of this package."
         )
     show_not_recorded(cli.secrets)
+    test_path = cli.experiment["data"]["init_args"].get("test_path")
+    if test_path is not None:
+        console.say(
+            f"data.test_path: the folds are parts of data.path; no fold reads {test_path}, which "
+            "stays for a final test."
+        )
     folder.mkdir(parents=True, exist_ok=True)
     check_links(folder)
     one_process_per_job = uses_several_devices(cli.experiment)
@@ -60,7 +67,7 @@ def cv(args: list[str]) -> None:
         _train(fold_runs, fit_args, options.workers, one_process_per_job)
         _write_results(folder, fold_runs, options.folds, isinstance(cli.model, Model))
         if options.refit:
-            _refit(folder, fold_runs, fit_args, one_process_per_job)
+            _refit(folder, fold_runs, fit_args, one_process_per_job, cli.experiment["data"])
 
 
 def _parse(args: list[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -117,11 +124,13 @@ def _plan_runs(
     experiment: dict[str, Any], folder: Path, folds: int, seeds: int
 ) -> Iterator[FoldRun]:
     first_seed = experiment["seed_everything"]
-    first_split_seed = experiment["data"]["init_args"]["split_seed"]
+    # A data module of the user may have no such option.
+    first_split_seed = experiment["data"]["init_args"].get("split_seed")
     for repetition in range(seeds):
         seed = first_seed + repetition
         seed_flags = ["--seed_everything", str(seed)]
-        seed_flags += ["--data.split_seed", str(first_split_seed + repetition)]
+        if first_split_seed is not None:
+            seed_flags += ["--data.split_seed", str(first_split_seed + repetition)]
         for fold in range(folds):
             flags = [*seed_flags, "--data.fold", f"[test, {fold}, {folds}]"]
             yield FoldRun(seed, fold, folder / f"seed_{seed}_fold_{fold}", flags)
@@ -215,24 +224,25 @@ def _metrics_table(entries: Metrics) -> Table:
 
 
 def _refit(
-    folder: Path, fold_runs: list[FoldRun], fit_args: list[str], one_process_per_job: bool
+    folder: Path,
+    fold_runs: list[FoldRun],
+    fit_args: list[str],
+    one_process_per_job: bool,
+    data: dict[str, Any],
 ) -> None:
-    """Train on all rows, for the median of the folds' best numbers of epochs."""
+    """Train on all rows, for the median of the folds' best numbers of epochs.
+
+    ``data`` is the section of the experiment.
+    """
     epochs = [
         read_checkpoint(Run(fold_run.folder).checkpoint("best"))["epoch"] + 1
         for fold_run in fold_runs
     ]
     median = round(statistics.median(epochs))
-    console.say(f"refit: {median} epochs; the folds were best after {min(epochs)} to {max(epochs)}")
-    flags = {
-        "--data.val_fraction": "0",
-        "--data.test_fraction": "0",
-        "--trainer.max_epochs": str(median),
-        "--early_stopping.patience": "null",
-        "--checkpoint.monitor": "train/loss",
-    }
+    length, first, last = console.plural(median, "epoch"), min(epochs), max(epochs)
+    console.say(f"refit: {length}; the folds were best after {first} to {last}")
     run_folder = folder / "refit"
-    refit_args = [*fit_args, *(word for flag in flags.items() for word in flag)]
+    refit_args = [*fit_args, *_refit_flags(data, median)]
     pool = Pool(1, one_process_per_job)
     try:
         with stop_signals(pool.stop):
@@ -245,3 +255,18 @@ def _refit(
     finally:
         pool.close()
     console.say(f"model: {run_folder / 'checkpoints' / 'last.ckpt'}")
+    if data["init_args"].get("test_path") is not None:
+        name = shlex.quote(str(run_folder))
+        console.say(f"final test: python -m {PACKAGE} test --run {name} --ckpt_path last")
+
+
+def _refit_flags(data: dict[str, Any], epochs: int) -> list[str]:
+    """Return the flags of a training on all rows, for data with this section of the experiment."""
+    fractions = [name for name in ("val_fraction", "test_fraction") if name in data["init_args"]]
+    flags = {
+        **{f"--data.{name}": "0" for name in fractions},
+        "--trainer.max_epochs": str(epochs),
+        "--early_stopping.patience": "null",
+        "--checkpoint.monitor": "train/loss",
+    }
+    return [word for flag in flags.items() for word in flag]

@@ -336,6 +336,8 @@ def truncate_torn_record(journal: Path) -> None:
         complete = complete[: -len(last_record)]
     torn_bytes = len(content) - len(complete)
     if torn_bytes:
-        console.warn(f"{journal}: removed an incomplete last record ({torn_bytes} bytes).")
+        console.warn(
+            f"{journal}: removed an incomplete last record ({console.plural(torn_bytes, 'byte')})."
+        )
         with journal.open("rb+") as file:
             file.truncate(len(complete))

@@ -14,6 +14,8 @@ from typing import Any
 import matplotlib as mpl
 import optuna.visualization.matplotlib as optuna_plots
 from matplotlib.figure import Figure
+from matplotlib.text import Text
+from matplotlib.ticker import FixedFormatter, FuncFormatter, MaxNLocator
 from optuna import Study
 from optuna.trial import FrozenTrial, TrialState
 from rich.console import Group
@@ -31,7 +33,9 @@ from proj.engine.tuning.pool import threads_per_worker
 from proj.engine.tuning.study import trial_index, trials_by_index, was_interrupted
 
 MAX_LIVE_ROWS = 12
-FIGURE_SIZE_INCHES = (10, 4.5)
+FIGURE_SIZE_INCHES = (8, 4.5)
+# Longer names of settings take two lines in figures.
+MAX_LABEL = 18
 STATE_NAMES = {
     TrialState.COMPLETE: "complete",
     TrialState.PRUNED: "pruned",
@@ -173,9 +177,11 @@ def study_report(study: Study, plan: StudyPlan, trials: dict[int, FrozenTrial]) 
     ]
     sections = [
         html.Section("Best settings", best_settings),
-        html.Section("Figures", [html.figures(*_figures(study, plan, trials))]),
+        html.Section("Figures", [html.figures(*_figures(study, plan, trials), tight=True)]),
     ]
-    lead = html.text(f"{len(trials)} trials: {counts}. Best {plan.metric}: {best.value:.4f}.")
+    lead = html.text(
+        f"{console.plural(len(trials), 'trial')}: {counts}. Best {plan.metric}: {best.value:.4f}."
+    )
     return html.page(f"Study {plan.name}", lead, sections)
 
 
@@ -187,7 +193,8 @@ def _figures(
     metric = plan.metric
 
     def plot(function: Callable[..., Any]) -> Figure:
-        return _plot(lambda: function(study, target_name=metric))
+        keys = [parameter.key for parameter in plan.space]
+        return _plot(lambda: function(study, target_name=metric), keys)
 
     yield (
         plot(optuna_plots.plot_optimization_history),
@@ -200,7 +207,7 @@ def _figures(
         yield plot(optuna_plots.plot_parallel_coordinate), f"{metric} by all settings together."
 
 
-def _plot(draw: Callable[[], Any]) -> Figure:
+def _plot(draw: Callable[[], Any], keys: list[str]) -> Figure:
     with warnings.catch_warnings(), html.style():
         # Optuna warns that its plots are experimental.
         warnings.simplefilter("ignore")
@@ -209,7 +216,47 @@ def _plot(draw: Callable[[], Any]) -> Figure:
         axes = axes[0]
     figure: Figure = axes if isinstance(axes, Figure) else axes.figure
     figure.set_size_inches(*FIGURE_SIZE_INCHES)
+    _restyle(figure, keys)
     return figure
+
+
+def _restyle(figure: Figure, keys: list[str]) -> None:
+    """Give a figure of Optuna the colours of our pages, and break long names into lines.
+
+    Its grey areas and texts are hard to read on dark screens. The captions replace its titles.
+    """
+    figure.suptitle("")
+    for axes in figure.axes:
+        for place in ("left", "center", "right"):
+            axes.set_title("", loc=place)
+        axes.set_facecolor("none")
+        axes.tick_params(which="both", colors=html.INK)
+        for spine in axes.spines.values():
+            spine.set_color(html.INK)
+        axes.grid(visible=True, color="#888888", alpha=0.3)
+        axes.set_xlabel(_broken(axes.get_xlabel()))
+        for axis in (axes.xaxis, axes.yaxis):
+            # matplotlib writes labels that are set by one or the other.
+            if isinstance(axis.get_major_formatter(), FixedFormatter | FuncFormatter):
+                labels = (label.get_text() for label in axis.get_ticklabels())
+                axis.set_ticklabels([_broken(_whole(label, keys)) for label in labels])
+    for text in figure.findobj(Text):
+        text.set_color(html.INK)
+
+
+def _whole(label: str, keys: list[str]) -> str:
+    """Return the key that Optuna has cut off in a label, or the label."""
+    start = label.removesuffix("...")
+    return next((key for key in keys if key.startswith(start) and start != label), label)
+
+
+def _broken(name: str) -> str:
+    """Return a long name of a setting with a line break after its middle dot."""
+    dots = [i for i, letter in enumerate(name) if letter == "." and not name[:i].isdigit()]
+    if len(name) <= MAX_LABEL or not dots:
+        return name
+    middle = min(dots, key=lambda i: abs(2 * i - len(name)))
+    return f"{name[: middle + 1]}\n{name[middle + 1 :]}"
 
 
 def _learning_curves(plan: StudyPlan, trials: dict[int, FrozenTrial]) -> Figure:
@@ -227,6 +274,7 @@ def _learning_curves(plan: StudyPlan, trials: dict[int, FrozenTrial]) -> Figure:
             values = [event.value for event in events.Scalars(plan.metric)]
             axes.plot(range(len(values)), values, linewidth=1, alpha=0.7, label=str(index))
     axes.set_xlabel("validation")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_ylabel(plan.metric)
     return figure
 

@@ -166,7 +166,10 @@ class Source:
             return read_date(text, self.format)
         if self.reading == "boolean":
             return BOOLEANS.get(text.strip(SPACES).lower())
-        return text if self.keeps_spaces else text.strip(SPACES)
+        if self.keeps_spaces:
+            return text
+        stripped = text.strip(SPACES)
+        return stripped if stripped and stripped not in self.words else None
 
     def _is_placeholder(self, word: str) -> bool:
         return word.strip(SPACES).lower() in self.placeholders or word in self.words
