@@ -95,7 +95,7 @@ def find_blanks(source: Source, name: str, counts: TextCounts) -> list[Finding]:
             Finding(
                 f"{len(alike)} values of column {name} differ only in outer spaces, in "
                 f"{alike['n'].sum()} rows, such as {' and '.join(map(repr, same[:3]))}",
-                "the spaces are removed, so they count as one value",
+                "the spaces are removed, and values that are then equal count as one",
                 "write them differently, if they mean different things",
                 name,
             )
