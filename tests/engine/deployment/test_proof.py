@@ -18,8 +18,10 @@ from conftest import Cli, Trained, files_in
 from engine.deployment.conftest import BUNDLE, RUN, copy_bundle
 from proj.engine.commands.export import FORMATS
 from proj.engine.deployment import graph
+from proj.engine.deployment.export import locked, new_folder
 from proj.engine.deployment.runtime import load
 from proj.engine.deployment.runtime.check import Comparison, compare, read_chunks
+from proj.errors import UserError
 from proj.models import Model
 
 pytestmark = pytest.mark.filterwarnings(
@@ -146,6 +148,24 @@ def test_the_comparison_has_the_stated_tolerance() -> None:
     assert wrong(1e-9, 1.1e-6) == 1
     assert wrong(0.5, 0.5, label="b") == 1
     assert wrong(0.5, np.nan) == 1
+
+
+def test_what_a_killed_export_left_is_removed(work: Path) -> None:
+    """An abandoned folder would stay forever; that of a process at work must stay."""
+    for name in (".bundle.0123abcd", ".bundle.89ef4567", ".bundle.other"):
+        Path(name).mkdir()
+    with locked(Path(".bundle.89ef4567")), new_folder(work / "bundle") as folder:
+        assert files_in_folder(work) == [".bundle.89ef4567", ".bundle.other", folder.name]
+    assert files_in_folder(work) == [".bundle.89ef4567", ".bundle.other", "bundle"]
+    with pytest.raises(UserError, match="expected a new folder"), new_folder(work / "bundle"):
+        pass
+
+
+def files_in_folder(folder: Path) -> list[str]:
+    """Return the names in a folder; a new temporary one is last."""
+    names = sorted(path.name for path in folder.iterdir())
+    known = [".bundle.89ef4567", ".bundle.other"]
+    return [name for name in known if name in names] + [n for n in names if n not in known]
 
 
 # Bundles of other people

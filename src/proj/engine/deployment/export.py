@@ -1,5 +1,7 @@
 """Export a run as a bundle: graph, description, runtime, proof and model card."""
 
+import os
+import re
 import secrets
 import shutil
 import tempfile
@@ -101,18 +103,44 @@ def prove(
 def new_folder(output: Path) -> Iterator[Path]:
     """Yield a temporary folder beside ``output`` that is renamed to it at the end.
 
-    After an exception nothing is left.
+    After an exception nothing is left. What a killed process has left is removed.
     """
     check_output(output)
     output.parent.mkdir(parents=True, exist_ok=True)
+    for other in output.parent.iterdir():
+        if re.fullmatch(rf"\.{re.escape(output.name)}\.[0-9a-f]{{8}}", other.name):
+            with locked(other) as is_mine:
+                if is_mine and not other.is_symlink():
+                    shutil.rmtree(other, ignore_errors=True)
     folder = output.parent / f".{output.name}.{secrets.token_hex(4)}"
     folder.mkdir()
     try:
-        yield folder
-        check_output(output)
-        folder.rename(output)
+        with locked(folder):
+            yield folder
+            check_output(output)
+            folder.rename(output)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[bool]:
+    """Lock a folder; yield False if another process holds the lock, or the system has no locks."""
+    if os.name != "posix":
+        yield False
+        return
+    import fcntl  # It exists on POSIX systems only.
+
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        is_locked = True
+    except OSError:
+        is_locked = False
+    try:
+        yield is_locked
+    finally:
+        os.close(descriptor)
 
 
 def check_output(output: Path) -> None:
