@@ -307,6 +307,14 @@ def test_messages_of_wrong_command_lines(cli: Cli) -> None:
     assert "expected rows to compare, found none" in cli("verify", BUNDLE, code=2)
 
 
+def test_a_precision_of_16_bits_is_refused(trained: Trained, cli: Cli) -> None:
+    """Predictions with three digits differ from those of any bundle."""
+    trained("multiclass")
+    cli("test")
+    error = cli("export", "--trainer.precision", "bf16-mixed", code=2)
+    assert "`test --run version_0 --trainer.precision 32-true`" in error
+
+
 @pytest.mark.usefixtures("table_bundle")
 def test_a_calibration_that_test_did_not_apply_is_refused(cli: Cli) -> None:
     """A calibration that was fitted after `test` would make all answers differ."""
