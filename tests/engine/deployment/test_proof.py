@@ -176,10 +176,15 @@ def test_verify_runs_nothing_of_the_bundle(cli: Cli, work: Path) -> None:
     """Code in a bundle of somebody else is not executed, neither in its runtime nor beside it."""
     copy = copy_bundle()
     attack = f"open({str(work / 'canary')!r}, 'w').close()\n"
-    for path in (*(copy / "runtime").glob("*.py"), copy / "sitecustomize.py", copy / "numpy.py"):
+    for path in (
+        *(copy / "runtime").glob("*.py"),
+        copy / "numpy.py",
+        copy / "runtime" / "added.py",
+    ):
         path.write_text(attack)
     error = cli("verify", copy, code=3)
     assert "expected the files of the export, got changes in runtime/" in error
+    assert "runtime/added.py" in error
     assert not (work / "canary").exists()
 
 
