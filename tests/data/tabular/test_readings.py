@@ -22,6 +22,7 @@ from proj.data.tabular.dates import (
 from proj.data.tabular.dialect import plain_copy
 from proj.data.tabular.files import open_table
 from proj.data.tabular.numbers import parse_numbers
+from proj.data.tabular.readings import days_in_numbers
 from proj.engine.training.data_checks import check_data
 from proj.errors import UserError
 from proj.schema import Column, Schema
@@ -639,3 +640,10 @@ def test_a_table_in_any_dialect_is_read_back(
         read = all_values(data, name)
         assert read[:30] == pytest.approx(expected)
         assert read[30] != read[30]
+
+
+@pytest.mark.parametrize("dtype", [pl.Int8, pl.UInt8, pl.Int16, pl.Int64, pl.UInt64, pl.Float32])
+def test_small_integers_are_not_compared_as_days(dtype: type[pl.DataType]) -> None:
+    """A Parquet column of Int8 ended with a traceback: it cannot hold the limits of days."""
+    assert not days_in_numbers(pl.Series([1, 2, 100], dtype=dtype))
+    assert days_in_numbers(pl.Series([20180131, 20190228], dtype=pl.Int32))

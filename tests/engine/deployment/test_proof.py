@@ -18,8 +18,10 @@ from conftest import Cli, Trained, files_in
 from engine.deployment.conftest import BUNDLE, RUN, copy_bundle
 from proj.engine.commands.export import FORMATS
 from proj.engine.deployment import graph
+from proj.engine.deployment.export import locked, new_folder
 from proj.engine.deployment.runtime import load
 from proj.engine.deployment.runtime.check import Comparison, compare, read_chunks
+from proj.errors import UserError
 from proj.models import Model
 
 pytestmark = pytest.mark.filterwarnings(
@@ -108,7 +110,7 @@ def test_verify_refuses_another_way_to_scale_images(cli: Cli) -> None:
 
 @pytest.mark.parametrize(
     ("buffer", "format"),
-    [("mean", "torch"), *(pytest.param("std", name, marks=pytest.mark.slow) for name in FORMATS)],
+    [("mean", "onnx"), *(pytest.param("std", name, marks=pytest.mark.slow) for name in FORMATS)],
 )
 def test_export_refuses_another_standardization(
     trained: Trained, cli: Cli, monkeypatch: pytest.MonkeyPatch, buffer: str, format: str
@@ -148,6 +150,24 @@ def test_the_comparison_has_the_stated_tolerance() -> None:
     assert wrong(0.5, np.nan) == 1
 
 
+def test_what_a_killed_export_left_is_removed(work: Path) -> None:
+    """An abandoned folder would stay forever; that of a process at work must stay."""
+    for name in (".bundle.0123abcd", ".bundle.89ef4567", ".bundle.other"):
+        Path(name).mkdir()
+    with locked(Path(".bundle.89ef4567")), new_folder(work / "bundle") as folder:
+        assert files_in_folder(work) == [".bundle.89ef4567", ".bundle.other", folder.name]
+    assert files_in_folder(work) == [".bundle.89ef4567", ".bundle.other", "bundle"]
+    with pytest.raises(UserError, match="expected a new folder"), new_folder(work / "bundle"):
+        pass
+
+
+def files_in_folder(folder: Path) -> list[str]:
+    """Return the names in a folder; a new temporary one is last."""
+    names = sorted(path.name for path in folder.iterdir())
+    known = [".bundle.89ef4567", ".bundle.other"]
+    return [name for name in known if name in names] + [n for n in names if n not in known]
+
+
 # Bundles of other people
 
 
@@ -156,10 +176,15 @@ def test_verify_runs_nothing_of_the_bundle(cli: Cli, work: Path) -> None:
     """Code in a bundle of somebody else is not executed, neither in its runtime nor beside it."""
     copy = copy_bundle()
     attack = f"open({str(work / 'canary')!r}, 'w').close()\n"
-    for path in (*(copy / "runtime").glob("*.py"), copy / "sitecustomize.py", copy / "numpy.py"):
+    for path in (
+        *(copy / "runtime").glob("*.py"),
+        copy / "numpy.py",
+        copy / "runtime" / "added.py",
+    ):
         path.write_text(attack)
     error = cli("verify", copy, code=3)
     assert "expected the files of the export, got changes in runtime/" in error
+    assert "runtime/added.py" in error
     assert not (work / "canary").exists()
 
 
@@ -285,6 +310,14 @@ def test_messages_of_wrong_command_lines(cli: Cli) -> None:
     assert "has not been tested" in cli("export", *new, code=2)
     shutil.rmtree(BUNDLE / "rows")
     assert "expected rows to compare, found none" in cli("verify", BUNDLE, code=2)
+
+
+def test_a_precision_of_16_bits_is_refused(trained: Trained, cli: Cli) -> None:
+    """Predictions with three digits differ from those of any bundle."""
+    trained("multiclass")
+    cli("test")
+    error = cli("export", "--trainer.precision", "bf16-mixed", code=2)
+    assert "`test --run version_0 --trainer.precision 32-true`" in error
 
 
 @pytest.mark.usefixtures("table_bundle")

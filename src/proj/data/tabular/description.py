@@ -6,6 +6,7 @@ from typing import Any
 import polars as pl
 
 from proj.data.tabular.dates import EXCEL, UNITS
+from proj.data.tabular.files import MISSING
 from proj.data.tabular.numbers import DEFAULT_FORMAT, PLACEHOLDERS, plain_numbers
 from proj.data.tabular.readings import ISO_FORMS, column_readings
 from proj.data.tabular.typed import has_outer_spaces, missing_words
@@ -20,11 +21,12 @@ def describe(schema: Schema) -> dict[str, Any]:
     """Return how raw rows become inputs: ``inputs`` of ``bundle.json``.
 
     ``sources`` are the columns of the table, ``numeric`` and ``categorical`` the inputs of the net
-    that are computed from them.
+    that are computed from them. ``null_words`` are missing values in text files.
     """
     return {
         "kind": "table",
         "placeholders": sorted(PLACEHOLDERS),
+        "null_words": list(MISSING),
         "sources": [_source(columns) for columns in _by_source(schema.columns).values()],
         "numeric": [_number(column) for column in schema.numeric],
         "categorical": [

@@ -389,7 +389,8 @@ def read_number_series(numbers: pl.Series, form: str) -> pl.Series:
 
 def days_in_numbers(numbers: pl.Series) -> bool:
     """Return whether whole numbers such as 20180131 are dates, but for a few."""
-    in_range = numbers.is_between(*_DAY_RANGE)
+    # Int8 and Int16 cannot be compared with the limits, which they cannot hold.
+    in_range = numbers.cast(pl.Float64).is_between(*_DAY_RANGE)
     # Most columns end here, before anything is read as dates.
     if not len(numbers) or in_range.sum() < READABLE_SHARE * len(numbers):
         return False

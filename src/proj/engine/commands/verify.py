@@ -64,7 +64,7 @@ def verify(args: list[str]) -> None:
         )
     if options.run is not None:
         trained = load_trained(restore("export", ["--run", options.run]), "verify")
-        prove(trained, bundle, RUNTIME)
+        prove(trained, bundle, RUNTIME, changed_hints(bundle))
     else:
         _repeat(bundle)
     if changed := changed_files(bundle):
@@ -114,16 +114,19 @@ def check_bundle(bundle: Path) -> str:
 
 
 def changed_files(bundle: Path) -> list[str]:
-    """Return the files that are not as `export` has written them."""
+    """Return the files that are not as `export` has written them, and code that it has not."""
     proof: Proof = read_json(bundle / "proof.json", Proof, REMEDY)
-    return [
-        visible(name)[:80]
-        for name, sha256 in proof["sha256"].items()
+    hashes = proof["sha256"]
+    code = [path.relative_to(bundle).as_posix() for path in bundle.glob(f"{RUNTIME.name}/*.py")]
+    changed = [
+        name
+        for name, sha256 in hashes.items()
         if ".." in Path(name).parts
         or Path(name).is_absolute()
         or not (bundle / name).is_file()
         or file_hash(bundle / name) != sha256
     ]
+    return [visible(name)[:80] for name in (*changed, *sorted(set(code) - hashes.keys()))]
 
 
 def changed_hints(bundle: Path) -> list[str]:

@@ -48,7 +48,7 @@ def model_card(
         "Worst slices": _slices(trained),
         "Findings about the data": () if is_private else _findings(trained),
         "Limits": _limits(trained, spec),
-        "Proof": _proof(proof),
+        "Proof": _proof(trained, proof),
     }
     header = yaml_document(_header(trained, spec))
     parts = [f"---\n{header}---", f"# {text(trained.run.path.name)}"]
@@ -252,13 +252,16 @@ def _limits(trained: Trained, spec: dict[str, Any]) -> Iterator[str]:
     yield "- The results hold for rows like those of the test split."
 
 
-def _proof(proof: dict[str, Any]) -> Iterator[str]:
+def _proof(trained: Trained, proof: dict[str, Any]) -> Iterator[str]:
     versions = ", ".join(f"{name} {version}" for name, version in proof["versions"].items())
+    source, reference = "their source has them", "the run's"
+    if trained.schema is None:
+        source, reference = "the loader yields them", "the module's"
     largest, allowed = f"{proof['largest_difference']:.1e}", f"{proof['tolerance']:g}"
     yield (
-        f"All {proof['rows']:,} rows of the test split, as their source has them, passed through "
-        "this bundle in a process without the project. Labels are equal. Each other answer differs "
-        f"from the run's by at most {largest}, where {allowed} is allowed: "
+        f"All {proof['rows']:,} rows of the test split, as {source}, passed through this bundle in "
+        "a process without the project. Labels are equal. Each other answer differs from "
+        f"{reference} by at most {largest}, where {allowed} is allowed: "
         "|got - expected| / max(|expected|, 0.1 s), with s = 1 for probabilities and the standard "
         "deviation in training for numbers. Batches of 1, 7 and 1,000 rows agree "
         f"({versions}, Python {proof['python']}, {proof['machine']})."

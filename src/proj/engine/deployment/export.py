@@ -1,8 +1,11 @@
 """Export a run as a bundle: graph, description, runtime, proof and model card."""
 
+import os
+import re
 import secrets
 import shutil
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -16,6 +19,11 @@ from proj.engine.deployment.spec import RELATIVE, build_spec, file_hash
 from proj.engine.deployment.trained import Trained
 from proj.engine.runs.files import write_json
 from proj.errors import UserError
+
+HINTS = (
+    "No bundle is written.",
+    "If the data, the checkpoint or trainer.precision have changed since, run `test` again.",
+)
 
 
 def write_bundle(trained: Trained, output: Path, model_format: str, keep_rows: bool) -> None:
@@ -59,17 +67,27 @@ def write_graph(trained: Trained, folder: Path, model_format: str) -> dict[str, 
     return spec
 
 
-def prove(trained: Trained, bundle: Path, package: Path) -> dict[str, Any]:
-    """Pass all test rows through a bundle; return the content of ``proof.json``."""
-    rows = bundle.parent / f"{bundle.name}.rows"
-    try:
+def prove(
+    trained: Trained, bundle: Path, package: Path, hints: Iterable[str] = HINTS
+) -> dict[str, Any]:
+    """Pass all test rows through a bundle; return the content of ``proof.json``.
+
+    Args:
+        trained: the run.
+        bundle: folder of the bundle.
+        package: the runtime to use; see ``run_check``.
+        hints: sentences that explain a difference.
+
+    Raises:
+        ProofError: if the bundle answers otherwise.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        rows = Path(folder, "rows")
         trained.rows.write(rows, copy_files=False)
         result = run_check(bundle, rows, package, absolute_paths=True)
-    finally:
-        shutil.rmtree(rows, ignore_errors=True)
     for warning in result["unreadable"]:
         console.warn(warning)
-    require_equal(result, str(trained.run.path), HINTS)
+    require_equal(result, str(trained.run.path), hints)
     largest = result["largest_difference"]
     console.say(f"proof: {result['rows']} test rows, largest difference {largest:.1e}")
     return {
@@ -81,28 +99,48 @@ def prove(trained: Trained, bundle: Path, package: Path) -> dict[str, Any]:
     }
 
 
-HINTS = (
-    "No bundle is written.",
-    "If the data, the checkpoint or trainer.precision have changed since, run `test` again.",
-)
-
-
 @contextmanager
 def new_folder(output: Path) -> Iterator[Path]:
     """Yield a temporary folder beside ``output`` that is renamed to it at the end.
 
-    After an exception nothing is left.
+    After an exception nothing is left. What a killed process has left is removed.
     """
     check_output(output)
     output.parent.mkdir(parents=True, exist_ok=True)
+    for other in output.parent.iterdir():
+        if re.fullmatch(rf"\.{re.escape(output.name)}\.[0-9a-f]{{8}}", other.name):
+            with locked(other) as is_mine:
+                if is_mine and not other.is_symlink():
+                    shutil.rmtree(other, ignore_errors=True)
     folder = output.parent / f".{output.name}.{secrets.token_hex(4)}"
     folder.mkdir()
     try:
-        yield folder
-        check_output(output)
-        folder.rename(output)
+        with locked(folder):
+            yield folder
+            check_output(output)
+            folder.rename(output)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[bool]:
+    """Lock a folder; yield False if another process holds the lock, or the system has no locks."""
+    if os.name != "posix":
+        yield False
+        return
+    import fcntl  # It exists on POSIX systems only.
+
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        is_locked = True
+    except OSError:
+        is_locked = False
+    try:
+        yield is_locked
+    finally:
+        os.close(descriptor)
 
 
 def check_output(output: Path) -> None:

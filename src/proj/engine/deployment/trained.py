@@ -74,6 +74,7 @@ def load_trained(restored: RestoredRun, verb: str) -> Trained:
     if not isinstance(model, Model):
         return _load_other(run, cli, content, verb)
     check_tested(run, "metrics.json", "predictions.parquet")
+    _check_precision(cli, run)
     model.load_state_dict(content["state_dict"])
     assert model.schema is not None
     rows, answers = _tested(run, model, model.schema, checkpoint)
@@ -89,6 +90,19 @@ def load_trained(restored: RestoredRun, verb: str) -> Trained:
         type(model.net).__name__,
         model.schema,
         _split_rows(cli),
+    )
+
+
+def _check_precision(cli: ExperimentCLI, run: Run) -> None:
+    """Raise UserError unless `test` computes with the precision of a bundle."""
+    precision = str(cli.config.trainer.precision or "32-true")
+    if precision in ("32", "32-true", "64", "64-true"):
+        return
+    exact = "--trainer.precision 32-true"
+    raise UserError(
+        f"trainer.precision: expected 32-true or 64-true, got {precision}, whose predictions a "
+        f"bundle does not repeat to 5 digits; run `test --run {run.path.name} {exact}`, then "
+        f"`export --run {run.path.name} {exact}`."
     )
 
 
