@@ -26,10 +26,8 @@ def run(trained: Trained) -> Run:
 def test_a_run_is_identical(run: Run, cli: Cli) -> None:
     """The second run would differ, for example because a generator is not seeded."""
     said = cli("reproduce", RUN)
-    assert (
-        "identical to the bit: the weights of best.ckpt and last.ckpt, and the metrics of 2 validations"
-        in said
-    )
+    assert "identical to the bit: the weights of best.ckpt and last.ckpt" in said
+    assert "the metrics of 2 validations" in said
     assert not AGAIN.exists()
     run.write_manifest(packages={**run.manifest["packages"], "torch": "0.1"})
     assert "; not as recorded: torch: 0.1 -> " in cli("reproduce", RUN)
