@@ -102,7 +102,7 @@ def measure(way: str, row: dict[str, float | str]) -> tuple[float, float, float]
     lines = [line.strip() for line in way.replace("PACKAGE", PACKAGE).strip().splitlines()]
     program = TIMED.format(way="\n".join(lines))
     command = [sys.executable, "-c", program, json.dumps(row)]
-    process = subprocess.run(command, check=True, capture_output=True, text=True)
+    process = subprocess.run(command, check=True, capture_output=True, encoding="utf-8")
     cpu, seconds, further = json.loads(process.stdout)
     return cpu, seconds, further
 

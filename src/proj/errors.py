@@ -3,6 +3,9 @@
 import difflib
 from collections.abc import Iterable
 
+# A message stays readable whatever a cell of a file holds.
+MAX_QUOTED = 80
+
 
 class UserError(ValueError):
     """The input is wrong. Exit code 2.
@@ -21,6 +24,12 @@ class Stopped(BaseException):
     def __init__(self, signal: int) -> None:
         super().__init__(f"stopped by signal {signal}")
         self.signal = signal
+
+
+def quoted(value: object) -> str:
+    """Return a value of a file for a message: as Python writes it, at most 80 characters of it."""
+    text = repr(value)
+    return text if len(text) <= MAX_QUOTED else f"{text[: MAX_QUOTED - 1]}…"
 
 
 def nearest(name: str, valid_names: Iterable[str]) -> str:

@@ -144,8 +144,9 @@ class Schema:
 
     def __post_init__(self) -> None:
         # A checkpoint holds the schema and is read with weights_only=True.
-        types = {type(leaf) for leaf in _leaves(asdict(self))}
-        assert types <= {str, int, float, bool}, f"not plain values: {types}"
+        for leaf in _leaves(asdict(self)):
+            if type(leaf) not in (str, int, float, bool):
+                raise TypeError(f"expected plain values in a schema, got {leaf!r}")
 
     @property
     def numeric(self) -> tuple[Column, ...]:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from proj.errors import UserError
+from proj.errors import UserError, quoted
 from proj.schema import SUM_DTYPE, Array, Label, Schema, Task
 
 # A table's column of more different whole numbers holds amounts, unless data.task says otherwise.
@@ -242,7 +242,7 @@ class Targets:
             row = 0 if column.missing is None else int(np.argmin(column.missing))
             raise UserError(
                 f"{self.where}: column {column.name}: expected labels such as "
-                f"{schema.classes[0]!r}, as in training, got {column.label(row)!r}."
+                f"{schema.classes[0]!r}, as in training, got {quoted(column.label(row))}."
             )
         if kind == "text":
             numbers = {label: number for number, label in enumerate(schema.classes)}
@@ -264,16 +264,16 @@ class Targets:
         same = unknown[column.values[unknown] == column.values[first]]
         noun = f"{split} row{'s' * (len(same) > 1)}".lstrip()
         return UserError(
-            f"{self.where}: class {column.label(first)!r} has no training rows, but {len(same)} "
-            f"{noun}, such as row {first if rows is None else rows[first]}; training has "
-            f"{listed(known)}; correct the labels, drop the rows, or split in another way."
+            f"{self.where}: class {quoted(column.label(first))} has no training rows, but "
+            f"{len(same)} {noun}, such as row {first if rows is None else rows[first]}; training "
+            f"has {listed(known)}; correct the labels, drop the rows, or split in another way."
         )
 
     def _check_numbers(self, rows: Array | None = None) -> None:
         for column in self.columns:
             where = f"{self.where}: column {column.name}"
             if not column.is_numeric:
-                example = f", such as {column.words[0]!r}" if column.words else ""
+                example = f", such as {quoted(column.words[0])}" if column.words else ""
                 raise UserError(
                     f"{where}: expected numbers for the task {self.task}, got {column.dtype}"
                     f"{example}; set data.target or data.task."

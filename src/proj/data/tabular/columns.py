@@ -24,7 +24,7 @@ from proj.data.tabular.readings import (
     stored_format,
 )
 from proj.data.targets import TargetColumn
-from proj.errors import UserError
+from proj.errors import UserError, quoted
 from proj.schema import Array, Column
 
 NumberKind: TypeAlias = Literal["number", "days", "month", "weekday", "hour"]
@@ -140,7 +140,7 @@ def _fit_column(name: str, values: pl.Series, override: Override | None, form: s
     kind = override.kind if override else None
     if kind in ("number", "date") and type_ == "text" and values.drop_nulls().len():
         raise UserError(
-            f"data.columns: {name}: expected {kind}s, got {values.drop_nulls()[0]!r}; "
+            f"data.columns: {name}: expected {kind}s, got {quoted(values.drop_nulls()[0])}; "
             "choose another kind."
         )
     if kind == "date" and type_ == "boolean":
@@ -313,7 +313,7 @@ def _find_folded(values: pl.Series, column: Column) -> list[Finding]:
         Finding(
             f"{len(counts)} of {texts.n_unique()} values of column {column.source}, in "
             f"{len(folded)} of {len(values)} training rows, count as one, such as "
-            f"{counts['v'][0]!r}",
+            f"{quoted(counts['v'][0])}",
             limit,
             f"merge values in the file, or leave the column out: {state(column.source, 'drop')}",
             column.source,

@@ -13,7 +13,7 @@ from typing import IO, Any, NamedTuple
 
 import numpy as np
 
-from proj.errors import UserError
+from proj.errors import UserError, quoted
 
 SEPARATORS = ",;\t|"
 
@@ -201,7 +201,7 @@ def _name_all(names: list[str], where: str) -> list[str]:
     for name in given:
         if name and given.count(name) > 1:
             raise UserError(
-                f"{where}: expected different names for all columns, got {name!r} "
+                f"{where}: expected different names for all columns, got {quoted(name)} "
                 f"{given.count(name)} times; rename all but one."
             )
     return [name or free_name(i, given) for i, name in enumerate(given)]

@@ -21,7 +21,7 @@ from proj.data.tabular.cache import DISK_FULL
 from proj.data.tabular.dialect import Dialect, find_dialect, free_name, plain_copy, read_head
 from proj.data.tabular.memory import check_memory
 from proj.data.tabular.numbers import parse_numbers
-from proj.errors import UserError, nearest
+from proj.errors import UserError, nearest, quoted
 
 TEXT, JSON, EXCEL = (".csv", ".tsv", ".txt"), (".json", ".jsonl", ".ndjson"), (".xlsx", ".xls")
 SUFFIXES = (*TEXT, ".parquet", *JSON, *EXCEL)
@@ -312,7 +312,8 @@ def check_names(names: list[str], wanted: list[str], option: str, where: str) ->
         if name not in names:
             listed = ", ".join(names[:20]) + (", …" if len(names) > 20 else "")
             raise UserError(
-                f"{option}: {where} has no column {name!r}.{nearest(name, names)} It has {listed}."
+                f"{option}: {where} has no column {quoted(name)}.{nearest(name, names)} It has "
+                f"{listed}."
             )
 
 

@@ -36,7 +36,7 @@ from proj.data.tabular.split_column import name_splits
 from proj.data.tabular.splits import split_by_time, split_groups
 from proj.data.tabular.typed import TypedTable, apply_readings, conform, read_text
 from proj.data.targets import Targets
-from proj.errors import UserError
+from proj.errors import UserError, quoted
 from proj.schema import SPLITS, Array, Column, Label, Schema, Task
 
 # Split number of rows that are left out: without a target, or later than a fold in time.
@@ -254,8 +254,8 @@ def _check_order(times: pl.Series, name: str) -> None:
     if not (times.dtype.is_numeric() or times.dtype.is_temporal()):
         example = next(iter(times.drop_nulls()), None)
         raise UserError(
-            f"data.time: expected dates or numbers in column {name}, got {example!r}, whose order "
-            f"in time is not known; state the form, such as data.columns: "
+            f"data.time: expected dates or numbers in column {name}, got {quoted(example)}, whose "
+            f"order in time is not known; state the form, such as data.columns: "
             f"{{{name}: {{kind: date, format: '%d/%m/%Y'}}}}."
         )
 

@@ -25,7 +25,7 @@ from proj.data.tabular.numbers import (
 )
 from proj.data.tabular.overrides import Override
 from proj.data.targets import MAX_NUMBER_CLASSES
-from proj.errors import UserError
+from proj.errors import UserError, quoted
 from proj.schema import Column
 
 Text = TypeVar("Text", pl.Series, pl.Expr)
@@ -404,8 +404,8 @@ def _cannot_follow(
     example = values.texts.filter(parsed.is_null())[0]
     format_hint = f" in the format {stated}" if stated else ""
     return UserError(
-        f"data.columns: {name}: expected {what}{format_hint}, got {example!r}; choose another "
-        f"kind{'' if stated else ', or state the format'}."
+        f"data.columns: {name}: expected {what}{format_hint}, got {quoted(example)}; choose "
+        f"another kind{'' if stated else ', or state the format'}."
     )
 
 

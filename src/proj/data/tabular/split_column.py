@@ -4,7 +4,7 @@ from typing import Final
 
 import polars as pl
 
-from proj.errors import UserError
+from proj.errors import UserError, quoted
 
 # The words for each split, in lower case.
 _WORDS: Final = {
@@ -22,7 +22,7 @@ def name_splits(values: pl.Series, name: str) -> pl.Series:
     splits = _to_splits(values)
     if (invalid := values.filter(splits.is_null())).len():
         raise UserError(
-            f"data.split: expected train, val or test in column {name}, got {invalid[0]!r}."
+            f"data.split: expected train, val or test in column {name}, got {quoted(invalid[0])}."
         )
     return splits
 

@@ -30,7 +30,7 @@ from proj.data.tabular.readings import (
     read,
     read_column,
 )
-from proj.errors import UserError, nearest
+from proj.errors import UserError, nearest, quoted
 from proj.schema import Column
 
 
@@ -158,7 +158,8 @@ def _describe(
         yield _written_numbers(name, reading, tally)
     elif tally.written:
         yield Finding(
-            f"{tally.written} times of column {name} are not in UTC, such as {tally.example!r}",
+            f"{tally.written} times of column {name} are not in UTC, such as "
+            f"{quoted(tally.example)}",
             "they are converted to UTC",
             "write local times in the file, if the hour of the day matters",
             name,
@@ -184,12 +185,12 @@ def _describe(
 def _unreadable_words(name: str, reading: Reading, tally: Tally, stated: bool) -> Finding:
     words = tally.words
     word = max(words, key=lambda w: words[w])
-    listed = ", ".join(f"{w!r} ({count})" for w, count in list(words.items())[:5])
+    listed = ", ".join(f"{quoted(w)} ({count})" for w, count in list(words.items())[:5])
     more = f": {listed}{', …' if len(words) > 5 else ''}" if len(words) > 1 else ""
     what = "as data.columns says" if stated else f"as {reading.type}s"
     return Finding(
         f"{sum(words.values())} of {tally.rows} values of column {name} cannot be read {what}, "
-        f"such as {word!r}",
+        f"such as {quoted(word)}",
         f"they count as missing{more}",
         "correct them, or choose another kind",
         name,
@@ -201,7 +202,7 @@ def _mixed(name: str, tally: Tally) -> Finding:
     word = max(words, key=lambda w: words[w])
     return Finding(
         f"{tally.read} of {tally.present} values of column {name} are numbers, the others are not, "
-        f"such as {word!r}",
+        f"such as {quoted(word)}",
         f"the column is text, because less than {READABLE_SHARE:.0%} are numbers",
         f"to use the numbers, and the others as missing, set {state(name, 'number')}",
         name,
@@ -213,7 +214,7 @@ def _written_numbers(name: str, reading: Reading, tally: Tally) -> Finding:
     number = int(number) if number % 1 == 0 else number
     return Finding(
         f"{tally.written} of {tally.rows} values of column {name} are written like "
-        f"{tally.example!r}",
+        f"{quoted(tally.example)}",
         f"it is read as {number}",
         f"if it means something else, state {_entry(name, reading)} or kind: category",
         name,
@@ -315,13 +316,13 @@ def _check_readable(
             row, value = tally.first_odd
             raise UserError(
                 f"{where}: column {name}: expected values of type {column.type}, as in training, "
-                f"got text, {value!r} in row {row}."
+                f"got text, {quoted(value)} in row {row}."
             )
         if unreadable:
             assert tally.first_odd is not None
             finding = Finding(
                 f"{unreadable} of {tally.rows} values of column {name} of {where} cannot be read "
-                f"as {readings[name].type}s, such as {tally.first_odd[1]!r}",
+                f"as {readings[name].type}s, such as {quoted(tally.first_odd[1])}",
                 "they count as missing",
                 "correct them",
                 name,
@@ -356,5 +357,5 @@ def _convert(source: Source, name: str, column: Column, where: str) -> pl.Expr |
             return text
     raise UserError(
         f"{where}: column {name}: expected values of type {column.type}, as in training, got "
-        f"{actual or dtype}, {first['value'][0]!r} in row {first['row'][0]}."
+        f"{actual or dtype}, {quoted(first['value'][0])} in row {first['row'][0]}."
     )

@@ -42,9 +42,9 @@ def write_bundle(trained: Trained, output: Path, model_format: str, keep_rows: b
             trained.rows.sample().write(folder / "rows", copy_files=True)
         # Registries have no versions of torch for single kinds of hardware, such as 2.13.0+cpu.
         versions = [f"{name}=={v.partition('+')[0]}\n" for name, v in proof["versions"].items()]
-        (folder / "requirements.txt").write_text("".join(versions), "utf-8")
+        (folder / "requirements.txt").write_text("".join(versions), encoding="utf-8")
         card = model_card(trained, spec, proof, is_private=not keep_rows)
-        (folder / "README.md").write_text(card, "utf-8")
+        (folder / "README.md").write_text(card, encoding="utf-8")
         files = sorted(path for path in folder.rglob("*") if path.is_file())
         hashes = {path.relative_to(folder).as_posix(): file_hash(path) for path in files}
         write_json(folder / "proof.json", {**proof, "sha256": hashes})

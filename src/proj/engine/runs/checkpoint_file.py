@@ -117,8 +117,11 @@ def _check_types(checkpoint: dict[str, Any], path: Path) -> None:
         for name in required
         if type(checkpoint.get(name)) is not int
     ]
-    if not isinstance(checkpoint.get("config", {}), dict):
-        problems.append(f"an experiment for config, got {checkpoint['config']!r:.60}")
+    problems += [
+        f"{kind} for {name}, got {checkpoint[name]!r:.60}"
+        for name, kind in (("config", "an experiment"), ("callbacks", "a section"))
+        if not isinstance(checkpoint.get(name, {}), dict)
+    ]
     if problems:
         raise UserError(
             f"{path} cannot be read as a checkpoint: expected {problems[0]}; use another one."

@@ -28,7 +28,7 @@ class Predictor:
     """
 
     def __init__(self, folder: Path, threads: int | None = None) -> None:
-        self.spec: dict[str, Any] = json.loads((folder / "bundle.json").read_text("utf-8"))
+        self.spec: dict[str, Any] = json.loads((folder / "bundle.json").read_text(encoding="utf-8"))
         version = self.spec.get("bundle")
         if version != VERSION:
             raise ValueError(f"{folder}: expected a bundle of version {VERSION}, got {version}")
