@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import Cli, Trained, make_arrays
+from conftest import CONFIGS, Cli, Trained, make_arrays
 from proj.engine.commands.reproduce import first_difference
 from proj.engine.runs.environment import environment, environment_changes, uncommitted_code
 from proj.engine.runs.run import Run
@@ -31,6 +31,13 @@ def test_a_run_is_identical(run: Run, cli: Cli) -> None:
     assert not AGAIN.exists()
     run.write_manifest(packages={**run.manifest["packages"], "torch": "0.1"})
     assert "; not as recorded: torch: 0.1 -> " in cli("reproduce", RUN)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+def test_each_shipped_experiment_is_identical(config: Path, cli: Cli) -> None:
+    cli("fit", "--config", config)
+    assert "identical to the bit" in cli("reproduce")
 
 
 def test_a_changed_seed_is_named_with_the_first_epoch(run: Run, cli: Cli) -> None:

@@ -28,10 +28,11 @@ class Baseline(NamedTuple):
     run_scores: dict[str, float]
 
     def __str__(self) -> str:
-        parts = [
-            f"{name} {number(score)} (this run: {signed(self.run_scores[name] - score)})"
-            for name, score in self.scores.items()
-        ]
+        parts = []
+        for name, score in self.scores.items():
+            difference = self.run_scores[name] - score
+            run = f"this run: {signed(difference)}" if difference else "as this run"
+            parts.append(f"{name} {number(score)} ({run})")
         return f"baseline, {self.prediction}: {', '.join(parts)}"
 
 
