@@ -463,3 +463,16 @@ def test_check_leaves_no_run_folder(cli: Cli) -> None:
         "check", "--config", ROOT / "configs/digits.yaml"
     )
     assert not Path("lightning_logs").exists()
+
+
+def test_a_missing_config_is_answered_without_importing_torch() -> None:
+    """The answer to a mistyped file would take seconds."""
+    program = (
+        "import sys; from proj.engine.cli import main; "
+        "code = main(['fit', '--config', 'nope.yaml']); print(code, 'torch' in sys.modules)"
+    )
+    done = subprocess.run(
+        [processes.REAL_PYTHON, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["2", "False"]
+    assert "expected a YAML file, got nope.yaml" in done.stderr

@@ -14,6 +14,13 @@ Rows: TypeAlias = np.ndarray[Any, np.dtype[np.int64]]
 # The split that is one fold, the number of the fold from 0, and the number of folds.
 Fold: TypeAlias = tuple[Literal["val", "test"], int, int]
 
+# How publishers of data write the splits, in lower case.
+SPLIT_WORDS = {
+    **dict.fromkeys(("train", "training", "tr"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev", "eval"), "val"),
+    **dict.fromkeys(("test", "testing", "holdout", "hold-out"), "test"),
+}
+
 
 def split(
     rows: Rows,

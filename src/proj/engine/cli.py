@@ -8,7 +8,8 @@ from importlib import import_module
 from types import ModuleType
 
 from proj.engine import PACKAGE, security
-from proj.engine.config.options import COMMON_OPTIONS
+from proj.engine.config.arguments import check_configs
+from proj.engine.config.options import COMMON_OPTIONS, OPTIONS
 from proj.engine.exit_codes import exit_code, keep_interrupts
 from proj.engine.secrets import hide, split_words
 from proj.engine.terminal import escape_output
@@ -111,6 +112,9 @@ def _call_verb(args: list[str]) -> None:
             f"expected a verb, got {verb!r}.{nearest(verb, [*VERBS, '--help', '--version'])}"
         )
     name, function = VERBS[verb][0].split(":")
+    if verb in OPTIONS and f"{PACKAGE}.engine.{name}" not in sys.modules:
+        # The modules of the verb import torch, which takes seconds.
+        check_configs(verb_args)
     try:
         module = _import_verb(f"{PACKAGE}.engine.{name}")
     except ModuleNotFoundError as error:

@@ -414,6 +414,11 @@ def test_other_files_are_left_out_and_reported() -> None:
     assert len(pixels_by_file(data)) == 40
 
 
+def save(path: Path, pixels: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+
+
 def empty_class() -> None:
     (folder() / "fish").mkdir()
 
@@ -430,6 +435,12 @@ def loose_image() -> None:
 def without_classes() -> None:
     Path("pets").mkdir()
     make_image(0).save("pets/a.png")
+
+
+def equal_folders() -> None:
+    for label in "ab":
+        for name in "xy":
+            save(Path(f"pets/{label}/{name}/0.png"), np.zeros((4, 4), np.uint8))
 
 
 @pytest.mark.parametrize(
@@ -455,7 +466,12 @@ def without_classes() -> None:
             lambda: folder(classes="train cat dog"),
             "no folders beside train, val and test in pets, got cat, dog; move",
         ),
-        (lambda: folder(classes="train valid"), "got valid; .* Did you mean 'val'"),
+        (lambda: folder(classes="train vall"), "got vall; .* Did you mean 'val'"),
+        (
+            lambda: folder(classes="Train training"),
+            "expected one folder for train in pets, got Train and training",
+        ),
+        (equal_folders, "got a, b, which all hold the folders x, y; if those are the classes"),
         (
             lambda: folder(classes="test val"),
             "expected a folder train beside val and test in pets, got none",
@@ -675,3 +691,35 @@ def test_init_writes_an_experiment_for_images(cli: Cli) -> None:
     assert "--target, --task: expected neither for images" in cli(
         "init", "pets", "--target", "y", "--force", code=2
     )
+
+
+@pytest.mark.parametrize("words", [("Train", "Test", "Valid"), ("training", "testing", "val")])
+def test_folders_of_splits_as_publishers_write_them(words: tuple[str, ...]) -> None:
+    """The splits would be taken for classes."""
+    for number, word in enumerate(words):
+        for label in ("cat", "dog"):
+            for i in range(4):
+                pixels = np.full((4, 4), 50 * number + i, np.uint8)
+                save(Path(f"pets/{word}/{label}/{i}.png"), pixels)
+    data = Images("pets")
+    data.prepare_data()
+    data.setup("fit")
+    assert data.schema.classes == ("cat", "dog")
+    assert [len(data.splits[name].row) for name in ("train", "test", "val")] == [8, 8, 8]
+
+
+@pytest.mark.parametrize(("largest", "levels"), [(4000, 16), (65535, 256)])
+def test_the_lost_levels_of_16_bits_are_a_finding(largest: int, levels: int) -> None:
+    """Pictures of 12 bits in files of 16 bits would keep 16 levels without a word."""
+    rng = np.random.default_rng(0)
+    for label in ("cat", "dog"):
+        for i in range(8):
+            pixels = rng.integers(0, largest, (8, 8)).astype(np.uint16)
+            pixels[0, 0] = largest
+            save(Path(f"pets/{label}/{i}.png"), pixels)
+    data = Images("pets")
+    data.prepare_data()
+    data.setup("fit")
+    (finding,) = (f for f in data.findings if "16 bits" in f.what)
+    assert finding.what == f"16 of 16 images looked at have 16 bits, with values up to {largest:,}"
+    assert f"{levels} of 256 grey levels" in finding.effect

@@ -6,7 +6,7 @@ import threading
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import TypeAlias
 
@@ -136,6 +136,19 @@ def _to_mode(image: Image.Image, mode: str) -> Image.Image:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert(mode)
+
+
+def sixteen_bit_range(images: Sequence[AnyImage]) -> tuple[int, int]:
+    """Return how many of some images have 16 bits, and their largest value."""
+    count, largest = 0, 0
+    for image in images:
+        if isinstance(image, np.ndarray):
+            continue
+        # What cannot be read is reported when it is decoded.
+        with suppress(OSError, ValueError, SyntaxError), _open(image) as opened:
+            if opened.mode in SIXTEEN_BIT_MODES:
+                count, largest = count + 1, max(largest, int(np.asarray(opened).max()))
+    return count, largest
 
 
 def decode(images: Sequence[AnyImage], out: Array, resize: bool) -> dict[int, str]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from proj.data.base import Finding
-from proj.data.images.decode import Shape, decode, read_shape, run_parallel
+from proj.data.images.decode import Shape, decode, read_shape, run_parallel, sixteen_bit_range
 from proj.data.images.sources import ImageFolder, ImageSet
 from proj.data.splits import Fold, split
 from proj.data.tabular.cache import create_array, map_array, save_array
@@ -23,6 +23,8 @@ from proj.schema import SPLITS, Array, Batch, Schema, Task
 CHANNEL_NAMES = {1: ("grey",), 3: ("red", "green", "blue")}
 # The numbers from 0 to 1 that nets receive for each uint8.
 LEVELS = np.arange(256) / 255
+# Images that are looked at for their number of bits.
+MAX_SAMPLE = 200
 # Images per step of the statistics.
 CHUNK = 1024
 
@@ -66,6 +68,8 @@ class PreparedImages(NamedTuple):
         effect, findings = "they are left out", []
         if unreadable := self.facts["unreadable"]:
             findings.append(Finding(unreadable, effect, "repair or remove them"))
+        if depth := self.facts.get("sixteen_bits"):
+            findings.append(_depth_finding(*depth))
         if self.listing and (files := self.listing.other_files):
             listed = ", ".join(files[:3]) + ", …" * (len(files) > 3)
             noun, verb = ("file", "has") if len(files) == 1 else ("files", "have")
@@ -113,6 +117,9 @@ def prepare_images(folder: Path, images: ImageSet, plan: ImagePlan, where: str) 
             save_array(folder / f"y_{name}.npy", images.labels[readable[name]])
     _check_failures(images, failures, plan.skip_unreadable)
     facts: dict[str, Any] = {"unreadable": _describe(images, failures) if failures else ""}
+    sample = images.images[:: -(-len(images.images) // MAX_SAMPLE)]
+    count, largest = sixteen_bit_range(sample)
+    facts["sixteen_bits"] = [count, len(sample), largest] if count else []
     if len(images.labels):
         labels = images.labels[readable["train"]]
         x = np.load(folder / "x_train.npy", mmap_mode="r")[: len(labels)]
@@ -166,6 +173,15 @@ def _describe(images: ImageSet, failures: dict[int, str]) -> str:
     listed = ", ".join(f"{images.names[i]}: {failures[i]}" for i in sorted(failures)[:3])
     ellipsis = ", …" * (len(failures) > 3)
     return f"{len(failures)} of {len(images.images)} images cannot be read ({listed}{ellipsis})"
+
+
+def _depth_finding(count: int, sample: int, largest: int) -> Finding:
+    """Return a finding about images of 16 bits, which lose 8 of them."""
+    return Finding(
+        f"{count} of {sample} images looked at have 16 bits, with values up to {largest:,}",
+        f"65,535 becomes 255, so {largest // 257 + 1} of 256 grey levels are left",
+        "scale the values to the full range of 16 bits, or write images of 8 bits",
+    )
 
 
 def _split_positions(images: ImageSet, plan: ImagePlan, where: str) -> dict[str, Array]:

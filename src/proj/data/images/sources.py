@@ -15,6 +15,7 @@ from PIL import Image
 from proj.data.arrays import check_rows, load_inputs, read_source, to_inputs
 from proj.data.images.decode import FORMATS, AnyImage
 from proj.data.images.file_checks import check_files
+from proj.data.splits import SPLIT_WORDS
 from proj.data.tabular.fingerprint import fingerprint
 from proj.errors import UserError, nearest
 from proj.schema import SPLITS, Array
@@ -125,23 +126,25 @@ def _list_classes(path: str) -> ImageFolder:
     other_files: list[str] = []
     skipped_links = 0
     labels_by_file: dict[str, dict[str, str]] = {}
-    for split in _split_folders(root) or [""]:
-        entries = sorted(_visible(root / split))
-        classes = [name for name in entries if (root / split / name).is_dir()]
-        files = [(Path(split) / name).as_posix() for name in entries if name not in classes]
+    split_folders = _split_folders(root)
+    for folder, split in (split_folders or {"": "train"}).items():
+        entries = sorted(_visible(root / folder))
+        classes = [name for name in entries if (root / folder / name).is_dir()]
+        files = [(Path(folder) / name).as_posix() for name in entries if name not in classes]
         _refuse_loose_images(root, [name for name in files if _is_image(name)], bool(classes))
         other_files += [name for name in files if not _is_image(name)]
+        _refuse_equal_folders(root / folder, classes)
         for label in classes:
-            found = _walk(root, Path(split) / label)
+            found = _walk(root, Path(folder) / label)
             skipped_links += found.skipped_links
             if not found.images and not found.is_loop:
                 raise UserError(
-                    f"data.path: expected images in the class folder {root / split / label}, got "
+                    f"data.path: expected images in the class folder {root / folder / label}, got "
                     "none; add some, or remove it."
                 )
             for file, name in found.images.items():
                 labels_by_file.setdefault(file, {})[label] = name
-                images.append((name, label, split or "train"))
+                images.append((name, label, split))
             other_files += found.others
     images.sort()
     _check_classes(root, images)
@@ -178,21 +181,51 @@ def _visible(folder: Path) -> list[str]:
     return [name for name in os.listdir(folder) if not name.startswith(".")]
 
 
-def _split_folders(root: Path) -> list[str]:
-    """Return the folders train, val and test of ``root``; none if its folders are classes."""
+def _split_folders(root: Path) -> dict[str, str]:
+    """Return the split of each folder in ``root``, such as train of Training.
+
+    Nothing if its folders are classes: one of them must be train, so that classes may be called
+    valid or dev.
+    """
     folders = [name for name in sorted(_visible(root)) if (root / name).is_dir()]
-    splits = [name for name in SPLITS if name in folders]
-    if splits and "train" not in splits:
-        raise UserError(
-            f"data.path: expected a folder train beside {' and '.join(splits)} in {root}, got none."
-        )
-    if splits and (others := [name for name in folders if name not in SPLITS]):
+    # Two letters are rather a class, such as a language.
+    words = {name: SPLIT_WORDS.get(name.lower(), "") for name in folders if len(name) > 2}
+    splits = {name: split for name, split in words.items() if split}
+    if "train" not in splits.values():
+        if exact := [name for name in SPLITS if name in folders]:
+            raise UserError(
+                f"data.path: expected a folder train beside {' and '.join(exact)} in {root}, got "
+                "none."
+            )
+        return {}
+    if others := [name for name in folders if name not in splits]:
         raise UserError(
             f"data.path: expected no folders beside train, val and test in {root}, got "
             f"{', '.join(others[:3])}; move or rename folders that are not a split."
             f"{nearest(others[0], SPLITS)}"
         )
+    for name, split in splits.items():
+        if same := [other for other in splits if splits[other] == split and other != name]:
+            raise UserError(
+                f"data.path: expected one folder for {split} in {root}, got {name} and {same[0]}; "
+                "put their images together, or rename one."
+            )
     return splits
+
+
+def _refuse_equal_folders(root: Path, classes: list[str]) -> None:
+    """Raise UserError if all class folders hold the same folders: these may be the classes."""
+    inner = [
+        {name for name in _visible(root / label) if (root / label / name).is_dir()}
+        for label in classes
+    ]
+    if len(inner) > 1 and len(inner[0]) > 1 and all(names == inner[0] for names in inner):
+        listed = ", ".join(sorted(inner[0])[:3])
+        raise UserError(
+            f"data.path: expected a folder for each class in {root}, got {', '.join(classes[:3])}, "
+            f"which all hold the folders {listed}; if those are the classes, put the images of "
+            f"each into one folder {root}/CLASS, or name the outer folders train, val and test."
+        )
 
 
 class _Found(NamedTuple):

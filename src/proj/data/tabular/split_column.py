@@ -1,17 +1,9 @@
 """Columns that name the split of each row, as publishers of data sets write them."""
 
-from typing import Final
-
 import polars as pl
 
+from proj.data.splits import SPLIT_WORDS
 from proj.errors import UserError, quoted
-
-# The words for each split, in lower case.
-_WORDS: Final = {
-    **dict.fromkeys(("train", "training", "tr"), "train"),
-    **dict.fromkeys(("val", "valid", "validation", "dev", "eval"), "val"),
-    **dict.fromkeys(("test", "testing", "holdout", "hold-out"), "test"),
-}
 
 
 def name_splits(values: pl.Series, name: str) -> pl.Series:
@@ -35,4 +27,4 @@ def is_split_column(values: pl.Series) -> bool:
 
 def _to_splits(values: pl.Series) -> pl.Series:
     words = values.cast(pl.String).str.strip_chars().str.to_lowercase()
-    return words.replace_strict(_WORDS, default=None, return_dtype=pl.String)
+    return words.replace_strict(SPLIT_WORDS, default=None, return_dtype=pl.String)

@@ -80,6 +80,14 @@ def read_arguments(args: list[str], verb: str) -> Arguments:
     )
 
 
+def check_configs(args: list[str]) -> None:
+    """Raise UserError if a file of ``--config`` is missing or is no experiment."""
+    for word, next_word in zip(args, [*args[1:], ""], strict=True):
+        flag, equals, value = word.partition("=")
+        if flag in ("-c", "--config"):
+            read_config(Path(value if equals else next_word))
+
+
 def _with_class_paths(words: list[str]) -> list[str]:
     """Replace short class names among the values of flags by full class paths."""
     words = list(words)
