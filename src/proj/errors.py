@@ -41,6 +41,7 @@ def nearest(name: str, valid_names: Iterable[str]) -> str:
     >>> nearest("droput", ["dropout", "hidden"])
     " Did you mean 'dropout'?"
     """
+    name = str(name)  # A key in YAML may be a number.
     names = [str(valid) for valid in valid_names if str(valid) != name]
     if completions := [valid for valid in names if len(name) > 2 and valid.startswith(name)]:
         return f" Did you mean '{completions[0]}'?"

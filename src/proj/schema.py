@@ -148,6 +148,15 @@ class Schema:
             if type(leaf) not in (str, int, float, bool):
                 raise TypeError(f"expected plain values in a schema, got {leaf!r}")
 
+    def _check_statistics(self) -> None:
+        """Raise TypeError for statistics that do not fit the names, as in a damaged checkpoint."""
+        names = () if self.task == "regression" else self.class_names
+        if len(self.class_counts) not in (0, len(names)):
+            raise TypeError(f"{len(self.class_counts)} class_counts for {len(names)} classes")
+        for name in ("input_mean", "input_std", "target_mean", "target_std"):
+            if not all(type(value) in (int, float) for value in getattr(self, name)):
+                raise TypeError(f"expected numbers in {name}, got {getattr(self, name)!r:.60}")
+
     @property
     def numeric(self) -> tuple[Column, ...]:
         return tuple(column for column in self.columns if column.kind != "category")
@@ -277,7 +286,9 @@ class Schema:
                 for part in (values["columns"], values.get("target_columns", []))
             )
             fields = {**_tuples(values), "columns": columns, "target_columns": target_columns}
-            return cls(**fields)
+            schema = cls(**fields)
+            schema._check_statistics()
+            return schema
         except (TypeError, KeyError) as error:
             raise UserError(
                 f"expected a checkpoint whose schema has this version's fields, got {error}; train "

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from proj.errors import UserError, quoted
+from proj.errors import MAX_QUOTED, UserError, quoted
 from proj.schema import SUM_DTYPE, Array, Label, Schema, Task
 
 # A table's column of more different whole numbers holds amounts, unless data.task says otherwise.
@@ -164,7 +164,7 @@ class Targets:
             self._check_numbers()
             return
         labels = list(column.label_counts)
-        got = f"{len(labels)} ({', '.join(map(str, labels[:5]))})"
+        got = f"{len(labels)} ({', '.join(str(label)[:MAX_QUOTED] for label in labels[:5])})"
         if num_columns == 1 and len(labels) > 1 and (self.task == "multiclass" or len(labels) == 2):
             return
         raise UserError(

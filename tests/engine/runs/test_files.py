@@ -11,6 +11,7 @@ from proj.engine.runs import checkpoint_file
 from proj.engine.runs.checkpoint_file import read_checkpoint
 from proj.engine.runs.files import atomic_write
 from proj.errors import UserError
+from proj.schema import Schema
 
 
 def hidden_files(folder: Path) -> list[str]:
@@ -39,6 +40,9 @@ def test_a_file_that_another_write_is_in_the_middle_of_is_left_alone(work: Path)
     assert hidden_files(work) == []
 
 
+SCHEMA = Schema.of(2, classes=("a", "b")).to_dict()
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -46,6 +50,11 @@ def test_a_file_that_another_write_is_in_the_middle_of_is_left_alone(work: Path)
         ({"epoch": None}, "an integer for epoch, got None"),
         ({"state_dict": {"w": 1}}, "a tensor for w, got int"),
         ({"config": "text"}, "an experiment for config, got 'text'"),
+        ({"global_step": 10**40}, "an integer for global_step, got 1000"),
+        ({"callbacks": 1.5}, "a section for callbacks, got 1.5"),
+        ({"schema": SCHEMA | {"class_counts": [1, 2, 3]}}, "3 class_counts for 2 classes"),
+        ({"schema": SCHEMA | {"input_mean": [{}]}}, "expected numbers in input_mean"),
+        ({"schema": SCHEMA | {"classes": ["a", None]}}, "expected plain values in a schema"),
     ],
     ids=str,
 )

@@ -329,9 +329,10 @@ def first_process() -> bool:
     return int(getattr(rank_zero_only, "rank", 0)) == 0
 
 
-def differences(old: dict[str, Any], new: dict[str, Any], key: str = "") -> list[str]:
+def differences(old: dict[str, Any] | None, new: dict[str, Any] | None, key: str = "") -> list[str]:
     """Return the values in which two configs differ, each as ``key: old -> new``."""
     lines = []
+    old, new = old or {}, new or {}
     for name in old | new:
         before, after, path = old.get(name), new.get(name), f"{key}.{name}".strip(".")
         # Both null and an empty section mean no options.

@@ -14,6 +14,9 @@ from proj.engine.runs.run import Run
 from proj.errors import UserError
 from proj.schema import DEFAULT_THRESHOLD, Array, Schema, Task
 
+# By how much a probability of several members may lie outside of 0 and 1.
+ROUNDING = 1e-4
+
 
 @dataclass(frozen=True)
 class PredictionSet:
@@ -166,6 +169,9 @@ def predictions_in(
     column = next((name for name in (f"kept_{group}", group) if name in table.columns), None)
     shown = [name for name in table.columns if not name.startswith("probability")]
     predictions = replace(read_prediction_set(schema, table, column), columns=table[shown])
+    output = predictions.output
+    if schema.task != "regression" and ((output < -ROUNDING) | (output > 1 + ROUNDING)).any():
+        raise ValueError("expected probabilities from 0 to 1, got others")
     if fitted is not None:
         predictions = replace(predictions, thresholds=fitted.settings(schema)[1])
     return predictions

@@ -115,7 +115,7 @@ def _check_types(checkpoint: dict[str, Any], path: Path) -> None:
     problems += [
         f"an integer for {name}, got {checkpoint.get(name)!r:.60}"
         for name in required
-        if type(checkpoint.get(name)) is not int
+        if type(value := checkpoint.get(name)) is not int or not 0 <= value < 2**63
     ]
     problems += [
         f"{kind} for {name}, got {checkpoint[name]!r:.60}"
