@@ -6,14 +6,17 @@ unexport PYTHONDONTWRITEBYTECODE
 INSTALL = $(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable
 COMPILE = $(BIN)/python -m compileall -qq -j 0 -x '/tests?/' .venv/lib/python3*/site-packages src
 
-.PHONY: fit test test-slow lint format
+.PHONY: fit test test-long test-slow lint format
 
 fit: .venv/installed  ## train on a real data set, test, print where the results are
 	$(BIN)/python -m proj fit --config configs/digits.yaml
 	$(BIN)/python -m proj test
 
-test: .venv/installed-dev  ## run all tests except the slow ones
+test: .venv/installed-dev  ## run all tests except the long and the slow ones
 	$(BIN)/python -m pytest
+
+test-long: .venv/installed-dev  ## run the tests that take seconds each
+	$(BIN)/python -m pytest -m long
 
 test-slow: .venv/installed-dev  ## run the slow tests
 	$(BIN)/python -m pytest -m slow

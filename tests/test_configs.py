@@ -31,6 +31,7 @@ def test_a_shipped_experiment_runs_through_all_verbs(config: Path, cli: Cli) -> 
         assert metrics["accuracy"]["value"] >= MINIMUM_ACCURACY[config.stem]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
 def test_the_config_of_a_run_repeats_it_to_the_bit(config: Path, cli: Cli) -> None:
     """A recorded experiment would not give the recorded weights."""

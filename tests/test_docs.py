@@ -161,6 +161,7 @@ def run_shell(block: Block, cli: Cli) -> None:
             cli(verb, *args, *(resumed or TRIMMED.get(verb, [])))
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings(
     "ignore:The '.*_dataloader' does not have many workers",
     "ignore::optuna.exceptions.ExperimentalWarning",
@@ -197,6 +198,7 @@ def test_every_shell_block_outside_the_run_pages_names_commands_that_exist() -> 
             assert verb in VERBS, f"{page.name} calls {PROGRAM}{verb}"
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the notebook's libraries
 def test_the_notebook_runs_and_its_outputs_are_the_stored_ones(project: Path) -> None:
     """A change of the Python API that the notebook does not follow fails here."""

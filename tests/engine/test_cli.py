@@ -58,6 +58,7 @@ def test_a_missing_extra_is_an_error_that_says_what_to_install(work: Path) -> No
         assert f"error: {verb}: the package optuna is not installed; install" in done.stderr
 
 
+@pytest.mark.long
 def test_fit_imports_what_it_uses_and_nothing_else(experiment: Any, work: Path) -> None:
     """`fit` on split arrays would import scikit-learn or polars, which takes a second."""
     config = experiment()

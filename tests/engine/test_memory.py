@@ -30,6 +30,7 @@ measure()
 """
 
 
+@pytest.mark.long
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
 def test_a_step_takes_the_memory_that_the_last_one_freed() -> None:
     """Each step on a CPU would get its memory from the system again, page by page."""

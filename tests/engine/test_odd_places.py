@@ -136,6 +136,7 @@ def test_a_place_that_cannot_be_written_is_one_message(
     assert not Path("configs").exists()
 
 
+@pytest.mark.long
 @pytest.mark.skipif(os.name != "posix" or os.getuid() != 0, reason="needs another user")
 def test_read_only_folders_of_another_user_are_one_message(work: Path, cli: Cli) -> None:
     """Permissions do not bind root, so another user runs the verbs, in a process of its own."""
@@ -209,6 +210,7 @@ def test_a_flag_that_is_nested_too_deep_is_one_message(cli: Cli) -> None:
 # Locales
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["latin1", pytest.param("C", marks=pytest.mark.slow)])
 def test_names_outside_ascii_work_in_every_locale(name: str, work: Path) -> None:
     """In a real process: the locale is read when Python starts."""

@@ -83,6 +83,7 @@ def expected(task: str, table: pl.DataFrame) -> dict[str, float]:
     return values
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "task", ["binary", "multiclass", "multilabel", "regression", "regression_2"]
 )

@@ -274,6 +274,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.long
 def test_a_killed_preparation_is_not_used(decoded: list[Any]) -> None:
     """Half-decoded arrays would be trained on."""
     folder()

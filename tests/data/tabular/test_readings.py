@@ -576,6 +576,7 @@ numbers = st.lists(st.integers(-9999, 9999), min_size=30, max_size=30, unique=Tr
 dates = st.lists(st.dates(dt.date(1990, 1, 1), dt.date(2060, 1, 1)), min_size=30, max_size=30)
 
 
+@pytest.mark.long
 @settings(
     max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )

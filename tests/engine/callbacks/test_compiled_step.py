@@ -52,6 +52,7 @@ def last_checkpoint(name: str) -> dict[str, Any]:
     return dict(read_checkpoint(Path("lightning_logs") / name / "checkpoints" / "last.ckpt"))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "flags",
     [
@@ -113,6 +114,7 @@ def test_compiled_steps_equal_eager_steps_up_to_rounding(
             assert "step" not in mine or mine["step"] == other["step"]
 
 
+@pytest.mark.long
 def test_the_bits_do_not_depend_on_the_execution_or_a_resume(experiment: Any, cli: Cli) -> None:
     config = experiment(rows=250, trainer={"max_epochs": 4})
     flags = [*STEP, "--trainer.val_check_interval", "0.5"]
@@ -155,6 +157,7 @@ def test_the_bits_do_not_depend_on_the_execution_or_a_resume(experiment: Any, cl
         ), name
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("flags", "why"),
     [
@@ -196,6 +199,7 @@ def test_what_cannot_be_compiled_is_eager_and_the_reason_is_printed(
     assert equal(left_behind("requested"), left_behind("eager"))
 
 
+@pytest.mark.long
 def test_a_table_and_an_ensemble_can_be_compiled(cli: Cli) -> None:
     rng = np.random.default_rng(0)
     lines = [
@@ -236,6 +240,7 @@ def _compilations() -> int:
     return len(seconds)
 
 
+@pytest.mark.long
 def test_each_training_of_a_process_compiles_its_step_once(experiment: Any, cli: Cli) -> None:
     """With guards, the step would be compiled again whenever a tensor of the model is replaced."""
     config = experiment(rows=100, trainer={"max_epochs": 3})

@@ -185,6 +185,7 @@ def test_a_net_that_cannot_be_traced_is_trained_without_a_graph(
     assert Run(RUN.resolve()).manifest["status"] == "finished"
 
 
+@pytest.mark.long
 def test_tensorboard_in_chromium(runs: None, board: Callable[[], str], browser: Any) -> None:
     """No error in the console, no request to another host, and one chart draws both curves."""
     address = board()

@@ -65,6 +65,7 @@ def equal(a: Any, b: Any) -> bool:
     return bool(a == b)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("task", "flags"),
     [

@@ -91,6 +91,7 @@ def distinct_mutations(file: Path) -> list[Mutation]:
     return [mutation for mutation in first.values() if mutation.file == file]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda path: path.stem)
 def test_parsing_works_or_the_error_names_the_key(file: Path, work: Path) -> None:
     """A user would get an error without knowing which line of the config is wrong."""

@@ -108,6 +108,7 @@ ARRAYS = [(task, format) for task in ARRAY_TASKS for format in ("onnx", "torch")
 QUICK = ("regression_2", "onnx")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("task", "format"),
     [pytest.param(*case, marks=[] if case == QUICK else [pytest.mark.slow]) for case in ARRAYS],

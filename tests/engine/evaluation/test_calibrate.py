@@ -366,6 +366,7 @@ SURE = [
 ]  # too sure
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("task", TASKS)
 def test_from_flags_to_the_report(task: str, experiment: Any, cli: Cli) -> None:
     """`validate` fits, the other verbs apply; all numbers equal scikit-learn."""

@@ -143,6 +143,7 @@ def test_test_rows_do_not_change_it(cli: Cli) -> None:
     assert written() != result
 
 
+@pytest.mark.long
 def test_features_of_arrays_and_the_report(experiment: Any, cli: Cli) -> None:
     """The report shows importance exactly if it was computed."""
     cli("fit", "--config", experiment("multiclass", 200))
@@ -276,6 +277,7 @@ def test_degenerate_rows(case: str) -> None:
         assert f"too few rows ({rows})" in result["0"].why
 
 
+@pytest.mark.long
 def test_the_interval_covers_because_a_row_counts_twice() -> None:
     """An interval that counts a row by its target only would cover in 0.83 of the cases."""
     truth, held = script_of("coverage").importance_coverage("regression", 200, 150)

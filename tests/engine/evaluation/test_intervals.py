@@ -406,6 +406,7 @@ def test_the_interval_of_a_mean() -> None:
 # Coverage, as `scripts/coverage.py` measures it
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("generator", "metrics"),
     [

@@ -42,6 +42,7 @@ def test_holm_equals_r() -> None:
     assert holm([0.2]) == [0.2]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("task", ["regression", "binary", "multiclass"])
 def test_equally_good_runs_differ_significantly_in_5_percent(task: str) -> None:
     """The rate of 250 repeats, with a standard error of 1.4 points, is between 1 and 9 %."""

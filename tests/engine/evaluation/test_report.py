@@ -191,6 +191,7 @@ def own_script(page: str) -> str:
     return str(scripts[0])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("task", TASKS)
 def test_the_report_of_a_run(task: str, trained: Trained, cli: Cli) -> None:
     """A report works offline, has unique ids and contains every metric."""
@@ -459,6 +460,7 @@ def test_classes_without_a_value_or_an_interval_have_a_figure() -> None:
             assert all(low < x < high for x in (*headline, baseline) if x is not None)
 
 
+@pytest.mark.long
 def test_columns_that_are_left_out_are_beside_the_mistakes(work: Path, cli: Cli) -> None:
     """A reader recognises a row by its name, which is no input of the net."""
     rng = np.random.default_rng(0)

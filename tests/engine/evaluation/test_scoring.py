@@ -105,6 +105,7 @@ def test_many_rows_give_no_warning() -> None:
     ]
 
 
+@pytest.mark.long
 def test_groups_are_resampled_as_a_whole(cli: Cli, work: Path) -> None:
     """An interval over rows, not customers of ten equal rows, would be far too narrow."""
     rng = np.random.default_rng(0)

@@ -48,6 +48,7 @@ def expected(run: Path, verb: str) -> dict[str, Any]:
     return {name: pixels(figure) for name, figure, _ in drawn}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("task", ["binary", "multiclass", "multilabel", "regression"])
 def test_each_validation_is_drawn_without_a_minimum_interval(
     task: str, experiment: Any, cli: Cli, monkeypatch: pytest.MonkeyPatch
@@ -158,6 +159,7 @@ def test_a_run_without_tensorboard_gets_no_event_file(experiment: Any, cli: Cli)
     assert not list(RUN.glob("events*"))
 
 
+@pytest.mark.long
 def test_figures_in_chromium(
     trained: Trained, cli: Cli, board: Callable[[], str], browser: Any
 ) -> None:

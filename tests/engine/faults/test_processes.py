@@ -64,6 +64,7 @@ TWO_ROUNDS = (*range(1, 18), 40)
 EVERY_NUMBER = tuple(range(1, 41))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("world", "numbers_of_rows"),
     [
@@ -133,6 +134,7 @@ def two(experiment: Any) -> list[Any]:
     return ["proj", "fit", "--config", str(config), *TWO]
 
 
+@pytest.mark.long
 def test_two_killed_or_stopped_processes_resume_to_the_same_bits(
     two: list[str], work: Path
 ) -> None:

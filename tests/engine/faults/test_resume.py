@@ -132,6 +132,7 @@ def test_the_comparison_fails_without_the_random_generators(
         check(fit, [["step:23"]])
 
 
+@pytest.mark.long
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 def test_a_run_with_compiled_steps_resumes_to_the_same_bits(fit: list[Any]) -> None:
     check(fit + COMPILED, [["before fsync:5", "validation end:1"]])
@@ -178,6 +179,7 @@ def test_images_are_augmented_in_the_same_way_after_a_resume(work: Path) -> None
     check(["fit", *flags], [["before fsync:5", "epoch end:1"]])
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers")
 @pytest.mark.filterwarnings("default:the training data loader has no state_dict")
 def test_with_a_users_own_loader_training_resumes_at_the_end_of_an_epoch(

@@ -7,6 +7,8 @@ from pathlib import Path
 from signal import SIGINT, SIGTERM
 from typing import Any
 
+import pytest
+
 from engine.faults.harness import attempt, digest, said
 
 
@@ -14,6 +16,7 @@ def status(name: str) -> Any:
     return json.loads(Path(f"lightning_logs/{name}/manifest.json").read_text())["status"]
 
 
+@pytest.mark.long
 def test_a_run_stopped_at_any_point_resumes_to_the_same_bits(fit: list[Any]) -> None:
     fit += [
         "--model.steps_per_execution",

@@ -151,6 +151,7 @@ def test_accumulated_batches_equal_one_large_batch(experiment: Any, cli: Cli) ->
         assert torch.allclose(small["state_dict"][name], weight, atol=1e-6)
 
 
+@pytest.mark.long
 @pytest.mark.skipif(
     os.system("which g++ > /dev/null") != 0, reason="torch.compile needs a C++ compiler"
 )
@@ -286,6 +287,7 @@ def scores(name: str, verb: str) -> dict[str, float]:
     }
 
 
+@pytest.mark.long
 def test_two_processes_train_and_agree_with_one_on_every_metric(experiment: Any, cli: Cli) -> None:
     """The sizes of the splits are odd, so the two processes get different numbers of rows."""
     import polars as pl
@@ -341,6 +343,7 @@ def test_a_signal_stops_with_its_exit_code_and_the_run_says_so(
     read_checkpoint(LOGS / "version_0/checkpoints/last.ckpt")
 
 
+@pytest.mark.long
 def test_the_console_script_runs_an_experiment(work: Path) -> None:
     script = Path(sys.executable).parent / "proj"
     done = subprocess.run(

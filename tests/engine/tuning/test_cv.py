@@ -30,6 +30,7 @@ class OwnRegressor(Regressor): pass
 """
 
 
+@pytest.mark.long
 def test_scores_equal_a_loop_over_the_splitters_of_scikit_learn(experiment: Any, cli: Cli) -> None:
     """Each fold is trained and scored as a single run on the same rows would be."""
     config = experiment(rows=150)

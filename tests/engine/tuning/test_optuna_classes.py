@@ -103,6 +103,7 @@ def pool(small_workers: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pool]
     pool.close()
 
 
+@pytest.mark.long
 def test_every_sampler_and_pruner_runs_a_study(study: Any, pool: Pool) -> None:
     """The same study has the same trials when it runs again."""
     plan = read_plan(study(8, space=SPACE)[1:])
@@ -203,6 +204,7 @@ def test_the_median_pruner_prunes_a_real_training(study: Any) -> None:
 SHIPPED = sorted((ROOT / "configs/tune").glob("*.yaml"))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "config",
     [

@@ -68,6 +68,7 @@ def server() -> Iterator[str]:
         shutil.rmtree(folder)
 
 
+@pytest.mark.long
 def test_a_study_survives_the_kill_of_one_of_two_processes(
     study: Callable[..., list[str]], server: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

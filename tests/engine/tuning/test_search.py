@@ -48,6 +48,7 @@ def workers_of(parent: int) -> list[int]:
     return [child for child, its_parent in parents.items() if its_parent == parent]
 
 
+@pytest.mark.long
 def test_the_results_of_a_study(study: Study, cli: Cli) -> None:
     """The table, the best experiment, the report and the runs of a study are complete and true."""
     output = run(*study(), "--workers", "2")
@@ -83,6 +84,7 @@ def test_the_results_of_a_study(study: Study, cli: Cli) -> None:
     assert len(trials()) == 6
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kills", [2, pytest.param(10, marks=pytest.mark.slow)])
 def test_random_kills_of_parent_and_workers_change_nothing(study: Study, kills: int) -> None:
     """A study that is killed again and again has the table of an undisturbed one."""
@@ -318,6 +320,7 @@ def test_a_study_optimizes_what_selects_the_best_epoch(study: Study) -> None:
     assert read_plan(study(**keys, mode="min")[1:]).mode == "min"
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 def test_a_different_study_and_an_unreachable_database(study: Study, cli: Any) -> None:
     """A study does not continue with another experiment; option mistakes have their message."""
