@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from conftest import CONFIGS, Cli, Trained, make_arrays
-from proj.engine.commands.reproduce import first_difference
+from proj.engine.commands.reproduce import _first_points, first_difference
 from proj.engine.runs.environment import environment, environment_changes, uncommitted_code
 from proj.engine.runs.run import Run
 
@@ -77,6 +77,25 @@ def test_other_weights_are_found_where_all_metrics_are_equal(run: Run, work: Pat
     )
 
 
+def points(before: list[float], after: list[float]) -> list[tuple[int, str]]:
+    return [*_first_points(np.array(before), np.array(after))]
+
+
+def test_the_first_point_that_differs_is_found() -> None:
+    """A metric that becomes NaN, or a validation less, would count as equal."""
+    nan = float("nan")
+    assert points([1, nan], [1, nan]) == []
+    assert points([1, 0.5, 3], [1, nan, 4]) == [(1, "is 0.5 in the run and nan now")]
+    assert points([1, nan], [1, 0.25]) == [(1, "is nan in the run and 0.25 now")]
+    assert points([1, 2], [1]) == [(0, "has 2 points in the run and 1 now")]
+
+
+def test_a_run_without_checkpoints_is_refused(run: Run, cli: Cli) -> None:
+    for path in RUN.glob("checkpoints/*.ckpt"):
+        path.unlink()
+    assert "expected a run with checkpoints" in cli("reproduce", RUN, code=2)
+
+
 def test_the_manifest_holds_the_environment(run: Run) -> None:
     manifest = json.loads((RUN / "manifest.json").read_text())
     assert manifest["distributions"]["torch"] == torch.__version__
@@ -95,7 +114,9 @@ def test_environments_differ_in_what_both_record() -> None:
     assert changes[1:] == ["gone: 1.0 -> not installed"]
 
 
-def test_uncommitted_code_applies_to_the_commit(work: Path) -> None:
+def test_uncommitted_code_applies_to_the_commit(
+    work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A run would not hold a new file, or hold a config with a password."""
     assert uncommitted_code() == ""  # no repository
 
@@ -106,6 +127,7 @@ def test_uncommitted_code_applies_to_the_commit(work: Path) -> None:
     git("init", "--quiet")
     Path("net.py").write_text("width = 8\n")
     Path("config.yaml").write_text("a: 1\n")
+    Path("inner").mkdir()
     git("add", ".")
     git("commit", "--quiet", "--message", "first")
     assert uncommitted_code() == ""
@@ -113,6 +135,9 @@ def test_uncommitted_code_applies_to_the_commit(work: Path) -> None:
     Path("new.py").write_text("depth = 2\n")
     Path("config.yaml").write_text("password: secret\n")
     patch = uncommitted_code()
+    monkeypatch.chdir("inner")
+    assert uncommitted_code() == patch  # of the whole repository, wherever `fit` is called
+    monkeypatch.chdir("..")
     assert "secret" not in patch
     git("stash", "--include-untracked", "--quiet")
     Path("code.diff").write_text(patch)

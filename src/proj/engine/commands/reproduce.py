@@ -1,6 +1,7 @@
 """Train a run again from its config, and say whether the result is the same to the bit."""
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from proj.engine.runs.environment import environment_changes, uncommitted_code
 from proj.engine.runs.find import find_run
 from proj.engine.runs.run import Run
 from proj.errors import TrainingError, UserError
+from proj.schema import Array
 
 CHECKPOINTS = ("best", "last")
 # More changes of the environment are counted only.
@@ -41,6 +43,11 @@ def reproduce(args: list[str]) -> None:
         raise UserError(
             f"reproduce: expected a finished run, got {run.path}, which is "
             f"{run.manifest['status']}; finish it with `fit --resume {run.path.name}`."
+        )
+    if not _checkpoints(run):
+        raise UserError(
+            f"reproduce: expected a run with checkpoints, got {run.path} without one, so nothing "
+            "can be compared; train with checkpoints."
         )
     again = Run(run.path.with_name(f"{run.path.name}_again"))
     if again.path.exists():
@@ -111,32 +118,37 @@ def first_difference(run: Run, again: Run) -> str | None:
 
 def _first_epoch(run: Run, again: Run) -> str | None:
     """Return the first validation whose metrics differ."""
-    old, new = read_scalars(run), read_scalars(again)
-    found: tuple[int, str] | None = None
-    for name in sorted(old.keys() & new.keys()):
-        # Points within an epoch depend on the number of steps in one execution.
-        if not name.startswith("val/"):
-            continue
-        (steps, before), (_, after) = old[name], new[name]
-        count = min(len(before), len(after))
-        differs = ~((before[:count] == after[:count]) | np.isnan(before[:count] * after[:count]))
-        if differs.any():
-            i = int(differs.argmax())
-            line = f"{name} is {before[i]:.9g} in the run and {after[i]:.9g} now"
-        elif len(before) != len(after):
-            i, line = count, f"{name} has {len(before)} points in the run and {len(after)} now"
-            steps = np.append(steps, steps[-1:])
-        else:
-            continue
-        if found is None or steps[i] < found[0]:
-            found = int(steps[i]), line
-    if found is None:
+    # Points within an epoch depend on the number of steps in one execution.
+    old, new = (
+        {name: curve for name, curve in read_scalars(other).items() if name.startswith("val/")}
+        for other in (run, again)
+    )
+    if old.keys() != new.keys():
+        return f"one of the runs has no curve {sorted(old.keys() ^ new.keys())[0]}"
+    differences = [
+        (int(steps[i]), f"{name} {what}")
+        for name, (steps, before) in sorted(old.items())
+        for i, what in _first_points(before, new[name][1])
+    ]
+    if not differences:
         return None
-    numbers = [array.tolist() for array in old.get("epoch", ())]
-    epochs = dict(zip(*numbers, strict=True)) if numbers else {}
-    step, line = found
-    place = f"epoch {epochs[step]:.0f}" if step in epochs else f"step {step}"
+    step, line = min(differences)
+    steps, numbers = read_scalars(run).get("epoch", (np.zeros(0), np.zeros(0)))
+    epochs = numbers[steps == step]
+    place = f"epoch {epochs[0]:.0f}" if len(epochs) else f"step {step}"
     return f"the first difference is in {place}: {line}"
+
+
+def _first_points(before: Array, after: Array) -> Iterator[tuple[int, str]]:
+    """Yield the position of the first point that differs, and how; nothing if none does."""
+    count = min(len(before), len(after))
+    old, new = before[:count], after[:count]
+    differs = (old != new) & ~(np.isnan(old) & np.isnan(new))
+    if differs.any():
+        i = int(differs.argmax())
+        yield i, f"is {old[i]:.9g} in the run and {new[i]:.9g} now"
+    elif len(before) != len(after):
+        yield count - 1, f"has {len(before)} points in the run and {len(after)} now"
 
 
 def _checkpoints(run: Run) -> list[str]:

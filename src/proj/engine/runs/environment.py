@@ -64,11 +64,12 @@ def uncommitted_code() -> str:
     repository, without a change, or for changes of more than ``MAX_DIFF_BYTES``.
     """
     try:
-        patch = _git("diff", "HEAD", "--", f":(top){CODE_FILES}")
-        others = ("ls-files", "--others", "--exclude-standard", "-z", "--", f":(top){CODE_FILES}")
-        for name in filter(None, _git(*others).split("\0")):
+        top = ("-C", _git("rev-parse", "--show-toplevel").rstrip("\n"))
+        patch = _git(*top, "diff", "HEAD", "--", CODE_FILES)
+        others = ("ls-files", "--others", "--exclude-standard", "-z", "--", CODE_FILES)
+        for name in filter(None, _git(*top, *others).split("\0")):
             # `git diff` of a file with nothing ends with 1, as it differs.
-            patch += _git("diff", "--no-index", "--", os.devnull, name, codes=(0, 1))
+            patch += _git(*top, "diff", "--no-index", "--", os.devnull, name, codes=(0, 1))
     except (OSError, subprocess.CalledProcessError):
         return ""
     return patch if len(patch.encode()) <= MAX_DIFF_BYTES else ""
