@@ -12,8 +12,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from conftest import Cli
 from proj.data.loader import ArrayLoader
+from proj.engine.callbacks.steps_per_execution import StepsPerExecution
 from proj.engine.cli import main
 from proj.engine.runs.checkpoint_file import read_checkpoint
+from proj.errors import UserError
 from proj.schema import Batch
 
 ONE_CYCLE = [
@@ -285,3 +287,13 @@ def test_executions_hold_the_batches_in_order_and_end_at_validations(
         assert (
             len(cuts) - 1 - periods * per_period < per_period
         )  # Otherwise Lightning would validate again at the end of the epoch.
+
+
+@pytest.mark.parametrize("steps", [-1, 0, 1.5, "4"])
+def test_steps_of_a_damaged_checkpoint_are_refused(steps: Any) -> None:
+    """With -1 the loader would yield batches without an end."""
+    callback = StepsPerExecution()
+    for valid in (None, 4):
+        callback.load_state_dict({"steps": valid})
+    with pytest.raises(UserError, match="number of steps per execution from 1 up, got"):
+        callback.load_state_dict({"steps": steps})

@@ -103,7 +103,14 @@ class StepsPerExecution(Callback):
         return {"steps": self.steps}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.steps, self.restored = state_dict["steps"], True
+        steps = state_dict["steps"]
+        if steps is not None and (type(steps) is not int or steps < 1):
+            # The loader would yield batches without an end.
+            raise UserError(
+                f"expected a checkpoint with a number of steps per execution from 1 up, got "
+                f"{steps!r:.60}; it is damaged, use another one."
+            )
+        self.steps, self.restored = steps, True
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         requested = getattr(pl_module, "steps_per_execution", "auto")
