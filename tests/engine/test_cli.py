@@ -466,14 +466,27 @@ def test_check_leaves_no_run_folder(cli: Cli) -> None:
     assert not Path("lightning_logs").exists()
 
 
-def test_a_missing_config_is_answered_without_importing_torch() -> None:
-    """The answer to a mistyped file would take seconds."""
+@pytest.mark.parametrize(
+    ("args", "message", "imports_torch"),
+    [
+        (["--config", "nope.yaml"], "expected a YAML file, got nope.yaml", False),
+        (["--config=wrong.yaml"], "no such key 'modle' in an experiment", False),
+        ([], "", True),
+        (["--config"], "expected one argument", True),
+    ],
+    ids=["missing", "wrong key", "none", "no value"],
+)
+def test_a_wrong_config_is_answered_without_importing_torch(
+    args: list[str], message: str, imports_torch: bool
+) -> None:
+    """The answer to a mistyped file would take seconds; other answers come as before."""
+    Path("wrong.yaml").write_text("modle: 1\n")
     program = (
         "import sys; from proj.engine.cli import main; "
-        "code = main(['fit', '--config', 'nope.yaml']); print(code, 'torch' in sys.modules)"
+        "code = main(['fit', *sys.argv[1:]]); print(code, 'torch' in sys.modules)"
     )
-    done = subprocess.run(
-        [processes.REAL_PYTHON, "-c", program], capture_output=True, text=True, check=True
-    )
-    assert done.stdout.split() == ["2", "False"]
-    assert "expected a YAML file, got nope.yaml" in done.stderr
+    command = [processes.REAL_PYTHON, "-c", program, *args]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["2", str(imports_torch)]
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1

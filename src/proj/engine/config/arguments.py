@@ -82,10 +82,12 @@ def read_arguments(args: list[str], verb: str) -> Arguments:
 
 def check_configs(args: list[str]) -> None:
     """Raise UserError if a file of ``--config`` is missing or is no experiment."""
-    for word, next_word in zip(args, [*args[1:], ""], strict=True):
+    for word, next_word in zip(args, [*args[1:], None], strict=False):
         flag, equals, value = word.partition("=")
-        if flag in ("-c", "--config"):
-            read_config(Path(value if equals else next_word))
+        file = value if equals else next_word
+        # The parser answers a flag without a value.
+        if flag in ("-c", "--config") and file is not None:
+            read_config(Path(file))
 
 
 def _with_class_paths(words: list[str]) -> list[str]:
