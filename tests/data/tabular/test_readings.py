@@ -80,6 +80,9 @@ def all_values(data: Tabular, name: str) -> list[float]:
         ("36,5", "1,234.5", None),
         ("12,34,567", "1,234.5", 1234567),
         ("1 234 567,8", "1.234,5", 1234567.8),
+        ("1\u00a0234,5", "1.234,5", 1234.5),
+        ("1\u202f234", "1,234.5", 1234),
+        ("1\u00a023", "1,234.5", None),
         ("1'234.5", "1,234.5", 1234.5),
         ("$1,234.50", "1,234.5", 1234.5),
         ("-$5", "1,234.5", -5),
@@ -584,7 +587,7 @@ dates = st.lists(st.dates(dt.date(1990, 1, 1), dt.date(2060, 1, 1)), min_size=30
     whole=numbers,
     days=dates,
     separator=st.sampled_from(",;\t|"),
-    signs=st.sampled_from([",.", ".,", " .", " ,", "'.", "\u202f,"]),
+    signs=st.sampled_from([",.", ".,", " .", " ,", "'.", "\u202f,", "\u00a0,"]),
     form=st.sampled_from(
         [
             *("%Y-%m-%d", "%d.%m.%Y", "%m/%d/%Y", "%d-%b-%Y", "%Y%m%d", "%Y/%m/%d", "%d %B %Y"),

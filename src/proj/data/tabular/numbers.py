@@ -29,7 +29,7 @@ _GROUPED = r"[1-9]\d{{0,2}}(?:{s}\d{{3}})+|[1-9]\d?(?:{s}\d{{2}})+{s}\d{{3}}"
 
 
 def _pattern(decimal: str) -> str:
-    separators = ["," if decimal == "." else r"\.", r"[  \u2009\u202f]", r"['’]"]
+    separators = ["," if decimal == "." else r"\.", r"[ \u00a0\u2009\u202f]", r"['’]"]
     grouped = "|".join(_GROUPED.format(s=separator) for separator in separators)
     fraction = r"\." if decimal == "." else ","
     digits = rf"(?:(?:{grouped}|\d+)(?:{fraction}\d*)?|{fraction}\d+)(?:[eE][+-]?\d+)?"
