@@ -16,7 +16,7 @@ test: .venv/installed-dev  ## run all tests except the long and the slow ones
 	$(BIN)/python -m pytest
 
 test-long: .venv/installed-dev  ## run the tests that take seconds each
-	$(BIN)/python -m pytest -m long
+	$(BIN)/python -m pytest -m "long and not slow"
 
 test-slow: .venv/installed-dev  ## run the slow tests
 	$(BIN)/python -m pytest -m slow

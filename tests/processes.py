@@ -252,12 +252,17 @@ def _send_request(server: socket.socket, request: dict[str, Any], files: list[An
     server.sendall(content)
 
 
-def _receive_request(connection: socket.socket) -> tuple[dict[str, Any], list[int]]:
+def _receive_request(connection: socket.socket) -> tuple[dict[str, Any] | None, list[int]]:
+    """Return the request, None if the process that asked was killed while it wrote it."""
     size, numbers, _, _ = socket.recv_fds(connection, 4, 3)
     content = b""
-    while len(content) < int.from_bytes(size, "little"):
-        content += connection.recv(1 << 20)
-    return json.loads(content), numbers
+    while len(size) == 4 and len(content) < int.from_bytes(size, "little"):
+        part = connection.recv(1 << 20)
+        if not part:
+            break
+        content += part
+    complete = len(size) == 4 and len(content) == int.from_bytes(size, "little")
+    return json.loads(content) if complete else None, numbers
 
 
 def prepare() -> None:
@@ -332,16 +337,20 @@ def serve(listener: socket.socket) -> dict[str, Any]:
                 prepared = True
             connection, _ = listener.accept()
             request, numbers = _receive_request(connection)
-            process = os.fork()
-            if process == 0:
+            process = os.fork() if request else None
+            if request and process == 0:
                 signal.set_wakeup_fd(-1)
                 request["files"] = numbers
                 return request
             for number in numbers:
                 os.close(number)
+            if process is None:
+                connection.close()
+                continue
             processes[process] = connection
             selector.register(connection, selectors.EVENT_READ)
-            connection.sendall(f"{process}\n".encode())
+            with contextlib.suppress(OSError):  # The process that asked was killed.
+                connection.sendall(f"{process}\n".encode())
 
 
 def _report(

@@ -339,7 +339,7 @@ def label_word(label: Label) -> str:
 
 def listed(labels: tuple[Label, ...]) -> str:
     """Return the names of some classes for a message."""
-    names = [repr(label) for label in labels]
+    names = [quoted(label) for label in labels]
     if len(names) <= MAX_LISTED_CLASSES:
         return ", ".join(names)
     return f"{len(names)} classes from {names[0]} to {names[-1]}"

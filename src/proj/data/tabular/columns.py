@@ -332,7 +332,7 @@ def find_alike(values: pl.Series, where: str, column: str | None = None) -> list
         return []
     rows = int(values.is_in(alike.implode()).sum())
     same = words.filter(plain == plain.filter(plain.is_duplicated())[0])
-    listed = " and ".join(repr(word) for word in same[:3])
+    listed = " and ".join(quoted(word) for word in same[:3])
     return [
         Finding(
             f"{len(alike)} values of {where} differ only in capitals or spaces, in {rows} rows, "

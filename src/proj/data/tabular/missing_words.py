@@ -8,6 +8,7 @@ import polars as pl
 
 from proj.data.base import Finding
 from proj.data.tabular.files import MISSING, Source, by_name, collect_table, nameless
+from proj.errors import quoted
 from proj.schema import Array
 
 # Columns and words that a finding lists.
@@ -50,7 +51,7 @@ def find_missing_words(source: Source, missing: Mapping[str, int]) -> list[Findi
     if not used:
         return []
     words = {w: int(k) for w, k in zip(MISSING, by_word, strict=True) if k}
-    listed = _listed(_descending(words), quoted=True)
+    listed = _listed(_descending(words), with_quotes=True)
     where = f"column {next(iter(used))}"
     if len(used) > 1:
         where = f"{len(used)} columns ({_listed(_descending(used))})"
@@ -105,7 +106,7 @@ def find_blanks(source: Source, name: str, counts: TextCounts) -> list[Finding]:
         findings.append(
             Finding(
                 f"{len(alike)} values of column {name} differ only in outer spaces, in "
-                f"{alike['n'].sum()} rows, such as {' and '.join(map(repr, same[:3]))}",
+                f"{alike['n'].sum()} rows, such as {' and '.join(map(quoted, same[:3]))}",
                 "the spaces are removed, and values that are then equal count as one",
                 "write them differently, if they mean different things",
                 name,
@@ -114,6 +115,6 @@ def find_blanks(source: Source, name: str, counts: TextCounts) -> list[Finding]:
     return findings
 
 
-def _listed(counts: Mapping[str, int], quoted: bool = False) -> str:
-    parts = [f"{word!r} ({n})" if quoted else f"{word} {n}" for word, n in counts.items()]
+def _listed(counts: Mapping[str, int], with_quotes: bool = False) -> str:
+    parts = [f"{word!r} ({n})" if with_quotes else f"{word} {n}" for word, n in counts.items()]
     return ", ".join(parts[:MAX_LISTED]) + ", …" * (len(parts) > MAX_LISTED)
