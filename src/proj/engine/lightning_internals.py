@@ -5,6 +5,8 @@ of a library removes or changes any of them.
 """
 
 import sys
+from collections.abc import Callable
+from inspect import isroutine, signature
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -68,6 +70,56 @@ def check_imports(check: ObjectCheck) -> None:
     for name, module in list(sys.modules.items()):
         if name.startswith("jsonargparse.") and vars(module).get("import_object") is import_object:
             vars(module)["import_object"] = checked_import
+
+
+def accept_functions(is_accepted: Callable[[Any], bool]) -> None:
+    """Let jsonargparse take functions without a return annotation where it expects a callable.
+
+    With ``class_path`` and ``init_args``, a function whose first argument is open gets its options,
+    as a class does; the argument is passed when the function is called. A second call of this
+    function changes nothing.
+    """
+    from jsonargparse import Namespace, _typehints
+
+    internals: Any = _typehints
+    returns_class, as_partial = (
+        internals.function_returns_subclass,
+        internals.adapt_partial_callable_class,
+    )
+    as_spec = internals.subclass_spec_as_namespace
+    if hasattr(returns_class, "accepting"):
+        return
+
+    def accepting_returns_class(function: Any, types: Any, logger: Any) -> bool:
+        return is_accepted(function) or bool(returns_class(function, types, logger))
+
+    def function_as_partial(callable_type: Any, spec: Any) -> Any:
+        spec, skipped = as_partial(callable_type, spec)
+        made = internals.get_callable_return_type(callable_type)
+        named = internals.import_object(spec.class_path)
+        types = internals.get_subclass_types(made) if made else None
+        makes_class = types and isroutine(named) and accepting_returns_class(named, types, None)
+        if skipped is None and makes_class and _takes_argument(named, spec.get("init_args")):
+            skipped = {len(callable_type.__args__) - 1}
+        return spec, skipped
+
+    def function_as_spec(value: Any, previous: Any = None) -> Any:
+        # An option after a function, as in `--model.scheduler own.warmup --model.scheduler.steps`.
+        if isroutine(previous):
+            path = internals.get_import_path(previous)
+            previous = Namespace(class_path=path)  # type: ignore[no-untyped-call]
+        return as_spec(value, previous)
+
+    accepting_returns_class.accepting = True  # type: ignore[attr-defined]
+    internals.function_returns_subclass = accepting_returns_class
+    internals.adapt_partial_callable_class = function_as_partial
+    internals.subclass_spec_as_namespace = function_as_spec
+
+
+def _takes_argument(function: Any, options: Any) -> bool:
+    """Return whether a function's first argument is open: not an option, and without a default."""
+    first = next(iter(signature(function).parameters.values()), None)
+    return first is not None and first.default is first.empty and first.name not in (options or ())
 
 
 # Progress of the training loop

@@ -21,9 +21,11 @@ from proj.engine.callbacks.best_checkpoint import BestCheckpoint, EarlyStopping
 from proj.engine.callbacks.monitoring import RunLogger
 from proj.engine.callbacks.progress import ParameterSummary, StepProgressBar
 from proj.engine.config.arguments import keep_text
+from proj.engine.config.build_errors import explain_unbuilt
 from proj.engine.config.callbacks import fit_callbacks, monitor_options, monitored_metrics
+from proj.engine.config.experiment_parser import ExperimentParser
 from proj.engine.config.options import OPTIONS
-from proj.engine.config.parser_errors import explain_parser_error, explain_unbuilt
+from proj.engine.config.parser_errors import explain_parser_error
 from proj.engine.config.placeholders import fill_placeholders
 from proj.engine.config.unsupported import check_supported
 from proj.engine.exit_codes import as_user_error
@@ -101,6 +103,7 @@ class ExperimentCLI(LightningCLI):
                 "exit_on_error": False,
                 "allow_abbrev": False,
             },
+            parser_class=ExperimentParser,
             run=False,
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
@@ -130,6 +133,10 @@ class ExperimentCLI(LightningCLI):
             help="Optimizer steps between two saves of last.ckpt.",
         )
         parser.add_class_arguments(EarlyStopping, "early_stopping", instantiate=False)
+        assert isinstance(parser, ExperimentParser)
+        recorded = self._recorded_options()
+        parser.recorded_if_set = frozenset(recorded)
+        parser.unrecorded = frozenset({option.name for option in self.options} - recorded)
         for option in self.options:
             if option.is_switch:
                 parser.add_argument(f"--{option.name}", action="store_true", help=option.help)
@@ -189,9 +196,6 @@ class ExperimentCLI(LightningCLI):
         if UNSERIALIZABLE in text and (objects := list(_objects(self.config.as_dict()))):
             raise UserError(_no_plain_value(*objects[0]))
         values: dict[str, Any] = json.loads(text)
-        for option in self.options:
-            if not (option.recorded and values.get(option.name)):
-                values.pop(option.name, None)
         public, self.secrets = split_secrets(values)
         hide(self.secrets)
         return public
