@@ -175,6 +175,11 @@ def validation_follows(trainer: Any, batch_idx: int) -> bool:
     return bool((batch_idx + 1) % interval == 0)
 
 
+def validates_by_time(trainer: Any) -> bool:
+    """Return whether ``val_check_interval`` is a time; then the Trainer has no such attribute."""
+    return trainer._val_check_time_interval is not None
+
+
 def set_validation_interval(trainer: Any, batches: int) -> None:
     """Validate after each ``batches`` calls of ``training_step``. Set it before training."""
     trainer.val_check_interval = batches
@@ -200,6 +205,19 @@ def step_plateau_schedulers(trainer: Trainer, epochs: int) -> None:
         value = trainer.callback_metrics.get(str(config.monitor))
         if value is not None or config.strict:
             trainer.lightning_module.lr_scheduler_step(config.scheduler, value)
+
+
+# Building the model
+
+
+def configure_model(trainer: Trainer) -> None:
+    """Call ``configure_model`` as Lightning does later: on the device, in the given precision."""
+    with (
+        trainer.strategy.tensor_init_context(),
+        trainer.strategy.model_sharded_context(),
+        trainer.precision_plugin.module_init_context(),
+    ):
+        trainer.lightning_module.configure_model()
 
 
 # Precision

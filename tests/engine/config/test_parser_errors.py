@@ -37,6 +37,15 @@ INSIDES = (
         ("--model.scheduler own.number", "a function that makes LRScheduler or ReduceLROnPlateau"),
         ("--model.scheduler own.numbr", "model.scheduler: no class numbr in own."),
         ("--model missing.yaml", "model: expected a class or a YAML file, got missing.yaml"),
+        (
+            "--trainer.callbacks ModelPruning --trainer.callbacks.pruning_fn nope",
+            "error: trainer.callbacks: ModelPruning cannot be built: The provided `pruning_fn`",
+        ),
+        (
+            '--trainer.callbacks={"class_path":"ThroughputMonitor",'
+            '"init_args":{"batch_size_fn":"len"}}',
+            "trainer.callbacks.batch_size_fn: expected a function or class by its import path",
+        ),
         ("--trainer.callbacks 3", "trainer.callbacks: expected list or null, got 3."),
     ],
 )

@@ -56,10 +56,11 @@ class StepLogger(Callback):
             return
         gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
         self.pending = dict(_learning_rates(trainer.optimizers))
+        compiled_step = getattr(pl_module, "compiled_step", None)
         if gradients:
             self.pending["gradient_norm"] = nn.utils.get_total_norm(gradients)
-        else:  # A compiled step leaves no gradients.
-            self.pending["gradient_norm"] = cast(Any, pl_module).compiled_step.gradient_norm
+        elif compiled_step is not None:  # A compiled step leaves no gradients.
+            self.pending["gradient_norm"] = compiled_step.gradient_norm
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -12,11 +12,18 @@ def explain_unbuilt(text: str, experiment: dict[str, Any]) -> str | None:
         text: the error text of jsonargparse, in which the reason is one of many lines.
         experiment: the experiment, for the key that names the class.
     """
-    pattern = r"Problem with given class_path '([^']+)':\s+(?:- )?(.+)"
-    if not (match := re.search(pattern, text)):
+    if match := re.search(r"Problem with given class_path '([^']+)':\s+(?:- )?(.+)", text):
+        path, reason = match[1], match[2]
+    elif match := re.search(
+        r"Errors:\n(?:\s*- Expected .*\n)*\s*- (?!Expected|Not a valid)(.+)", text
+    ):
+        # The constructor's own text, among the refusals of the other types of a union.
+        given = re.search(r"\nGiven value: .*?class_path='([^']+)'", text)
+        path, reason = given[1] if given else "", match[1]
+    else:
         return None
-    path, reason = match[1], match[2].strip().rstrip(".")
-    key, name = next(_keys_of(path, experiment), "the experiment"), path.rpartition(".")[2]
+    reason = reason.strip().rstrip(".")
+    key, name = next(_keys_of(path, experiment), "the experiment"), path.rpartition(".")[2] or "it"
     if needed := re.match(r"Requirement '(.+?)' not met", reason):
         return (
             f"{key}: {name} needs {needed[1]}, which is not installed; install it with "

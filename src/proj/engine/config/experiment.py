@@ -18,6 +18,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from proj.engine import PACKAGE, security
 from proj.engine.callbacks.best_checkpoint import BestCheckpoint, EarlyStopping
+from proj.engine.callbacks.build_model import BuildModel
 from proj.engine.callbacks.monitoring import RunLogger
 from proj.engine.callbacks.progress import ParameterSummary, StepProgressBar
 from proj.engine.config.arguments import keep_text
@@ -34,6 +35,7 @@ from proj.engine.lightning_internals import (
     keep_batches,
     set_logged_hyperparameters,
 )
+from proj.engine.runs.weights import has_lazy_parameters
 from proj.engine.secrets import hide, split_secrets
 from proj.engine.write_paths import check_paths
 from proj.engine.yaml_text import yaml_document
@@ -53,6 +55,10 @@ IGNORED_WARNINGS = (
     r"Checkpoint directory .* exists and is not empty.*",
     # Values of an epoch are logged however few batches it has.
     r"The number of training batches \(\d+\) is smaller than the logging interval.*",
+    # `BuildModel` has built the net; sharded models are refused by the callback itself.
+    r"You're using the WeightAveraging callback with a model that overrides.*",
+    # The state of the average is not needed: the checkpoint holds the averaged weights.
+    r"You're using the WeightAveraging callback, but loading a checkpoint outside.*",
     # Our loaders do not shuffle then; Lightning knows of torch's samplers only.
     r"You requested to overfit but enabled (train|val) dataloader shuffling.*",
 )
@@ -238,8 +244,11 @@ class ExperimentCLI(LightningCLI):
             elif options["logger"] in (None, True) and not options["barebones"]:
                 options["logger"] = RunLogger(folder, purge_step)
         own_callbacks += _terminal_callbacks(options, own_callbacks)
+        if self.verb == "fit" and has_lazy_parameters(self.model):
+            # Lightning's default: the batches of the check give the parameters their shapes.
+            options["num_sanity_val_steps"] = options["num_sanity_val_steps"] or 2
         with as_user_error("the Trainer cannot be built"):
-            trainer = Trainer(**options, callbacks=own_callbacks + callbacks)
+            trainer = Trainer(**options, callbacks=[BuildModel(), *own_callbacks, *callbacks])
         for logger in trainer.loggers:
             if isinstance(logger, RunLogger):
                 logger.trainer = trainer

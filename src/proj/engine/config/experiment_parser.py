@@ -3,6 +3,7 @@
 from enum import Enum
 from typing import Any
 
+import torch
 from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 
@@ -28,10 +29,12 @@ class ExperimentParser(LightningArgumentParser):
 
 
 def _plain(value: Any) -> Any:
-    """Return a copy with texts in place of members of enumerations that are texts.
+    """Return a copy with texts in place of devices, and of members of enumerations of texts.
 
-    A default of Lightning may be one where its annotation says ``str``; YAML cannot hold it.
+    They are defaults of Lightning's callbacks that YAML cannot hold.
     """
+    if isinstance(value, torch.device):
+        return str(value)
     if isinstance(value, Namespace):
         copy = Namespace()  # type: ignore[no-untyped-call]
         for name, inner in vars(value).items():

@@ -194,6 +194,11 @@ def _no_section(cause: Cause) -> str:
     return f"{cause.key}: expected class_path and init_args, got {cause.value}."
 
 
+def _no_import_path(cause: Cause) -> str:
+    value = _shortened(cause.match[1])
+    return f"{cause.key}: expected a function or class by its import path, got {value}."
+
+
 def _other_function(cause: Cause) -> str:
     made = _type_name(cause.match[2].rstrip(".").removeprefix("Union[").removesuffix("]"))
     return (
@@ -348,6 +353,7 @@ EXPLANATIONS: dict[str, Callable[[Cause], str]] = {
     r"Not a valid subclass of": _not_a_class,
     r"Expected an instantiatable class, but (\S+) is": _abstract,
     r"Dict must include a class_path": _no_section,
+    r"^\s*Expected a dot import path string: (.+)$": _no_import_path,
     r"Expected '([^']+)' to be a function that returns (.+)$": _other_function,
     r"object has no attribute 'keys'": _not_a_class,
     r"Expected (?!a path|Expected)(?:a |an )?(.*?)(?:\. Got value: (.*))?$": _wrong_type,
