@@ -9,6 +9,9 @@ from conftest import Cli
 
 OWN = """
 from lightning.pytorch import Callback
+from lightning.pytorch.loggers import Logger
+class Abstract(Logger):
+    pass
 def callback():
     return Callback()
 def number(optimizer) -> int:
@@ -46,6 +49,7 @@ INSIDES = (
             '"init_args":{"batch_size_fn":"len"}}',
             "trainer.callbacks.batch_size_fn: expected a function or class by its import path",
         ),
+        ("--trainer.logger own.Abstract", "own.Abstract, which is abstract"),
         ("--trainer.callbacks 3", "trainer.callbacks: expected list or null, got 3."),
     ],
 )

@@ -3,7 +3,7 @@
 import json
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from enum import Enum
 from pathlib import Path
@@ -14,6 +14,7 @@ from jsonargparse import ArgumentError
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelSummary, ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from proj.engine import PACKAGE, security
@@ -170,14 +171,19 @@ class ExperimentCLI(LightningCLI):
         if seed is None or not 0 <= seed < 2**32:
             raise UserError(f"seed_everything: expected a number from 0 to 2**32 - 1, got {seed}.")
         self.experiment = self._plain_values(parser)
-        check_paths(self.experiment, self.flags)
+        # The verbs that evaluate check the loggers that they use: evaluation/loggers.py.
+        written = self.experiment if self.trains else without_loggers(self.experiment)
+        check_paths(written, self.flags)
 
     def instantiate_classes(self) -> None:
         if not self.instantiate:
             return
+        config = self.config.clone()
+        if not self.trains:
+            config.trainer.logger = None
         with as_user_error("the experiment's classes cannot be built"):
             try:
-                self.config_init = self.parser.instantiate(self.config)
+                self.config_init = self.parser.instantiate(config)
             except Exception as error:  # jsonargparse passes on what a constructor raises.
                 if reason := explain_unbuilt(str(error), self.experiment):
                     raise UserError(reason) from error
@@ -220,8 +226,17 @@ class ExperimentCLI(LightningCLI):
         value: str | None = self.config.get(name)
         return value
 
+    @property
+    def trains(self) -> bool:
+        """Whether the verb trains, so that the experiment's loggers are used as they are."""
+        return self.verb in ("fit", "check")
+
     def build_trainer(
-        self, folder: Path | None, callbacks: list[Callback], purge_step: int | None = None
+        self,
+        folder: Path | None,
+        callbacks: list[Callback],
+        purge_step: int | None = None,
+        loggers: Sequence[Logger] = (),
     ) -> Trainer:
         """Build the experiment's Trainer.
 
@@ -229,6 +244,7 @@ class ExperimentCLI(LightningCLI):
             folder: the run's folder; None for a Trainer that writes no files.
             callbacks: callbacks beside those of the experiment.
             purge_step: for a resumed run, the step from which TensorBoard discards older values.
+            loggers: loggers beside the run's own TensorBoard, from ``build_loggers``.
 
         Raises:
             UserError: if Lightning refuses the flags, or a run cannot use what they name.
@@ -238,11 +254,11 @@ class ExperimentCLI(LightningCLI):
         own_callbacks = [*configured] if isinstance(configured, list) else [configured]
         if folder is not None:
             options["default_root_dir"] = folder
-            if self.verb not in ("fit", "check"):
-                # A metric of `test` belongs to no step of the training curves.
-                options["logger"] = False
-            elif options["logger"] in (None, True) and not options["barebones"]:
-                options["logger"] = RunLogger(folder, purge_step)
+            # A metric of `test` belongs to no step of the training curves.
+            if self.trains and options["logger"] is not False and not options["barebones"]:
+                # The experiment's loggers come first: `self.logger` is one of them.
+                loggers = [*loggers, RunLogger(folder, purge_step)]
+            options["logger"] = list(loggers) or False
         own_callbacks += _terminal_callbacks(options, own_callbacks)
         if self.verb == "fit" and has_lazy_parameters(self.model):
             # Lightning's default: the batches of the check give the parameters their shapes.
@@ -259,8 +275,8 @@ class ExperimentCLI(LightningCLI):
 
     # The callbacks of `fit` and their metrics. The functions of config/callbacks.py do the work.
 
-    def fit_callbacks(self, folder: Path) -> list[Callback]:
-        return fit_callbacks(self.config, self.model, self.experiment, folder)
+    def fit_callbacks(self, folder: Path, resumed: bool = False) -> list[Callback]:
+        return fit_callbacks(self.config, self.model, self.experiment, folder, resumed)
 
     def monitored(self) -> dict[str, str | None]:
         return monitored_metrics(self.config, self.model)
@@ -335,6 +351,12 @@ def _silence_lightning() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     # A profiler logs its table at the end, and only on request.
     logging.getLogger("lightning.pytorch.profilers").setLevel(logging.INFO)
+
+
+def without_loggers(experiment: dict[str, Any]) -> dict[str, Any]:
+    """Return a copy of an experiment without the loggers of its Trainer."""
+    trainer = {name: value for name, value in experiment["trainer"].items() if name != "logger"}
+    return {**experiment, "trainer": trainer}
 
 
 def first_process() -> bool:

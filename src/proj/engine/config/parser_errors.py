@@ -185,7 +185,11 @@ def _option_before_class(cause: Cause) -> str:
 def _abstract(cause: Cause) -> str:
     if cause.option:
         return _option_before_class(cause)
-    return f"{cause.key}: expected a class that can be built, got {cause.match[1]}, a base class."
+    name = cause.match[1] or cause.value
+    return (
+        f"{cause.key}: expected a class that can be built, got {name}, which is abstract; define "
+        "its missing methods and properties, or name a subclass."
+    )
 
 
 def _no_section(cause: Cause) -> str:
@@ -351,7 +355,7 @@ EXPLANATIONS: dict[str, Callable[[Cause], str]] = {
     r"Import path (\S+ )?does not correspond to a subclass of (\w+)": _wrong_class,
     r"Expected '([^']+)' to be a subclass of <class '(\w+)'>": _wrong_class,
     r"Not a valid subclass of": _not_a_class,
-    r"Expected an instantiatable class, but (\S+) is": _abstract,
+    r"Expected an instantiatable class, but (?:(\S+) )?is (?:abstract|a protocol)": _abstract,
     r"Dict must include a class_path": _no_section,
     r"^\s*Expected a dot import path string: (.+)$": _no_import_path,
     r"Expected '([^']+)' to be a function that returns (.+)$": _other_function,

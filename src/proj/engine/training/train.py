@@ -14,7 +14,10 @@ from proj.data.base import Finding
 from proj.engine import PACKAGE, console
 from proj.engine.callbacks.best_checkpoint import BestCheckpoint
 from proj.engine.callbacks.divergence import DIVERGED, divergence
+from proj.engine.callbacks.loggers import finish, log_files
+from proj.engine.callbacks.monitoring import RunLogger
 from proj.engine.config.experiment import ExperimentCLI, first_process
+from proj.engine.config.loggers import build_loggers
 from proj.engine.exit_codes import as_user_error, signal_exit_codes
 from proj.engine.memory import keep_freed_memory
 from proj.engine.runs.checkpoint_file import read_checkpoint
@@ -48,7 +51,10 @@ def train(
     """
     first_step = read_checkpoint(checkpoint)["global_step"] if checkpoint else 0
     purge_step = first_step + 1 if resumed else None
-    trainer = cli.build_trainer(run.path, [*cli.fit_callbacks(run.path), *callbacks], purge_step)
+    ids = run.manifest.get("loggers", {}) if resumed else {}
+    loggers = build_loggers(cli.config.trainer.logger, run.path.name, ids)
+    callbacks = [*cli.fit_callbacks(run.path, resumed), *callbacks]
+    trainer = cli.build_trainer(run.path, callbacks, purge_step, loggers)
     device = trainer.strategy.root_device
     keep_freed_memory(device)
     if not first_process():
@@ -64,6 +70,10 @@ def train(
     ):
         _fit(cli, trainer, checkpoint)
         _record_result(run, trainer)
+        checkpoints = [run.path / "checkpoints" / name for name in ("best.ckpt", LAST)]
+        best = next((path for path in checkpoints if path.is_file()), run.path)
+        log_files(trainer.loggers, [run.path / "config.yaml", best], run.path.name)
+    finish(trainer.loggers)
     _show_result(run, trainer)
 
 
@@ -164,7 +174,9 @@ def _show_result(run: Run, trainer: Trainer) -> None:
         f"trained: {epochs} (counted from 0), {console.plural(trainer.global_step, 'step')}"
     )
     console.say(f"run: {run.path}")
-    if any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers):
-        console.say(f"watch: tensorboard --logdir {shlex.quote(str(run.path.parent))}")
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            folder = run.path.parent if isinstance(logger, RunLogger) else logger.root_dir
+            console.say(f"watch: tensorboard --logdir {shlex.quote(str(folder))}")
     if found := divergence(trainer):
         console.warn(str(found))
