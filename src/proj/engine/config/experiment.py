@@ -30,6 +30,7 @@ from proj.engine.config.options import OPTIONS
 from proj.engine.config.parser_errors import explain_parser_error
 from proj.engine.config.placeholders import fill_placeholders
 from proj.engine.config.unsupported import check_supported
+from proj.engine.config.world import torchrun_options
 from proj.engine.exit_codes import as_user_error
 from proj.engine.lightning_internals import (
     convert_before_loading,
@@ -250,6 +251,7 @@ class ExperimentCLI(LightningCLI):
             UserError: if Lightning refuses the flags, or a run cannot use what they name.
         """
         options = dict(self.config_init.trainer)
+        options |= torchrun_options(options)
         configured = options.pop("callbacks") or []
         own_callbacks = [*configured] if isinstance(configured, list) else [configured]
         if folder is not None:
