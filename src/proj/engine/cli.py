@@ -42,6 +42,7 @@ VERBS = {
         "train a run again, and compare the result to the bit",
     ),
     "verify": ("commands.verify:verify", "repeat the proof of a bundle on this machine"),
+    "serve": ("commands.serve:serve", "answer requests over HTTP with a bundle"),
     "tune": ("tuning.search:tune", "search for better settings"),
     "cv": ("tuning.cv:cv", "cross-validate an experiment, with several seeds"),
 }

@@ -13,9 +13,10 @@ from typing import Any
 
 from proj.engine import PACKAGE, console
 from proj.engine.deployment import graph
+from proj.engine.deployment.bundle import RUNTIME, file_hash
 from proj.engine.deployment.card import model_card
-from proj.engine.deployment.proof import RUNTIME, require_equal, run_check
-from proj.engine.deployment.spec import RELATIVE, build_spec, file_hash
+from proj.engine.deployment.proof import require_equal, run_check
+from proj.engine.deployment.spec import RELATIVE, build_spec
 from proj.engine.deployment.trained import Trained
 from proj.engine.runs.files import write_json
 from proj.errors import UserError
