@@ -295,7 +295,10 @@ def test_sigterm_answers_what_has_been_sent(serve: Callable[..., Client]) -> Non
     assert answers[0][0] == 200
     assert len(answers[0][1]["predictions"]) == 4000
     assert client.process.wait(20) == 0
-    with pytest.raises(ConnectionRefusedError), socket.create_connection(("", client.port)):
+    with (
+        pytest.raises(ConnectionRefusedError),
+        socket.create_connection(("127.0.0.1", client.port)),
+    ):
         pass
 
 
