@@ -77,7 +77,7 @@ def changed_files(bundle: Path) -> list[str]:
     """Return the files that are not as `export` has written them, and code that it has not."""
     proof: Proof = read_json(bundle / "proof.json", Proof, REMEDY)
     hashes = proof["sha256"]
-    code = [path.relative_to(bundle).as_posix() for path in bundle.rglob("*.py")]
+    code = [path.relative_to(bundle).as_posix() for path in (bundle / RUNTIME.name).rglob("*.py")]
     changed = [
         name
         for name, sha256 in hashes.items()

@@ -111,7 +111,7 @@ def serve(bundle: Path, settings: Settings) -> None:
     """
     # It fails here, and not in each process.
     spec = load(bundle).spec
-    threads = max(1, len(os.sched_getaffinity(0)) // settings.workers)
+    threads = max(1, _cores() // settings.workers)
     pool = Pool(bundle, settings.workers, threads, settings.max_rows)
     api_key = os.environ.get(KEY_VARIABLE) or None
     app = build_app(spec, pool, settings.max_body_mb << 20, api_key)
@@ -121,6 +121,13 @@ def serve(bundle: Path, settings: Settings) -> None:
     )
     config = uvicorn.Config(Closing(app, pool), log_level="warning", access_log=False, ws="none")
     Server(config, pool).run([listener])
+
+
+def _cores() -> int:
+    """Return the number of cores that this process may use, where the system tells it."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def main() -> None:
