@@ -5,6 +5,7 @@ import json
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.openapi.utils import get_openapi
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
+from starlette.responses import PlainTextResponse
 
 from . import bodies
 from .description import describe, request_body, response
@@ -65,8 +67,9 @@ def build_app(spec: Mapping[str, Any], pool: Pool, max_body: int, api_key: str |
         await pool.close()
 
     metrics, description = Metrics(pool), describe(spec)
-    app = FastAPI(title=f"Predictions of {spec['outputs']['task']} answers", lifespan=lifespan)
-    app.openapi = lambda: openapi(app, description, api_key is not None)  # type: ignore[method-assign]
+    app = FastAPI(title="Predictions of a model", lifespan=lifespan)
+    document = partial(openapi, app, description, api_key is not None)
+    app.openapi = document  # type: ignore[method-assign]
 
     def has_key(request: Request) -> bool:
         return api_key is None or hmac.compare_digest(
@@ -86,7 +89,7 @@ def build_app(spec: Mapping[str, Any], pool: Pool, max_body: int, api_key: str |
         metrics.observe(status, time.perf_counter() - start)
         return Response(content, status, media_type="application/json")
 
-    @app.get("/metrics")
+    @app.get("/metrics", response_class=PlainTextResponse)
     async def show_metrics(request: Request) -> Response:
         if not has_key(request):
             return Response(f"expected the API key in {KEY_HEADER}\n", 401)
@@ -96,7 +99,7 @@ def build_app(spec: Mapping[str, Any], pool: Pool, max_body: int, api_key: str |
     async def health() -> dict[str, str]:
         return {"status": "ok"}
 
-    @app.get("/ready")
+    @app.get("/ready", responses={503: {"description": "No process can answer yet."}})
     async def ready() -> Response:
         is_ready = pool.ready > 0 and not pool.is_draining
         content = json.dumps({"status": "ready" if is_ready else "not ready"})
