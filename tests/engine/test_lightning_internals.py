@@ -285,7 +285,7 @@ def test_weights_are_loaded_in_the_precision_of_the_trainer() -> None:
 
 
 def test_processes_that_python_starts_are_told_from_programs() -> None:
-    """The results of a spawned process would be missing in this one."""
+    """The result of a spawned process would be looked for in this one."""
     for strategy, method in (("auto", None), ("ddp", None), ("ddp_spawn", "spawn")):
         devices = 1 if strategy == "auto" else 2
         trainer = Trainer(

@@ -6,6 +6,7 @@ of a library removes or changes any of them.
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from inspect import isroutine, signature
 from pathlib import Path
 from typing import Any, Protocol
@@ -234,12 +235,13 @@ def keep_batches(trainer: Trainer) -> None:
     Lightning would round the targets, too, to a few digits in half precision.
     """
     plugin = precision_plugin(trainer)
-    convert = plugin.convert_input
+    # Not a bound method and no local function: the processes of `ddp_spawn` get a pickled Trainer.
+    convert = partial(_convert_others, type(plugin).convert_input, plugin)
+    plugin.convert_input = convert  # type: ignore[method-assign]
 
-    def convert_others(data: Any) -> Any:
-        return data if isinstance(data, Batch | Execution) else convert(data)
 
-    plugin.convert_input = convert_others  # type: ignore[method-assign]
+def _convert_others(convert: Callable[[Precision, Any], Any], plugin: Precision, data: Any) -> Any:
+    return data if isinstance(data, Batch | Execution) else convert(plugin, data)
 
 
 def convert_before_loading(trainer: Trainer) -> None:

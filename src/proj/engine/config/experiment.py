@@ -30,7 +30,7 @@ from proj.engine.config.options import OPTIONS
 from proj.engine.config.parser_errors import explain_parser_error
 from proj.engine.config.placeholders import fill_placeholders
 from proj.engine.config.unsupported import check_supported
-from proj.engine.config.world import torchrun_options
+from proj.engine.config.world import starts_with_python, torchrun_options
 from proj.engine.exit_codes import as_user_error
 from proj.engine.lightning_internals import (
     convert_before_loading,
@@ -252,6 +252,9 @@ class ExperimentCLI(LightningCLI):
         """
         options = dict(self.config_init.trainer)
         options |= torchrun_options(options)
+        if not self.trains and starts_with_python(options["strategy"]):
+            # The predictions of such processes would not come back.
+            options |= {"strategy": "auto", "devices": 1}
         configured = options.pop("callbacks") or []
         own_callbacks = [*configured] if isinstance(configured, list) else [configured]
         if folder is not None:

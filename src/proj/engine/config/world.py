@@ -1,4 +1,4 @@
-"""Devices and nodes of a Trainer whose processes torchrun has started."""
+"""Processes of a Trainer: those that torchrun has started, and those that Python starts."""
 
 import os
 from typing import Any
@@ -37,6 +37,13 @@ def torchrun_options(options: dict[str, Any]) -> dict[str, Any]:
     if world > 1 and options["strategy"] == "auto":
         found["strategy"] = "ddp"
     return found
+
+
+def starts_with_python(strategy: Any) -> bool:
+    """Return whether a strategy's processes are started by Python, and end with the loop."""
+    return isinstance(strategy, str) and strategy.startswith(
+        ("ddp_spawn", "ddp_fork", "ddp_notebook")
+    )
 
 
 def _count(devices: Any) -> int | None:
