@@ -24,6 +24,7 @@ from lightning.pytorch.plugins import (
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
+from proj.models.module import SchemaModule
 from proj.schema import Batch, Execution
 
 # Objects that values of a config name
@@ -230,18 +231,26 @@ def precision_plugin(trainer: Trainer) -> Precision:
 
 
 def keep_batches(trainer: Trainer) -> None:
-    """Let the Trainer pass our batches on as they are; the model converts the inputs itself.
+    """Let the Trainer pass the batches of our models on; the models convert the inputs themselves.
 
-    Lightning would round the targets, too, to a few digits in half precision.
+    Lightning would round the targets, too, to a few digits in half precision. Modules of the user's
+    get what Lightning converts.
     """
     plugin = precision_plugin(trainer)
     # Not a bound method and no local function: the processes of `ddp_spawn` get a pickled Trainer.
-    convert = partial(_convert_others, type(plugin).convert_input, plugin)
+    convert = partial(_convert_for_others, type(plugin).convert_input, plugin, trainer)
     plugin.convert_input = convert  # type: ignore[method-assign]
 
 
-def _convert_others(convert: Callable[[Precision, Any], Any], plugin: Precision, data: Any) -> Any:
-    return data if isinstance(data, Batch | Execution) else convert(plugin, data)
+def _convert_for_others(
+    convert: Callable[[Precision, Any], Any], plugin: Precision, trainer: Trainer, data: Any
+) -> Any:
+    model: Any = trainer.lightning_module  # None before the first loop
+    if isinstance(data, Batch | Execution):
+        keeps = model is None or isinstance(model, SchemaModule)
+    else:
+        keeps = isinstance(plugin, HalfPrecision) and isinstance(model, SchemaModule)
+    return data if keeps else convert(plugin, data)
 
 
 def convert_before_loading(trainer: Trainer) -> None:
