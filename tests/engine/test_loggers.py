@@ -110,6 +110,31 @@ def test_the_run_of_a_service_goes_on_in_test_and_resume(experiment: Any, cli: C
     assert len(tested) == 1
 
 
+OWN_TEST = """
+import torch
+from proj.models import MulticlassClassifier
+
+
+class Own(MulticlassClassifier):
+    def test_step(self, batch, batch_idx):
+        self.logger.experiment.add_scalar("own", 3.0, batch_idx)
+        return super().test_step(batch, batch_idx)
+"""
+
+
+def test_a_module_finds_a_logger_in_test(experiment: Any, cli: Cli) -> None:
+    """`self.logger` would be None in a test_step that logs images."""
+    Path("own.py").write_text(OWN_TEST)
+    config = experiment()
+    config.write_text(config.read_text().replace('"MulticlassClassifier"', '"own.Own"'))
+    cli("fit", "--config", config, "--name", "a")
+    before = EventAccumulator(str(RUN)).Reload().Tags()["scalars"]
+    cli("test", "--run", "a")
+    after = EventAccumulator(str(RUN)).Reload()
+    assert {*after.Tags()["scalars"]} == {*before, "own"}
+    assert after.Scalars("own")[0].value == 3.0
+
+
 @pytest.mark.parametrize(
     ("kind", "options", "reason"),
     [

@@ -5,8 +5,9 @@ from pathlib import Path
 
 from lightning.pytorch.loggers import Logger
 
-from proj.engine import console
+from proj.engine import PACKAGE, console
 from proj.engine.callbacks.loggers import finish, log_files
+from proj.engine.callbacks.monitoring import RunLogger
 from proj.engine.config.experiment import ExperimentCLI, first_process
 from proj.engine.config.loggers import build_loggers, class_name, named_loggers, unusable
 from proj.engine.evaluation.scoring import Metrics
@@ -18,11 +19,23 @@ from proj.errors import UserError
 def evaluation_loggers(cli: ExperimentCLI, run: Run) -> list[Logger]:
     """Return the loggers of a verb that evaluates a run.
 
-    A logger that the run has recorded goes on with the run of its service. It is left out, with a
-    line, where it may not be used without being named.
+    A module of the user's may log to TensorBoard itself, so it finds the run's own logger, too.
 
     Raises:
         UserError: a logger that the user names writes elsewhere, or cannot be built.
+    """
+    loggers = _named_or_recorded(cli, run)
+    is_users = not type(cli.model).__module__.startswith(f"{PACKAGE}.")
+    if is_users and any(run.path.glob("events.out.tfevents.*")):
+        loggers.append(RunLogger(run.path, evaluating=True))
+    return loggers
+
+
+def _named_or_recorded(cli: ExperimentCLI, run: Run) -> list[Logger]:
+    """Return the loggers that the user names, or those that the run has recorded.
+
+    A logger that the run has recorded goes on with the run of its service. It is left out, with a
+    line, where it may not be used without being named.
     """
     value, name = cli.config.trainer.logger, run.path.name
     trainer = {"logger": cli.experiment["trainer"].get("logger")}
@@ -52,7 +65,7 @@ def log_results(loggers: Iterable[Logger], run: Run, checkpoint: Path, metrics: 
 
     They get the limits of the intervals, and the report, the metrics and the checkpoint as files.
     """
-    loggers = list(loggers)
+    loggers = [logger for logger in loggers if not isinstance(logger, RunLogger)]
     limits = {
         f"test/{name}_{side}": entry[side]
         for name, entry in metrics.items()
