@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -155,11 +156,13 @@ def as_flags(values: dict[str, Any]) -> list[str]:
     >>> as_flags({"trainer.max_epochs": 5, "data.path": Path("a.npz"), "data.predict_path": None})
     ['--trainer.max_epochs=5', '--data.path=a.npz', '--data.predict_path=null']
 
+    A class stands for its import path.
+
     Raises:
         UserError: if a value is not plain, or a short class name is unknown.
     """
     flags = []
-    for key, value in values.items():
+    for key, value in import_paths(values).items():
         resolved = resolve_classes(value, key)
         if isinstance(resolved, str) and key.startswith("data."):
             resolved = keep_text(key, resolved)
@@ -173,6 +176,15 @@ def as_flags(values: dict[str, Any]) -> list[str]:
             ) from error
         flags.append(f"--{key}={text}")
     return flags
+
+
+def import_paths(value: Any) -> Any:
+    """Return nested values with the import paths of classes in place of the classes."""
+    if isinstance(value, type):
+        return f"{value.__module__}.{value.__qualname__}"
+    if isinstance(value, Mapping):
+        return {name: import_paths(inner) for name, inner in value.items()}
+    return [import_paths(inner) for inner in value] if isinstance(value, list) else value
 
 
 def read_config(path: Path) -> dict[str, Any]:
