@@ -93,7 +93,7 @@ def with_targets(y: Tensor | None) -> Tensor:
     if y is None:
         raise UserError(
             "expected batches (x, y) of inputs and targets, got inputs only; return both from the "
-            "data set or collate_fn."
+            "data set or collate_fn. A dict as a whole is inputs."
         )
     return y
 
