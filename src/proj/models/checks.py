@@ -194,22 +194,23 @@ def check_targets(y: Any, schema: Schema) -> Tensor:
     have targets.
     """
     is_classes = schema.task in ("binary", "multiclass")
-    got = f"{y.dtype} of shape {list(y.shape)}" if isinstance(y, Tensor) else type(y).__name__
     if not isinstance(y, Tensor) or (is_classes and (y.ndim != 1 or y.is_floating_point())):
-        kind = (
-            "class numbers of shape [rows] and type int64" if is_classes else "a tensor of numbers"
-        )
+        kind = "class numbers of shape [rows] and type int64" if is_classes else "a tensor"
         change = "; return y.long() from the data set, without a second axis" if is_classes else ""
-        raise UserError(f"expected {kind} for the task {schema.task}, got {got}{change}.")
+        raise UserError(f"expected {kind} for the task {schema.task}, got {_form(y)}{change}.")
     if is_classes:
         return y
     numbers = y.view(len(y), -1).to(SUM_DTYPE)
     if numbers.shape[1] != schema.num_outputs:
         raise UserError(
-            f"expected targets of shape [rows, {schema.num_outputs}], got {got}; return as many "
-            "numbers per row as the schema has targets, or the net has outputs."
+            f"expected targets of shape [rows, {schema.num_outputs}], got {_form(y)}; return as "
+            "many numbers per row as the schema has targets, or the net has outputs."
         )
     return numbers
+
+
+def _form(y: Any) -> str:
+    return f"{y.dtype} of shape {list(y.shape)}" if isinstance(y, Tensor) else type(y).__name__
 
 
 def describe_targets(schema: Schema) -> str:

@@ -94,7 +94,7 @@ def _run_first_batches(
         plugins=CheckpointCheck(),
         callbacks=[*copies, *callbacks, *([TrialCheckpoint(folder)] if saving else [])],
     )
-    if options["logger"] is not False:
+    if options["logger"] is not False and not options["barebones"]:
         trainer.loggers = [TrialLogger(folder)]
     with signal_exit_codes(trainer):
         trainer.fit(model, datamodule=data)
