@@ -64,7 +64,9 @@ class SchemaModule(LightningModule, ABC):
         self.thresholds: tuple[float, ...] = DEFAULT_THRESHOLD
         # Rows of this epoch so far, to number the rows of batches that carry no row numbers.
         self._rows_seen = 0
-        self._train_is_logged = False  # whether the metrics of this training epoch are logged
+        # The metrics of this training epoch from its last batch to its end, and if they are logged.
+        self._train_values: dict[str, Tensor] = {}
+        self._train_is_logged = False
 
     @abstractmethod
     def predict_proba(self, outputs: Tensor) -> Tensor: ...
@@ -166,11 +168,12 @@ class SchemaModule(LightningModule, ABC):
         return metrics
 
     def metric_state(self) -> dict[str, Any]:
-        """Return what this process has counted of the training epoch so far."""
-        return self._metrics_of("train").state()
+        """Return what this process has counted of the training epoch so far, or its metrics."""
+        return {**self._metrics_of("train").state(), "values": self._train_values}
 
     def load_metric_state(self, state: dict[str, Any]) -> None:
         self._metrics_of("train").load_state(state)
+        self._train_values = state.get("values", {})
 
     @property
     def loss_so_far(self) -> Tensor:
@@ -189,26 +192,27 @@ class SchemaModule(LightningModule, ABC):
         # Callbacks read the metrics in `on_train_epoch_end`, which is called before the model's.
         steps = self.trainer.max_steps
         if self.trainer.is_last_batch or 0 < steps <= self.trainer.global_step:
-            self._log_epoch("train")
+            self._train_values = self._metrics_of("train").compute()
+            self._log_epoch("train", self._train_values)
             self._train_is_logged = True
 
     def on_train_epoch_end(self) -> None:
-        if not self._train_is_logged:  # The epoch was stopped after another batch.
-            self._log_epoch("train")
-        self._train_is_logged = False
+        if not self._train_is_logged:  # The epoch was stopped early, or resumes at this point.
+            self._log_epoch("train", self._train_values or self._metrics_of("train").compute())
+        self._train_values, self._train_is_logged = {}, False
 
     def on_validation_epoch_end(self) -> None:
-        self._log_epoch("val")
+        self._log_epoch("val", self._metrics_of("val").compute())
 
     def on_test_epoch_end(self) -> None:
-        self._log_epoch("test")
+        self._log_epoch("test", self._metrics_of("test").compute())
 
-    def _log_epoch(self, split: str) -> None:
-        """Compute, log and reset the metrics of a split; in ``fit`` without single classes."""
+    def _log_epoch(self, split: str, metrics: dict[str, Tensor]) -> None:
+        """Log the metrics of a split; in ``fit`` without single classes."""
         within_fit = self.trainer.state.fn == "fit"
         values = {
             f"{split}/{name}": value
-            for name, value in self._metrics_of(split).compute().items()
+            for name, value in metrics.items()
             if not (within_fit and "/" in name)
         }
         headline = (f"{split}/loss", self.monitor.replace("val/", f"{split}/"))

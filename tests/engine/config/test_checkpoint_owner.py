@@ -118,3 +118,13 @@ def test_a_checkpoint_without_a_config_belongs_to_the_run_whose_folder_it_is_in(
     torch.save(checkpoint, "weights.ckpt")
     message = cli("test", "--run", "a", "--ckpt_path", "weights.ckpt", code=2)
     assert "got one without a config, which may belong to any run" in message
+
+
+@pytest.mark.parametrize("task", ["regression", "multilabel", "binary", "multiclass"])
+def test_a_config_finds_its_run(task: str, trained: Any, cli: Cli) -> None:
+    """The class of the model would be recorded by another path than the config is compared by."""
+    trained(task)
+    assert "run: lightning_logs/version_0, " in cli("predict", "--config", "experiment.yaml")
+    continued = ("--trainer.max_epochs", "2", "--trainer.fast_dev_run", "true")
+    last = LOGS / "version_0/checkpoints/last.ckpt"
+    cli("fit", "--config", "experiment.yaml", "--ckpt_path", last, *continued)

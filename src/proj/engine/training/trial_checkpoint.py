@@ -36,16 +36,19 @@ class TrialCheckpoint(ModelCheckpoint):
 def check_readable(checkpoint: dict[str, Any]) -> None:
     """Raise UserError, which names the key, unless the verbs could read a checkpoint."""
     small = without_tensors(checkpoint)
-    if found := unreadable(small):
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "trial.ckpt"
+            torch.save(small, file)
+            read_checkpoint(file)
+    except Exception as error:  # Pickling calls the user's classes, which may raise anything.
+        if (found := unreadable(small)) is None:
+            raise
         key, value = found
         raise UserError(
             f"the checkpoint's {key}: expected tensors and plain values, which every verb can read "
             f"again, got {type(value).__name__} ({quoted(value)}); {_remedy(key, value)}."
-        )
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "trial.ckpt"
-        torch.save(small, file)
-        read_checkpoint(file)
+        ) from error
 
 
 def _remedy(key: str, value: Any) -> str:
@@ -88,6 +91,6 @@ def _can_be_read_back(value: Any) -> bool:
         torch.save(value, buffer)
         buffer.seek(0)
         torch.load(buffer, weights_only=True)
-    except Exception:  # Pickling calls the user's classes, which may raise anything.
+    except Exception:  # As above.
         return False
     return True
