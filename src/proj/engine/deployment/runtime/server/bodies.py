@@ -222,7 +222,7 @@ def _read_parquet(model: Predictor, parts: list[bytes]) -> Any:
         raise BodyError(415, [([], "Parquet needs the package polars on this server")]) from error
     try:
         return pl.read_parquet(io.BytesIO(parts[0]))
-    except (pl.exceptions.PolarsError, OSError, ValueError) as error:
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError, ValueError) as error:
         raise BodyError(400, [([], f"expected a Parquet file: {error}")]) from error
 
 

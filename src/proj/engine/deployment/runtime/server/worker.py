@@ -13,6 +13,7 @@ import struct
 import sys
 import time
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,13 @@ from .bodies import BodyError, Request, encode, read_rows, rows_of
 MAX_PIXELS = 100_000_000
 # Rows that one forward pass answers together, and by how much that must be faster than apart.
 JOINT_ROWS, MIN_GAIN = 16, 1.2
+# Rows of one forward pass for several requests. More do not fit into the caches of processors.
+MAX_JOINT_ROWS = 128
 LENGTH = struct.Struct("<I")
 
 Reply = tuple[int, bytes]  # the status code, and the body in JSON
+# The position of a request in its batch, the inputs of the net for its rows, and their number.
+Encoded = tuple[int, dict[str, Any], int]
 
 
 class Worker:
@@ -57,7 +62,7 @@ class Worker:
     def answer(self, requests: list[Request]) -> list[Reply]:
         """Return the reply to each request."""
         replies: list[Reply | None] = [None] * len(requests)
-        inputs: list[tuple[int, dict[str, Any], int]] = []
+        inputs: list[Encoded] = []
         for i, request in enumerate(requests):
             try:
                 rows, count = read_rows(self.model, request, self.max_rows)
@@ -67,13 +72,25 @@ class Worker:
                     replies[i] = _reply([])
             except BodyError as error:
                 replies[i] = fault_reply(error.status, error.faults)
-        for group in [inputs] if self.is_joint and inputs else [[one] for one in inputs]:
+        for group in self._groups(inputs):
             for i, reply in self._predict(group):
                 replies[i] = reply
         assert None not in replies
         return replies  # type: ignore[return-value]
 
-    def _predict(self, group: list[tuple[int, dict[str, Any], int]]) -> list[tuple[int, Reply]]:
+    def _groups(self, inputs: list[Encoded]) -> Iterator[list[Encoded]]:
+        """Yield what goes through the net together."""
+        group: list[Encoded] = []
+        for one in inputs:
+            rows = sum(count for _, _, count in group) + one[2]
+            if group and (rows > MAX_JOINT_ROWS or not self.is_joint):
+                yield group
+                group = []
+            group.append(one)
+        if group:
+            yield group
+
+    def _predict(self, group: list[Encoded]) -> list[tuple[int, Reply]]:
         """Return replies by the position of the request."""
         x = group[0][1]
         if len(group) > 1:
