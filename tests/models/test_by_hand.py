@@ -145,9 +145,25 @@ def test_loaders_train_as_with_plain_lightning() -> None:
     assert metrics["val/loss"] == pytest.approx(expected["val/loss"], rel=1e-5)
 
 
-def test_an_untrained_model_without_a_schema_is_not_evaluated() -> None:
-    with pytest.raises(UserError, match=r"set model.schema = Schema.of\(…\)"):
-        trainer().validate(Regressor(nn.Linear(4, 1)), loader(), verbose=False)
+@pytest.mark.parametrize("stage", ["validate", "test", "predict"])
+@pytest.mark.parametrize("loaders", [loader, lambda: [loader()]], ids=["one", "a list"])
+def test_a_net_that_is_trained_already_is_evaluated(stage: str, loaders: Any) -> None:
+    """Only `fit` would find out the schema, so a pretrained net could not be evaluated first."""
+    net = nn.Linear(4, 1)
+    model = Regressor(net, standardize_target=False)
+    options = {} if stage == "predict" else {"verbose": False}
+    (result,) = getattr(trainer(), stage)(model, loaders(), **options)[:1]
+    if stage != "predict":
+        x, y = loader().dataset.tensors  # type: ignore[attr-defined]
+        with torch.no_grad():
+            expected = mse_loss(net(x), y).item()
+        assert result[f"{stage.replace('validate', 'val')}/mse"] == pytest.approx(expected)
+
+
+def test_loaders_without_a_limit_of_epochs() -> None:
+    run = trainer(max_epochs=-1, max_steps=7)
+    run.fit(Regressor(nn.Linear(4, 1), standardize_target=False), loader(), loader())
+    assert run.global_step == 7
 
 
 def test_load_from_checkpoint_builds_the_net_from_the_stored_schema(work: Path) -> None:

@@ -19,7 +19,7 @@ EVALUATION_BYTES = 64 * 2**20
 def infer_schema(model: Any, data: Any) -> Schema:
     """Return a schema for a user's data module, or DataLoaders, that have none.
 
-    Shapes come from the first training batch, the number of outputs from the net.
+    Shapes come from the first batch, the number of outputs from the net.
     """
     if not isinstance(model.net, nn.Module):
         raise UserError(
@@ -42,18 +42,16 @@ def infer_schema(model: Any, data: Any) -> Schema:
 
 
 def _first_batch(model: Any, data: Any) -> Any:
-    """Return the first training batch, as the hooks of data module and model change it."""
+    """Return the first batch, as the hooks of data module and model change it."""
     source, trainer = data or model, model.trainer
     if is_overridden("train_dataloader", source):
         batch = next(iter(source.train_dataloader()))
-    elif trainer.state.fn == "fit":
-        assert trainer.estimated_stepping_batches  # It loads the DataLoaders given to `fit`.
-        batch = next(iter(trainer.train_dataloader))
-    else:
-        raise UserError(
-            "expected a model that knows its data, got one without a schema; train it first, or "
-            "set model.schema = Schema.of(…)."
-        )
+    else:  # DataLoaders that were given to the Trainer
+        stage = trainer.state.fn.value
+        getattr(trainer, f"{stage}_loop").setup_data()
+        names = {"fit": "train_dataloader", "validate": "val_dataloaders"}
+        loader = getattr(trainer, names.get(stage, f"{stage}_dataloaders"))
+        batch = next(iter(loader[0] if isinstance(loader, list) else loader))
     for owner in filter(None, (data, model)):
         batch = owner.on_after_batch_transfer(owner.on_before_batch_transfer(batch, 0), 0)
     return batch
