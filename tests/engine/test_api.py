@@ -116,6 +116,7 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ),
     ({"model.net": "MPL"}, "no class 'MPL' is known by that short name. Did you mean 'MLP'?"),
     ({"model.net.hidden": object()}, "model.net.hidden: expected a plain value"),
+    ({"model.net": type("Inner", (), {"__qualname__": "f.<locals>.Inner"})}, "define it outside"),
     ({"trainer.fast_dev_run": True}, "trainer.fast_dev_run: expected false"),
     ({"resume": "version_0"}, "resume: expected a new run"),
     ({"name": "a/b"}, "--name: expected up to 100 letters"),
