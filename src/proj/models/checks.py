@@ -25,7 +25,7 @@ def infer_schema(model: Any, data: Any) -> Schema:
         raise UserError(
             "the net is built from a schema, and the data module has none: expected an attribute "
             "`schema` of the data module, as in `self.schema = Schema.from_dataset(self.train)`, "
-            "or a net with fixed sizes."
+            "or of the model, or a net with fixed sizes."
         )
     with evaluating(model.net):
         x, _ = split_batch(_first_batch(model, data))
