@@ -161,6 +161,20 @@ def test_the_key_of_an_unreadable_value(name: str) -> None:
         check_readable({"state_dict": {}, "hyper_parameters": value})
 
 
+class WithExtraState(nn.Linear):
+    def get_extra_state(self) -> dict[str, int]:
+        return {"calls": 3}
+
+    def set_extra_state(self, state: dict[str, int]) -> None: ...
+
+
+def test_the_type_of_a_readable_value(work: Path) -> None:
+    """The verbs load tensors as weights; the message would be about a temporary file."""
+    state = WithExtraState(1, 1).state_dict()
+    with pytest.raises(UserError, match=r"expected a tensor for _extra_state, got dict; save it"):
+        check_readable({"state_dict": state})
+
+
 def test_tensors_and_plain_values_are_readable() -> None:
     state = nn.Linear(3, 2).state_dict()
     values = {"a": [1, 2.5, None, True, "x", (1,), {2}], "t": torch.zeros(2, dtype=torch.bfloat16)}

@@ -43,7 +43,12 @@ def check_readable(checkpoint: dict[str, Any]) -> None:
             read_checkpoint(file)
     except Exception as error:  # Pickling calls the user's classes, which may raise anything.
         if (found := unreadable(small)) is None:
-            raise
+            # Each value can be read, and the verbs refuse one of them for its type.
+            reason = str(error).partition(": expected ")[2].partition(";")[0]
+            raise UserError(
+                f"the checkpoint could not be read again: expected {reason}; save it in "
+                "on_save_checkpoint under a key of its own."
+            ) from error
         key, value = found
         raise UserError(
             f"the checkpoint's {key}: expected tensors and plain values, which every verb can read "
