@@ -13,13 +13,23 @@ from torch import Tensor
 from proj.schema import Array
 
 
+def to_array(values: Tensor) -> Array:
+    """Return a tensor as a NumPy array. NumPy has no bfloat16, so it becomes float32."""
+    values = values.float() if values.dtype == torch.bfloat16 else values
+    array: Array = values.detach().cpu().numpy()
+    return array
+
+
 def as_arrays(outputs: dict[str, Tensor]) -> dict[str, Array]:
-    """Return a step's outputs as NumPy arrays. NumPy has no bfloat16, so it becomes float32."""
-    arrays = {}
-    for name, values in outputs.items():
-        values = values.float() if values.dtype == torch.bfloat16 else values
-        arrays[name] = values.detach().cpu().numpy()
-    return arrays
+    """Return a step's outputs as NumPy arrays."""
+    return {name: to_array(values) for name, values in outputs.items()}
+
+
+def has_answers(outputs: Any) -> bool:
+    """Return whether a step has returned what the steps of our models return."""
+    if not isinstance(outputs, dict):
+        return False
+    return {"row", "output"} <= outputs.keys() <= {"row", "output", "target"}
 
 
 def gather_chunks(chunks: list[Any]) -> list[Any]:

@@ -22,6 +22,7 @@ from proj.engine.callbacks.best_checkpoint import BestCheckpoint, EarlyStopping
 from proj.engine.callbacks.build_model import BuildModel
 from proj.engine.callbacks.monitoring import RunLogger
 from proj.engine.callbacks.progress import ParameterSummary, StepProgressBar
+from proj.engine.class_paths import update_class_paths
 from proj.engine.config.arguments import keep_text
 from proj.engine.config.build_errors import explain_unbuilt
 from proj.engine.config.callbacks import fit_callbacks, monitor_options, monitored_metrics
@@ -211,7 +212,9 @@ class ExperimentCLI(LightningCLI):
         values: dict[str, Any] = json.loads(text)
         public, self.secrets = split_secrets(values)
         hide(self.secrets)
-        return public
+        # The parser writes one of several paths of a class, and recorded configs have this one.
+        plain: dict[str, Any] = update_class_paths(public)
+        return plain
 
     def as_yaml(self) -> str:
         """Return the resolved experiment as the text of ``config.yaml``."""
