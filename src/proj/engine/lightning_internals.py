@@ -5,6 +5,8 @@ of a library removes or changes any of them.
 """
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -34,15 +36,20 @@ class ObjectCheck(Protocol):
     ) -> None: ...
 
 
+# The check of `check_imports`; without one, jsonargparse works as it does by itself.
+_object_checks: list[ObjectCheck] = []
+
+
 def check_imports(check: ObjectCheck) -> None:
     """Let jsonargparse call ``check`` for each object that a value of a config names.
 
     It is called with the path and the object after the import, and once more, with the other two
     arguments, before the object is called with arguments of the config. jsonargparse itself checks
-    names only. A second call of this function changes nothing.
+    names only.
     """
     from jsonargparse import _typehints, _util
 
+    _object_checks[:] = [check]
     import_object: Any = _util.import_object
     as_spec: Any = _typehints.subclass_spec_as_namespace
     build: Any = _typehints.adapt_class_type
@@ -52,15 +59,16 @@ def check_imports(check: ObjectCheck) -> None:
     def checked_import(name: str, check_path: bool = True) -> Any:
         value = import_object(name, check_path)
         # Paths that do not come from a value are not checked.
-        if check_path:
+        for check in _object_checks if check_path else []:
             check(name, value)
         return value
 
     def checked_build(value: Any, *args: Any, **options: Any) -> Any:
-        spec = as_spec(value)
-        given = [options.get(name) for name in ("typehint", "partial_skip_args")]
-        has_base = any(option is not None for option in given)
-        check(spec.class_path, import_object(spec.class_path), True, has_base)
+        for check in _object_checks:
+            spec = as_spec(value)
+            given = [options.get(name) for name in ("typehint", "partial_skip_args")]
+            has_base = any(option is not None for option in given)
+            check(spec.class_path, import_object(spec.class_path), True, has_base)
         return build(value, *args, **options)
 
     checked_import.checked = True  # type: ignore[attr-defined]
@@ -68,6 +76,22 @@ def check_imports(check: ObjectCheck) -> None:
     for name, module in list(sys.modules.items()):
         if name.startswith("jsonargparse.") and vars(module).get("import_object") is import_object:
             vars(module)["import_object"] = checked_import
+
+
+@contextmanager
+def restored_parser_settings() -> Iterator[None]:
+    """Restore the settings of jsonargparse, which hold for the whole process, at the end."""
+    from jsonargparse import _common, _optionals
+
+    modules: Any = (_common, _optionals)
+    settings, mode = dict(modules[0].parsing_settings), modules[1]._config_read_mode
+    checks = list(_object_checks)
+    try:
+        yield
+    finally:
+        modules[0].parsing_settings.update(settings)
+        modules[1]._config_read_mode = mode
+        _object_checks[:] = checks
 
 
 # Progress of the training loop

@@ -99,7 +99,10 @@ class ResumeCheckpoint(Checkpoint):
         metric_state = self.model.metric_state() if isinstance(self.model, Model) else {}
         generators = self.first_generators or generator_states()
         process = {"generators": generators, "metric_state": metric_state}
-        metrics = trainer.callback_metrics.items()
+        # During the validation after the last batch of an epoch, Lightning does not know them yet.
+        values = metric_state.get("values", {}).items()
+        epoch_values = {f"train/{name}": value for name, value in values if "/" not in name}
+        metrics = {**trainer.callback_metrics, **epoch_values}.items()
         return {
             "format": FORMAT,
             "processes": _gather_from_processes(process),

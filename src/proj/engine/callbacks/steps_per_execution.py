@@ -54,6 +54,7 @@ BATCH_HOOKS = (
 )
 STEP_HOOKS = (
     "training_step",
+    "to_batch",
     "forward_loss",
     "update_metrics",
     "backward",

@@ -37,7 +37,7 @@ def test(args: list[str]) -> None:
         console.say("fast_dev_run: completed; nothing is saved.")
         return
     metrics = logged_metrics(trainer.callback_metrics, "test")
-    if writer.table is not None and isinstance(cli.model, Model):
+    if writer.has_answers and isinstance(cli.model, Model):
         _score(restored, writer, applied, metrics)
     else:
         with replace_results(run, "test"):
@@ -76,4 +76,6 @@ def _score(
 def _write_predictions(run: Run, writer: PredictionWriter, applied: Calibration | None) -> None:
     if writer.table is not None:
         writer.write()
+    else:
+        writer.path.unlink(missing_ok=True)  # predictions of an earlier call
     calibration.save_applied(applied, run.path / "test")

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ from proj.engine.class_paths import (
 from proj.engine.config.options import OPTIONS
 from proj.engine.config.parser import VerbParser
 from proj.engine.config.yaml_file import read_yaml
-from proj.errors import UserError, nearest
+from proj.errors import UserError, nearest, quoted
 
 SECTIONS = ("trainer", "model", "data", "checkpoint", "early_stopping")
 EXPERIMENT_KEYS = ("seed_everything", *SECTIONS, "init_from")
@@ -161,12 +162,14 @@ def as_flags(values: dict[str, Any]) -> list[str]:
     >>> as_flags({"trainer.max_epochs": 5, "data.path": Path("a.npz"), "data.predict_path": None})
     ['--trainer.max_epochs=5', '--data.path=a.npz', '--data.predict_path=null']
 
+    A class stands for its import path.
+
     Raises:
         UserError: if a value is not plain, or a short class name is unknown.
     """
     flags = []
     for key, value in values.items():
-        resolved = resolve_classes(value, key)
+        resolved = resolve_classes(import_paths(value, key), key)
         if isinstance(resolved, str) and key.startswith("data."):
             resolved = keep_text(key, resolved)
         try:
@@ -174,11 +177,29 @@ def as_flags(values: dict[str, Any]) -> list[str]:
             text = str(resolved) if is_text else json.dumps(resolved)
         except (TypeError, ValueError) as error:
             raise UserError(
-                f"{key}: expected a plain value (text, number, list, dictionary), got {value!r}; "
-                "use the form that the value has in YAML."
+                f"{key}: expected a plain value (text, number, list, dictionary) or a class, got "
+                f"{quoted(value)}; use the form that the value has in YAML."
             ) from error
         flags.append(f"--{key}={text}")
     return flags
+
+
+def import_paths(value: Any, key: str) -> Any:
+    """Return nested values with the import paths of classes in place of the classes.
+
+    Raises UserError for a class inside a function, which has no import path.
+    """
+    if isinstance(value, type):
+        path = f"{value.__module__}.{value.__qualname__}"
+        if "<locals>" in path:
+            raise UserError(
+                f"{key}: expected a class of a module or a notebook, got {path}, which is inside a "
+                "function; define it outside."
+            )
+        return path
+    if isinstance(value, Mapping):
+        return {name: import_paths(inner, f"{key}.{name}") for name, inner in value.items()}
+    return [import_paths(inner, key) for inner in value] if isinstance(value, list) else value
 
 
 def read_config(path: Path) -> dict[str, Any]:

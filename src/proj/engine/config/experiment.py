@@ -20,6 +20,7 @@ from proj.engine import PACKAGE, security
 from proj.engine.callbacks.best_checkpoint import BestCheckpoint, EarlyStopping
 from proj.engine.callbacks.monitoring import RunLogger
 from proj.engine.callbacks.progress import ParameterSummary, StepProgressBar
+from proj.engine.class_paths import update_class_paths
 from proj.engine.config.arguments import keep_text
 from proj.engine.config.callbacks import fit_callbacks, monitor_options, monitored_metrics
 from proj.engine.config.options import OPTIONS
@@ -194,7 +195,9 @@ class ExperimentCLI(LightningCLI):
                 values.pop(option.name, None)
         public, self.secrets = split_secrets(values)
         hide(self.secrets)
-        return public
+        # The parser writes one of several paths of a class, and recorded configs have this one.
+        plain: dict[str, Any] = update_class_paths(public)
+        return plain
 
     def as_yaml(self) -> str:
         """Return the resolved experiment as the text of ``config.yaml``."""

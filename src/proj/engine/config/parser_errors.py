@@ -236,6 +236,11 @@ def _no_attribute(cause: Cause) -> str:
             f"{cause.key}: {cause.owner} cannot be imported: module {module} has no {name}."
             f"{_nearest_class(cause.owner)}"
         )
+    if module == "__main__":
+        return (
+            f"{cause.key}: {name} was defined in a notebook or a script, which is not this one; "
+            f"move it into a file, as in my_nets.{name}, and train again."
+        )
     classes = public_classes(module) if module in sys.modules else []
     return f"{cause.key}: no class {name} in {module}.{nearest(name, classes)}"
 
