@@ -14,6 +14,7 @@ from proj.engine.class_paths import (
     resolve_classes,
     resolve_flag,
 )
+from proj.engine.config.included_files import include_files, include_in_flag
 from proj.engine.config.options import OPTIONS
 from proj.engine.config.parser import VerbParser
 from proj.engine.config.yaml_file import read_yaml
@@ -103,10 +104,14 @@ def _with_class_paths(words: list[str]) -> list[str]:
     for i, word in enumerate(words):
         flag, equals, value = word.partition("=")
         if flag.startswith("--") and equals:
-            words[i] = f"{flag}={resolve_flag(flag, value)}"
+            words[i] = f"{flag}={_resolved(flag, value)}"
         elif flag.startswith("--") and i + 1 < len(words):
-            words[i + 1] = resolve_flag(flag, words[i + 1])
+            words[i + 1] = _resolved(flag, words[i + 1])
     return words
+
+
+def _resolved(flag: str, value: str) -> str:
+    return resolve_flag(flag, include_in_flag(flag, value, SECTIONS))
 
 
 def keep_text(key: str, text: str) -> str | list[str]:
@@ -224,6 +229,7 @@ def _read_config(path: Path) -> dict[str, Any]:
             f"{path}: expected the keys of an experiment (trainer, model, data, …), got "
             f"{'nothing' if config is None else type(config).__name__}."
         )
+    config = include_files(config, SECTIONS, (path.parent, Path()))
     _check_keys(path, config)
     return config
 
