@@ -4,8 +4,8 @@ usage: python scripts/update.py [--from SOURCE] [--version REF] [--base REF]
 
 The branch `template` holds unchanged copies of the template under this project's name. An update
 adds the newer version to it and merges it, so that git only asks about lines that both sides
-changed. `python -m PACKAGE new` makes this branch. For a project that was cloned and renamed, give the
-repository of the template and the commit that it was cloned at:
+changed. `python -m PACKAGE new` makes this branch. For a project that was cloned and renamed, name
+the template's repository and the commit that was cloned:
 
     python scripts/update.py --from URL --base COMMIT
 
@@ -74,8 +74,9 @@ def pristine_copy(source: str, version: str, target: Path, is_formatted: bool) -
             stop(f"the template cannot be renamed: {done.stderr.strip()}")
     if is_formatted:
         ruff = [sys.executable, "-m", "ruff"]
-        subprocess.run([*ruff, "check", "--fix", "--quiet", "."], cwd=target, check=False)
-        subprocess.run([*ruff, "format", "--quiet", "."], cwd=target, check=True)
+        # What it cannot fix is for `make lint`.
+        subprocess.run([*ruff, "check", "--fix", "."], cwd=target, capture_output=True)
+        subprocess.run([*ruff, "format", "."], cwd=target, capture_output=True, check=True)
     shutil.rmtree(target / ".git")
     return commit
 
@@ -158,7 +159,7 @@ def main() -> None:
             print(f"This project has the version {commit[:12]} of the template already.")
             return
         add_to_branch(copy, message_of(source, commit), git("rev-parse", BRANCH))
-    merged = subprocess.run(["git", "merge", "--no-edit", BRANCH], cwd=ROOT)
+    merged = subprocess.run(["git", "merge", "--quiet", "--no-edit", BRANCH], cwd=ROOT)
     if merged.returncode:
         conflicts = git("diff", "--name-only", "--diff-filter=U").splitlines()
         stop(
