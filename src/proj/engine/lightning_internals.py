@@ -81,6 +81,22 @@ def check_imports(check: ObjectCheck) -> None:
             vars(module)["import_object"] = checked_import
 
 
+@contextmanager
+def restored_parser_settings() -> Iterator[None]:
+    """Restore the settings of jsonargparse, which hold for the whole process, at the end."""
+    from jsonargparse import _common, _optionals
+
+    modules: Any = (_common, _optionals)
+    settings, mode = dict(modules[0].parsing_settings), modules[1]._config_read_mode
+    checks = list(_object_checks)
+    try:
+        yield
+    finally:
+        modules[0].parsing_settings.update(settings)
+        modules[1]._config_read_mode = mode
+        _object_checks[:] = checks
+
+
 def accept_functions(is_accepted: Callable[[Any], bool]) -> None:
     """Let jsonargparse take functions without a return annotation where it expects a callable.
 
@@ -130,22 +146,6 @@ def _takes_argument(function: Any, options: Any) -> bool:
     """Return whether a function's first argument is open: not an option, and without a default."""
     first = next(iter(signature(function).parameters.values()), None)
     return first is not None and first.default is first.empty and first.name not in (options or ())
-
-
-@contextmanager
-def restored_parser_settings() -> Iterator[None]:
-    """Restore the settings of jsonargparse, which hold for the whole process, at the end."""
-    from jsonargparse import _common, _optionals
-
-    modules: Any = (_common, _optionals)
-    settings, mode = dict(modules[0].parsing_settings), modules[1]._config_read_mode
-    checks = list(_object_checks)
-    try:
-        yield
-    finally:
-        modules[0].parsing_settings.update(settings)
-        modules[1]._config_read_mode = mode
-        _object_checks[:] = checks
 
 
 # Progress of the training loop

@@ -202,3 +202,47 @@ def test_metrics_are_kept_whatever_the_outputs_are(cli: Cli, work: Path) -> None
         metrics = json.loads((test / "metrics.json").read_text())
         assert metrics["loss"]["value"] == pytest.approx(x.mean().item())
         assert not (test / "predictions.parquet").exists()
+
+
+SUBCLASS = """
+import torch
+from proj.models.base import Net
+from proj.models.classification import MulticlassClassifier
+
+
+class More(MulticlassClassifier):
+    def __init__(self, net: Net, more: str = "equal", **kwargs):
+        super().__init__(net, **kwargs)
+        self.more = more
+
+    def test_step(self, batch, batch_idx):
+        outputs = super().test_step(batch, batch_idx)
+        rows = outputs["row"]
+        if self.more == "equal":
+            return {**outputs, "twice": 2 * rows, "prediction": rows}
+        if self.more == "ragged":
+            return {**outputs, "attention": torch.ones(len(rows), 2 + batch_idx)}
+        return {"own": rows}
+"""
+
+
+@pytest.mark.parametrize("more", ["equal", "ragged", "own"])
+def test_a_model_that_returns_more_or_other_than_ours(
+    more: str, experiment: Any, cli: Cli, work: Path, once: Any
+) -> None:
+    """`test` would end in an error after the whole pass, or lose intervals and report."""
+    (work / "own.py").write_text(SUBCLASS)
+    config = experiment()
+    once("own_outputs", lambda: cli("fit", "--config", config, "--model", "own.More"))
+    cli("test", "--model.more", more, "--trainer.limit_test_batches", "1.0")
+    metrics = json.loads((LOGS / "test/metrics.json").read_text())
+    made = pl.read_parquet(LOGS / "test/predictions.parquet")
+    assert ("low" in metrics["f1"]) == (more != "own")
+    if more == "equal":
+        assert made["twice"].to_list() == [2 * row for row in made["row"].to_list()]
+        assert made["kept_prediction"].to_list() == made["row"].to_list()
+    elif more == "ragged":
+        assert {"prediction", "probability_0", "attention_0"} <= {*made.columns}
+    else:
+        assert made.columns == ["row", "own"]
+    assert (LOGS / "report.html").is_file() == (more != "own")

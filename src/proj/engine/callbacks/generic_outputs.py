@@ -69,14 +69,27 @@ def table_of(chunks: Sequence[dict[str, Values]]) -> pl.DataFrame:
         if any(chunk.keys() != chunks[0].keys() for chunk in chunks):
             raise NoTable("the names differ from batch to batch")
         parts = [chunk[name] for chunk in chunks]
-        arrays = [part for part in parts if isinstance(part, np.ndarray)]
-        if len(arrays) == len(parts) and len({part.shape[1:] for part in arrays}) == 1:
-            table |= _numbered(name, np.concatenate(arrays))
+        if have_equal_shapes([{name: part} for part in parts]):
+            table |= _numbered(name, np.concatenate(parts))
         else:
             table[name] = _lists(name, [row for part in parts for row in part])
     if "row" not in table:
         raise NoTable("row holds several numbers per row")
-    return pl.DataFrame(table).sort("row")
+    return pl.DataFrame(table).sort("row", maintain_order=True)
+
+
+def have_equal_shapes(chunks: Sequence[dict[str, Values] | None]) -> bool:
+    """Return whether all batches have arrays of the same names, and rows of the same shapes."""
+    first = _row_shapes(chunks[0])
+    return None not in first.values() and all(_row_shapes(chunk) == first for chunk in chunks)
+
+
+def _row_shapes(chunk: dict[str, Values] | None) -> dict[str, tuple[int, ...] | None]:
+    """Return the shape of a row by name; None for a list."""
+    return {
+        name: values.shape[1:] if isinstance(values, np.ndarray) else None
+        for name, values in (chunk or {"": []}).items()
+    }
 
 
 def _numbered(name: str, values: Array) -> dict[str, Any]:

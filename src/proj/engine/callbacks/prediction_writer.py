@@ -9,8 +9,14 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
 from proj.data.base import DataModule
-from proj.engine.callbacks.generic_outputs import NoTable, Values, columns_of, table_of
-from proj.engine.callbacks.step_outputs import gather_chunks, has_answers
+from proj.engine.callbacks.generic_outputs import (
+    NoTable,
+    Values,
+    columns_of,
+    have_equal_shapes,
+    table_of,
+)
+from proj.engine.callbacks.step_outputs import answers_in, gather_chunks
 from proj.engine.runs.files import atomic_write
 from proj.engine.runs.predictions import escape_formulas, frame, writer
 from proj.errors import UserError
@@ -119,14 +125,17 @@ class PredictionWriter(Callback):
             raise NoTable("some batches have no outputs, or not the same rows in all of them")
         if not chunks:
             return
-        if isinstance(model, Model) and all(has_answers(chunk) for chunk in chunks):
-            assert model.schema is not None
-            columns = {
-                name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]
-            }
-            table = frame(model.schema, **columns, thresholds=model.thresholds)
-            assert (np.diff(table["row"].to_numpy()) > 0).all(), "a row was predicted twice"
+        parts = [answers_in(chunk) for chunk in chunks] if isinstance(model, Model) else []
+        if parts and have_equal_shapes(parts):
+            assert isinstance(model, Model)
+            table = _answer_table(model, parts)
+            rows = table["row"].to_numpy()
+            is_ours = isinstance(getattr(trainer, "datamodule", None), DataModule)
+            assert not is_ours or (np.diff(rows) > 0).all(), "a row was predicted twice"
             self.has_answers = True
+            others = [_without(chunk, ("output", "target")) for chunk in chunks]
+            more = table_of(others).drop("row")
+            table = table.hstack(_rename_taken(more, table.columns))
         else:
             table = table_of(chunks)
         source = self._source_columns(trainer, table["row"].to_numpy())
@@ -148,6 +157,17 @@ class PredictionWriter(Callback):
                 "has no source columns; leave out --keep."
             )
         return None
+
+
+def _answer_table(model: Model, chunks: list[Any]) -> pl.DataFrame:
+    """Return the outputs of one of our models as a table."""
+    assert model.schema is not None
+    columns = {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
+    return frame(model.schema, **columns, thresholds=model.thresholds)
+
+
+def _without(chunk: dict[str, Values], names: tuple[str, ...]) -> dict[str, Values]:
+    return {name: values for name, values in chunk.items() if name not in names}
 
 
 def _rename_taken(source: pl.DataFrame, taken: list[str]) -> pl.DataFrame:

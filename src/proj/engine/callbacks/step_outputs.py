@@ -25,11 +25,15 @@ def as_arrays(outputs: dict[str, Tensor]) -> dict[str, Array]:
     return {name: to_array(values) for name, values in outputs.items()}
 
 
-def has_answers(outputs: Any) -> bool:
-    """Return whether a step has returned what the steps of our models return."""
-    if not isinstance(outputs, dict):
-        return False
-    return {"row", "output"} <= outputs.keys() <= {"row", "output", "target"}
+# What the steps of our models return. A user's subclass may return more.
+ANSWERS = ("row", "output", "target")
+
+
+def answers_in(outputs: Any) -> dict[str, Any] | None:
+    """Return what the steps of our models return, from outputs that may hold more; None without."""
+    if not isinstance(outputs, dict) or not {"row", "output"} <= outputs.keys():
+        return None
+    return {name: outputs[name] for name in ANSWERS if name in outputs}
 
 
 def gather_chunks(chunks: list[Any]) -> list[Any]:

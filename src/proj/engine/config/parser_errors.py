@@ -244,10 +244,15 @@ def _unknown_flag(cause: Cause) -> str:
     if not flag.startswith("-"):
         hint = f" Did you mean --config {flag}?" if flag.endswith((".yaml", ".yml")) else ""
         return f"expected an option, --KEY VALUE, got {flag}.{hint}"
+    return unknown_flag(flag, cause.valid_keys)
+
+
+def unknown_flag(flag: str, valid_keys: Iterable[str]) -> str:
+    """Return the message about a flag that no verb or section has."""
     name = flag.lstrip("-").replace("-", "_")
     if name in FULL_KEYS:
         return f"no option {flag}. Did you mean --{FULL_KEYS[name]}?"
-    options = [f"--{key}" for key in (*cause.valid_keys, "print_config", "config", "debug")]
+    options = [f"--{key}" for key in (*valid_keys, "print_config", "config", "debug")]
     return f"no option {flag}.{nearest(flag, options)}"
 
 
@@ -258,8 +263,13 @@ def _unknown_option_of_class(cause: Cause, option: str) -> str:
         return (
             f"{cause.key}.{option}: {cause.owner_name} has no option {name!r}; did you mean {key}?"
         )
-    hint = nearest(name, _options(cause.owner))
-    return f"{cause.key}.{option}: {cause.owner_name} has no option {name!r}.{hint}"
+    return unknown_option(cause.key, option, cause.owner_name, class_options(cause.owner))
+
+
+def unknown_option(key: str, option: str, owner: str, valid_names: Iterable[str]) -> str:
+    """Return the message about an option that a class does not have."""
+    name = option.split(".")[0]
+    return f"{key}.{option}: {owner} has no option {name!r}.{nearest(name, valid_names)}"
 
 
 def _required(cause: Cause) -> str:
@@ -379,7 +389,7 @@ def _type_name(text: str) -> str:
     return "a class" if text.startswith("dot import path") else {"NoneType": "null"}.get(text, text)
 
 
-def _options(class_path: str) -> list[str]:
+def class_options(class_path: str) -> list[str]:
     """Return the options of a class: all arguments of its constructor and of its bases'."""
     module, _, name = class_path.rpartition(".")
     owner = getattr(sys.modules.get(module), name, None)

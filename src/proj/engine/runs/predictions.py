@@ -59,7 +59,7 @@ def frame(
         columns |= _class_columns(schema, output, target, thresholds)
     else:
         columns |= _target_columns(schema, output, target, thresholds)
-    return pl.DataFrame(columns).sort("row")
+    return pl.DataFrame(columns).sort("row", maintain_order=True)
 
 
 def _class_columns(

@@ -60,7 +60,8 @@ def copy_for_trial(
 def _silent(hook: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(hook)
     def call(*args: Any, **options: Any) -> Any:
-        with contextlib.redirect_stdout(io.StringIO()):
+        unseen = io.StringIO()
+        with contextlib.redirect_stdout(unseen), contextlib.redirect_stderr(unseen):
             return hook(*args, **options)
 
     return call
