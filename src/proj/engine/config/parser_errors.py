@@ -165,7 +165,8 @@ def _import_not_allowed(cause: Cause) -> str:
     if cause.option:
         return _option_before_class(cause)
     path = cause.match[1]
-    if cause.given and path not in cause.given:  # A base class that the user has not named.
+    # The base class of the place, which the user has not named.
+    if "Given value: {" in cause.given and "class_path" not in cause.given:
         return f"{cause.key}: expected class_path and init_args, got {cause.value}."
     package = path.split(".")[0]
     if package.isidentifier() and package not in sys.modules and find_spec(package) is None:
