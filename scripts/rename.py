@@ -21,6 +21,7 @@ CODE_AND_TEXT = {
     *(".rst", ".sh", ".toml", ".txt", ".yaml", ".yml"),
 }
 RUNS = "lightning_logs"
+LINE_LENGTH = 100
 # Folders of data, which may be text or YAML. `src/*/data` is code.
 DATA = ("data", "datasets")
 
@@ -62,18 +63,14 @@ def files_to_change() -> list[Path]:
 
 
 def allow_longer_lines(files: list[Path]) -> None:
-    """Raise the limit of the linter to the longest line: a longer name makes lines longer."""
-    lines = [
-        line
-        for path in files
-        if path.suffix == ".py"
-        for line in path.read_text(encoding="utf-8").splitlines()
-    ]
+    """Tell the linter to accept long lines if the new name makes some: `ruff format` splits code,
+    but neither texts nor comments.
+    """
+    code = [path.read_text(encoding="utf-8") for path in files if path.suffix == ".py"]
     settings = ROOT / "pyproject.toml"
     text = settings.read_text(encoding="utf-8")
-    limit = re.search(r"^max-line-length = (\d+)", text, re.MULTILINE)
-    if limit and (longest := max(map(len, lines))) > int(limit[1]):
-        text = text.replace(limit[0], f"max-line-length = {longest}")
+    if any(len(line) > LINE_LENGTH for part in code for line in part.splitlines()):
+        text = text.replace("\nignore = [\n", '\nignore = [\n    "E501",  # the longer name\n', 1)
         settings.write_text(text, encoding="utf-8")
 
 
