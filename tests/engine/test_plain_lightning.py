@@ -203,10 +203,13 @@ def build(model: Model, data: Any) -> None:
 
 def check_same(config: Path, fails: bool = False, built: bool = False) -> None:
     """Check that both run, or fail, and that they end with the same weights."""
+    deterministic = torch.are_deterministic_algorithms_enabled()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         failure, ours = fit_ours(config)
         plain_failure, plain = fit_plain(config, built)
+    # The Trainer switches it on for the whole process.
+    torch.use_deterministic_algorithms(deterministic)
     assert bool(failure) == fails, failure
     assert bool(plain_failure) == fails, plain_failure
     if ours:  # `fast_dev_run` keeps nothing.
