@@ -41,6 +41,10 @@ VERBS = {
         "commands.reproduce:reproduce",
         "train a run again, and compare the result to the bit",
     ),
+    "eject": (
+        "commands.eject:eject",
+        "write a run's training as one PyTorch script without Lightning",
+    ),
     "verify": ("commands.verify:verify", "repeat the proof of a bundle on this machine"),
     "tune": ("tuning.search:tune", "search for better settings"),
     "cv": ("tuning.cv:cv", "cross-validate an experiment, with several seeds"),

@@ -1,0 +1,49 @@
+"""Write the training of a run as one plain PyTorch script."""
+
+from pathlib import Path
+
+from proj.data.base import DataModule
+from proj.engine import console
+from proj.engine.commands.fit import parse_experiment
+from proj.engine.config.arguments import read_arguments
+from proj.engine.config.parser import VerbParser
+from proj.engine.deployment.eject import check_output, write_script
+from proj.engine.deployment.eject_limits import check_repeatable
+from proj.engine.runs.find import find_run
+from proj.errors import UserError
+
+
+def eject(args: list[str]) -> None:
+    """Write the script of a run, and its prepared arrays beside it."""
+    parser = VerbParser(
+        "eject", "Write the training of a run as one PyTorch script without Lightning."
+    )
+    parser.add_argument(
+        "run", nargs="?", help="name or folder of a run; default: the newest finished one"
+    )
+    parser.add_argument("--output", help="the .py file; default: train.py in the run folder")
+    options = parser.parse_args(args)
+    run = find_run(Path("lightning_logs"), options.run)
+    if run.manifest["status"] != "finished":
+        raise UserError(
+            f"eject: expected a finished run, got {run.path}, which is {run.manifest['status']}; "
+            f"finish it with `fit --resume {run.path.name}`."
+        )
+    output = Path(options.output or run.path / "train.py")
+    check_output(output)
+    run.checkpoint("last")  # Its weights are compared.
+    words = ["--config", str(run.path / "config.yaml")]
+    cli, _ = parse_experiment(read_arguments(words, "fit"))
+    check_repeatable(run, cli)
+    data = cli.datamodule
+    assert isinstance(data, DataModule)
+    data.prepare_data()
+    data.setup("fit")
+    recorded = run.manifest.get("data", "")
+    if data.fingerprint != recorded:
+        raise UserError(
+            f"eject: expected the data of {run.path}, but they have changed (fingerprint "
+            f"{recorded} -> {data.fingerprint}); restore them."
+        )
+    script, data_file = write_script(run, cli, output)
+    console.say(f"script: {script}, with its data in {data_file.name}; run it: python {script}")
