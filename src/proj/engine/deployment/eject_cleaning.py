@@ -141,6 +141,11 @@ class Cleaner:
             before = _until(self.source[last - 1], inner.target.end_col_offset or 0)
             after = _from(self.source[end - 1], inner.annotation.end_col_offset or 0)
             self._delete(last, end)
+            if (returned := _returned(node, inner)) is not None:
+                # The value had a name for its annotation only.
+                before = f"{before[: inner.col_offset]}return"
+                after = after.removeprefix(" =")
+                self._delete(returned.lineno, returned.end_lineno or 0)
             self.lines[last - 1] = before + after
 
     def _replace_signature(self, node: Function) -> None:
@@ -306,6 +311,20 @@ def _branches(node: ast.If) -> Iterator[Branch]:
     elif node.orelse:
         # The line of `else:` or of a comment above it.
         yield Branch((node.body[-1].end_lineno or 0) + 1, None, node.orelse)
+
+
+def _returned(node: ast.stmt, assignment: ast.AnnAssign) -> ast.Return | None:
+    """Return the statement that returns the assigned variable on the next line, if there is one."""
+    for inner in ast.walk(node):
+        if (
+            isinstance(inner, ast.Return)
+            and inner.lineno == (assignment.end_lineno or 0) + 1
+            and inner.col_offset == assignment.col_offset
+            and isinstance(inner.value, ast.Name)
+            and ast.unparse(assignment.target) == inner.value.id
+        ):
+            return inner
+    return None
 
 
 def _is_tuple(node: ast.ClassDef) -> bool:

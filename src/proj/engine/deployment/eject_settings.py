@@ -120,17 +120,24 @@ def loss_settings(cli: ExperimentCLI, sources: Sources) -> dict[str, Any]:
         values: Tensor | None = getattr(model, name, None)
         if values is None or _is_neutral(name, values):
             continue
-        dtype = ", dtype=torch.float64" if values.dtype == torch.float64 else ""
-        text = f"torch.tensor({plain(values.tolist())}{dtype})"
+        dtype = ["dtype=torch.float64"] if values.dtype == torch.float64 else []
+        text = call("torch.tensor", [plain(values.tolist()), *dtype], name.upper())
         if values.numel() > MAX_NUMBERS:
-            stored[name], text = values, f'DATA["{name}"]'
+            stored[name], text = values, f'{name.upper()} = DATA["{name}"]'
         constants[name] = text
-    is_regression = model.task == "regression"
+    smoothing = getattr(model, "label_smoothing", 0.0)
+    loss_fn = ""
+    if model.task == "regression":
+        criterion = criterion or "nn.MSELoss()"
+    elif model.task == "multiclass" and "class_weight" not in constants:
+        options = f"label_smoothing={plain(smoothing)}" if smoothing else ""
+        loss_fn = criterion or f"nn.CrossEntropyLoss({options})"
     return {
-        "criterion": criterion or ("nn.MSELoss()" if is_regression else ""),
+        "loss_fn": loss_fn,
+        "criterion": criterion,
         "constants": constants,
         "stored": stored,
-        "smoothing": getattr(model, "label_smoothing", 0.0),
+        "smoothing": smoothing,
     }
 
 

@@ -87,9 +87,9 @@ def options(cls: Any, values: dict[str, Any], sources: Sources, option: str) -> 
     texts = []
     for name, value in values.items():
         default = parameters[name].default if name in parameters else inspect.Parameter.empty
-        # 0.0 is 0, but True is not 1.
+        # 0.0 is 0, but True is not 1. A learning rate is always written.
         is_default = value == default and isinstance(value, bool) == isinstance(default, bool)
-        if not is_default:
+        if not is_default or name == "lr":
             texts.append(f"{name}={value_text(value, sources, f'{option}.{name}')}")
     return texts
 
