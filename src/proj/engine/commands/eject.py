@@ -7,9 +7,10 @@ from proj.engine import console
 from proj.engine.commands.fit import parse_experiment
 from proj.engine.config.arguments import read_arguments
 from proj.engine.config.parser import VerbParser
-from proj.engine.deployment.eject import check_output, write_script
+from proj.engine.deployment.eject import CHECKPOINTS, check_output, write_script
 from proj.engine.deployment.eject_limits import check_repeatable
 from proj.engine.runs.find import find_run
+from proj.engine.runs.run import Run
 from proj.errors import UserError
 
 
@@ -31,7 +32,11 @@ def eject(args: list[str]) -> None:
         )
     output = Path(options.output or run.path / "train.py")
     check_output(output)
-    run.checkpoint("last")  # Its weights are compared.
+    if missing := [name for name in CHECKPOINTS if not _has(run, name)]:
+        raise UserError(
+            f"eject: expected a run with {missing[0]}.ckpt, got {run.path} without it, so the "
+            "script could not be compared with the run; train with checkpoints."
+        )
     words = ["--config", str(run.path / "config.yaml")]
     cli, _ = parse_experiment(read_arguments(words, "fit"))
     check_repeatable(run, cli)
@@ -47,3 +52,7 @@ def eject(args: list[str]) -> None:
         )
     script, data_file = write_script(run, cli, output)
     console.say(f"script: {script}, with its data in {data_file.name}; run it: python {script}")
+
+
+def _has(run: Run, checkpoint: str) -> bool:
+    return (run.path / "checkpoints" / f"{checkpoint}.ckpt").is_file()

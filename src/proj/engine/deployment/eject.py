@@ -54,6 +54,8 @@ IMPORTS: dict[str, ImportedName] = {
     "SimpleNamespace": ("types", "SimpleNamespace", "SimpleNamespace"),
     "torch": ("torch", None, ""),
 }
+# The checkpoints of a run, as the variables of the script are called.
+CHECKPOINTS = ("last", "best")
 # Rows to compute outputs with, to see what the net runs.
 EXAMPLE_ROWS = 4
 
@@ -130,7 +132,6 @@ def eject(run: Run, cli: ExperimentCLI, data_file: str) -> Ejected:
         "members": traced.training_dims == 3,
         "averages": traced.evaluation_dims == 3,
         "digests": {name: _digest(values) for name, values in weights.items()},
-        "saved": "{" + ", ".join(f'"{name}": {name}' for name in weights) + "}",
     }
     body = _render(context, "")
     return Ejected(_render(context, import_lines(_imports(body, sources))), stored)
@@ -167,8 +168,7 @@ def _augmentation(cli: ExperimentCLI) -> tuple[partial[Tensor] | None, dict[str,
 def _settings(run: Run, cli: ExperimentCLI, sources: Sources) -> dict[str, Any]:
     """Return the values of the template that depend on the settings of the run."""
     model, data = cli.model, cli.datamodule
-    if (run.path / "checkpoints/best.ckpt").is_file():
-        calibration.apply(model, run.checkpoint("best"))
+    calibration.apply(model, run.checkpoint("best"))
     rows = data.rows("train")
     size = data.batch_size or rows
     preferred = model.evaluation_batch_size(take(data.splits["train"], torch.arange(2)).x)
@@ -185,7 +185,7 @@ def _settings(run: Run, cli: ExperimentCLI, sources: Sources) -> dict[str, Any]:
         **loss,
         **{name: name in loss["constants"] for name in names},
         **trainer_settings(cli),
-        **selection_settings(cli, data.rows("val") > 0),
+        **selection_settings(cli),
         **scheduler_settings(cli, sources, -(-rows // size)),
         **calibration_settings(model),
         "task": model.task,
@@ -211,16 +211,15 @@ def _imports(text: str, sources: Sources) -> set[ImportedName]:
 
 def _weights(run: Run) -> dict[str, dict[str, Tensor]]:
     """Return the weights of the net in each checkpoint of the run."""
-    weights = {}
-    for name in ("last", "best"):
-        if (run.path / "checkpoints" / f"{name}.ckpt").is_file():
-            state = read_checkpoint(run.checkpoint(name))["state_dict"]
-            weights[name] = {
-                key.removeprefix("net."): value
-                for key, value in state.items()
-                if key.startswith("net.")
-            }
-    return weights
+    states = {name: read_checkpoint(run.checkpoint(name))["state_dict"] for name in CHECKPOINTS}
+    return {
+        name: {
+            key.removeprefix("net."): value
+            for key, value in state.items()
+            if key.startswith("net.")
+        }
+        for name, state in states.items()
+    }
 
 
 def _digest(weights: dict[str, Tensor]) -> str:

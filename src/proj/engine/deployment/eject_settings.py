@@ -86,28 +86,38 @@ def scheduler_settings(cli: ExperimentCLI, sources: Sources, batches: int) -> di
             "model.scheduler_interval: expected epoch for a scheduler that reads a metric, got "
             "step; `eject` does not write a script for this run."
         )
-    cls = class_of(spec, "model.scheduler")
-    text = scheduler_text(cls, values, sources, "scheduler")
+    text = _scheduler_text(class_of(spec, "model.scheduler"), values, sources)
     plateau = f'metrics["{metric}"]' if metric else ""
     return {"scheduler": text, "scheduler_step": interval, "plateau": plateau}
 
 
-def scheduler_text(cls: Any, values: dict[str, Any], sources: Sources, target: str = "") -> str:
-    """Return a call that builds a scheduler for ``optimizer``, or the statement for ``target``."""
-    option = "model.scheduler"
-    # Classes of this package and of Lightning add to torch's what a config needs.
-    name = name_of(getattr(torch.optim.lr_scheduler, cls.__name__, cls), sources)
+def _scheduler_text(cls: Any, values: dict[str, Any], sources: Sources) -> str:
+    """Return the statements that build a scheduler, or a schedule of several schedulers."""
     schedulers = values.get("schedulers")
-    if schedulers is not None:
-        parts = [scheduler_text(class_of(s, option), init_args(s), sources) for s in schedulers]
-        inner = f"[{', '.join(parts)}]"
-        if "milestones" not in values:  # ChainedScheduler
-            return call(name, [inner, "optimizer"], target)
-        milestones = f"milestones={plain(values['milestones'])}"
-        return call(name, ["optimizer", inner, milestones], target)
-    values = {key: value for key, value in values.items() if key != "monitor"}
+    if schedulers is None:
+        return _scheduler_call(cls, values, sources, "scheduler")
+    lines = [
+        f"    {_scheduler_call(class_of(part, 'model.scheduler'), init_args(part), sources)},\n"
+        for part in schedulers
+    ]
+    arguments = ["schedulers", "optimizer"]
+    if "milestones" in values:  # SequentialLR, not ChainedScheduler
+        arguments = ["optimizer", "schedulers", f"milestones={plain(values['milestones'])}"]
+    name = name_of(getattr(torch.optim.lr_scheduler, cls.__name__), sources)
+    return f"schedulers = [\n{''.join(lines)}]\n{call(name, arguments, 'scheduler')}"
+
+
+def _scheduler_call(cls: Any, values: dict[str, Any], sources: Sources, target: str = "") -> str:
+    if "schedulers" in values:
+        raise UserError(
+            f"model.scheduler: expected schedulers of torch in a list, got {cls.__name__} in "
+            "another one; `eject` does not write a script for this run."
+        )
+    # Lightning's class takes the name of the metric, which the loop reads.
     base = getattr(torch.optim.lr_scheduler, cls.__name__, cls)
-    return call(name, ["optimizer", *options(base, values, sources, option)], target)
+    values = {key: value for key, value in values.items() if key != "monitor"}
+    arguments = options(base, values, sources, "model.scheduler")
+    return call(name_of(base, sources), ["optimizer", *arguments], target)
 
 
 def loss_settings(cli: ExperimentCLI, sources: Sources) -> dict[str, Any]:
@@ -147,10 +157,8 @@ def _is_neutral(name: str, values: Tensor) -> bool:
     return neutral is not None and bool((values == neutral).all())
 
 
-def selection_settings(cli: ExperimentCLI, has_val: bool) -> dict[str, Any]:
-    """Return how the best epoch is chosen and when training stops early; None without it."""
-    if not has_val:
-        return {"best": None, "stopping": None}
+def selection_settings(cli: ExperimentCLI) -> dict[str, Any]:
+    """Return how the best epoch is chosen, and when training stops early (None: it does not)."""
     chosen = {}
     for section, values in cli.monitors().items():
         is_max = values["mode"] == "max"
