@@ -1,18 +1,30 @@
 """`eject` writes a script of plain PyTorch that ends with the bits of the run, or says why not."""
 
+import importlib
 import json
 import runpy
 import subprocess
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import LearningRateMonitor, StochasticWeightAveraging
 
 import processes
-from conftest import CONFIGS, Cli, Trained
+from conftest import CONFIGS, Cli, Once, Trained
 from engine.deployment.conftest import TARGETS
+from proj.engine.config.arguments import read_arguments
+from proj.engine.config.experiment import ExperimentCLI
+from proj.engine.deployment.eject_cleaning import Ran
+from proj.engine.deployment.eject_limits import obstacles
+from proj.engine.deployment.eject_net import check_net, trace_net
+from proj.engine.deployment.eject_source import Sources, import_lines
+from proj.engine.runs.run import Run
+from proj.errors import UserError
+from proj.schema import Schema
 
 RUN = Path("lightning_logs/version_0")
 SCRIPT = RUN / "train.py"
@@ -85,11 +97,9 @@ def check_style(script: Path = SCRIPT) -> None:
 
 
 def test_the_script_ends_with_the_bits_of_the_run(
-    trained: Trained, cli: Cli, capsys: pytest.CaptureFixture[str]
+    tested: None, cli: Cli, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A difference in seed, order, loss, optimizer or choice of the epoch shows in the weights."""
-    trained("multiclass")
-    cli("test")
     assert "python lightning_logs/version_0/train.py" in cli("eject")
     run_here(capsys)
     text = SCRIPT.read_text()
@@ -253,3 +263,367 @@ def test_settings(
     cli("eject")
     run_here(capsys)
     check_style()
+
+
+OWN_NET = '''
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from proj.nets.layers import Standardize
+from proj.schema import Schema
+
+WIDE, NARROW = 16, 8
+# Functions between
+# the layers.
+KINDS = {"gelu": F.gelu, "relu": F.relu}
+
+
+@dataclass
+class Sizes:
+    """Sizes of the layers.
+
+    A longer text.
+    """
+
+    hidden: int
+    depth: int = 1
+
+
+def unused(x: Tensor) -> Tensor:
+    return x
+
+
+class Base(nn.Module):
+    kind: str
+    scale: float = 2.0
+
+    def activate(self, x: Tensor, *, times: int = 1) -> Tensor:
+        result: Tensor = times * KINDS[self.kind](x)
+        return result
+
+
+class Own(Base):
+    def __init__(
+        self,
+        schema: Schema,
+        sizes: Literal["wide", "narrow"] = "wide",
+        last: nn.Module | None = None,
+        *more: int,
+        norm: bool = False,
+        **others: float,
+    ) -> None:
+        super().__init__()
+        self.kind = "gelu"
+        if sizes == "wide":
+            chosen = Sizes(WIDE)
+        elif sizes == "narrow":
+            # A small net.
+            chosen = Sizes(NARROW)
+        else:
+            raise ValueError(sizes)
+        inner: list[nn.Module] = [Standardize(schema)]
+        # Not in this run.
+        if norm:
+            inner.append(nn.BatchNorm1d(schema.num_features))
+        if last is not None:
+            inner.append(last)
+        self.first = nn.Sequential(*inner, nn.Linear(schema.num_features, chosen.hidden))
+        self.second = nn.Linear(chosen.hidden, schema.num_outputs)
+        nn.init.constant_(self.second.bias, random.random() + np.random.rand())
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.activate(self.first(x))  # type: ignore[no-any-return]
+        if x.isnan().any():
+            raise ValueError("not a number")
+        return self.second(x * self.scale)
+
+
+class Plain(nn.Module):
+    def __init__(self, activation: nn.Module, size: int = 8) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(6, size), activation, nn.Linear(size, 3))
+
+    def forward(self, x: Tensor) -> Tensor: return self.layers(x)
+'''
+EXPECTED_PARTS = (
+    "WIDE, NARROW = 16, 8\n",
+    '# Functions between\n# the layers.\nKINDS = {"gelu": F.gelu, "relu": F.relu}\n',
+    'class Sizes:\n    """Sizes of the layers."""\n\n    hidden: int\n    depth: int = 1\n',
+    "class Base(nn.Module):\n    scale = 2.0\n\n    def activate(self, x, *, times=1):\n",
+    "        return times * KINDS[self.kind](x)\n",
+    'def __init__(self, schema, sizes="wide", last=None, *more, norm=False, **others):\n',
+    "        # A small net.\n        chosen = Sizes(NARROW)\n        inner = [Stand",
+    "        inner.append(last)\n        self.first =",
+)
+
+
+@pytest.fixture
+def own_net(work: Path, request: pytest.FixtureRequest) -> str:
+    """Write the module under the test's name, because Python caches modules."""
+    name = "own_" + "".join(c if c.isalnum() else "_" for c in request.node.name)
+    (work / f"{name}.py").write_text(OWN_NET)
+    return name
+
+
+def source_of(module: str, name: str, x: torch.Tensor, **options: Any) -> Sources:
+    """Return the source of a net in a module, which is built for 6 features and 3 classes."""
+    net = getattr(importlib.import_module(module), name)
+    sources = Sources(Ran(), {})
+    trace_net(partial(net, **options), Schema.of(6, classes="abc"), x, sources.ran)
+    sources.add(net)
+    return sources
+
+
+def test_the_source_of_an_own_net(own_net: str) -> None:
+    """The source has the classes, functions and constants that a net needs, and no others."""
+    sources = source_of(own_net, "Own", torch.randn(4, 6), sizes="narrow", last=torch.nn.Tanh())
+    text = f"{import_lines(sources.imports)}\n\n\n{sources.definitions}\n"
+    for part in EXPECTED_PARTS:
+        assert part in text
+    for word in ("unused", "A longer text", "sizes ==", "ValueError(sizes)", "norm:", "Not in"):
+        assert word not in text
+    assert "not a number" in text  # A branch of `forward` may run for other rows.
+    assert "Literal" not in text
+    Path("script.py").write_text(text)
+    check_style(Path("script.py"))
+
+
+@pytest.mark.long
+def test_an_own_net(
+    own_net: str,
+    experiment: Callable[..., Path],
+    cli: Cli,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    options = {"sizes": "narrow", "last": {"class_path": "torch.nn.Tanh"}}
+    net = {"class_path": f"{own_net}.Own", "init_args": options}
+    cli("fit", "--config", experiment("multiclass", model={"net": net}))
+    cli("test")
+    cli("eject")
+    run_here(capsys)
+    check_style()
+    text = SCRIPT.read_text()
+    assert "np.random.seed(SEED)\nrandom.seed(SEED)\ntorch.manual_seed(SEED)\n" in text
+    assert 'net = Own(schema, sizes="narrow", last=nn.Tanh())\n' in text
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("import {other}\nfrom torch import nn", "an import of a module or under another name"),
+        ("from {other} import helper as {other}\nfrom torch import nn", "under another name"),
+        ("from lightning.pytorch import Trainer as {other}\nfrom torch import nn", "no Lightning"),
+    ],
+)
+def test_imports_that_a_script_cannot_repeat(text: str, message: str, own_net: str) -> None:
+    other = f"{own_net}_helpers"
+    Path(f"{other}.py").write_text("def helper():\n    pass\n")
+    net = f"""{text.format(other=other)}
+
+class Net(nn.Module):
+    def __init__(self, schema):
+        super().__init__()
+        self.layer = nn.Linear(6, 3)
+
+    def forward(self, x):
+        {other}
+        return self.layer(x)
+"""
+    Path(f"{own_net}_net.py").write_text(net)
+    with pytest.raises(UserError, match=message):
+        source_of(f"{own_net}_net", "Net", torch.randn(4, 6))
+
+
+def test_two_definitions_of_one_name(own_net: str) -> None:
+    """One of the two functions would be called in place of the other."""
+    other = f"{own_net}_helpers"
+    Path(f"{other}.py").write_text(
+        "def scale():\n    return 2\n\ndef twice():\n    return scale()\n"
+    )
+    net = f"""from torch import nn
+from {other} import twice
+
+def scale():
+    return 3
+
+class Net(nn.Linear):
+    def __init__(self, schema):
+        super().__init__(6, 3 + 0 * scale() * twice())
+"""
+    Path(f"{own_net}_net.py").write_text(net)
+    with pytest.raises(UserError, match="expected one definition of scale, got two"):
+        source_of(f"{own_net}_net", "Net", torch.randn(4, 6))
+
+
+def test_a_source_that_builds_another_net(own_net: str) -> None:
+    """A constant that was changed after the import is not in the source."""
+    initial = torch.nn.Linear(6, 3)
+    weights, x = initial.state_dict(), torch.randn(4, 6)
+    script = "from torch import nn\n{}\nnet = nn.Linear(6, 3{})"
+    with pytest.raises(UserError, match="weight begins with other values"):
+        check_net(script.format("", ""), {}, 0, initial, weights, x)
+    with pytest.raises(UserError, match="it has other weights"):
+        check_net(script.format("", ", False"), {}, 0, initial, weights, x)
+    torch.manual_seed(3)
+    initial = torch.nn.Linear(6, 3)
+    seed = "import torch\ntorch.manual_seed(SEED)"
+    check_net(script.format(seed, ""), {}, 3, initial, weights, x)
+    torch.manual_seed(3)
+    initial = torch.nn.Linear(6, 3)
+    twice = f"{script.format(seed, '')}\nnet.register_forward_hook(lambda net, x, y: 2 * y)"
+    with pytest.raises(UserError, match="it computes other outputs"):
+        check_net(twice, {}, 3, initial, weights, x)
+
+
+@pytest.mark.long
+def test_a_net_of_fixed_sizes(
+    own_net: str,
+    experiment: Callable[..., Path],
+    cli: Cli,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    options = {"activation": {"class_path": "torch.nn.ELU", "init_args": {"alpha": 0.5}}}
+    net = {"class_path": f"{own_net}.Plain", "init_args": options}
+    cli("fit", "--config", experiment("multiclass", model={"net": net}))
+    cli("test")
+    cli("eject")
+    run_here(capsys)
+    check_style()
+    assert "net = Plain(activation=nn.ELU(alpha=0.5))" in SCRIPT.read_text()
+
+
+REFUSED = {
+    "devices": 2,
+    "strategy": "ddp",
+    "num_nodes": 2,
+    "precision": "16-mixed",
+    "accumulate_grad_batches": 2,
+    "max_steps": 3,
+    "min_epochs": 2,
+    "max_time": "00:00:01:00",
+    "limit_train_batches": 1,
+    "limit_val_batches": 0.5,
+    "overfit_batches": 2,
+    "val_check_interval": 0.5,
+    "check_val_every_n_epoch": 2,
+}
+
+
+@pytest.fixture
+def tested(trained: Trained, cli: Cli, once: Once) -> None:
+    """The run that the other tests eject, with its test metrics."""
+    trained("multiclass")
+    once("tested_multiclass", lambda: cli("test"))
+
+
+@pytest.fixture
+def parsed(trained: Trained) -> ExperimentCLI:
+    """The experiment of the run, to change it."""
+    trained("multiclass")
+    words = ["--config", str(RUN / "config.yaml")]
+    arguments = read_arguments(words, "fit")
+    return ExperimentCLI("fit", arguments.configs, arguments.flags)
+
+
+def reasons(parsed: ExperimentCLI) -> list[str]:
+    return [*obstacles(Run(RUN), parsed)]
+
+
+def test_flags_of_the_trainer_that_change_the_training(parsed: ExperimentCLI) -> None:
+    """A script that ignores one of them would end with other weights."""
+    assert reasons(parsed) == []
+    for flag, value in REFUSED.items():
+        before, parsed.config.trainer[flag] = parsed.config.trainer[flag], value
+        (reason,) = reasons(parsed)
+        assert reason.startswith(f"trainer.{flag}: expected ")
+        assert reason.endswith(f", got {value}")
+        parsed.config.trainer[flag] = before
+    for flag, value in {"limit_train_batches": 1.0, "precision": "32-true", "devices": 1}.items():
+        parsed.config.trainer[flag] = value
+    assert reasons(parsed) == []
+
+
+def test_callbacks_that_may_change_the_training(parsed: ExperimentCLI) -> None:
+    parsed.config_init.trainer["callbacks"] = [LearningRateMonitor()]
+    assert reasons(parsed) == []
+    parsed.config_init.trainer["callbacks"] = StochasticWeightAveraging(1e-2)
+    (reason,) = reasons(parsed)
+    assert reason == (
+        "trainer.callbacks: expected none that may change the training, got "
+        "StochasticWeightAveraging"
+    )
+
+
+def test_starts_that_are_no_start(parsed: ExperimentCLI) -> None:
+    """The script would begin with random weights."""
+    parsed.config.init_from = "version_1"
+    Run(RUN).write_manifest(command=["fit", "--ckpt_path", "a.ckpt"], hardware={"gpus": ["H100"]})
+    assert [reason.partition(":")[0] for reason in reasons(parsed)] == [
+        "trainer.accelerator",
+        "--ckpt_path",
+        "init_from",
+    ]
+
+
+def test_models_and_data_of_the_user(parsed: ExperimentCLI) -> None:
+    """Their code is not in the script."""
+    model, data = parsed.model, parsed.datamodule
+    model.compile_mode, model.learning_rates = "step", {"layers.*": 0.1}
+    assert [reason.partition(":")[0] for reason in reasons(parsed)] == [
+        "model.compile",
+        "model.learning_rates",
+    ]
+    model.compile_mode, model.learning_rates = "none", {}
+
+    class Own(type(model)):  # type: ignore[misc]
+        pass
+
+    class Augmented(type(data)):  # type: ignore[misc]
+        def augment_batch(self, batch: Any) -> Any:
+            return batch
+
+    data.__class__ = Augmented
+    (reason,) = reasons(parsed)
+    assert "or a property `augmentation`, got an augment_batch of Augmented" in reason
+    model.__class__ = Own
+    assert reasons(parsed) == ["model: expected a model of this package as it is, got Own"]
+
+
+def test_metrics_that_the_script_does_not_compute(parsed: ExperimentCLI) -> None:
+    parsed.config.checkpoint.monitor = "val/auroc"
+    (reason,) = reasons(parsed)
+    assert reason == (
+        "checkpoint.monitor: expected one of val/loss, val/accuracy, val/precision, val/recall, "
+        "val/f1, got val/auroc"
+    )
+    parsed.config.checkpoint.monitor = "train/loss"
+    assert reasons(parsed)[0].endswith("got train/loss")
+
+
+@pytest.mark.usefixtures("tested")
+def test_refusals_of_the_verb(cli: Cli) -> None:
+    """A refused run leaves no file."""
+    config = RUN / "config.yaml"
+    text = config.read_text()
+    config.write_text(text.replace("accumulate_grad_batches: 1", "accumulate_grad_batches: 2"))
+    assert cli("eject", code=2) == (
+        "error: trainer.accumulate_grad_batches: expected 1, got 2; `eject` does not write a "
+        "script for this run.\n"
+    )
+    config.write_text(text)
+    assert "expected a .py file, got train" in cli("eject", "--output", "train", code=2)
+    assert "no module which the script imports" in cli("eject", "--output", "copy.py", code=2)
+    Run(RUN).write_manifest(status="stopped")
+    assert "expected a finished run, got" in cli("eject", "version_0", code=2)
+    Run(RUN).write_manifest(status="finished", data="another")
+    assert "they have changed (fingerprint another" in cli("eject", "version_0", code=2)
+    (RUN / "checkpoints/best.ckpt").unlink()
+    assert "expected a run with best.ckpt" in cli("eject", "version_0", code=2)
+    assert not list(RUN.glob("*.py"))

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import torch
+
 from proj.data.base import DataModule
 from proj.engine import console
 from proj.engine.commands.fit import parse_experiment
@@ -9,9 +11,13 @@ from proj.engine.config.arguments import read_arguments
 from proj.engine.config.parser import VerbParser
 from proj.engine.deployment.eject import CHECKPOINTS, check_output, write_script
 from proj.engine.deployment.eject_limits import check_repeatable
+from proj.engine.runs.environment import environment, environment_changes
 from proj.engine.runs.find import find_run
 from proj.engine.runs.run import Run
 from proj.errors import UserError
+
+# More changes of the environment are counted only.
+MAX_CHANGES = 4
 
 
 def eject(args: list[str]) -> None:
@@ -51,6 +57,12 @@ def eject(args: list[str]) -> None:
             f"{recorded} -> {data.fingerprint}); restore them."
         )
     script, data_file = write_script(run, cli, output)
+    if changes := [*environment_changes(run.manifest, environment(torch.device("cpu")))]:
+        more = f"; and {len(changes) - MAX_CHANGES} more" if len(changes) > MAX_CHANGES else ""
+        console.warn(
+            f"not as in the run: {'; '.join(changes[:MAX_CHANGES])}{more}: the script may end with "
+            "other weights, and says so."
+        )
     console.say(f"script: {script}, with its data in {data_file.name}; run it: python {script}")
 
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from lightning.pytorch import seed_everything
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
@@ -112,7 +113,8 @@ def eject(run: Run, cli: ExperimentCLI, data_file: str) -> Ejected:
     definitions = sources.definitions
     schema, values = schema_text(traced.read, definitions)
     stored = {"schema": values, **settings.pop("stored"), **_splits(data)}
-    build = "\n".join(filter(None, [schema, net]))
+    seeding = "\n".join(_seeding(sources))
+    build = "\n".join(filter(None, [seeding, schema, net]))
     header = import_lines(_imports(f"{definitions}\n{build}", sources))
     weights = _weights(run)
     seed = cli.config.seed_everything
@@ -127,6 +129,7 @@ def eject(run: Run, cli: ExperimentCLI, data_file: str) -> Ejected:
         "seed": seed,
         "described": [*_described(stored)],
         "definitions": definitions,
+        "seeding": seeding,
         "schema": schema,
         "net": net,
         "members": traced.training_dims == 3,
@@ -148,7 +151,7 @@ def _trace(cli: ExperimentCLI, sources: Sources) -> tuple[str, str, Trace, Tenso
     model.schema = data.schema
     with isolate_rng():
         # A class that takes the schema is called when the data are known.
-        torch.manual_seed(cli.config.seed_everything)
+        seed_everything(cli.config.seed_everything, verbose=False)
         model.configure_model()
     rows = torch.arange(min(EXAMPLE_ROWS, data.rows("train")))
     x = to_inputs(take(data.splits["train"], rows).x, torch.float32)
@@ -157,6 +160,16 @@ def _trace(cli: ExperimentCLI, sources: Sources) -> tuple[str, str, Trace, Tenso
     values = init_args(cli.config.model.init_args.net)
     arguments = options(build.func, values, sources, "model.net")
     return name, call(name, ["schema"] * takes_schema + arguments, "net"), traced, x
+
+
+def _seeding(sources: Sources) -> Iterator[str]:
+    """Yield the statements that seed the generators: torch's, and those that the source imports."""
+    for module, name, alias in sorted(sources.imports, key=str):
+        if name is None and module == "random":
+            yield f"{alias or module}.seed(SEED)"
+        elif name is None and module == "numpy":
+            yield f"{alias or module}.random.seed(SEED)"
+    yield "torch.manual_seed(SEED)"
 
 
 def _augmentation(cli: ExperimentCLI) -> tuple[partial[Tensor] | None, dict[str, dict[str, Any]]]:

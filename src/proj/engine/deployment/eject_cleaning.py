@@ -262,9 +262,11 @@ class Cleaner:
     def _unwrap(self, branch: Branch, column: int) -> None:
         """Remove the test of a branch and the indentation of its body."""
         first = first_line(branch.body[0])
-        self._delete(branch.header, first - 1)
+        for number in range(branch.header, first):
+            if not self.source[number - 1].strip().startswith("#"):
+                self.lines[number - 1] = None
         indent = branch.body[0].col_offset - column
-        for number in range(first - 1, branch.end):
+        for number in range(branch.header - 1, branch.end):
             line = self.lines[number]
             self.lines[number] = line[indent:] if line else line
 

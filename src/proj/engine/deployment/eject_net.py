@@ -124,28 +124,31 @@ def check_net(
         weights: weights of the run, by their names in the net.
         x: a few rows, as the net takes them.
     """
-    scope: dict[str, Any] = {"DATA": data}
+    scope: dict[str, Any] = {"DATA": data, "SEED": seed}
     with isolate_rng(), as_user_error("eject: the source of the net does not run"):
-        torch.manual_seed(seed)
         exec(script, scope)
     net = scope["net"]
-    failure = "eject: the net that its source builds is not the net of the run"
     expected, got = initial.state_dict(), net.state_dict()
-    if expected.keys() != got.keys():
-        raise UserError(f"{failure}: {sorted(expected.keys() ^ got.keys())[0]} is in one of them.")
+    _require(expected.keys() == got.keys(), "it has other weights")
     for name, values in expected.items():
-        if values.shape != got[name].shape or not torch.equal(values, got[name]):
-            raise UserError(
-                f"{failure}: {name} has other initial values; draw random numbers in the net only."
-            )
-    with isolate_rng(), torch.no_grad(), as_user_error(failure):
+        _require(_equal(values, got[name]), f"{name} begins with other values")
+    with isolate_rng(), torch.no_grad():
         for training in (False, True):
             outputs = []
             for other in (initial, net):
                 other.load_state_dict(weights)
                 torch.manual_seed(seed)
                 outputs.append(other.train(training)(x))
-            if not torch.equal(*outputs):
-                raise UserError(
-                    f"{failure}: it computes other outputs; has its code changed since the run?"
-                )
+            _require(_equal(*outputs), "it computes other outputs")
+
+
+def _require(holds: bool, difference: str) -> None:
+    if not holds:
+        raise UserError(
+            f"eject: the source of the net builds another net, {difference}: expected a module "
+            "that defines all that the net uses, once, at its top level; define it there."
+        )
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and torch.equal(a, b)

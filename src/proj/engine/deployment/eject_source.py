@@ -166,7 +166,7 @@ class Sources:
     def _import(self, module: str, source: str, original: str | None, alias: str) -> None:
         if source.partition(".")[0] in FORBIDDEN:
             raise UserError(
-                f"eject: expected a net without Lightning, but {module} uses {original or source} "
+                f"eject: expected a net that needs no Lightning, but {module} uses {original or source} "
                 f"of {source}; write it with torch."
             )
         if not is_own(source):
