@@ -384,7 +384,7 @@ def source_of(module: str, name: str, x: torch.Tensor, **options: Any) -> Source
 def test_the_source_of_an_own_net(own_net: str) -> None:
     """The source has the classes, functions and constants that a net needs, and no others."""
     sources = source_of(own_net, "Own", torch.randn(4, 6), sizes="narrow", last=torch.nn.Tanh())
-    text = f"{import_lines(sources.imports)}\n\n\n{sources.definitions}\n"
+    text = f"{import_lines(sources.imports)}\n\nSEED = 1\n\n\n{sources.definitions}\n"
     for part in EXPECTED_PARTS:
         assert part in text
     for word in ("unused", "A longer text", "sizes ==", "ValueError(sizes)", "norm:", "Not in"):
@@ -444,9 +444,8 @@ class Net(nn.Module):
 def test_two_definitions_of_one_name(own_net: str) -> None:
     """One of the two functions would be called in place of the other."""
     other = f"{own_net}_helpers"
-    Path(f"{other}.py").write_text(
-        "def scale():\n    return 2\n\ndef twice():\n    return scale()\n"
-    )
+    functions = "def scale():\n    return 2\n\ndef twice():\n    return scale()\n"
+    Path(f"{other}.py").write_text(functions)
     net = f"""from torch import nn
 from {other} import twice
 

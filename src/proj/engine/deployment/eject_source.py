@@ -166,8 +166,8 @@ class Sources:
     def _import(self, module: str, source: str, original: str | None, alias: str) -> None:
         if source.partition(".")[0] in FORBIDDEN:
             raise UserError(
-                f"eject: expected a net that needs no Lightning, but {module} uses {original or source} "
-                f"of {source}; write it with torch."
+                f"eject: expected a net that needs no Lightning, but {module} imports "
+                f"{original or source} of {source}; write it with torch."
             )
         if not is_own(source):
             self.imports.add((source, original, alias))
