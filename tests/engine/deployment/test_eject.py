@@ -15,7 +15,8 @@ from lightning.pytorch.callbacks import LearningRateMonitor, StochasticWeightAve
 
 import processes
 from conftest import CONFIGS, Cli, Once, Trained
-from engine.deployment.conftest import TARGETS
+from engine.deployment.conftest import FEW_EPOCHS, TARGETS
+from engine.deployment.test_own_code import WAVES
 from proj.engine.config.arguments import read_arguments
 from proj.engine.config.experiment import ExperimentCLI
 from proj.engine.deployment.eject_cleaning import Ran
@@ -117,10 +118,17 @@ def test_the_script_ends_with_the_bits_of_the_run(
     assert "expected a new file, but" in cli("eject", code=2)
 
 
+WHOLE = [
+    pytest.param(name, [], marks=[pytest.mark.slow] if name != "simple_nn" else [])
+    for name in SHIPPED
+]
+SHORT = [(name, ["--trainer.max_epochs", 4]) for name in SHIPPED if name != "simple_nn"]
+
+
 @pytest.mark.long
-@pytest.mark.parametrize("name", SHIPPED)
-def test_shipped_experiments(name: str, cli: Cli) -> None:
-    cli("fit", "--config", SHIPPED[name])
+@pytest.mark.parametrize(("name", "flags"), [*WHOLE, *SHORT])
+def test_shipped_experiments(name: str, flags: list[Any], cli: Cli) -> None:
+    cli("fit", "--config", SHIPPED[name], *flags)
     cli("test")
     cli("eject", "version_0", "--output", "own/script.py")
     script = Path("own/script.py")
@@ -414,6 +422,38 @@ def test_an_own_net(
     assert 'net = Own(schema, sizes="narrow", last=nn.Tanh())\n' in text
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("task", ["binary", "multilabel", "multiclass"])
+def test_a_calibrated_run(
+    task: str, experiment: Callable[..., Path], cli: Cli, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The test metrics have the temperature and the thresholds, those of the epochs have not."""
+    cli("fit", "--config", experiment(task))
+    thresholds = ["--threshold", "f1"] if task != "multiclass" else []
+    cli("validate", "--calibrate", "temperature", *thresholds)
+    cli("test")
+    cli("eject")
+    assert "TEMPERATURE = " in SCRIPT.read_text()
+    assert ("THRESHOLD = " in SCRIPT.read_text()) == (task != "multiclass")
+    run_here(capsys)
+    check_style()
+
+
+@pytest.mark.long
+def test_data_of_an_own_class(work: Path, cli: Cli, capsys: pytest.CaptureFixture[str]) -> None:
+    """Rows of a subclass of DataModule, and a net of an installed package."""
+    (work / "own_waves.py").write_text(WAVES)
+    sizes = ["--model.net.in_features", 1, "--model.net.out_features", 1]
+    model = ["--model", "Regressor", "--model.net", "torch.nn.Linear", *sizes]
+    plain = ["--model.standardize_target", "false"]
+    cli("fit", *model, *plain, "--data", "own_waves.Waves", *FEW_EPOCHS)
+    cli("test")
+    cli("eject")
+    assert "net = nn.Linear(in_features=1, out_features=1)\n" in SCRIPT.read_text()
+    run_here(capsys)
+    check_style()
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -617,7 +657,7 @@ def test_refusals_of_the_verb(cli: Cli) -> None:
         "script for this run.\n"
     )
     config.write_text(text)
-    assert "expected a .py file, got train" in cli("eject", "--output", "train", code=2)
+    assert "expected a .py file, its name of letters" in cli("eject", "--output", "train", code=2)
     assert "no module which the script imports" in cli("eject", "--output", "copy.py", code=2)
     Run(RUN).write_manifest(status="stopped")
     assert "expected a finished run, got" in cli("eject", "version_0", code=2)

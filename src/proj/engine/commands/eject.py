@@ -14,6 +14,7 @@ from proj.engine.deployment.eject_limits import check_repeatable
 from proj.engine.runs.environment import environment, environment_changes
 from proj.engine.runs.find import find_run
 from proj.engine.runs.run import Run
+from proj.engine.write_paths import check_links
 from proj.errors import UserError
 
 # More changes of the environment are counted only.
@@ -36,6 +37,7 @@ def eject(args: list[str]) -> None:
             f"eject: expected a finished run, got {run.path}, which is {run.manifest['status']}; "
             f"finish it with `fit --resume {run.path.name}`."
         )
+    check_links(run.path)
     output = Path(options.output or run.path / "train.py")
     check_output(output)
     if missing := [name for name in CHECKPOINTS if not _has(run, name)]:

@@ -1,6 +1,7 @@
 """Write the training of a run as one plain PyTorch script, with its prepared arrays beside it."""
 
 import hashlib
+import re
 import sys
 from collections.abc import Iterator
 from functools import partial
@@ -34,7 +35,7 @@ from proj.engine.deployment.eject_source import (
     global_names,
     import_lines,
 )
-from proj.engine.deployment.eject_values import call, init_args, options, plain
+from proj.engine.deployment.eject_values import call, init_args, name_of, options, plain
 from proj.engine.runs import calibration
 from proj.engine.runs.checkpoint_file import read_checkpoint
 from proj.engine.runs.files import atomic_write
@@ -84,14 +85,18 @@ def write_script(run: Run, cli: ExperimentCLI, output: Path) -> tuple[Path, Path
 
 def check_output(output: Path) -> None:
     """Raise UserError unless a new script may have this path."""
-    if output.suffix != ".py":
-        raise UserError(f"--output: expected a .py file, got {output}; give it that ending.")
+    if not re.fullmatch(r"[\w.-]+\.py", output.name):
+        raise UserError(
+            f"--output: expected a .py file, its name of letters, digits, dots, _ and -, got "
+            f"{output}; choose another name."
+        )
     if output.stem in {*sys.stdlib_module_names, "torch", "numpy"}:
         raise UserError(
             f"--output: expected a name that is no module which the script imports, got "
             f"{output.name}; choose another one."
         )
-    for path in (output, output.with_name(f"{output.stem}_data.pt")):
+    beside = [output.with_name(f"{output.stem}_{kind}.pt") for kind in ("data", "weights")]
+    for path in (output, *beside):
         if path.exists():
             raise UserError(
                 f"--output: expected a new file, but {path} exists; delete it, or choose another "
@@ -122,7 +127,8 @@ def eject(run: Run, cli: ExperimentCLI, data_file: str) -> Ejected:
     context = {
         **settings,
         "net_name": name,
-        "run": run.path.name,
+        # Any text may be the name of a folder, but not end the docstring.
+        "run": re.sub(r"[^\w.-]", "_", run.path.name),
         "package": PACKAGE,
         "data_file": data_file,
         "weights_file": data_file.replace("_data.pt", "_weights.pt"),
@@ -156,7 +162,7 @@ def _trace(cli: ExperimentCLI, sources: Sources) -> tuple[str, str, Trace, Tenso
     rows = torch.arange(min(EXAMPLE_ROWS, data.rows("train")))
     x = to_inputs(take(data.splits["train"], rows).x, torch.float32)
     traced = trace_net(build, model.schema if takes_schema else None, x, sources.ran)
-    name = sources.add(build.func)
+    name = name_of(build.func, sources)
     values = init_args(cli.config.model.init_args.net)
     arguments = options(build.func, values, sources, "model.net")
     return name, call(name, ["schema"] * takes_schema + arguments, "net"), traced, x
@@ -242,12 +248,17 @@ def _digest(weights: dict[str, Tensor]) -> str:
 
 def _splits(data: DataModule) -> dict[str, Any]:
     """Return inputs and targets of each split that has rows."""
-    return {name: _stored(data.splits[name]) for name in SPLITS if data.rows(name)}
+    assert data.schema is not None
+    is_regression = data.schema.task == "regression"
+    splits = {name: data.splits[name] for name in SPLITS if data.rows(name)}
+    return {name: _stored(split, is_regression) for name, split in splits.items()}
 
 
-def _stored(split: Batch) -> dict[str, Any]:
+def _stored(split: Batch, is_regression: bool) -> dict[str, Any]:
+    """Return the rows of a split; numbers to predict are float64, as in the metrics of a run."""
     x, y = split.x, split.y
     assert y is not None
+    y = y.double() if is_regression else y
     compact = {name: _compact(v) for name, v in x.items()} if isinstance(x, dict) else _compact(x)
     return {"x": compact, "y": _compact(y)}
 

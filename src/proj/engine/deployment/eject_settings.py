@@ -201,9 +201,10 @@ def trainer_settings(cli: ExperimentCLI) -> dict[str, Any]:
 
 def calibration_settings(model: Model) -> dict[str, Any]:
     """Return the temperature and the thresholds that `test` applies."""
-    threshold = None
-    if model.thresholds != DEFAULT_THRESHOLD:
-        threshold = plain(model.thresholds[0])
-        if len(model.thresholds) > 1:
-            threshold = f"torch.tensor({plain([*model.thresholds])}, dtype=torch.float64)"
+    threshold = ""
+    if len(model.thresholds) > 1:
+        values = [plain([*model.thresholds]), "dtype=torch.float64"]
+        threshold = call("torch.tensor", values, "THRESHOLD")
+    elif model.thresholds != DEFAULT_THRESHOLD:
+        threshold = f"THRESHOLD = {plain(model.thresholds[0])}"
     return {"temperature": model.temperature, "threshold": threshold}

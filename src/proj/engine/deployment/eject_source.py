@@ -87,7 +87,10 @@ def is_own(module: str) -> bool:
     folders = [*(spec.submodule_search_locations or [])] if spec else []
     place = (spec.origin if spec else None) or next(iter(folders), "")
     installed = {sysconfig.get_path(name) for name in ("purelib", "platlib", "stdlib")}
-    return not any(place.startswith(folder) for folder in installed)
+    # Debian's Python has packages of the system in one of the latter.
+    return not any(place.startswith(folder) for folder in installed) and not (
+        {"site-packages", "dist-packages"} & {*Path(place).parts}
+    )
 
 
 @dataclass
@@ -110,15 +113,15 @@ class Sources:
     def add(self, value: Any) -> str:
         """Add a class or function with all that it needs, and return its name.
 
-        Raises UserError if the source cannot be taken.
+        One of an installed package is imported. Raises UserError if the source cannot be taken.
         """
         name, module = value.__qualname__, value.__module__
-        if "." in name or not is_own(module) or module == "__main__":
+        if "." in name or module == "__main__":
             raise UserError(
                 f"eject: expected {name} at the top level of a module that can be imported, got "
                 f"one of {module}; move it to the top level of a .py file."
             )
-        self._add(module, name)
+        self._import("the experiment", module, name, name)
         return str(name)
 
     def _add(self, module: str, name: str) -> None:
@@ -166,7 +169,7 @@ class Sources:
     def _import(self, module: str, source: str, original: str | None, alias: str) -> None:
         if source.partition(".")[0] in FORBIDDEN:
             raise UserError(
-                f"eject: expected a net that needs no Lightning, but {module} imports "
+                f"eject: expected classes that need no Lightning, but {module} names "
                 f"{original or source} of {source}; write it with torch."
             )
         if not is_own(source):

@@ -10,7 +10,7 @@ from jsonargparse import Namespace
 from torch import nn
 
 from proj.engine.deployment.eject_cleaning import WIDTH
-from proj.engine.deployment.eject_source import Sources, is_own
+from proj.engine.deployment.eject_source import Sources
 from proj.errors import UserError
 
 
@@ -54,7 +54,7 @@ def class_of(spec: Any, option: str) -> Any:
 
 def name_of(value: Any, sources: Sources) -> str:
     """Return the name of a class in the script, and add its source or its import."""
-    name, module = value.__name__, value.__module__
+    name = value.__name__
     for prefix, place in (
         ("nn", nn),
         ("torch.optim", torch.optim),
@@ -62,10 +62,7 @@ def name_of(value: Any, sources: Sources) -> str:
     ):
         if getattr(place, name, None) is value:
             return f"{prefix}.{name}"
-    if is_own(module):
-        return sources.add(value)
-    sources.imports.add((module, name, name))
-    return str(name)
+    return sources.add(value)
 
 
 def init_args(spec: Any) -> dict[str, Any]:
