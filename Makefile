@@ -6,7 +6,9 @@ unexport PYTHONDONTWRITEBYTECODE
 INSTALL = $(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable
 COMPILE = $(BIN)/python -m compileall -qq -j 0 -x '/tests?/' .venv/lib/python3*/site-packages src
 
-.PHONY: fit test test-long test-slow lint format
+SERVE = src/proj/engine/deployment/templates/requirements-serve
+
+.PHONY: fit test test-long test-slow lint format lock
 
 fit: .venv/installed  ## train on a real data set, test, print where the results are
 	$(BIN)/python -m proj fit --config configs/digits.yaml
@@ -30,6 +32,13 @@ lint: .venv/installed-dev  ## check formatting, style, types and the import dire
 format: .venv/installed-dev  ## format the code and fix what ruff can fix
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+lock: .venv/installed-dev  ## write the versions of the server of bundles with their hashes
+	$(BIN)/python -m pip install --quiet pip-tools
+	grep -v '^#' constraints.txt > .venv/constraints.txt
+	$(BIN)/pip-compile --quiet --generate-hashes --strip-extras --no-emit-index-url \
+		--no-emit-trusted-host --no-emit-find-links --no-annotate --no-header --constraint .venv/constraints.txt \
+		--output-file $(SERVE).txt $(SERVE).in
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

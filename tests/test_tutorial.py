@@ -1,11 +1,24 @@
-"""`fit` on the shipped experiment gives the weights of the tutorial's loop, to the bit."""
+"""The tutorial: `fit` gives the weights of its loop, to the bit; its commands serve a model."""
+
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import time
+from pathlib import Path
 
 import numpy as np
+import polars as pl
+import pytest
 import torch
 from sklearn.datasets import load_diabetes
 from sklearn.model_selection import train_test_split
 from torch import nn
 
+import processes
+import proj
 from conftest import ROOT, Cli
 from proj.nets.mlp import SimpleNN
 
@@ -69,3 +82,44 @@ def test_simple_nn_is_the_net_of_the_tutorial() -> None:
     theirs = TutorialNN()
     x = torch.randn(5, 10)
     assert torch.equal(ours(x), theirs(x))
+
+
+@pytest.mark.long
+def test_the_journey_from_a_table_to_a_served_model(work: Path) -> None:
+    """The commands run as they are printed, and the answer is that of the run."""
+    if shutil.which("curl") is None:
+        pytest.skip("curl is not installed")
+    rng = np.random.default_rng(0)
+    tenure = rng.integers(1, 60, 200)
+    columns = {
+        "tenure": tenure,
+        "fee": rng.normal(50, 10, 200).round(2),
+        "plan": rng.choice(["basic", "plus", "pro"], 200),
+        "churned": np.where(tenure + rng.normal(0, 10, 200) < 25, "yes", "no"),
+    }
+    pl.DataFrame(columns).write_csv("churn.csv")
+    text = (ROOT / "docs/tutorial.md").read_text().partition("## From a table")[2]
+    _, journey, request = re.findall(r"```shell\n(.*?)```", text, re.DOTALL)
+    *commands, serve = journey.splitlines()
+    # Another program may use the port that is printed.
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = str(listener.getsockname()[1])
+    env = {**os.environ, "PATH": f"{Path(processes.stand_in()).parent}:{os.environ['PATH']}"}
+    shell = ["bash", "-euo", "pipefail", "-c"]
+    subprocess.run([*shell, "\n".join(commands)], check=True, env=env, capture_output=True)
+    server = subprocess.Popen([*shell, f"exec {serve} --port {port}"], env=env)
+    try:
+        for _ in range(600):
+            ask = [*shell, request.replace("8000", port)]
+            process = subprocess.run(ask, env=env, capture_output=True, text=True)
+            if not process.returncode:
+                break
+            time.sleep(0.1)
+    finally:
+        server.terminate()
+        assert server.wait(20) == 0
+    answer = json.loads(process.stdout)["predictions"][0]
+    row = pl.DataFrame({"tenure": [36], "fee": [49.9], "plan": ["plus"]})
+    expected = proj.load("version_0").predict(row).to_dicts()[0]
+    assert answer["prediction"] == expected["prediction"]
+    assert answer["probability_yes"] == pytest.approx(expected["probability_yes"], rel=1e-5)

@@ -46,9 +46,13 @@ VERBS = {
         "write a run's training as one PyTorch script without Lightning",
     ),
     "verify": ("commands.verify:verify", "repeat the proof of a bundle on this machine"),
+    "serve": ("commands.serve:serve", "answer requests over HTTP with a bundle"),
     "tune": ("tuning.search:tune", "search for better settings"),
     "cv": ("tuning.cv:cv", "cross-validate an experiment, with several seeds"),
 }
+
+# The extra that installs a package which a verb imports.
+EXTRAS = {"optuna": "tune", "fastapi": "serve", "uvicorn": "serve", "prometheus_client": "serve"}
 
 # The exit code of a program that writes to a pipe whose reader has ended, as shells report it.
 BROKEN_PIPE = 141
@@ -122,11 +126,12 @@ def _call_verb(args: list[str]) -> None:
     try:
         module = _import_verb(f"{PACKAGE}.engine.{name}")
     except ModuleNotFoundError as error:
-        if error.name != "optuna":
+        if error.name not in EXTRAS:
             raise
         raise UserError(
-            f"{verb}: the package optuna is not installed; install the extra tune: "
-            "python -m pip install --constraint constraints.txt --editable '.[tune]'."
+            f"{verb}: the package {error.name} is not installed; install the extra "
+            f"{EXTRAS[error.name]}: python -m pip install --constraint constraints.txt --editable "
+            f"'.[{EXTRAS[error.name]}]'."
         ) from error
     escape_output()
     getattr(module, function)(verb_args)

@@ -14,8 +14,8 @@ import torch
 import yaml
 
 import proj
-from conftest import Cli, Trained
-from engine.deployment.conftest import BUNDLE, RUN
+from conftest import CONFIGS, Cli, Trained
+from engine.deployment.conftest import BUNDLE, FEW_EPOCHS, RUN
 from proj.engine.deployment import graph
 from proj.engine.deployment.card import text
 from proj.engine.deployment.runtime import load
@@ -72,6 +72,18 @@ def test_tables_of_every_task(
     trust = ["--trust"] if format == "torch" else []
     assert "verified: 45 rows" in cli("verify", BUNDLE, *trust)
     cli("verify", BUNDLE, "--run", RUN.name, *trust)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("format", ["onnx", "torch"])
+def test_each_shipped_experiment(work: Path, cli: Cli, config: Path, format: str) -> None:
+    """An experiment that people start from could not be deployed."""
+    cli("fit", "--config", config, *FEW_EPOCHS)
+    cli("test")
+    cli("export", "--format", format)
+    trust = ["--trust"] if format == "torch" else []
+    assert "verified: " in cli("verify", BUNDLE, *trust)
 
 
 @pytest.mark.usefixtures("image_bundle")

@@ -11,15 +11,19 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from jinja2 import Template
+
 from proj.engine import PACKAGE, console
 from proj.engine.deployment import graph
+from proj.engine.deployment.bundle import RUNTIME, file_hash
 from proj.engine.deployment.card import model_card
-from proj.engine.deployment.proof import RUNTIME, require_equal, run_check
-from proj.engine.deployment.spec import RELATIVE, build_spec, file_hash
+from proj.engine.deployment.proof import require_equal, run_check
+from proj.engine.deployment.spec import RELATIVE, build_spec
 from proj.engine.deployment.trained import Trained
 from proj.engine.runs.files import write_json
 from proj.errors import UserError
 
+TEMPLATES = Path(__file__).parent / "templates"
 HINTS = (
     "No bundle is written.",
     "If the data, the checkpoint or trainer.precision have changed since, run `test` again.",
@@ -43,11 +47,26 @@ def write_bundle(trained: Trained, output: Path, model_format: str, keep_rows: b
         # Registries have no versions of torch for single kinds of hardware, such as 2.13.0+cpu.
         versions = [f"{name}=={v.partition('+')[0]}\n" for name, v in proof["versions"].items()]
         (folder / "requirements.txt").write_text("".join(versions), encoding="utf-8")
+        if model_format == "onnx":
+            write_server_files(folder, keep_rows)
         card = model_card(trained, spec, proof, is_private=not keep_rows)
         (folder / "README.md").write_text(card, encoding="utf-8")
         files = sorted(path for path in folder.rglob("*") if path.is_file())
         hashes = {path.relative_to(folder).as_posix(): file_hash(path) for path in files}
         write_json(folder / "proof.json", {**proof, "sha256": hashes})
+
+
+def write_server_files(folder: Path, has_rows: bool) -> None:
+    """Write what runs the server without this project: a Dockerfile and a unit of systemd.
+
+    Args:
+        folder: the bundle.
+        has_rows: whether it holds rows, with which the container repeats the proof.
+    """
+    for name in ("requirements-serve.txt", "serve.service"):
+        shutil.copyfile(TEMPLATES / name, folder / name)
+    template = Template((TEMPLATES / "Dockerfile.j2").read_text(), trim_blocks=True)
+    (folder / "Dockerfile").write_text(template.render(has_rows=has_rows) + "\n")
 
 
 def write_graph(trained: Trained, folder: Path, model_format: str) -> dict[str, Any]:

@@ -13,14 +13,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import polars as pl
 
-from proj.engine.deployment import runtime
 from proj.engine.escaping import visible
 from proj.engine.runs.predictions import frame
 from proj.errors import TrainingError, UserError
 from proj.schema import Array, Schema
 
-# The package of this installation, whose `check` compares bundles of other people.
-RUNTIME = Path(runtime.__file__).parent
 CHUNK = 1000
 # Rows that a bundle keeps for `verify`.
 MAX_KEPT = 1000

@@ -1,19 +1,16 @@
 """Content of ``bundle.json``: a plain description of everything between raw rows and answers."""
 
-import hashlib
 from collections.abc import Iterable
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from proj.engine import PACKAGE
+from proj.engine.deployment.bundle import FILES
 from proj.engine.deployment.runtime.predictor import VERSION
 from proj.models.base import Model
 from proj.schema import Schema
-
-FILES = {"onnx": "model.onnx", "torch": "model.pt2", "aot": "model.pt2"}
 
 # Tolerance of the proof. Near 0, where relative differences mean nothing, probabilities may differ
 # by ABSOLUTE, and numbers by so many standard deviations of their target in the training split.
@@ -80,9 +77,3 @@ def comparison(
         scales = schema.target_std if is_regression else (1.0,) * len(numbers)
     absolute = {name: ABSOLUTE * float(scale) for name, scale in zip(numbers, scales, strict=True)}
     return {"labels": labels, "relative": RELATIVE, "absolute": absolute}
-
-
-def file_hash(path: Path) -> str:
-    """Return the SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,9 +1,10 @@
 """Compare a bundle's answers with those of the run, in a process of its own.
 
-usage: python -m runtime.check BUNDLE ROWS [--absolute_paths]
+usage: python -m runtime.check BUNDLE ROWS [--absolute_paths] [--require_equal]
 
 ROWS is a folder with ``rows.jsonl``: a line about the comparison, then lines of up to 1,000 rows
-with the expected answers. The last line of the output is the result as JSON.
+with the expected answers. The last line of the output is the result as JSON. With
+``--require_equal``, the exit code is 1 if a row is answered otherwise.
 """
 
 import json
@@ -161,6 +162,8 @@ def main() -> None:
     result = compare(bundle, Path(sys.argv[2]), "--absolute_paths" in sys.argv[3:])
     result |= environment(bundle.spec["model"]["format"])
     print(json.dumps(result))
+    if "--require_equal" in sys.argv[3:] and result["wrong"]:
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -80,7 +80,10 @@ class Images:
         if not isinstance(source, io.BytesIO) and not os.path.isfile(source):
             # Opening a named pipe would wait for its writer.
             raise ValueError("it is not a regular file")
-        opened = Image.open(source, formats=FORMATS)
+        try:
+            opened = Image.open(source, formats=FORMATS)
+        except Image.DecompressionBombError as error:  # It is no subclass of the usual ones.
+            raise ValueError(f"it has too many pixels: {error}") from error
         if self.max_pixels is not None and opened.width * opened.height > self.max_pixels:
             opened.close()
             raise ValueError(f"it has more than {self.max_pixels:,} pixels; scale it down")

@@ -25,6 +25,8 @@ class Predictor:
 
     Attributes:
         spec: the content of ``bundle.json``.
+        kind: ``table``, ``images`` or ``arrays``.
+        encoder: from raw rows to inputs of the net.
     """
 
     def __init__(self, folder: Path, threads: int | None = None) -> None:
@@ -35,7 +37,7 @@ class Predictor:
         inputs = self.spec["inputs"]
         self.kind: str = inputs["kind"]
         encoders: dict[str, Any] = {"table": Table, "images": Images, "arrays": Arrays}
-        self._encoder = encoders[self.kind](inputs)
+        self.encoder: Table | Images | Arrays = encoders[self.kind](inputs)
         self._answers = Answers(self.spec["outputs"])
         self._net = open_net(folder, self.spec["model"], threads)
 
@@ -61,31 +63,64 @@ class Predictor:
         Raises:
             InputError: if a row does not have the form of the training data.
         """
-        columns = to_columns(rows) if self.kind == "table" else {}
-        images = to_list(rows) if self.kind == "images" else rows
-        count = count_rows(columns) if self.kind == "table" else len(images)
+        rows, count = self.take_rows(rows)
         outputs = []
         for start in range(0, count, batch_size):
-            end = min(start + batch_size, count)
-            if self.kind == "table":
-                part = {name: values[start:end] for name, values in columns.items()}
-                x = self._encoder.encode(part, strict, start)
-            else:
-                x = self._encoder.encode(images[start:end], start)
-            outputs.append(self._net(x))
+            part = self.part(rows, start, min(start + batch_size, count))
+            outputs.append(self.run(self.encode(part, strict, start)))
         if not outputs:
             # One row of zeros gives the answers their columns; nets need not take 0 rows.
-            outputs.append(self._net(self._zeros())[:0])
-        return self._answers.columns(np.concatenate(outputs))
+            outputs.append(self.run(self.zeros())[:0])
+        return self.answers(np.concatenate(outputs))
 
-    def _zeros(self) -> dict[str, Array]:
+    # The steps of a prediction, for programs that encode and answer for several callers.
+
+    def take_rows(self, rows: Any) -> tuple[Any, int]:
+        """Return rows in the form that ``encode`` takes, and their number."""
+        if self.kind == "table":
+            columns = to_columns(rows)
+            return columns, count_rows(columns)
+        rows = to_list(rows) if self.kind == "images" else rows
+        return rows, len(rows)
+
+    def part(self, rows: Any, start: int, end: int) -> Any:
+        """Return the rows from ``start`` to ``end`` of what ``take_rows`` returned."""
+        if self.kind == "table":
+            return {name: values[start:end] for name, values in rows.items()}
+        return rows[start:end]
+
+    def encode(self, rows: Any, strict: bool = True, first: int = 0) -> dict[str, Array]:
+        """Return inputs of the net by name, [rows, ...].
+
+        Args:
+            rows: what ``take_rows`` returned, or a part of it.
+            strict: see ``predict``.
+            first: the position of the first row, for messages.
+        """
+        if isinstance(self.encoder, Table):
+            return self.encoder.encode(rows, strict, first)
+        return self.encoder.encode(rows, first)
+
+    def run(self, x: dict[str, Array]) -> Array:
+        """Return the output of the net for encoded rows: [rows] or [rows, outputs]."""
+        return self._net(x)
+
+    def answers(self, output: Array) -> dict[str, Array]:
+        """Return the columns of answers for the output of the net."""
+        return self._answers.columns(output)
+
+    def zeros(self) -> dict[str, Array]:
         """Return one row of zeros as input of the net."""
-        if isinstance(self._encoder, Table):
-            widths = len(self._encoder.numeric), len(self._encoder.categorical)
-            numeric, categorical = np.zeros((1, widths[0]), np.float32), np.zeros((1, widths[1]))
-            return {"numeric": numeric, "categorical": categorical.astype(np.int32)}
-        dtype = np.uint8 if self.kind == "images" else self._encoder.dtype
-        return {"x": np.zeros((1, *self._encoder.shape), dtype)}
+        encoder = self.encoder
+        if isinstance(encoder, Table):
+            numbers, categories = len(encoder.numeric), len(encoder.categorical)
+            numeric, categorical = np.zeros((1, numbers)), np.zeros((1, categories))
+            return {
+                "numeric": numeric.astype(np.float32),
+                "categorical": categorical.astype(np.int32),
+            }
+        dtype = encoder.dtype if isinstance(encoder, Arrays) else np.dtype(np.uint8)
+        return {"x": np.zeros((1, *encoder.shape), dtype)}
 
 
 def load(bundle: str | Path, threads: int | None = None) -> Predictor:

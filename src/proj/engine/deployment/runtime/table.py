@@ -17,6 +17,7 @@ MISSING_CODE, OTHER_CODE, FIRST_CODE = 0, 1, 2
 BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
 EPOCH = datetime(1970, 1, 1)
 MICROSECOND = timedelta(microseconds=1)
+MAX_NUMBER = int(np.finfo(np.float64).max)
 # Different words of a column that a warning lists.
 MAX_WORDS = 5
 
@@ -197,7 +198,8 @@ class Source:
         if isinstance(value, bool | np.bool_):
             return None
         if isinstance(value, int | np.integer):
-            return int(value)
+            # float64, which holds the numbers of columns, ends there.
+            return int(value) if abs(int(value)) < MAX_NUMBER else None
         if isinstance(value, np.float32):
             return value
         if isinstance(value, float | np.floating | Decimal):
