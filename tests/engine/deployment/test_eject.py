@@ -552,6 +552,7 @@ REFUSED = {
     "overfit_batches": 2,
     "val_check_interval": 0.5,
     "check_val_every_n_epoch": 2,
+    "max_epochs": -1,
 }
 
 

@@ -191,7 +191,8 @@ def _settings(run: Run, cli: ExperimentCLI, sources: Sources) -> dict[str, Any]:
     rows = data.rows("train")
     size = data.batch_size or rows
     preferred = model.evaluation_batch_size(take(data.splits["train"], torch.arange(2)).x)
-    most = max(data.rows("val"), data.rows("test"))
+    splits = _splits_with_rows(data)
+    most = max(len(split.row) for name, split in splits.items() if name != "train")
     loss = loss_settings(cli, sources)
     is_table = isinstance(data.splits["train"].x, dict)
     is_image = not is_table and data.splits["train"].x.dtype == torch.uint8
@@ -217,7 +218,7 @@ def _settings(run: Run, cli: ExperimentCLI, sources: Sources) -> dict[str, Any]:
         "inputs": "x / 255" if is_image else "x",
         "augment": augment,
         "shuffle": data.shuffle,
-        "has_test": data.rows("test") > 0,
+        "has_test": "test" in splits,
     }
 
 
@@ -250,8 +251,13 @@ def _splits(data: DataModule) -> dict[str, Any]:
     """Return inputs and targets of each split that has rows."""
     assert data.schema is not None
     is_regression = data.schema.task == "regression"
-    splits = {name: data.splits[name] for name in SPLITS if data.rows(name)}
-    return {name: _stored(split, is_regression) for name, split in splits.items()}
+    splits = _splits_with_rows(data).items()
+    return {name: _stored(split, is_regression) for name, split in splits}
+
+
+def _splits_with_rows(data: DataModule) -> dict[str, Batch]:
+    splits = {name: data.splits[name] for name in SPLITS if name in data.splits}
+    return {name: split for name, split in splits.items() if len(split.row)}
 
 
 def _stored(split: Batch, is_regression: bool) -> dict[str, Any]:

@@ -64,6 +64,8 @@ def obstacles(run: Run, cli: ExperimentCLI) -> Iterator[str]:
         # 1 batch is not 1.0, all batches.
         if not any(value == other and type(value) is type(other) for other in repeated):
             yield f"trainer.{flag}: expected {repeated[-1]}, got {value}"
+    if cli.config.trainer.max_epochs == -1:
+        yield "trainer.max_epochs: expected a number of epochs, got -1"
     for callback in _callbacks(cli.config_init.trainer["callbacks"]):
         if type(callback).__name__ not in WATCHING:
             yield (

@@ -75,7 +75,7 @@ def scheduler_settings(cli: ExperimentCLI, sources: Sources, batches: int) -> di
     spec = cli.config.model.init_args.get("scheduler")
     if spec is None:
         return {"scheduler": "", "scheduler_step": None, "plateau": ""}
-    interval, epochs = cli.model.scheduler_interval, cli.config.trainer.max_epochs
+    interval, epochs = cli.model.scheduler_interval, _epochs(cli)
     values = init_args(spec)
     has_length = values.get("total_steps") is not None or values.get("epochs") is not None
     if "total_steps" in values and not has_length:
@@ -190,13 +190,13 @@ def trainer_settings(cli: ExperimentCLI) -> dict[str, Any]:
         by_value = trainer.gradient_clip_algorithm == "value"
         function = "clip_grad_value_" if by_value else "clip_grad_norm_"
         clip = f"nn.utils.{function}(net.parameters(), {plain(value)})"
-    epochs = trainer.max_epochs
-    if epochs is None or epochs < 0:
-        raise UserError(
-            f"trainer.max_epochs: expected a number, got {epochs}; `eject` does not write a script "
-            "for this run."
-        )
-    return {"clip": clip, "deterministic": trainer.deterministic, "epochs": epochs}
+    return {"clip": clip, "deterministic": trainer.deterministic, "epochs": _epochs(cli)}
+
+
+def _epochs(cli: ExperimentCLI) -> int:
+    """Return the largest number of epochs; 1000 is Lightning's default."""
+    epochs = cli.config.trainer.max_epochs
+    return 1000 if epochs is None else int(epochs)
 
 
 def calibration_settings(model: Model) -> dict[str, Any]:
