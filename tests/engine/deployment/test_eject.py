@@ -19,6 +19,7 @@ from engine.deployment.conftest import FEW_EPOCHS, TARGETS
 from engine.deployment.test_own_code import WAVES
 from proj.engine.config.arguments import read_arguments
 from proj.engine.config.experiment import ExperimentCLI
+from proj.engine.deployment.eject import _check_names
 from proj.engine.deployment.eject_cleaning import Ran
 from proj.engine.deployment.eject_limits import obstacles
 from proj.engine.deployment.eject_net import check_net, trace_net
@@ -65,6 +66,8 @@ def check_output(printed: str, run: Path = RUN) -> None:
     (line,) = [line for line in lines if line.startswith("test: ")]
     shown = dict(part.split(" ") for part in line.removeprefix("test: ").split(", "))
     names = {"loss", "accuracy", "precision", "recall", "f1", "mse", "rmse", "mae", "r2"}
+    if "auroc" in shown:  # They are computed if they choose the epoch.
+        names |= {"auroc", "average_precision"}
     assert set(shown) == names & metrics.keys()
     for name, value in shown.items():
         assert float(value) == pytest.approx(metrics[name]["value"], rel=1e-5)
@@ -209,6 +212,21 @@ SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
         "regression",
         {"checkpoint": {"monitor": "val/r2"}, "early_stopping": {"patience": 1}},
     ),
+    **{
+        f"{metric} of {task}": (
+            task,
+            {
+                "trainer": {"max_epochs": 6},
+                "checkpoint": {"monitor": f"val/{metric}"},
+                "early_stopping": {"patience": 2},
+            },
+        )
+        for metric, task in [
+            ("auroc", "binary"),
+            ("auroc", "multilabel"),
+            ("average_precision", "multiclass"),
+        ]
+    },
     "a schedule of epochs": (
         "multiclass",
         {"model": {"scheduler": {"class_path": "CosineAnnealingLR", "init_args": {"T_max": 2}}}},
@@ -420,6 +438,17 @@ def test_an_own_net(
     text = SCRIPT.read_text()
     assert "np.random.seed(SEED)\nrandom.seed(SEED)\ntorch.manual_seed(SEED)\n" in text
     assert 'net = Own(schema, sizes="narrow", last=nn.Tanh())\n' in text
+
+
+@pytest.mark.parametrize("name", ["evaluate", "best", "sum", "hashlib"])
+def test_names_that_the_script_uses(name: str) -> None:
+    """The loop would call a function of the user in place of its own, or of Python's."""
+    sources = Sources(Ran(), {}, set(), {"Net": "class Net: ...", name: "def ..."})
+    script = "import hashlib\ndef evaluate():\n    sum(hashlib)\nbest = Net()"
+    with pytest.raises(UserError, match=f"got {name} among those that the net needs"):
+        _check_names(sources, script)
+    sources = Sources(Ran(), {}, {("torch.nn", None, "nn")}, {"Net": "", "other": ""})
+    _check_names(sources, script)
 
 
 @pytest.mark.long
@@ -637,11 +666,11 @@ def test_models_and_data_of_the_user(parsed: ExperimentCLI) -> None:
 
 
 def test_metrics_that_the_script_does_not_compute(parsed: ExperimentCLI) -> None:
-    parsed.config.checkpoint.monitor = "val/auroc"
+    parsed.config.checkpoint.monitor = "val/f1/0"
     (reason,) = reasons(parsed)
     assert reason == (
         "checkpoint.monitor: expected one of val/loss, val/accuracy, val/precision, val/recall, "
-        "val/f1, got val/auroc"
+        "val/f1, val/auroc, val/average_precision, got val/f1/0"
     )
     parsed.config.checkpoint.monitor = "train/loss"
     assert reasons(parsed)[0].endswith("got train/loss")

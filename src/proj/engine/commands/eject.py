@@ -1,5 +1,6 @@
 """Write the training of a run as one plain PyTorch script."""
 
+import shlex
 from pathlib import Path
 
 import torch
@@ -8,6 +9,7 @@ from proj.data.base import DataModule
 from proj.engine import console
 from proj.engine.commands.fit import parse_experiment
 from proj.engine.config.arguments import read_arguments
+from proj.engine.config.experiment import ExperimentCLI
 from proj.engine.config.parser import VerbParser
 from proj.engine.deployment.eject import CHECKPOINTS, check_output, write_script
 from proj.engine.deployment.eject_limits import check_repeatable
@@ -48,6 +50,20 @@ def eject(args: list[str]) -> None:
     words = ["--config", str(run.path / "config.yaml")]
     cli, _ = parse_experiment(read_arguments(words, "fit"))
     check_repeatable(run, cli)
+    _set_up_data(run, cli)
+    script, data_file = write_script(run, cli, output)
+    if changes := [*environment_changes(run.manifest, environment(torch.device("cpu")))]:
+        more = f"; and {len(changes) - MAX_CHANGES} more" if len(changes) > MAX_CHANGES else ""
+        console.warn(
+            f"not as in the run: {'; '.join(changes[:MAX_CHANGES])}{more}: the script may end with "
+            "other weights, and says so."
+        )
+    call = f"python {shlex.quote(str(script))}"
+    console.say(f"script: {script}, with its data in {data_file.name}; run it: {call}")
+
+
+def _set_up_data(run: Run, cli: ExperimentCLI) -> None:
+    """Set up the data module; raise UserError if the data are not those of the run."""
     data = cli.datamodule
     assert isinstance(data, DataModule)
     data.prepare_data()
@@ -58,14 +74,6 @@ def eject(args: list[str]) -> None:
             f"eject: expected the data of {run.path}, but they have changed (fingerprint "
             f"{recorded} -> {data.fingerprint}); restore them."
         )
-    script, data_file = write_script(run, cli, output)
-    if changes := [*environment_changes(run.manifest, environment(torch.device("cpu")))]:
-        more = f"; and {len(changes) - MAX_CHANGES} more" if len(changes) > MAX_CHANGES else ""
-        console.warn(
-            f"not as in the run: {'; '.join(changes[:MAX_CHANGES])}{more}: the script may end with "
-            "other weights, and says so."
-        )
-    console.say(f"script: {script}, with its data in {data_file.name}; run it: python {script}")
 
 
 def _has(run: Run, checkpoint: str) -> bool:

@@ -1,7 +1,9 @@
 """Write the training of a run as one plain PyTorch script, with its prepared arrays beside it."""
 
+import builtins
 import hashlib
 import re
+import symtable
 import sys
 from collections.abc import Iterator
 from functools import partial
@@ -14,11 +16,12 @@ from lightning.pytorch import seed_everything
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
-from proj.data.base import DataModule
 from proj.data.loader import take
 from proj.engine import PACKAGE
 from proj.engine.config.experiment import ExperimentCLI
 from proj.engine.deployment.eject_cleaning import Ran
+from proj.engine.deployment.eject_data import describe_splits, splits_with_rows, stored_splits
+from proj.engine.deployment.eject_limits import RANKING_METRICS
 from proj.engine.deployment.eject_net import Trace, check_net, schema_text, trace_net
 from proj.engine.deployment.eject_settings import (
     calibration_settings,
@@ -41,8 +44,9 @@ from proj.engine.runs.checkpoint_file import read_checkpoint
 from proj.engine.runs.files import atomic_write
 from proj.engine.runs.run import Run
 from proj.errors import UserError
+from proj.metrics.stage import ranking_areas
 from proj.models.module import to_inputs
-from proj.schema import SPLITS, Batch, Tensors
+from proj.schema import Tensors
 
 TEMPLATES = Path(__file__).parent / "templates"
 # What the template uses, by the name in the script.
@@ -117,7 +121,7 @@ def eject(run: Run, cli: ExperimentCLI, data_file: str) -> Ejected:
     settings = _settings(run, cli, sources)
     definitions = sources.definitions
     schema, values = schema_text(traced.read, definitions)
-    stored = {"schema": values, **settings.pop("stored"), **_splits(data)}
+    stored = {"schema": values, **settings.pop("stored"), **stored_splits(data)}
     seeding = "\n".join(_seeding(sources))
     build = "\n".join(filter(None, [seeding, schema, net]))
     header = import_lines(_imports(f"{definitions}\n{build}", sources))
@@ -133,7 +137,7 @@ def eject(run: Run, cli: ExperimentCLI, data_file: str) -> Ejected:
         "data_file": data_file,
         "weights_file": data_file.replace("_data.pt", "_weights.pt"),
         "seed": seed,
-        "described": [*_described(stored)],
+        "described": [*describe_splits(stored)],
         "definitions": definitions,
         "seeding": seeding,
         "schema": schema,
@@ -143,6 +147,7 @@ def eject(run: Run, cli: ExperimentCLI, data_file: str) -> Ejected:
         "digests": {name: _digest(values) for name, values in weights.items()},
     }
     body = _render(context, "")
+    _check_names(sources, _render({**context, "definitions": ""}, ""))
     return Ejected(_render(context, import_lines(_imports(body, sources))), stored)
 
 
@@ -184,6 +189,30 @@ def _augmentation(cli: ExperimentCLI) -> tuple[partial[Tensor] | None, dict[str,
     return function, {function.func.__name__: function.keywords} if function else {}
 
 
+def _augment_call(cli: ExperimentCLI, sources: Sources) -> str:
+    """Return the call that augments a training batch; an empty text without one."""
+    augmentation, _ = _augmentation(cli)
+    if augmentation is None:
+        return ""
+    values = [f"{key}={plain(value)}" for key, value in augmentation.keywords.items()]
+    return call(sources.add(augmentation.func), ["x", *values])
+
+
+def _check_names(sources: Sources, script: str) -> None:
+    """Raise UserError if what the net needs has a name that the script uses for something else."""
+    symbols = symtable.symtable(script, "script", "exec").get_symbols()
+    used = {symbol.get_name() for symbol in symbols if symbol.is_assigned()}
+    used |= global_names(script) & {*dir(builtins), *IMPORTS}
+    # `import torch.nn as nn` is what the script itself imports.
+    known = {*IMPORTS.values(), ("torch.nn", None, "nn")}
+    own = {*sources.texts, *(alias or m for m, name, alias in sources.imports - known)}
+    if conflicts := sorted(own & used):
+        raise UserError(
+            f"eject: expected names that the script does not use itself, got {conflicts[0]} among "
+            "those that the net needs; rename it."
+        )
+
+
 def _settings(run: Run, cli: ExperimentCLI, sources: Sources) -> dict[str, Any]:
     """Return the values of the template that depend on the settings of the run."""
     model, data = cli.model, cli.datamodule
@@ -191,24 +220,26 @@ def _settings(run: Run, cli: ExperimentCLI, sources: Sources) -> dict[str, Any]:
     rows = data.rows("train")
     size = data.batch_size or rows
     preferred = model.evaluation_batch_size(take(data.splits["train"], torch.arange(2)).x)
-    splits = _splits_with_rows(data)
+    splits = splits_with_rows(data)
     most = max(len(split.row) for name, split in splits.items() if name != "train")
     loss = loss_settings(cli, sources)
     is_table = isinstance(data.splits["train"].x, dict)
     is_image = not is_table and data.splits["train"].x.dtype == torch.uint8
-    augmentation, augment = _augmentation(cli)[0], ""
-    if augmentation:
-        values = [f"{key}={plain(value)}" for key, value in augmentation.keywords.items()]
-        augment = call(sources.add(augmentation.func), ["x", *values])
     names = ("class_weight", "positive_weight", "target_mean", "target_std")
+    selection = selection_settings(cli)
+    schedule = scheduler_settings(cli, sources, -(-rows // size))
+    read = [value["metric"] for value in selection.values() if value] + [schedule["metric"]]
+    if ranking := bool({*RANKING_METRICS} & {*read}):
+        sources.add(ranking_areas)
     return {
         **loss,
         **{name: name in loss["constants"] for name in names},
         **trainer_settings(cli),
-        **selection_settings(cli),
-        **scheduler_settings(cli, sources, -(-rows // size)),
+        **selection,
+        **schedule,
         **calibration_settings(model),
         "task": model.task,
+        "ranking": ranking,
         "optimizer": optimizer_call(cli, sources),
         "batch_size": size,
         "eval_batch_size": min(max(data.batch_size or most, preferred), most),
@@ -216,7 +247,7 @@ def _settings(run: Run, cli: ExperimentCLI, sources: Sources) -> dict[str, Any]:
         "freeze": [plain(pattern) for pattern in model.freeze_patterns],
         "is_table": is_table,
         "inputs": "x / 255" if is_image else "x",
-        "augment": augment,
+        "augment": _augment_call(cli, sources),
         "shuffle": data.shuffle,
         "has_test": "test" in splits,
     }
@@ -245,46 +276,6 @@ def _weights(run: Run) -> dict[str, dict[str, Tensor]]:
 def _digest(weights: dict[str, Tensor]) -> str:
     content = b"".join(values.numpy().tobytes() for values in weights.values())
     return hashlib.sha256(content).hexdigest()
-
-
-def _splits(data: DataModule) -> dict[str, Any]:
-    """Return inputs and targets of each split that has rows."""
-    assert data.schema is not None
-    is_regression = data.schema.task == "regression"
-    splits = _splits_with_rows(data).items()
-    return {name: _stored(split, is_regression) for name, split in splits}
-
-
-def _splits_with_rows(data: DataModule) -> dict[str, Batch]:
-    splits = {name: data.splits[name] for name in SPLITS if name in data.splits}
-    return {name: split for name, split in splits.items() if len(split.row)}
-
-
-def _stored(split: Batch, is_regression: bool) -> dict[str, Any]:
-    """Return the rows of a split; numbers to predict are float64, as in the metrics of a run."""
-    x, y = split.x, split.y
-    assert y is not None
-    y = y.double() if is_regression else y
-    compact = {name: _compact(v) for name, v in x.items()} if isinstance(x, dict) else _compact(x)
-    return {"x": compact, "y": _compact(y)}
-
-
-def _compact(values: Tensor) -> Tensor:
-    """Return a tensor in memory of its own, so that it is saved alone."""
-    return values if values.untyped_storage().nbytes() == values.nbytes else values.clone()
-
-
-def _described(stored: dict[str, Any]) -> Iterator[str]:
-    """Yield a line for each split: types and shapes of its tensors."""
-    for name in SPLITS:
-        if name in stored:
-            x, y = stored[name]["x"], stored[name]["y"]
-            named = {**x, "y": y} if isinstance(x, dict) else {"x": x, "y": y}
-            shapes = (
-                f"{key} {str(v.dtype).removeprefix('torch.')} {list(v.shape)}"
-                for key, v in named.items()
-            )
-            yield f"{name}: {', '.join(shapes)}"
 
 
 def _render(context: dict[str, Any], imports: str) -> str:

@@ -41,7 +41,8 @@ WATCHING = (
     *("RichModelSummary", "RichProgressBar", "ThroughputMonitor", "TQDMProgressBar"),
 )
 # Metrics that the script computes.
-CLASS_METRICS = ("loss", "accuracy", "precision", "recall", "f1")
+RANKING_METRICS = ("auroc", "average_precision")
+CLASS_METRICS = ("loss", "accuracy", "precision", "recall", "f1", *RANKING_METRICS)
 METRICS: dict[str, tuple[str, ...]] = {
     "binary": CLASS_METRICS,
     "multiclass": CLASS_METRICS,

@@ -74,7 +74,7 @@ def scheduler_settings(cli: ExperimentCLI, sources: Sources, batches: int) -> di
     """
     spec = cli.config.model.init_args.get("scheduler")
     if spec is None:
-        return {"scheduler": "", "scheduler_step": None, "plateau": ""}
+        return {"scheduler": "", "scheduler_step": None, "metric": "", "plateau": ""}
     interval, epochs = cli.model.scheduler_interval, _epochs(cli)
     values = init_args(spec)
     has_length = values.get("total_steps") is not None or values.get("epochs") is not None
@@ -88,7 +88,7 @@ def scheduler_settings(cli: ExperimentCLI, sources: Sources, batches: int) -> di
         )
     text = _scheduler_text(class_of(spec, "model.scheduler"), values, sources)
     plateau = f'metrics["{metric}"]' if metric else ""
-    return {"scheduler": text, "scheduler_step": interval, "plateau": plateau}
+    return {"scheduler": text, "scheduler_step": interval, "metric": metric, "plateau": plateau}
 
 
 def _scheduler_text(cls: Any, values: dict[str, Any], sources: Sources) -> str:
