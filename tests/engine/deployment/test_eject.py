@@ -20,7 +20,7 @@ from engine.deployment.test_own_code import WAVES
 from proj.engine.config.arguments import read_arguments
 from proj.engine.config.experiment import ExperimentCLI
 from proj.engine.deployment.eject import _check_names
-from proj.engine.deployment.eject_cleaning import Ran
+from proj.engine.deployment.eject_branches import Ran
 from proj.engine.deployment.eject_limits import obstacles
 from proj.engine.deployment.eject_net import check_net, trace_net
 from proj.engine.deployment.eject_source import Sources, import_lines

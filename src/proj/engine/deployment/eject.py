@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from proj.data.loader import take
 from proj.engine import PACKAGE
 from proj.engine.config.experiment import ExperimentCLI
-from proj.engine.deployment.eject_cleaning import Ran
+from proj.engine.deployment.eject_branches import Ran
 from proj.engine.deployment.eject_data import describe_splits, splits_with_rows, stored_splits
 from proj.engine.deployment.eject_limits import RANKING_METRICS
 from proj.engine.deployment.eject_net import Trace, check_net, schema_text, trace_net

@@ -2,66 +2,22 @@
 
 import ast
 import re
-import sys
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from types import FrameType
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any
+
+from proj.engine.deployment.eject_branches import (
+    Branch,
+    Function,
+    Ran,
+    branches_of,
+    chains,
+    first_line,
+    outcome,
+)
 
 WIDTH = 100
 # Remarks for linters of the source, which do not apply to the text.
 REMARKS = re.compile(r"\s*# (type: ignore|noqa|fmt:).*")
-
-Function: TypeAlias = ast.FunctionDef | ast.AsyncFunctionDef
-Place: TypeAlias = tuple[str, int]  # file, line
-
-
-@dataclass
-class Ran:
-    """The lines and functions that ran while a net was built and used.
-
-    Attributes:
-        lines: number of runs of each line.
-        built: functions, by their first line, that ran while the net was built.
-        used: functions that ran while it computed outputs.
-    """
-
-    lines: Counter[Place] = field(default_factory=Counter)
-    built: set[Place] = field(default_factory=set)
-    used: set[Place] = field(default_factory=set)
-
-    @contextmanager
-    def record(self, functions: set[Place]) -> Iterator[None]:
-        """Count lines, and add the functions that run to ``functions``."""
-
-        def trace(frame: FrameType, event: str, argument: Any) -> Any:
-            code = frame.f_code
-            if event == "call":
-                functions.add((code.co_filename, code.co_firstlineno))
-            elif event == "line":
-                self.lines[code.co_filename, frame.f_lineno] += 1
-            return trace
-
-        outer = sys.gettrace()
-        sys.settrace(trace)
-        try:
-            yield
-        finally:
-            sys.settrace(outer)
-
-
-class Branch(NamedTuple):
-    """A branch of an ``if``, ``elif`` or ``else``: its line, its test (None: else), its body."""
-
-    header: int
-    test: ast.expr | None
-    body: list[ast.stmt]
-
-    @property
-    def end(self) -> int:
-        return self.body[-1].end_lineno or 0
 
 
 class Cleaner:
@@ -98,8 +54,9 @@ class Cleaner:
         self._remove_annotations(node)
         for function in [n for n in ast.walk(node) if isinstance(n, Function)]:
             self._replace_signature(function)
-        for chain, function, is_alone in _chains(node):
-            self._prune(chain, function, constants, is_alone)
+        for chain, function in chains(node):
+            self._prune(chain, function, constants)
+        self._fill_blocks(node)
         for statement in dropped:
             self._delete(statement.lineno, statement.end_lineno or 0)
         kept = [line for line in self.lines[start - 1 : node.end_lineno] if line is not None]
@@ -207,21 +164,18 @@ class Cleaner:
 
     # Branches
 
-    def _prune(
-        self, node: ast.If, function: Function, constants: Mapping[str, Any], is_alone: bool
-    ) -> None:
+    def _prune(self, node: ast.If, function: Function, constants: Mapping[str, Any]) -> None:
         """Remove the branches of an ``if`` that never run, and its test if it always holds."""
-        branches = [*_branches(node)]
-        known = self._known(branches, function, constants)
+        branches = [*branches_of(node)]
+        place = self.file, first_line(function)
+        known = outcome(branches, place, self.ran, constants)
         if known is None:
             return
         alive, always = known
         end = branches[-1].end
         if not alive:
-            if is_alone:  # A block needs a statement.
-                return
             first = node.lineno
-            while (self.source[first - 2]).strip().startswith("#"):
+            while self.source[first - 2].strip().startswith("#"):
                 first -= 1
             self._delete(first, end)
             return
@@ -234,30 +188,25 @@ class Cleaner:
         elif (line := self.lines[alive[0].header - 1]) is not None:
             self.lines[alive[0].header - 1] = line.replace("elif ", "if ", 1)
 
-    def _known(
-        self, branches: list[Branch], function: Function, constants: Mapping[str, Any]
-    ) -> tuple[list[Branch], bool] | None:
-        """Return the branches that run and whether the only one always does; None if not known."""
-        if any(isinstance(n, ast.NamedExpr) for b in branches if b.test for n in ast.walk(b.test)):
-            return None
-        place = self.file, first_line(function)
-        if place in self.ran.built - self.ran.used:
-            alive = [branch for branch in branches if self._runs(branch)]
-            has_else = branches[-1].test is None
-            once = alive and alive[0] is branches[0] and alive[0].header == alive[0].body[0].lineno
-            counts = [self.ran.lines[self.file, n] for n in _first_lines(branches[0])]
-            always = len(alive) == 1 and (has_else or (not once and counts[0] == counts[1]))
-            return alive, always and alive[0].test is not None
-        first = branches[0].test
-        names = {n.id for n in ast.walk(first) if isinstance(n, ast.Name)} if first else set()
-        if constants and names and names <= constants.keys() and len(branches) == 1:
-            holds = eval(ast.unparse(first or ast.Constant(False)), {}, dict(constants))
-            return (branches, True) if holds else ([], False)
-        return None
+    def _fill_blocks(self, node: ast.stmt) -> None:
+        """Write `pass` into blocks that have no statement left."""
+        for inner in ast.walk(node):
+            if not isinstance(inner, ast.stmt):
+                continue
+            for name in ("body", "orelse", "finalbody"):
+                block = getattr(inner, name, [])
+                if not block or self._has_statement(block):
+                    continue
+                before = first_line(block[0]) - 1
+                while before > inner.lineno and not _is_statement(self.lines[before - 1]):
+                    before -= 1
+                header = self.lines[before - 1] or ""
+                if header.partition("  #")[0].rstrip().endswith(":"):
+                    indent = len(header) - len(header.lstrip())
+                    self.lines[before - 1] = f"{header}\n{' ' * (indent + 4)}pass"
 
-    def _runs(self, branch: Branch) -> bool:
-        lines = range(branch.body[0].lineno, branch.end + 1)
-        return any(self.ran.lines[self.file, line] for line in lines)
+    def _has_statement(self, block: list[ast.stmt]) -> bool:
+        return any(map(_is_statement, self.lines[first_line(block[0]) - 1 : block[-1].end_lineno]))
 
     def _unwrap(self, branch: Branch, column: int) -> None:
         """Remove the test of a branch and the indentation of its body."""
@@ -271,48 +220,8 @@ class Cleaner:
             self.lines[number] = line[indent:] if line else line
 
 
-def first_line(node: ast.stmt) -> int:
-    """Return the line of a statement, or of its first decorator."""
-    decorators: list[ast.expr] = getattr(node, "decorator_list", [])
-    return min([node.lineno, *(decorator.lineno for decorator in decorators)])
-
-
-def _first_lines(branch: Branch) -> tuple[int, int]:
-    return branch.header, branch.body[0].lineno
-
-
-def _chains(
-    node: ast.AST, function: Function | None = None
-) -> Iterator[tuple[ast.If, Function, bool]]:
-    """Yield each ``if`` of functions, its function, and whether it is alone in its block."""
-    if isinstance(node, Function):
-        function = node
-    for name, value in ast.iter_fields(node):
-        block = value if isinstance(value, list) else [value]
-        is_elif = isinstance(node, ast.If) and name == "orelse" and _is_elif(node)
-        for child in block:
-            if not isinstance(child, ast.AST):
-                continue
-            if isinstance(child, ast.If) and function is not None and not is_elif:
-                yield child, function, len(block) == 1
-            yield from _chains(child, function)
-
-
-def _is_elif(node: ast.If) -> bool:
-    """Return whether the else of an ``if`` is an ``elif``."""
-    inner = node.orelse[0] if len(node.orelse) == 1 else None
-    return isinstance(inner, ast.If) and inner.col_offset == node.col_offset
-
-
-def _branches(node: ast.If) -> Iterator[Branch]:
-    yield Branch(node.lineno, node.test, node.body)
-    if _is_elif(node):
-        inner = node.orelse[0]
-        assert isinstance(inner, ast.If)
-        yield from _branches(inner)
-    elif node.orelse:
-        # The line of `else:` or of a comment above it.
-        yield Branch((node.body[-1].end_lineno or 0) + 1, None, node.orelse)
+def _is_statement(line: str | None) -> bool:
+    return line is not None and not line.lstrip().startswith("#")
 
 
 def _returned(node: ast.stmt, assignment: ast.AnnAssign) -> ast.Return | None:

@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
-from proj.engine.deployment.eject_cleaning import Ran
+from proj.engine.deployment.eject_branches import Ran
 from proj.engine.deployment.eject_values import plain
 from proj.engine.exit_codes import as_user_error
 from proj.errors import UserError

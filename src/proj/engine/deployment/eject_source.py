@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from proj.engine import PACKAGE
-from proj.engine.deployment.eject_cleaning import Cleaner, Ran
+from proj.engine.deployment.eject_branches import Ran
+from proj.engine.deployment.eject_cleaning import Cleaner
 from proj.errors import UserError
 
 # Packages that the text must not need.
