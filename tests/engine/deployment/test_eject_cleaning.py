@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from proj.engine.deployment.eject_branches import Ran
+from proj.engine.deployment.eject_branches import Ran, decided
 from proj.engine.deployment.eject_cleaning import Cleaner
 
 STATEMENTS = (
@@ -135,6 +135,36 @@ def test_functions_that_run_later_keep_their_branches(work: Path) -> None:
             scope["f"](0, 0, 0, [])
         cleaner = Cleaner("later.py", text.splitlines(), ran)
         assert cleaner.clean(ast.parse(text).body[0], {}, []) == expected
+
+
+def test_functions_that_others_name_keep_their_branches(work: Path) -> None:
+    """`forward` may call a function in a branch that has not run yet."""
+    text = """def f(a, b, c, t):
+    if a:
+        t.append(1)
+    return t
+
+class Net:
+    def __init__(self):
+        if f(0, 0, 0, []):
+            self.x = 1
+
+def forward(x):
+    if x:
+        {0}
+"""
+    for call, kept in (("pass", set()), ("f(1, 1, 1, [])", {"f"}), ("Net()", {"__init__"})):
+        scope: dict[str, Any] = {}
+        exec(compile(text.format(call), "named.py", "exec"), scope)
+        ran = Ran()
+        with ran.record(ran.built):
+            scope["Net"]()
+        with ran.record(ran.used):
+            scope["forward"](0)
+        tree = ast.parse(text.format(call))
+        places = decided(tree, "named.py", ran)
+        functions = {n.lineno: n.name for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)}
+        assert {functions[line] for _, line in places} == {"f", "__init__"} - kept
 
 
 def test_known_arguments_decide_tests(work: Path) -> None:

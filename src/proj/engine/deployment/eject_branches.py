@@ -69,25 +69,46 @@ class Outcome(NamedTuple):
     always: bool
 
 
+def decided(tree: ast.Module, file: str, ran: Ran) -> set[Place]:
+    """Return the functions of a module that ran while the net was built, and run only then.
+
+    A function that another one names, one that did not run then, may run later.
+    """
+    only_built = ran.built - ran.used
+    functions = [node for node in ast.walk(tree) if isinstance(node, Function)]
+    later = [node for node in functions if (file, first_line(node)) not in only_built]
+    parts = [part for node in later for part in ast.walk(node)]
+    named = {part.id for part in parts if isinstance(part, ast.Name)}
+    named |= {part.attr for part in parts if isinstance(part, ast.Attribute)} - {"__init__"}
+    classes = [n for n in ast.walk(tree) if isinstance(n, ast.ClassDef) and n.name in named]
+    built_later = {id(statement) for node in classes for statement in node.body}
+    return {
+        (file, first_line(node))
+        for node in functions
+        if node.name not in named and id(node) not in built_later
+    } & only_built
+
+
 def outcome(
-    branches: list[Branch], place: Place, ran: Ran, constants: Mapping[str, Any]
+    branches: list[Branch], file: str, lines: Counter[Place], constants: Mapping[str, Any] | None
 ) -> Outcome | None:
     """Return which branches of an ``if`` run; None if that is not known.
 
     Args:
         branches: the branches.
-        place: file and first line of their function.
-        ran: the lines that ran.
-        constants: arguments of the function that are the same in every call.
+        file: file of the module.
+        lines: number of runs of each line.
+        constants: arguments of the function that are the same in every call; None for a function
+            that does not run again.
     """
     if any(isinstance(n, ast.NamedExpr) for b in branches if b.test for n in ast.walk(b.test)):
         return None
-    if place in ran.built - ran.used:
-        alive = [branch for branch in branches if _has_run(branch, place[0], ran)]
+    if constants is None:
+        alive = [branch for branch in branches if _has_run(branch, file, lines)]
         if len(alive) != 1 or alive[0].test is None:
             return Outcome(alive, False)
         has_else = branches[-1].test is None
-        return Outcome(alive, has_else or _always_holds(branches[0], place[0], ran))
+        return Outcome(alive, has_else or _always_holds(branches[0], file, lines))
     test = branches[0].test
     names = {n.id for n in ast.walk(test) if isinstance(n, ast.Name)} if test else set()
     if test and names and names <= constants.keys() and len(branches) == 1:
@@ -96,11 +117,11 @@ def outcome(
     return None
 
 
-def _has_run(branch: Branch, file: str, ran: Ran) -> bool:
-    return any(ran.lines[file, line] for line in range(branch.body[0].lineno, branch.end + 1))
+def _has_run(branch: Branch, file: str, lines: Counter[Place]) -> bool:
+    return any(lines[file, line] for line in range(branch.body[0].lineno, branch.end + 1))
 
 
-def _always_holds(branch: Branch, file: str, ran: Ran) -> bool:
+def _always_holds(branch: Branch, file: str, lines: Counter[Place]) -> bool:
     """Return whether the body of an ``if`` ran as often as its test.
 
     Lines of statements that stand on several lines, or have a body, run more often than once.
@@ -108,10 +129,10 @@ def _always_holds(branch: Branch, file: str, ran: Ran) -> bool:
     assert branch.test is not None
     first = branch.body[0]
     is_simple = not hasattr(first, "body") and first.lineno == first.end_lineno
-    lines = {branch.header, branch.test.lineno, branch.test.end_lineno or 0}
-    if not is_simple or len(lines) > 1 or first.lineno == branch.header:
+    test = {branch.header, branch.test.lineno, branch.test.end_lineno or 0}
+    if not is_simple or len(test) > 1 or first.lineno == branch.header:
         return False
-    return ran.lines[file, branch.header] == ran.lines[file, first.lineno]
+    return lines[file, branch.header] == lines[file, first.lineno]
 
 
 def first_line(node: ast.stmt) -> int:

@@ -11,6 +11,7 @@ from proj.engine.deployment.eject_branches import (
     Ran,
     branches_of,
     chains,
+    decided,
     first_line,
     outcome,
 )
@@ -30,7 +31,8 @@ class Cleaner:
     """
 
     def __init__(self, file: str, lines: Sequence[str], ran: Ran) -> None:
-        self.file, self.source, self.ran = file, lines, ran
+        self.file, self.source, self.counts = file, lines, ran.lines
+        self.decided = decided(ast.parse("\n".join(lines)), file, ran)
         self.lines: list[str | None] = []
 
     def clean(
@@ -167,8 +169,8 @@ class Cleaner:
     def _prune(self, node: ast.If, function: Function, constants: Mapping[str, Any]) -> None:
         """Remove the branches of an ``if`` that never run, and its test if it always holds."""
         branches = [*branches_of(node)]
-        place = self.file, first_line(function)
-        known = outcome(branches, place, self.ran, constants)
+        runs_again = (self.file, first_line(function)) not in self.decided
+        known = outcome(branches, self.file, self.counts, constants if runs_again else None)
         if known is None:
             return
         alive, always = known
