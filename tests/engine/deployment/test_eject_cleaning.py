@@ -178,3 +178,6 @@ def test_known_arguments_decide_tests(work: Path) -> None:
         "    if flip:\n        x = -x\n", "    x = -x\n"
     )
     assert cleaner.clean(node, {}, []) == text
+    changed = text.replace("    if crop", "    crop = 1\n    if crop")
+    cleaner = Cleaner("known.py", changed.splitlines(), Ran())
+    assert cleaner.clean(ast.parse(changed).body[0], {"crop": 0}, []) == changed

@@ -170,7 +170,13 @@ class Cleaner:
         """Remove the branches of an ``if`` that never run, and its test if it always holds."""
         branches = [*branches_of(node)]
         runs_again = (self.file, first_line(function)) not in self.decided
-        known = outcome(branches, self.file, self.counts, constants if runs_again else None)
+        assigned = {
+            name.id
+            for name in ast.walk(function)
+            if isinstance(name, ast.Name) and isinstance(name.ctx, ast.Store)
+        }
+        unchanged = {name: v for name, v in constants.items() if name not in assigned}
+        known = outcome(branches, self.file, self.counts, unchanged if runs_again else None)
         if known is None:
             return
         alive, always = known
