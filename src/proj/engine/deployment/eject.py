@@ -245,6 +245,7 @@ def _settings(run: Run, cli: ExperimentCLI, sources: Sources) -> dict[str, Any]:
         "eval_batch_size": min(max(data.batch_size or most, preferred), most),
         "threads": (run.manifest.get("hardware") or {}).get("threads", torch.get_num_threads()),
         "freeze": [plain(pattern) for pattern in model.freeze_patterns],
+        "learning_rates": plain(model.learning_rates) if model.learning_rates else "",
         "is_table": is_table,
         "inputs": "x / 255" if is_image else "x",
         "augment": _augment_call(cli, sources),

@@ -102,8 +102,6 @@ def _model(cli: ExperimentCLI) -> Iterator[str]:
         return
     if model.compile_mode != "none":
         yield f"model.compile: expected none, got {model.compile_mode}"
-    if model.learning_rates:
-        yield "model.learning_rates: expected one learning rate, got several"
     if hook := overridden(model, Model, tuple(STEP_HOOKS)):
         yield f"model: expected a model of this package as it is, got a {hook} of {name}"
     if not isinstance(data, DataModule):

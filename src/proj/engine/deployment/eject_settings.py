@@ -54,13 +54,15 @@ def optimizer_call(cli: ExperimentCLI, sources: Sources) -> str:
             "model.optimizer: expected an optimizer whose step computes no losses, got "
             f"{cls.__name__}; `eject` does not write a script for this run."
         )
-    optimizer = cli.model.optimizer(parameter_groups(net, {}))
+    optimizer = cli.model.optimizer(parameter_groups(net, cli.model.learning_rates))
     use_fused_step(optimizer)
     values = init_args(spec)
     if optimizer.param_groups[0].get("fused"):
         values["fused"] = True
     trained = "net.parameters()"
-    if not all(parameter.requires_grad for parameter in net.parameters()):
+    if cli.model.learning_rates:
+        trained = '[group for group in groups if group["params"]]'
+    elif not all(parameter.requires_grad for parameter in net.parameters()):
         trained = "[p for p in net.parameters() if p.requires_grad]"
     arguments = options(cls, values, sources, "model.optimizer")
     return call(name_of(cls, sources), [trained, *arguments], "optimizer")
@@ -189,7 +191,9 @@ def trainer_settings(cli: ExperimentCLI) -> dict[str, Any]:
     if value:
         by_value = trainer.gradient_clip_algorithm == "value"
         function = "clip_grad_value_" if by_value else "clip_grad_norm_"
-        clip = f"nn.utils.{function}(net.parameters(), {plain(value)})"
+        # The sum of the norm depends on the order of the parameters, which is the optimizer's.
+        parameters = "parameters" if cli.model.learning_rates else "net.parameters()"
+        clip = f"nn.utils.{function}({parameters}, {plain(value)})"
     return {"clip": clip, "deterministic": trainer.deterministic, "epochs": _epochs(cli)}
 
 
