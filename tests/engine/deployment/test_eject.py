@@ -703,3 +703,20 @@ def test_refusals_of_the_verb(cli: Cli) -> None:
     (RUN / "checkpoints/best.ckpt").unlink()
     assert "expected a run with best.ckpt" in cli("eject", "version_0", code=2)
     assert not list(RUN.glob("*.py"))
+
+
+@pytest.mark.long
+def test_evaluation_in_several_batches(
+    experiment: Callable[..., Path],
+    cli: Cli,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The mean of the batches' losses is weighted, and outputs depend on the size of a batch."""
+    monkeypatch.setattr("proj.models.checks.EVALUATION_BYTES", 1)
+    sections = {"checkpoint": {"monitor": "val/loss"}, "trainer": {"max_epochs": 8}}
+    cli("fit", "--config", experiment("multiclass", model=BALANCED, **sections))
+    cli("test")
+    cli("eject")
+    assert "EVAL_BATCH_SIZE = 16\n" in SCRIPT.read_text()
+    run_here(capsys)
