@@ -87,7 +87,7 @@ def clean(text: str, path: Path, calls: list[tuple[int, int, int]]) -> tuple[str
 
 
 @pytest.mark.parametrize(
-    "seeds", [range(60), pytest.param(range(60, 1000), marks=pytest.mark.long)], ids=len
+    "seeds", [range(60), pytest.param(range(60, 500), marks=pytest.mark.long)], ids=len
 )
 def test_random_functions(seeds: range, work: Path) -> None:
     """A branch that ran, or would run in another order, must not be removed."""
