@@ -1,7 +1,9 @@
 """`eject` writes a script of plain PyTorch that ends with the bits of the run, or says why not."""
 
+import ast
 import importlib
 import json
+import math
 import runpy
 import subprocess
 from collections.abc import Callable
@@ -11,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from jsonargparse import Namespace
 from lightning.pytorch.callbacks import LearningRateMonitor, StochasticWeightAveraging
 
 import processes
@@ -24,6 +27,7 @@ from proj.engine.deployment.eject_branches import Ran
 from proj.engine.deployment.eject_limits import obstacles
 from proj.engine.deployment.eject_net import check_net, trace_net
 from proj.engine.deployment.eject_source import Sources, import_lines
+from proj.engine.deployment.eject_values import plain, value_text
 from proj.engine.runs.run import Run
 from proj.errors import UserError
 from proj.schema import Schema
@@ -720,3 +724,20 @@ def test_evaluation_in_several_batches(
     cli("eject")
     assert "EVAL_BATCH_SIZE = 16\n" in SCRIPT.read_text()
     run_here(capsys)
+
+
+@pytest.mark.parametrize("path", ["os.system", "subprocess.Popen", "torch.nn.Gone", "gone.Net"])
+def test_classes_that_a_config_may_not_name(path: str) -> None:
+    """A config of somebody else would run a command."""
+    with pytest.raises(UserError, match=r"model\.net\.option: "):
+        value_text(Namespace(class_path=path), Sources(Ran(), {}), "model.net.option")
+
+
+def test_values_are_literals() -> None:
+    """A text of the config would be code in the script."""
+    values = ['"; import os', "it's", "a\nb", "\\", "\"'", (1,), [None, True], {"a": (1.5, "b")}]
+    for value in values:
+        assert ast.literal_eval(plain(value)) == value
+    assert plain((math.inf, -math.inf, math.nan)) == "(math.inf, -math.inf, math.nan)"
+    with pytest.raises(UserError, match="expected a plain value or a class with options"):
+        value_text(Path("a"), Sources(Ran(), {}), "model.net.path")

@@ -1,14 +1,16 @@
 """Values of an experiment as Python text: plain values, and calls of classes with options."""
 
 import inspect
+import math
+import sys
 from collections.abc import Iterable
-from importlib import import_module
 from typing import Any
 
 import torch
 from jsonargparse import Namespace
 from torch import nn
 
+from proj.engine import security
 from proj.engine.deployment.eject_cleaning import WIDTH
 from proj.engine.deployment.eject_source import Sources
 from proj.errors import UserError
@@ -26,8 +28,8 @@ def plain(value: Any) -> str:
         return f"({inner},)" if len(value) == 1 else f"({inner})"
     if isinstance(value, dict):
         return "{" + ", ".join(f"{plain(k)}: {plain(v)}" for k, v in value.items()) + "}"
-    if isinstance(value, float) and value in (float("inf"), float("-inf")):
-        return "math.inf" if value > 0 else "-math.inf"
+    if isinstance(value, float) and not math.isfinite(value):
+        return "math.nan" if math.isnan(value) else "math.inf" if value > 0 else "-math.inf"
     return repr(value)
 
 
@@ -45,11 +47,20 @@ def call(function: str, arguments: Iterable[str], target: str = "") -> str:
 
 
 def class_of(spec: Any, option: str) -> Any:
-    """Return the class that a value of an experiment names. Raises UserError if it names none."""
+    """Return the class that a value of an experiment names, under the rules of its parser.
+
+    Raises UserError if it names none, or one that the parser does not build.
+    """
     if not isinstance(spec, Namespace) or "class_path" not in spec:
         raise UserError(f"{option}: expected a class with its options, got {spec!r:.80}.")
     module, _, name = spec.class_path.rpartition(".")
-    return getattr(import_module(module), name)
+    # The parser has imported the modules of all classes that it builds.
+    found = getattr(sys.modules.get(module), name, None)
+    try:
+        security.check_object(spec.class_path, found, called=True)
+    except ImportError as error:
+        raise UserError(f"{option}: {error}") from error
+    return found
 
 
 def name_of(value: Any, sources: Sources) -> str:
