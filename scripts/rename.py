@@ -21,6 +21,8 @@ CODE_AND_TEXT = {
     *(".rst", ".sh", ".toml", ".txt", ".yaml", ".yml"),
 }
 RUNS = "lightning_logs"
+# Folders of data, which may be text or YAML. `src/*/data` is code.
+DATA = ("data", "datasets")
 
 
 def stop(message: str) -> NoReturn:
@@ -52,7 +54,10 @@ def files_to_change() -> list[Path]:
     return [
         ROOT / name
         for name in names
-        if name.suffix in CODE_AND_TEXT and RUNS not in name.parts and (ROOT / name).is_file()
+        if name.suffix in CODE_AND_TEXT
+        and RUNS not in name.parts
+        and name.parts[0] not in DATA
+        and (ROOT / name).is_file()
     ]
 
 

@@ -60,12 +60,15 @@ def test_data_recorded_runs_and_untracked_files_stay_as_they_are(tree: Path) -> 
     """Rewritten data, or a user's own notes, could not be recovered."""
     old = PACKAGE.name
     (tree / "data.csv").write_text(f"name\n{old}\n")
+    (tree / "data").mkdir()
+    (tree / "data/words.txt").write_text(f"{old}\n")
     subprocess.run(["git", "add", "."], cwd=tree, check=True)
     (tree / "notes.md").write_text(f"{old}\n")
     runs = tree / "tests/engine/runs/runs_of_0.1"
     before = {path: path.read_bytes() for path in runs.rglob("*") if path.is_file()}
     assert rename(tree, "churned").returncode == 0
     assert (tree / "data.csv").read_text() == f"name\n{old}\n"
+    assert (tree / "data/words.txt").read_text() == f"{old}\n"
     assert (tree / "notes.md").read_text() == f"{old}\n"
     assert {path: path.read_bytes() for path in before} == before
 

@@ -17,6 +17,8 @@ from proj.errors import UserError
 Task: TypeAlias = Literal["binary", "multiclass", "multilabel", "regression"]
 Label: TypeAlias = str | int | float | bool
 Tensors: TypeAlias = Tensor | dict[str, Tensor]
+# A net of several inputs gets each of them as an argument.
+Inputs: TypeAlias = Tensors | tuple[Tensor, ...]
 Array: TypeAlias = np.ndarray[Any, Any]
 
 SPLITS = ("train", "val", "test")
@@ -33,7 +35,8 @@ class Batch(NamedTuple):
     """Rows of a data set. A whole split has the same form.
 
     Attributes:
-        x: inputs [rows, ...]; for tables a dict of such tensors.
+        x: inputs [rows, ...]; for tables a dict of such tensors, for a net of several inputs a
+            tuple of them. A split has one tensor or a dict.
         y: class numbers [rows], labels [rows, labels] of 0 and 1, or targets [rows, targets]; None
             for rows to predict.
         row: each row's number in its source [rows].

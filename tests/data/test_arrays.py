@@ -11,7 +11,8 @@ from sklearn.datasets import load_breast_cancer, load_linnerud
 from sklearn.preprocessing import StandardScaler
 
 from conftest import make_arrays
-from proj.data.arrays import BUNDLED, ArrayDataModule
+from proj.data.arrays import ArrayDataModule
+from proj.data.tabular.array_source import BUNDLED
 from proj.errors import UserError
 from proj.schema import Schema
 

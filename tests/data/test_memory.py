@@ -8,11 +8,10 @@ import polars as pl
 import pytest
 from PIL import Image
 
-from proj.data import arrays
-from proj.data.arrays import load_npz
 from proj.data.images import decode as decoding
 from proj.data.images.decode import read_pixels, read_shape
-from proj.data.tabular import memory
+from proj.data.tabular import array_source, memory
+from proj.data.tabular.array_source import load_npz
 from proj.data.tabular.datamodule import Tabular
 from proj.data.tabular.memory import VARIABLE, check_memory, memory_limit
 from proj.errors import UserError
@@ -57,7 +56,7 @@ def test_arrays_are_measured_before_they_are_unpacked(monkeypatch: pytest.Monkey
         with pytest.raises(UserError, match=r"d.npz: expected data that need up to 0.0 GB of mem"):
             load_npz("d.npz")
         patch.delenv(VARIABLE)
-        patch.setattr(arrays, "BOMB_SIZE", 10**6)
+        patch.setattr(array_source, "BOMB_SIZE", 10**6)
         with pytest.raises(UserError, match=f"expected arrays up to 200 times .*{VARIABLE}=NUM"):
             load_npz("d.npz")
     assert load_npz("d.npz").keys() == {"x", "y"}

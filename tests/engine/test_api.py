@@ -1,5 +1,6 @@
 """Training from Python: `proj.fit` and `proj.load`, in scripts and in notebooks."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,7 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ),
     ({"model.net": "MPL"}, "no class 'MPL' is known by that short name. Did you mean 'MLP'?"),
     ({"model.net.hidden": object()}, "model.net.hidden: expected a plain value"),
+    ({"model.net": type("Inner", (), {"__qualname__": "f.<locals>.Inner"})}, "define it outside"),
     ({"trainer.fast_dev_run": True}, "trainer.fast_dev_run: expected false"),
     ({"resume": "version_0"}, "resume: expected a new run"),
     ({"name": "a/b"}, "--name: expected up to 100 letters"),
@@ -169,6 +171,96 @@ def test_load_takes_a_run_a_name_a_folder_and_a_file(experiment: Any) -> None:
         assert proj.load(source).predict(rows).equals(expected)
     with pytest.raises(UserError, match="no run version_7"):
         proj.load("version_7")
+
+
+# What a user has in the first cells of a notebook; `proj` is imported there.
+CELLS = """
+import logging, sys
+import lightning.pytorch.cli
+from jsonargparse import ArgumentParser, _common, _optionals
+from torch import nn
+
+def process():
+    return (
+        dict(_common.parsing_settings), _optionals._config_read_mode, list(warnings.filters),
+        [logging.getLogger(name).level for name in ("lightning.pytorch", "lightning.fabric")],
+    )
+
+# The server of these tests has restricted the imports already.
+_common.parsing_settings.update(import_path_verdicts={}, import_paths_enforced=False)
+from proj.engine import lightning_internals
+lightning_internals._object_checks.clear()
+
+before = process()
+import proj
+assert process() == before
+
+class Net(nn.Module):
+    def __init__(self, schema: "proj.schema.Schema", width: int = 4):
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(schema.num_features, width), nn.Linear(width, schema.num_outputs)
+        )
+
+    def forward(self, x):
+        return self.layers(x)
+
+net = {"class_path": Net, "init_args": {"width": 5}} if WHOLE else Net
+width = {} if WHOLE else {"model.net.width": 5}
+run = proj.fit("experiment.yaml", {"model.net": net, **width, **QUIET})
+assert run.config["model"]["init_args"]["net"] == {
+    "class_path": "__main__.Net", "init_args": {"width": 5}
+}
+assert len(proj.load(run).predict([[0.0] * 6] * 3)) == 3
+assert process()[:2] + process()[3:] == before[:2] + before[3:]
+parser = ArgumentParser(exit_on_error=False)
+parser.add_argument("--kind", type=type)
+assert parser.parse_args(["--kind", "fractions.Fraction"]).kind.__name__ == "Fraction"
+"""
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["a section", "the class"])
+def test_a_net_of_a_notebook_trains_and_the_process_is_as_before(
+    whole: bool, experiment: Any, cli: Cli
+) -> None:
+    """A class of the notebook would be refused, or the user's own parsers would refuse theirs."""
+    experiment()
+    options = f"import warnings; QUIET = {QUIET}; WHOLE = {whole}"
+    Path("notebook.py").write_text(options + CELLS)
+    done = processes.run("notebook.py")
+    assert done.returncode == 0, done.stderr
+    message = cli("test", code=2)
+    assert "model.net: Net was defined in a notebook or a script, which is not this one" in message
+    with pytest.raises(UserError, match=r"move it into a file, as in my_nets\.Net"):
+        proj.load("version_0")
+
+
+OPTIMIZER = """
+import torch
+
+
+class Lion(torch.optim.SGD):
+    pass
+"""
+
+
+def test_packages_of_others_are_allowed_for_one_call(experiment: Any) -> None:
+    """A model with an optimizer of another package could be trained, but not loaded."""
+    Path("elsewhere/lions").mkdir(parents=True)
+    Path("elsewhere/lions/__init__.py").write_text(OPTIMIZER)
+    sys.path.insert(0, str(Path("elsewhere").absolute()))
+    config = experiment(model={"optimizer": {"class_path": "lions.Lion", "init_args": {"lr": 0.1}}})
+    try:
+        with pytest.raises(UserError, match="lions"):
+            proj.fit(config, QUIET)
+        run = proj.fit(config, QUIET, allow=["lions"], test=False)
+        with pytest.raises(UserError, match="lions"):
+            proj.load(run)
+        assert len(proj.load(run, allow=["lions"]).predict([[0.0] * 6])) == 1
+        with pytest.raises(UserError, match="--allow: expected a package"):
+            proj.load(run, allow=["not a package"])
+    finally:
+        del sys.path[0], sys.modules["lions"]
 
 
 SCRIPT = """

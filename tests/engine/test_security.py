@@ -7,6 +7,7 @@ import inspect
 import io
 import json
 import os
+import subprocess
 import sys
 import threading
 import zipfile
@@ -25,6 +26,7 @@ from jsonargparse import set_parsing_settings
 import proj
 from conftest import Cli, Trained
 from proj.engine.class_paths import own_classes
+from proj.engine.cli import main
 from proj.engine.runs import checkpoint_file
 from proj.errors import UserError
 
@@ -184,6 +186,21 @@ def test_a_config_may_name_modules_of_the_working_directory(experiment: Any, cli
         assert "may not name" in cli(
             "check", "--config", experiment(), "--model.net", unknown, code=2
         )
+
+
+@pytest.mark.parametrize(
+    "path", ["os", "os.system", "system", "main", "sys.modules", "Popen"], ids=str
+)
+def test_the_program_itself_lends_a_config_nothing_that_it_imports(
+    path: str, experiment: Any, cli: Cli, outside: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A class of a notebook is in `__main__`, beside everything that the notebook imports."""
+    names = {"os": os, "system": os.system, "sys": sys, "Popen": subprocess.Popen, "main": main}
+    for name, value in names.items():
+        monkeypatch.setattr(sys.modules["__main__"], name, value, raising=False)
+    net = {"class_path": f"__main__.{path}", "init_args": {"command": "touch canary"}}
+    message = cli("fit", "--config", experiment(model={"net": net}), code=2)
+    assert "model.net" in message
 
 
 def test_tags_in_yaml_build_no_objects(cli: Cli, outside: Path) -> None:

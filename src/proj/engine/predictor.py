@@ -1,5 +1,6 @@
 """Load a run's model for predictions in Python."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -76,15 +77,18 @@ class Predictor:
         )
 
 
-def load(run: Run | str | Path) -> Predictor:
+def load(run: Run | str | Path, *, allow: Iterable[str] = ()) -> Predictor:
     """Load a trained model for prediction.
 
     Args:
         run: a run, its name in ``lightning_logs``, its folder, or a checkpoint file (``.ckpt``).
             Of a run, the best checkpoint is loaded.
+        allow: packages whose classes the checkpoint may name, such as that of its optimizer; see
+            the flag ``--allow``.
 
     Raises:
-        UserError: if there is no such run or file, or the checkpoint is of another model.
+        UserError: if there is no such run or file, the checkpoint is of another model, or it names
+            a class that is not allowed.
     """
     if isinstance(run, Run):
         path = run.checkpoint("best")
@@ -97,7 +101,10 @@ def load(run: Run | str | Path) -> Predictor:
         raise UserError(
             f"{path}: expected a checkpoint that `fit` wrote for one of this package's models."
         )
-    return Predictor(checkpoint, path)
+    with security.restored():
+        for package in allow:
+            security.allow_package(package)
+        return Predictor(checkpoint, path)
 
 
 def _build_classes(config: dict[str, Any], source: str) -> tuple[Model, type[DataModule]]:

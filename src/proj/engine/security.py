@@ -4,8 +4,11 @@ It may name classes of known packages and kinds only. Both kinds of files may co
 and be used unread. ``write_paths`` limits where they may have files written.
 """
 
+import logging
 import re
+import warnings
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import is_dataclass
 from functools import cache
 from importlib import metadata
@@ -76,6 +79,13 @@ DENIED_PARTS = (
     "torchmetrics.text.sacre_bleu",
     "torchmetrics.video.vmaf",
 )
+# Loggers whose level the verbs change.
+SILENCED_LOGGERS = (
+    "lightning.pytorch",
+    "lightning.fabric",
+    "lightning.pytorch.profilers",
+    "tensorboard",
+)
 
 
 class NameRefused(ImportError, ValueError):
@@ -106,14 +116,15 @@ def restrict_imports() -> None:
     """Allow imports by name as ``check_object`` does, and configs from files only.
 
     Every parser of an experiment or a checkpoint is made after this call. The settings hold for the
-    rest of this process.
+    rest of this process, or until the end of ``restored``.
     """
     # These are imported late because `--help` does not need them.
     from jsonargparse import set_parsing_settings
 
-    from proj.engine.lightning_internals import check_imports
+    from proj.engine.lightning_internals import accept_functions, check_imports
 
-    own_modules[:] = [PACKAGE, *_local_modules()]
+    # The user's own program or notebook is `__main__`.
+    own_modules[:] = [PACKAGE, "__main__", *_local_modules()]
     set_parsing_settings(
         import_path_denylist=["*"],
         import_path_allowlist=[*own_modules, *ALLOWED_PARTS, *_dependencies()],
@@ -122,6 +133,33 @@ def restrict_imports() -> None:
         config_read_mode_fsspec_enabled=False,  # LightningCLI switches it on.
     )
     check_imports(check_object)
+    accept_functions(_is_trusted)
+
+
+@contextmanager
+def restored() -> Iterator[None]:
+    """Restore the process at the end: limits on imports, log levels, ignored warnings.
+
+    A program or a notebook goes on after ``proj.fit`` and ``proj.load``, with parsers and Trainers
+    of its own.
+    """
+    # These are imported late because `--help` does not need them.
+    import torch
+
+    from proj.engine.lightning_internals import restored_parser_settings
+
+    loggers = [logging.getLogger(name) for name in SILENCED_LOGGERS]
+    levels, precision = [logger.level for logger in loggers], torch.get_float32_matmul_precision()
+    lists = [(values, list(values)) for values in (allowed_packages, own_modules)]
+    try:
+        with restored_parser_settings(), warnings.catch_warnings():
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+        torch.set_float32_matmul_precision(precision)
+        for values, before in lists:
+            values[:] = before
 
 
 def check_object(path: str, value: object, called: bool = False, has_base: bool = True) -> None:
@@ -188,16 +226,27 @@ def _kinds() -> tuple[type, ...]:
     return (*training, Callback, Logger, Profiler, Strategy, Accelerator, *plugins)
 
 
+def _return_type(function: Any) -> Any:
+    try:
+        return get_type_hints(function).get("return", Any)
+    except (NameError, TypeError):  # A name that only the type checker knows, or a builtin.
+        return Any
+
+
+def _is_trusted(function: Any) -> bool:
+    """Return whether a user's function has no return annotation, so that it may make anything."""
+    source = _source(function)
+    is_users = source is not None and _is_in(source, (*own_modules, *allowed_packages))
+    return is_users and not _is_in(source or "", [PACKAGE]) and _return_type(function) is Any
+
+
 def _makes_object(function: Any, source: str) -> bool:
     """Return whether a user's function makes something that a config may build.
 
     Its return annotation says so. Without one, functions in the working directory are trusted;
     functions of this package are not, because they are known to everybody.
     """
-    try:
-        made = get_type_hints(function).get("return", Any)
-    except (NameError, TypeError):  # A name that only the type checker knows, or a builtin.
-        made = Any
+    made = _return_type(function)
     if made is Any:
         return not _is_in(source, [PACKAGE])
     alternatives = get_args(made) if get_origin(made) in (Union, UnionType) else (made,)

@@ -9,7 +9,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from proj.models.checks import check_outputs
+from proj.models.checks import check_outputs, with_targets
 from proj.models.module import SchemaModule, to_inputs
 from proj.models.optim import (
     build_scheduler,
@@ -17,7 +17,7 @@ from proj.models.optim import (
     parameter_groups,
     use_fused_step,
 )
-from proj.schema import SUM_DTYPE, Batch, Execution, Schema, Tensors
+from proj.schema import SUM_DTYPE, Batch, Execution, Inputs, Schema
 
 # A module is taken as it is; a class or function of the schema is called when the data are known.
 # The command line tries a module first, so the order matters.
@@ -94,10 +94,12 @@ class Model(SchemaModule):
 
     # Steps
 
-    def forward(self, x: Tensors) -> Tensor:
+    def forward(self, x: Inputs) -> Tensor:
         """Return raw outputs [rows, outputs], or [rows, members, outputs] of an ensemble."""
         assert isinstance(self.net, nn.Module)  # built in configure_model
-        outputs: Tensor = self.net(to_inputs(x, cast(torch.dtype, self.dtype)))
+        inputs = to_inputs(x, cast(torch.dtype, self.dtype))
+        # Of several inputs each is an argument of the net; a dict is one argument.
+        outputs: Tensor = self.net(*inputs) if type(inputs) in (tuple, list) else self.net(inputs)
         return outputs
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
@@ -128,9 +130,8 @@ class Model(SchemaModule):
 
     def forward_loss(self, batch: Batch, split: str) -> tuple[Tensor, Tensor, Tensor | float]:
         """Return raw outputs for a batch, their mean loss, and the weight of that mean."""
-        outputs, targets = self(batch.x), batch.y
+        targets, outputs = with_targets(batch.y), self(batch.x)
         assert self.schema is not None
-        assert targets is not None
         check_outputs(outputs, len(batch.row), self.schema, type(self.net).__name__)
         outputs = outputs.float() if split == "train" else self.eval_outputs(outputs)
         if outputs.ndim == 2:

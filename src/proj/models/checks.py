@@ -5,31 +5,32 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from proj.errors import UserError
-from proj.schema import Schema, Task, Tensors
+from proj.schema import SUM_DTYPE, Batch, Schema, Task, Tensors
 
 # Bytes that the outputs of a net's layers may take in evaluation. Larger batches are not faster.
 EVALUATION_BYTES = 64 * 2**20
 
 
-def infer_schema(model: Any, source: Any) -> Schema:
-    """Return a schema for a user's data module that has none.
+def infer_schema(model: Any, data: Any) -> Schema:
+    """Return a schema for a user's data module, or DataLoaders, that have none.
 
-    Shapes come from the first training batch, the number of outputs from the net.
+    Shapes come from the first batch, the number of outputs from the net.
     """
     if not isinstance(model.net, nn.Module):
         raise UserError(
             "the net is built from a schema, and the data module has none: expected an attribute "
             "`schema` of the data module, as in `self.schema = Schema.from_dataset(self.train)`, "
-            "or a net with fixed sizes."
+            "or of the model, or a net with fixed sizes."
         )
     with evaluating(model.net):
-        x, *_ = next(iter(source.train_dataloader()))
-        count = model(x[:1]).shape[-1]
-    shape = tuple(x.shape[1:])
+        x, _ = split_batch(_first_batch(model, data))
+        count = model(x).shape[-1]
+    shape = tuple(_parts(x)[0].shape[1:]) or (1,)
     if model.task == "binary":
         return Schema.of(shape, classes=(0, 1))
     if model.task == "multiclass":
@@ -38,6 +39,61 @@ def infer_schema(model: Any, source: Any) -> Schema:
     if model.task == "multilabel":
         return Schema.of(shape, labels=names)
     return Schema.of(shape, targets=names)
+
+
+def _first_batch(model: Any, data: Any) -> Any:
+    """Return the first batch, as the hooks of data module and model change it."""
+    source, trainer = data or model, model.trainer
+    if is_overridden("train_dataloader", source):
+        batch = next(iter(source.train_dataloader()))
+    else:  # DataLoaders that were given to the Trainer
+        stage = trainer.state.fn.value
+        getattr(trainer, f"{stage}_loop").setup_data()
+        names = {"fit": "train_dataloader", "validate": "val_dataloaders"}
+        loader = getattr(trainer, names.get(stage, f"{stage}_dataloaders"))
+        batch = next(iter(loader[0] if isinstance(loader, list) else loader))
+    for owner in filter(None, (data, model)):
+        batch = owner.on_after_batch_transfer(owner.on_before_batch_transfer(batch, 0), 0)
+    return batch
+
+
+def split_batch(batch: Any) -> tuple[Any, Any]:
+    """Return the inputs and the targets of a batch ``(x, y)``, or of ``x`` and ``(x,)``.
+
+    Raises UserError for more parts, because one of them would be taken for the targets.
+    """
+    if isinstance(batch, Batch):
+        return batch.x, batch.y
+    if not isinstance(batch, tuple | list):
+        return batch, None
+    if len(batch) not in (1, 2):
+        kinds = ", ".join(type(part).__name__ for part in batch)
+        raise UserError(
+            f"expected batches (x, y) of inputs and targets, got {len(batch)} parts ({kinds}); "
+            "return ((a, b), y) from the data set or collate_fn for a net with forward(a, b), and "
+            "for other parts, such as weights, override to_batch and forward_loss of the model."
+        )
+    return batch[0], batch[1] if len(batch) == 2 else None
+
+
+def _parts(x: Any) -> list[Any]:
+    """Return the tensors of inputs."""
+    return list(x.values()) if isinstance(x, dict) else list(x) if type(x) in (tuple, list) else [x]
+
+
+def num_rows(x: Any) -> int:
+    """Return the number of rows of inputs."""
+    return len(_parts(x)[0])
+
+
+def with_targets(y: Tensor | None) -> Tensor:
+    """Return the targets of a batch; raise UserError if it has none."""
+    if y is None:
+        raise UserError(
+            "expected batches (x, y) of inputs and targets, got inputs only; return both from the "
+            "data set or collate_fn. A dict as a whole is inputs."
+        )
+    return y
 
 
 def evaluation_batch_size(net: nn.Module, x: Tensors) -> int:
@@ -55,8 +111,7 @@ def evaluation_batch_size(net: nn.Module, x: Tensors) -> int:
     # A compiled net may not report sizes as numbers.
     with leaf_hooks(net, measure), evaluating(net), torch.compiler.set_stance("force_eager"):
         net(x)
-    rows = len(next(iter(x.values())) if isinstance(x, dict) else x)
-    return max(1, EVALUATION_BYTES * rows // max(sum(sizes), 1))
+    return max(1, EVALUATION_BYTES * num_rows(x) // max(sum(sizes), 1))
 
 
 @contextmanager
@@ -130,14 +185,30 @@ def check_outputs(outputs: Tensor, rows: int, schema: Schema, net: str) -> None:
         )
 
 
-def check_targets(y: Tensor, task: Task) -> None:
-    """Raise UserError unless the targets of a user's loader are class numbers [rows]."""
-    if task in ("binary", "multiclass") and (y.ndim != 1 or y.is_floating_point()):
+def check_targets(y: Any, schema: Schema) -> Tensor:
+    """Return the targets of a batch in our form, as ``Batch`` describes it.
+
+    Raises UserError unless they are class numbers [rows], or as many numbers per row as the data
+    have targets.
+    """
+    is_classes = schema.task in ("binary", "multiclass")
+    if not isinstance(y, Tensor) or (is_classes and (y.ndim != 1 or y.is_floating_point())):
+        kind = "class numbers of shape [rows] and type int64" if is_classes else "a tensor"
+        change = "; return y.long() from the data set, without a second axis" if is_classes else ""
+        raise UserError(f"expected {kind} for the task {schema.task}, got {_form(y)}{change}.")
+    if is_classes:
+        return y
+    numbers = y.view(len(y), -1).to(SUM_DTYPE)
+    if numbers.shape[1] != schema.num_outputs:
         raise UserError(
-            f"expected class numbers of shape [rows] and type int64 for the task {task}, got "
-            f"{y.dtype} of shape {list(y.shape)}; return y.long() from the data set, without a "
-            "second axis."
+            f"expected targets of shape [rows, {schema.num_outputs}], got {_form(y)}; return as "
+            "many numbers per row as the schema has targets, or the net has outputs."
         )
+    return numbers
+
+
+def _form(y: Any) -> str:
+    return f"{y.dtype} of shape {list(y.shape)}" if isinstance(y, Tensor) else type(y).__name__
 
 
 def describe_targets(schema: Schema) -> str:

@@ -19,6 +19,8 @@ from proj.models.checks import (
     check_task,
     evaluation_batch_size,
     infer_schema,
+    num_rows,
+    split_batch,
 )
 from proj.models.optim import freeze_matching
 from proj.schema import DEFAULT_THRESHOLD, SPLITS, SUM_DTYPE, Batch, Schema, Task, Tensors
@@ -62,6 +64,9 @@ class SchemaModule(LightningModule, ABC):
         self.thresholds: tuple[float, ...] = DEFAULT_THRESHOLD
         # Rows of this epoch so far, to number the rows of batches that carry no row numbers.
         self._rows_seen = 0
+        # The metrics of this training epoch from its last batch to its end, and if they are logged.
+        self._train_values: dict[str, Tensor] = {}
+        self._train_is_logged = False
 
     @abstractmethod
     def predict_proba(self, outputs: Tensor) -> Tensor: ...
@@ -78,8 +83,11 @@ class SchemaModule(LightningModule, ABC):
         if hasattr(self, "split_metrics"):
             return
         if self.schema is None:
-            data = getattr(self.trainer, "datamodule", None)
-            self.schema = getattr(data, "schema", None) or infer_schema(self, data or self)
+            try:
+                data = getattr(self.trainer, "datamodule", None)
+            except RuntimeError:  # `load_from_checkpoint` has no Trainer, but a schema a bit later.
+                return
+            self.schema = getattr(data, "schema", None) or infer_schema(self, data)
         check_task(self.task, self.schema, type(self).__name__)
         if not isinstance(self.net, nn.Module):
             self.net = build_net(self.net, self.schema)
@@ -102,22 +110,31 @@ class SchemaModule(LightningModule, ABC):
         assert self.schema is not None
         return metric if isinstance(metric, Metric) else metric(self.schema.num_outputs)
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self.schema is not None and not checkpoint.get("schema"):
+            checkpoint["schema"] = self.schema.to_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self.schema is None and checkpoint.get("schema"):
+            self.schema = Schema.from_dict(checkpoint["schema"])
+            self.configure_model()
+
     def evaluation_batch_size(self, x: Tensors) -> int:
         """Return how many rows like ``x`` to evaluate at once."""
         return evaluation_batch_size(self, x)
 
     def to_batch(self, batch: Any) -> Batch:
-        """Return a batch as it is, or number the rows of a user's ``(x, y)`` or ``x``."""
-        if isinstance(batch, Batch):
-            return batch
-        x, y = (batch[0], batch[1]) if isinstance(batch, tuple | list) else (batch, None)
-        rows = torch.arange(self._rows_seen, self._rows_seen + len(x), device=x.device)
-        self._rows_seen += len(x)
+        """Return a user's ``(x, y)`` or ``x`` with numbered rows, and targets in our form."""
+        x, y, row = batch if isinstance(batch, Batch) else (*split_batch(batch), None)
         if y is not None:
-            check_targets(y, self.task)
-            if self.task in ("regression", "multilabel"):
-                y = y.view(len(y), -1).to(SUM_DTYPE)
-        return Batch(x, y, rows * self.trainer.world_size + self.trainer.global_rank)
+            assert self.schema is not None
+            y = check_targets(y, self.schema)
+        if row is None:
+            count = num_rows(x) if y is None else len(y)
+            row = torch.arange(self._rows_seen, self._rows_seen + count, device=self.device)
+            row = row * self.trainer.world_size + self.trainer.global_rank
+            self._rows_seen += count
+        return Batch(x, y, row)
 
     # Metrics
 
@@ -151,11 +168,12 @@ class SchemaModule(LightningModule, ABC):
         return metrics
 
     def metric_state(self) -> dict[str, Any]:
-        """Return what this process has counted of the training epoch so far."""
-        return self._metrics_of("train").state()
+        """Return what this process has counted of the training epoch so far, or its metrics."""
+        return {**self._metrics_of("train").state(), "values": self._train_values}
 
     def load_metric_state(self, state: dict[str, Any]) -> None:
         self._metrics_of("train").load_state(state)
+        self._train_values = state.get("values", {})
 
     @property
     def loss_so_far(self) -> Tensor:
@@ -170,21 +188,31 @@ class SchemaModule(LightningModule, ABC):
 
     on_validation_epoch_start = on_test_epoch_start = on_predict_epoch_start = on_train_epoch_start
 
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        # Callbacks read the metrics in `on_train_epoch_end`, which is called before the model's.
+        steps = self.trainer.max_steps
+        if self.trainer.is_last_batch or 0 < steps <= self.trainer.global_step:
+            self._train_values = self._metrics_of("train").compute()
+            self._log_epoch("train", self._train_values)
+            self._train_is_logged = True
+
     def on_train_epoch_end(self) -> None:
-        self._log_epoch("train")
+        if not self._train_is_logged:  # The epoch was stopped early, or resumes at this point.
+            self._log_epoch("train", self._train_values or self._metrics_of("train").compute())
+        self._train_values, self._train_is_logged = {}, False
 
     def on_validation_epoch_end(self) -> None:
-        self._log_epoch("val")
+        self._log_epoch("val", self._metrics_of("val").compute())
 
     def on_test_epoch_end(self) -> None:
-        self._log_epoch("test")
+        self._log_epoch("test", self._metrics_of("test").compute())
 
-    def _log_epoch(self, split: str) -> None:
-        """Compute, log and reset the metrics of a split; in ``fit`` without single classes."""
+    def _log_epoch(self, split: str, metrics: dict[str, Tensor]) -> None:
+        """Log the metrics of a split; in ``fit`` without single classes."""
         within_fit = self.trainer.state.fn == "fit"
         values = {
             f"{split}/{name}": value
-            for name, value in self._metrics_of(split).compute().items()
+            for name, value in metrics.items()
             if not (within_fit and "/" in name)
         }
         headline = (f"{split}/loss", self.monitor.replace("val/", f"{split}/"))
@@ -193,6 +221,8 @@ class SchemaModule(LightningModule, ABC):
             self.log(
                 name,
                 value,
+                on_step=False,
+                on_epoch=True,
                 prog_bar=name in headline,
                 sync_dist=True,
                 reduce_fx="max",
@@ -207,12 +237,18 @@ class SchemaModule(LightningModule, ABC):
                 )
 
 
-def to_inputs(x: Tensors, dtype: torch.dtype) -> Tensors:
+def to_inputs(x: Any, dtype: torch.dtype) -> Any:
     """Return uint8 images as numbers from 0 to 1, and floats as ``dtype`` unless it is float32."""
     if isinstance(x, Tensor) and x.dtype == torch.uint8:
         return x.to(dtype) / 255
     if dtype == torch.float32:
         return x
     if isinstance(x, dict):
-        return {k: v.to(dtype) if v.is_floating_point() else v for k, v in x.items()}
-    return x.to(dtype) if x.is_floating_point() else x
+        return {name: to_floats(values, dtype) for name, values in x.items()}
+    if type(x) in (tuple, list):
+        return tuple(to_floats(values, dtype) for values in x)
+    return to_floats(x, dtype)
+
+
+def to_floats(x: Any, dtype: torch.dtype) -> Any:
+    return x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x

@@ -209,6 +209,7 @@ def test_tables_and_ensembles_give_the_same_bits(cli: Cli) -> None:
             "EMAWeightAveraging has a on_train_batch_end",
         ),
         (["--model", "mine.Own"], "Own has a training_step of its own"),
+        (["--model", "mine.Weighted"], "Weighted has a to_batch of its own"),
         (["--model", "mine.Clipping"], "Clipping has a configure_gradient_clipping of its own"),
         (["--data", "mine.Moved"], "Moved has a on_after_batch_transfer of its own"),
         (["--model.optimizer", "LBFGS"], "LBFGS may compute the loss of a step several times"),
@@ -231,6 +232,10 @@ class Counts(Callback):
 class Own(MulticlassClassifier):
     def training_step(self, batch, batch_idx):
         return super().training_step(batch, batch_idx)
+
+class Weighted(MulticlassClassifier):
+    def to_batch(self, batch):
+        return super().to_batch(batch)
 
 class Clipping(MulticlassClassifier):
     def configure_gradient_clipping(self, optimizer, **kwargs):

@@ -46,32 +46,43 @@ class Noisy(MLP):
 
 
 class Points(Callback):
-    """Points at hooks and at the disk operations of a save. It has no batch or step hooks."""
+    """Points at hooks and at the disk operations of a save. It has no batch or step hooks.
+
+    Hooks of the preflight, where ``trainer.fast_dev_run`` is true, are no points.
+    """
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        if trainer.fast_dev_run:
+            return
         if os.environ.get("KILL") or os.environ.get("COPIES"):
             for owner, name in ((os, "fsync"), (Path, "replace")):
                 setattr(owner, name, around(getattr(owner, name), name))
         if os.environ.get("FORGET_GENERATORS"):
             resume_state.restore_generators = lambda states: None
 
-    def on_train_start(self, *_: Any) -> None:
-        at("train start")
+    def on_train_start(self, trainer: Any, *_: Any) -> None:
+        if not trainer.fast_dev_run:
+            at("train start")
 
-    def on_train_epoch_start(self, *_: Any) -> None:
-        at("epoch start")
+    def on_train_epoch_start(self, trainer: Any, *_: Any) -> None:
+        if not trainer.fast_dev_run:
+            at("epoch start")
 
-    def on_train_epoch_end(self, *_: Any) -> None:
-        at("epoch end")
+    def on_train_epoch_end(self, trainer: Any, *_: Any) -> None:
+        if not trainer.fast_dev_run:
+            at("epoch end")
 
-    def on_validation_start(self, *_: Any) -> None:
-        at("validation start")
+    def on_validation_start(self, trainer: Any, *_: Any) -> None:
+        if not trainer.fast_dev_run:
+            at("validation start")
 
-    def on_validation_end(self, *_: Any) -> None:
-        at("validation end")
+    def on_validation_end(self, trainer: Any, *_: Any) -> None:
+        if not trainer.fast_dev_run:
+            at("validation end")
 
-    def on_save_checkpoint(self, *_: Any) -> None:
-        at("save")
+    def on_save_checkpoint(self, trainer: Any, *_: Any) -> None:
+        if not trainer.fast_dev_run:
+            at("save")
 
 
 def around(function: Any, name: str) -> Any:

@@ -195,6 +195,30 @@ def test_continuing_a_checkpoint_equals_uninterrupted_training(experiment: Any, 
     )
 
 
+def test_continuing_the_best_checkpoint_keeps_the_metrics_of_its_epoch(
+    experiment: Any, cli: Cli
+) -> None:
+    """best.ckpt is written after the last batch of an epoch, and before the end of the epoch."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    config = experiment(model={"steps_per_execution": 2})
+    seen = {}
+    for name, flags in (
+        ("whole", ["--trainer.max_epochs", "3"]),
+        ("half", ["--trainer.max_epochs", "2", "--checkpoint.monitor", "val/loss"]),
+        ("rest", ["--ckpt_path", LOGS / "half/checkpoints/best.ckpt"]),
+    ):
+        length = ["--trainer.max_epochs", "3"] if name == "rest" else []
+        cli("fit", "--config", config, "--name", name, *flags, *length)
+        events = EventAccumulator(str(LOGS / name)).Reload()
+        seen[name] = {e.step: e.value for e in events.Scalars("train/loss")}
+    assert checkpoint("half", "best")["epoch"] == 1
+    assert seen["rest"] == {step: seen["whole"][step] for step in seen["rest"]}
+    assert len(seen["rest"]) == 2
+    state = [checkpoint(name)["callbacks"]["ResumeCheckpoint"] for name in ("whole", "rest")]
+    assert state[0]["metrics"] == state[1]["metrics"]
+
+
 def test_continuing_with_another_model_or_schedule_is_an_error(experiment: Any, cli: Cli) -> None:
     scheduler = {"class_path": "CosineAnnealingLR", "init_args": {"T_max": 2}}
     config = experiment(model={"scheduler": scheduler})

@@ -14,7 +14,6 @@ from lightning.pytorch.utilities import rank_zero_warn
 from PIL import Image
 from torch import Tensor
 
-from proj.data.arrays import read_source
 from proj.data.base import DataModule
 from proj.data.images.augment import augment
 from proj.data.images.decode import DRAFT, MAX_PIXELS, RESAMPLE, AnyImage, Shape, decode
@@ -35,6 +34,7 @@ from proj.data.images.sources import (
     to_images,
 )
 from proj.data.splits import Fold
+from proj.data.tabular.array_source import read_source
 from proj.data.tabular.cache import build_once
 from proj.data.tabular.positive import check_positive, find_positive
 from proj.data.targets import Targets

@@ -12,10 +12,11 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from proj.data.arrays import check_rows, load_inputs, read_source, to_inputs
+from proj.data.arrays import check_rows, to_inputs
 from proj.data.images.decode import FORMATS, AnyImage
 from proj.data.images.file_checks import check_files
 from proj.data.splits import SPLIT_WORDS
+from proj.data.tabular.array_source import load_inputs, read_source
 from proj.data.tabular.fingerprint import fingerprint
 from proj.errors import UserError, nearest
 from proj.schema import SPLITS, Array

@@ -5,13 +5,18 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-import torch
-import torch.distributed
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import Tensor
+from lightning.pytorch.utilities import rank_zero_warn
 
 from proj.data.base import DataModule
-from proj.engine.callbacks.step_outputs import as_arrays, gather_chunks
+from proj.engine.callbacks.generic_outputs import (
+    NoTable,
+    Values,
+    columns_of,
+    have_equal_shapes,
+    table_of,
+)
+from proj.engine.callbacks.step_outputs import answers_in, gather_chunks
 from proj.engine.runs.files import atomic_write
 from proj.engine.runs.predictions import escape_formulas, frame, writer
 from proj.errors import UserError
@@ -23,8 +28,9 @@ class PredictionWriter(Callback):
     """Write the outputs of validation, test or predict steps to a file, one line per row.
 
     Our models return ``row``, ``output`` and, if it is known, ``target``. Another model may return
-    a tensor [rows] or [rows, columns] from ``predict_step``, or a dict of such tensors.
-    If its validation or test step returns anything else, nothing is written.
+    a tensor [rows, ...] or a list with an item per row from ``predict_step``, or a dict of these;
+    their shapes may differ from batch to batch. Its validation or test step may return such a dict;
+    if it returns anything else, nothing is written.
 
     Args:
         path: file that ends in ``.parquet`` or ``.csv``. Its lines are in row order.
@@ -36,6 +42,7 @@ class PredictionWriter(Callback):
     Attributes:
         table: what is written, on process 0; None before the end of the epoch, and without outputs
             that can be written.
+        has_answers: whether the table has the columns of the outputs of our models.
     """
 
     def __init__(
@@ -47,17 +54,21 @@ class PredictionWriter(Callback):
     ) -> None:
         self.path, self.keep, self.deferred = path, keep or [], deferred
         self.escape_formulas = escape_formulas
-        self.chunks: list[dict[str, Array]] = []
-        self.rows_seen = 0
+        self.chunks: list[dict[str, Values]] = []
+        self.batches = self.rows_seen = 0
         self.table: pl.DataFrame | None = None
+        self.has_answers = False
         # Report a wrong file name before the forward passes.
         writer(path)
 
     def on_test_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any
     ) -> None:
-        if _are_columns(outputs):
-            self._collect(trainer, outputs)
+        self.batches += 1
+        columns = columns_of(outputs) if isinstance(outputs, dict) else None
+        # Without the rows of an earlier batch, the rows of this one would get wrong numbers.
+        if columns is not None and len(self.chunks) == self.batches - 1:
+            self._collect(trainer, columns)
 
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any
@@ -71,29 +82,35 @@ class PredictionWriter(Callback):
     def on_predict_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any
     ) -> None:
-        outputs = {"prediction": outputs} if isinstance(outputs, Tensor) else outputs
-        if not _are_columns(outputs):
+        columns = columns_of(outputs)
+        if columns is None:
             raise UserError(
-                f"predict_step of {type(pl_module).__name__}: expected a tensor with a row for "
-                f"each input, or a dict of such tensors, got {type(outputs).__name__}."
+                f"predict_step of {type(pl_module).__name__}: expected a tensor or a list with an "
+                f"item for each row, or a dict of such, got {_described(outputs)}."
             )
-        self._collect(trainer, outputs)
+        self._collect(trainer, columns)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._build_table(trainer, pl_module)
+        try:
+            self._build_table(trainer, pl_module)
+        except NoTable as error:
+            reason = f"the outputs of {type(pl_module).__name__} are no table: {error}"
+            if trainer.predicting:
+                raise UserError(f"{reason}; return the same names for each batch.") from error
+            rank_zero_warn(f"no predictions are written, because {reason}.")
         if self.table is not None and not self.deferred:
             self.write()
 
     on_validation_epoch_end = on_predict_epoch_end = on_test_epoch_end
 
-    def _collect(self, trainer: Trainer, outputs: dict[str, Tensor]) -> None:
-        if "row" not in outputs:
+    def _collect(self, trainer: Trainer, columns: dict[str, Values]) -> None:
+        if "row" not in columns:
             # Lightning's sampler gives each process every world-th row of the data set.
-            size = len(next(iter(outputs.values())))
-            positions = torch.arange(self.rows_seen, self.rows_seen + size)
+            size = len(next(iter(columns.values())))
+            positions = np.arange(self.rows_seen, self.rows_seen + size)
             self.rows_seen += size
-            outputs = {"row": positions * trainer.world_size + trainer.global_rank, **outputs}
-        self.chunks.append(as_arrays(outputs))
+            columns = {"row": positions * trainer.world_size + trainer.global_rank, **columns}
+        self.chunks.append(columns)
 
     def write(self) -> None:
         """Write the table."""
@@ -102,15 +119,25 @@ class PredictionWriter(Callback):
         atomic_write(self.path, lambda file: writer(self.path)(table, file))
 
     def _build_table(self, trainer: Trainer, model: LightningModule) -> None:
-        if not (chunks := gather_chunks(self.chunks)):
+        is_complete = trainer.predicting or len(self.chunks) in (0, self.batches)
+        chunks = gather_chunks(self.chunks if is_complete else [None])
+        if None in chunks:
+            raise NoTable("some batches have no outputs, or not the same rows in all of them")
+        if not chunks:
             return
-        columns = {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
-        if isinstance(model, Model):
-            assert model.schema is not None
-            table = frame(model.schema, **columns, thresholds=model.thresholds)
-            assert (np.diff(table["row"].to_numpy()) > 0).all(), "a row was predicted twice"
+        parts = [answers_in(chunk) for chunk in chunks] if isinstance(model, Model) else []
+        if parts and have_equal_shapes(parts):
+            assert isinstance(model, Model)
+            table = _answer_table(model, parts)
+            rows = table["row"].to_numpy()
+            is_ours = isinstance(getattr(trainer, "datamodule", None), DataModule)
+            assert not is_ours or (np.diff(rows) > 0).all(), "a row was predicted twice"
+            self.has_answers = True
+            others = [_without(chunk, ("output", "target")) for chunk in chunks]
+            more = table_of(others).drop("row")
+            table = table.hstack(_rename_taken(more, table.columns))
         else:
-            table = _generic_table(columns)
+            table = table_of(chunks)
         source = self._source_columns(trainer, table["row"].to_numpy())
         if source is not None:
             table = table.hstack(_rename_taken(source, table.columns))
@@ -132,6 +159,17 @@ class PredictionWriter(Callback):
         return None
 
 
+def _answer_table(model: Model, chunks: list[Any]) -> pl.DataFrame:
+    """Return the outputs of one of our models as a table."""
+    assert model.schema is not None
+    columns = {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
+    return frame(model.schema, **columns, thresholds=model.thresholds)
+
+
+def _without(chunk: dict[str, Values], names: tuple[str, ...]) -> dict[str, Values]:
+    return {name: values for name, values in chunk.items() if name not in names}
+
+
 def _rename_taken(source: pl.DataFrame, taken: list[str]) -> pl.DataFrame:
     """Return source columns; the name of a column of predictions gets a prefix."""
     renamed: dict[str, str] = {}
@@ -143,21 +181,12 @@ def _rename_taken(source: pl.DataFrame, taken: list[str]) -> pl.DataFrame:
     return source.rename(renamed)
 
 
-def _are_columns(outputs: Any) -> bool:
-    """Return whether the outputs are a dict of tensors that have a row axis."""
-    return isinstance(outputs, dict) and all(
-        isinstance(values, Tensor) and values.ndim for values in outputs.values()
+def _described(outputs: Any) -> str:
+    """Return the kinds of outputs for a message: ``dict of a: Tensor [3, 2], b: Tensor [1]``."""
+    if not isinstance(outputs, dict):
+        return type(outputs).__name__
+    kinds = (
+        f"{name}: {type(values).__name__} {list(getattr(values, 'shape', []))}"
+        for name, values in outputs.items()
     )
-
-
-def _generic_table(columns: dict[str, Array]) -> pl.DataFrame:
-    """Return the outputs of a model that is not ours as a table.
-
-    The columns of an array with several columns get numbered names.
-    """
-    table: dict[str, Array] = {}
-    for name, values in columns.items():
-        wide = values.reshape(len(values), -1)
-        width = wide.shape[1]
-        table |= {name if width == 1 else f"{name}_{i}": wide[:, i] for i in range(width)}
-    return pl.DataFrame(table).sort("row")
+    return f"a dict of {', '.join(kinds)}"

@@ -13,13 +13,27 @@ from torch import Tensor
 from proj.schema import Array
 
 
+def to_array(values: Tensor) -> Array:
+    """Return a tensor as a NumPy array. NumPy has no bfloat16, so it becomes float32."""
+    values = values.float() if values.dtype == torch.bfloat16 else values
+    array: Array = values.detach().cpu().numpy()
+    return array
+
+
 def as_arrays(outputs: dict[str, Tensor]) -> dict[str, Array]:
-    """Return a step's outputs as NumPy arrays. NumPy has no bfloat16, so it becomes float32."""
-    arrays = {}
-    for name, values in outputs.items():
-        values = values.float() if values.dtype == torch.bfloat16 else values
-        arrays[name] = values.detach().cpu().numpy()
-    return arrays
+    """Return a step's outputs as NumPy arrays."""
+    return {name: to_array(values) for name, values in outputs.items()}
+
+
+# What the steps of our models return. A user's subclass may return more.
+ANSWERS = ("row", "output", "target")
+
+
+def answers_in(outputs: Any) -> dict[str, Any] | None:
+    """Return what the steps of our models return, from outputs that may hold more; None without."""
+    if not isinstance(outputs, dict) or not {"row", "output"} <= outputs.keys():
+        return None
+    return {name: outputs[name] for name in ANSWERS if name in outputs}
 
 
 def gather_chunks(chunks: list[Any]) -> list[Any]:

@@ -50,7 +50,7 @@ def validate(args: list[str]) -> None:
         console.say("fast_dev_run: completed; nothing is saved.")
         return
     metrics = logged_metrics(trainer.callback_metrics, "val")
-    if writer.table is not None and isinstance(cli.model, Model):
+    if writer.has_answers and isinstance(cli.model, Model):
         predictions = _score(run, cli.model, checkpoint, metrics, request, writer)
         if wants_importance:
             save_importance(run, trainer, cli.model, cli.datamodule, predictions, checkpoint)
@@ -91,6 +91,8 @@ def _score(
 def _write_predictions(run: Run, writer: PredictionWriter) -> None:
     if writer.table is not None:
         writer.write()
+    else:
+        writer.path.unlink(missing_ok=True)  # predictions of an earlier call
     # The metrics of this split are those of the uncalibrated model.
     calibration.save_applied(None, run.path / "validate")
 

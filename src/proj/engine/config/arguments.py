@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,10 +14,11 @@ from proj.engine.class_paths import (
     resolve_classes,
     resolve_flag,
 )
+from proj.engine.config.included_files import include_files, include_in_flag
 from proj.engine.config.options import OPTIONS
 from proj.engine.config.parser import VerbParser
 from proj.engine.config.yaml_file import read_yaml
-from proj.errors import UserError, nearest
+from proj.errors import UserError, nearest, quoted
 
 SECTIONS = ("trainer", "model", "data", "checkpoint", "early_stopping")
 EXPERIMENT_KEYS = ("seed_everything", *SECTIONS, "init_from")
@@ -80,14 +82,20 @@ def read_arguments(args: list[str], verb: str) -> Arguments:
     )
 
 
-def check_configs(args: list[str]) -> None:
-    """Raise UserError if a file of ``--config`` is missing or is no experiment."""
+def check_configs(args: list[str]) -> list[dict[str, Any]]:
+    """Return the contents of the files of ``--config``, with class names as they are.
+
+    Raises:
+        UserError: if one is missing or is no experiment.
+    """
+    configs = []
     for word, next_word in zip(args, [*args[1:], None], strict=False):
         flag, equals, value = word.partition("=")
         file = value if equals else next_word
         # The parser answers a flag without a value.
         if flag in ("-c", "--config") and file is not None:
-            read_config(Path(file))
+            configs.append(_read_config(Path(file)))
+    return configs
 
 
 def _with_class_paths(words: list[str]) -> list[str]:
@@ -96,10 +104,14 @@ def _with_class_paths(words: list[str]) -> list[str]:
     for i, word in enumerate(words):
         flag, equals, value = word.partition("=")
         if flag.startswith("--") and equals:
-            words[i] = f"{flag}={resolve_flag(flag, value)}"
+            words[i] = f"{flag}={_resolved(flag, value)}"
         elif flag.startswith("--") and i + 1 < len(words):
-            words[i + 1] = resolve_flag(flag, words[i + 1])
+            words[i + 1] = _resolved(flag, words[i + 1])
     return words
+
+
+def _resolved(flag: str, value: str) -> str:
+    return resolve_flag(flag, include_in_flag(flag, value, SECTIONS))
 
 
 def keep_text(key: str, text: str) -> str | list[str]:
@@ -155,12 +167,14 @@ def as_flags(values: dict[str, Any]) -> list[str]:
     >>> as_flags({"trainer.max_epochs": 5, "data.path": Path("a.npz"), "data.predict_path": None})
     ['--trainer.max_epochs=5', '--data.path=a.npz', '--data.predict_path=null']
 
+    A class stands for its import path.
+
     Raises:
         UserError: if a value is not plain, or a short class name is unknown.
     """
     flags = []
     for key, value in values.items():
-        resolved = resolve_classes(value, key)
+        resolved = resolve_classes(import_paths(value, key), key)
         if isinstance(resolved, str) and key.startswith("data."):
             resolved = keep_text(key, resolved)
         try:
@@ -168,15 +182,39 @@ def as_flags(values: dict[str, Any]) -> list[str]:
             text = str(resolved) if is_text else json.dumps(resolved)
         except (TypeError, ValueError) as error:
             raise UserError(
-                f"{key}: expected a plain value (text, number, list, dictionary), got {value!r}; "
-                "use the form that the value has in YAML."
+                f"{key}: expected a plain value (text, number, list, dictionary) or a class, got "
+                f"{quoted(value)}; use the form that the value has in YAML."
             ) from error
         flags.append(f"--{key}={text}")
     return flags
 
 
+def import_paths(value: Any, key: str) -> Any:
+    """Return nested values with the import paths of classes in place of the classes.
+
+    Raises UserError for a class inside a function, which has no import path.
+    """
+    if isinstance(value, type):
+        path = f"{value.__module__}.{value.__qualname__}"
+        if "<locals>" in path:
+            raise UserError(
+                f"{key}: expected a class of a module or a notebook, got {path}, which is inside a "
+                "function; define it outside."
+            )
+        return path
+    if isinstance(value, Mapping):
+        return {name: import_paths(inner, f"{key}.{name}") for name, inner in value.items()}
+    return [import_paths(inner, key) for inner in value] if isinstance(value, list) else value
+
+
 def read_config(path: Path) -> dict[str, Any]:
     """Read an experiment's YAML file, with full class paths in place of short class names."""
+    resolved: dict[str, Any] = resolve_classes(_read_config(path))
+    return resolved
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    """Read an experiment's YAML file as it is, which imports nothing."""
     if not path.is_file():
         folder = path if path.is_dir() else path.parent if path.parent.is_dir() else Path("configs")
         hint = nearest(str(path), [str(file) for file in sorted(folder.glob("*.yaml"))])
@@ -191,9 +229,9 @@ def read_config(path: Path) -> dict[str, Any]:
             f"{path}: expected the keys of an experiment (trainer, model, data, …), got "
             f"{'nothing' if config is None else type(config).__name__}."
         )
+    config = include_files(config, SECTIONS, (path.parent, Path()))
     _check_keys(path, config)
-    resolved: dict[str, Any] = resolve_classes(config)
-    return resolved
+    return config
 
 
 def _check_keys(path: Path, config: dict[Any, Any]) -> None:

@@ -166,6 +166,11 @@ def _trace(cli: ExperimentCLI, sources: Sources) -> tuple[str, str, Trace, Tenso
         model.configure_model()
     rows = torch.arange(min(EXAMPLE_ROWS, data.rows("train")))
     x = to_inputs(take(data.splits["train"], rows).x, torch.float32)
+    if not isinstance(x, Tensor | dict):
+        raise UserError(
+            "data: expected inputs that are one tensor or a dict of tensors, got several; `eject` "
+            "does not write a script for this run."
+        )
     traced = trace_net(build, model.schema if takes_schema else None, x, sources.ran)
     name = name_of(build.func, sources)
     values = init_args(cli.config.model.init_args.net)

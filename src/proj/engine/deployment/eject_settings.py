@@ -21,7 +21,7 @@ from proj.engine.deployment.eject_values import (
 )
 from proj.errors import UserError
 from proj.models.base import Model
-from proj.models.optim import parameter_groups, use_fused_step
+from proj.models.optim import parameter_groups, takes_length, use_fused_step
 from proj.schema import DEFAULT_THRESHOLD
 
 # Longer lists of numbers are stored beside the script.
@@ -79,8 +79,7 @@ def scheduler_settings(cli: ExperimentCLI, sources: Sources, batches: int) -> di
         return {"scheduler": "", "scheduler_step": None, "metric": "", "plateau": ""}
     interval, epochs = cli.model.scheduler_interval, _epochs(cli)
     values = init_args(spec)
-    has_length = values.get("total_steps") is not None or values.get("epochs") is not None
-    if "total_steps" in values and not has_length:
+    if takes_length(cli.model.scheduler):
         values["total_steps"] = epochs if interval == "epoch" else epochs * batches
     metric = str(values.get("monitor", "")).partition("/")[2]
     if metric and interval == "step":

@@ -3,15 +3,22 @@
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from proj.data.base import DataModule
 from proj.engine import console
 from proj.engine.callbacks.prediction_writer import PredictionWriter
 from proj.engine.config.arguments import Arguments, read_arguments
-from proj.engine.config.experiment import ExperimentCLI, differences, first_process
+from proj.engine.config.checkpoint_owner import check_named_run, check_same_run, run_of_file
+from proj.engine.config.experiment import (
+    ExperimentCLI,
+    differences,
+    first_process,
+    without_loggers,
+)
 from proj.engine.config.without_effect import flags_without_effect
+from proj.engine.evaluation.loggers import evaluation_loggers
 from proj.engine.exit_codes import as_user_error, signal_exit_codes
 from proj.engine.memory import keep_freed_memory
 from proj.engine.runs import calibration
@@ -75,6 +82,7 @@ def restore(verb: str, args: list[str]) -> RestoredRun:
             f"{path}: expected a checkpoint that `fit` wrote, got weights only; start a run with "
             "--init_from."
         )
+    check_same_run(run, recorded, checkpoint, path)
     _restore_model(cli, checkpoint, path)
     if first_process():
         for sentence in flags_without_effect(verb, arguments.flags):
@@ -87,11 +95,13 @@ def restore(verb: str, args: list[str]) -> RestoredRun:
 def _find_run(
     verb: str, arguments: Arguments, ckpt_path: str, checkpoints: dict[Path, dict[str, Any]]
 ) -> Run:
-    """Return the run of ``--run``, the newest one like ``--config``, or the newest one.
+    """Return the run of ``--ckpt_path``, of ``--run``, or the newest one (like ``--config``).
 
     The newest one is chosen among those whose files are intact; its checkpoint is added to
     ``checkpoints``.
     """
+    if ckpt_path not in ("best", "last") and Path(ckpt_path).is_file():
+        return _run_of_file(verb, arguments, Path(ckpt_path))
 
     def read(run: Run) -> None:
         assert run.config
@@ -101,9 +111,50 @@ def _find_run(
             checkpoints[path] = read_checkpoint(path)
 
     if arguments.run is None and arguments.files:
-        wanted = ExperimentCLI(verb, arguments.configs, [], instantiate=False).experiment
-        return find_matching_run(arguments.root, wanted["model"], wanted["data"], arguments.files)
+        return _matching_run(verb, arguments)
     return find_run(arguments.root, arguments.run, ckpt_path, read)
+
+
+def _matching_run(verb: str, arguments: Arguments) -> Run:
+    """Return the newest run with the model and the data of ``--config``."""
+    wanted = _wanted(verb, arguments)
+    return find_matching_run(arguments.root, wanted["model"], wanted["data"], arguments.files)
+
+
+def _wanted(verb: str, arguments: Arguments) -> dict[str, Any]:
+    return ExperimentCLI(verb, arguments.configs, [], instantiate=False).experiment
+
+
+def _run_of_file(verb: str, arguments: Arguments, file: Path) -> Run:
+    """Return the run that a checkpoint file belongs to.
+
+    Raises:
+        UserError: if ``--run`` or ``--config`` name another one, or the file is in no run's folder
+            and nothing else names a run.
+    """
+    if arguments.run is not None:
+        run = find_run(arguments.root, arguments.run)
+        check_named_run(run, file)
+        return run
+    owner = run_of_file(file)
+    if not arguments.files:
+        if owner is None:
+            raise UserError(
+                f"--ckpt_path: expected a file in the folder of a run, got {file}, which is in "
+                "none; name the run that it belongs to with --run."
+            )
+        return owner
+    if owner is None:
+        return _matching_run(verb, arguments)
+    wanted, recorded = _wanted(verb, arguments), owner.config
+    own, other = ({key: c.get(key) for key in ("model", "data")} for c in (recorded, wanted))
+    if changes := differences(own, other):
+        raise UserError(
+            f"--config: expected the model and data of {owner.path}, whose checkpoint is named, "
+            f"got differences: {'; '.join(changes)[:300]}; leave out --config, or write the "
+            "changes as flags."
+        )
+    return owner
 
 
 def _restore_model(cli: ExperimentCLI, checkpoint: dict[str, Any], path: Path) -> None:
@@ -118,7 +169,8 @@ def _restore_model(cli: ExperimentCLI, checkpoint: dict[str, Any], path: Path) -
 
 def _show_differences(verb: str, run: Run, recorded: dict[str, Any], cli: ExperimentCLI) -> None:
     """Print the changes of the recorded experiment; warn of an unfinished run and of other rows."""
-    for line in differences({**recorded, "init_from": None}, cli.experiment):
+    old, new = without_loggers(recorded), without_loggers(cli.experiment)
+    for line in differences({**old, "init_from": None}, new):
         console.say(f"not as recorded: {line}")
     status = run.manifest["status"]
     if status != "finished":
@@ -168,7 +220,9 @@ def run_loop(
     ``writer`` writes the predictions, except with ``fast_dev_run``.
     """
     cli = restored.cli
-    trainer = cli.build_trainer(restored.run.path, [] if restored.fast_dev_run else [writer])
+    callbacks: list[Callback] = [] if restored.fast_dev_run else [writer]
+    loggers = [] if restored.fast_dev_run else evaluation_loggers(cli, restored.run)
+    trainer = cli.build_trainer(restored.run.path, callbacks, loggers=loggers)
     keep_freed_memory(trainer.strategy.root_device)
     options = {"return_predictions": False} if verb == "predict" else {"verbose": False}
     with signal_exit_codes(trainer), as_user_error(f"{verb} fails"):

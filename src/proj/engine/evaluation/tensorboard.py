@@ -8,7 +8,7 @@ import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from proj.engine.callbacks.step_outputs import as_arrays, gather_chunks
+from proj.engine.callbacks.step_outputs import answers_in, as_arrays, gather_chunks
 from proj.models.base import Model
 from proj.schema import Array
 
@@ -49,8 +49,8 @@ class FigureLogger(Callback):
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any
     ) -> None:
-        if self.due:
-            self.chunks.append(as_arrays(outputs))
+        if self.due and (answers := answers_in(outputs)):
+            self.chunks.append(as_arrays(answers))
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self.due:

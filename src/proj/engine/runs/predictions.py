@@ -1,7 +1,8 @@
 """Predictions as a table, in the user's own labels and units."""
 
+import json
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import polars as pl
@@ -10,7 +11,15 @@ from proj.engine.escaping import FORMULA, NUMBER, csv_cell
 from proj.errors import UserError
 from proj.schema import DEFAULT_THRESHOLD, Array, Schema
 
-WRITERS = {".parquet": pl.DataFrame.write_parquet, ".csv": pl.DataFrame.write_csv}
+
+def _write_csv(table: pl.DataFrame, file: IO[bytes]) -> None:
+    """Write a table as CSV, with lists and arrays as JSON."""
+    nested = [c for c in table.get_columns() if c.dtype.is_nested()]
+    texts = [pl.Series(c.name, [json.dumps(value) for value in c.to_list()]) for c in nested]
+    table.with_columns(texts).write_csv(file)
+
+
+WRITERS = {".parquet": pl.DataFrame.write_parquet, ".csv": _write_csv}
 
 
 def apply_thresholds(
@@ -50,7 +59,7 @@ def frame(
         columns |= _class_columns(schema, output, target, thresholds)
     else:
         columns |= _target_columns(schema, output, target, thresholds)
-    return pl.DataFrame(columns).sort("row")
+    return pl.DataFrame(columns).sort("row", maintain_order=True)
 
 
 def _class_columns(

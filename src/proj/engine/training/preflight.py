@@ -1,7 +1,7 @@
 """Run one batch of each stage before the first epoch, to find mistakes early."""
 
-import copy
 import logging
+import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,8 +14,11 @@ from lightning.pytorch.utilities.seed import isolate_rng
 
 from proj.data.base import DataModule
 from proj.data.loader import take
+from proj.engine import console
 from proj.engine.config.experiment import ExperimentCLI
 from proj.engine.exit_codes import as_user_error, signal_exit_codes
+from proj.engine.training.trial_callbacks import TrialLogger, copy_for_trial
+from proj.engine.training.trial_checkpoint import CheckpointCheck, TrialCheckpoint
 from proj.errors import UserError, nearest
 from proj.models.base import Model
 
@@ -34,46 +37,72 @@ STEP_FLAGS = (
 
 
 def preflight(cli: ExperimentCLI, callbacks: Sequence[Callback]) -> None:
-    """Set up the data, build the net and run one batch of each stage.
+    """Set up the data, build the net, run one batch of each stage, and check the checkpoint.
 
-    The model is a copy and the device is one. Random generators are restored.
+    The model and the user's callbacks are copies and the device is one. Random generators are
+    restored. ``trainer.fast_dev_run`` is true meanwhile, as a sign for callbacks with side effects.
+
+    Args:
+        cli: the experiment.
+        callbacks: callbacks beside those of the experiment. They are not copied.
 
     Raises:
-        UserError: the Trainer cannot be built with these flags, a step fails, or a monitored metric
-            is not logged.
+        UserError: the Trainer cannot be built with these flags, a step fails, a monitored metric is
+            not logged, or a checkpoint could not be read again.
     """
     with _silenced():
         cli.build_trainer(Path("not created"), [])
-    with isolate_rng(), _silenced(), as_user_error("the first batch fails"):
-        logged = _run_first_batches(cli, callbacks)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        isolate_rng(),
+        _silenced(),
+        as_user_error("the first batch fails"),
+    ):
+        logged, left_out = _run_first_batches(cli, callbacks, Path(folder))
+    for name in left_out:
+        console.warn(f"{name} cannot be copied, so the first batches were checked without it.")
     for option, metric in cli.monitored().items():
-        if metric is not None and metric not in logged:
+        if metric is not None and metric not in logged and not left_out:
             raise UserError(_missing_metric(option, metric, logged))
     # This raises UserError if the mode of a metric is unknown.
     cli.monitors()
 
 
-def _run_first_batches(cli: ExperimentCLI, callbacks: Sequence[Callback]) -> set[str]:
-    """Train, validate and test on one batch each; return the names of the metrics of ``fit``."""
-    model, data = copy.deepcopy(cli.model), cli.datamodule
+def _run_first_batches(
+    cli: ExperimentCLI, callbacks: Sequence[Callback], folder: Path
+) -> tuple[set[str], list[str]]:
+    """Train, validate and test on one batch each.
+
+    Returns the names of the metrics of ``fit``, and the callbacks that cannot be copied.
+    """
+    options, data = cli.config_init.trainer, cli.datamodule
+    configured = options["callbacks"] or []
+    own = configured if isinstance(configured, list) else [configured]
+    model, copies, left_out = copy_for_trial(cli.model, own)
     if isinstance(model, Model):
         model.compile_mode = "none"  # Compiling takes longer than the check.
+    saving = options["enable_checkpointing"] is not False and not options["barebones"]
     trainer = Trainer(
-        **{flag: cli.config_init.trainer[flag] for flag in STEP_FLAGS},
+        **{flag: options[flag] for flag in STEP_FLAGS},
         devices=1,
         fast_dev_run=True,
         logger=False,
+        enable_checkpointing=saving,
         enable_progress_bar=False,
         enable_model_summary=False,
-        callbacks=list(callbacks),
+        default_root_dir=folder,
+        plugins=CheckpointCheck(),
+        callbacks=[*copies, *callbacks, *([TrialCheckpoint(folder)] if saving else [])],
     )
+    if options["logger"] is not False and not options["barebones"]:
+        trainer.loggers = [TrialLogger(folder)]
     with signal_exit_codes(trainer):
         trainer.fit(model, datamodule=data)
         _check_last_batch(model, data)
         logged = set(trainer.callback_metrics)
         if can_test(model, data):
             trainer.test(model, datamodule=data, verbose=False)
-    return logged
+    return logged, left_out
 
 
 def _missing_metric(option: str, metric: str, logged: set[str]) -> str:

@@ -11,6 +11,11 @@ from proj.data.base import DataModule
 from proj.engine import console
 from proj.engine.callbacks.resume_state import check_resumable
 from proj.engine.config.arguments import Arguments
+from proj.engine.config.checkpoint_owner import (
+    CHANGEABLE_SETTINGS,
+    LENGTH_SETTINGS,
+    check_same_run,
+)
 from proj.engine.config.experiment import ExperimentCLI, differences, first_process
 from proj.engine.runs import checkpoint_file
 from proj.engine.runs.checkpoint_file import read_checkpoint
@@ -23,31 +28,11 @@ from proj.engine.training.preflight import preflight
 from proj.engine.training.train import RUN_VARIABLE, train
 from proj.engine.write_paths import check_links
 from proj.errors import UserError
+from proj.models.optim import takes_length
 from proj.schema import Schema
 
-# Settings that decide how long training takes. A scheduler's length is computed from some of them.
-LENGTH_SETTINGS = (
-    "trainer.max_epochs",
-    "trainer.max_steps",
-    "trainer.max_time",
-    "early_stopping.patience",
-)
+# Settings that a scheduler's length may come from.
 SCHEDULE_SETTINGS = ("trainer.max_epochs", "trainer.max_steps")
-# Settings that may change in a resumed run: they do not change what a step does.
-CHANGEABLE_SETTINGS = (
-    *LENGTH_SETTINGS,
-    "trainer.min_epochs",
-    "trainer.min_steps",
-    "trainer.enable_progress_bar",
-    "trainer.enable_model_summary",
-    "trainer.default_root_dir",
-    "trainer.profiler",
-    "early_stopping.min_delta",
-    "checkpoint.every_seconds",
-    "checkpoint.every_n_steps",
-    "data.init_args.cache_dir",
-)
-
 # Temporary files of `atomic_write` that a killed training may leave in the run's folder.
 UNFINISHED_FILES = ("checkpoints/.*.ckpt.*", ".manifest.json.*", ".config.yaml.*")
 
@@ -77,6 +62,7 @@ def resume(arguments: Arguments, args: list[str], callbacks: Sequence[Callback] 
         )
         return run
     path, checkpoint = newest_checkpoint(run)
+    check_same_run(run, recorded, checkpoint, path)
     _check_epochs(run, cli, checkpoint)
     _restore_schema(cli, checkpoint)
     command = ["fit", *args]
@@ -157,10 +143,17 @@ def _check_changes(run: Run, cli: ExperimentCLI, changes: list[str]) -> None:
 
     ``changes`` are lines of the form ``key: old -> new``.
     """
-    changeable = set(CHANGEABLE_SETTINGS)
-    if getattr(cli.model, "scheduler", None) is not None:
+    changeable, schedule = set(CHANGEABLE_SETTINGS), ""
+    scheduler = getattr(cli.model, "scheduler", None)
+    if scheduler is not None and takes_length(scheduler):
         changeable -= set(SCHEDULE_SETTINGS)
-    refused = [line for line in changes if line.split(":")[0] not in changeable]
+        name = str(cli.experiment["model"]["init_args"]["scheduler"]["class_path"])
+        schedule = f" (model.scheduler {name.rpartition('.')[2]} takes its length from it)"
+    refused = [
+        line + schedule * line.startswith(SCHEDULE_SETTINGS)
+        for line in changes
+        if line.split(":")[0] not in changeable
+    ]
     if refused:
         raise UserError(
             f"--resume: expected the settings of {run.path}, got changes of settings that cannot "
