@@ -217,6 +217,23 @@ def test_a_callback_that_fails_is_found_before_training(experiment: Any, cli: Cl
 
 
 @pytest.mark.usefixtures("own")
+def test_metrics_that_own_callbacks_monitor(experiment: Any, cli: Cli) -> None:
+    """Lightning would raise an error after the first epoch."""
+    for name, monitor, code in (
+        ("ModelCheckpoint", "val/f", 2),
+        ("EarlyStopping", "val/f", 2),
+        ("ModelCheckpoint", "step", 0),
+        ("ModelCheckpoint", "val/f1", 0),
+    ):
+        flags = ["--trainer.callbacks", name, "--trainer.callbacks.monitor", monitor]
+        printed = cli("fit", "--config", experiment(), *CPU, *flags, code=code)
+        if code:
+            assert not LOGS.exists()
+            assert f"trainer.callbacks.{name}.monitor: expected a metric that fit logs" in printed
+            assert "Did you mean 'val/f1'?" in printed
+
+
+@pytest.mark.usefixtures("own")
 def test_a_callback_that_cannot_be_copied(experiment: Any, cli: Cli) -> None:
     """Its metric would be called missing; or its state would count the epoch of the preflight."""
     flags = ["--trainer.callbacks", "own.HoldsLock", "--checkpoint.monitor", "val/extra"]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.seed import isolate_rng
 
@@ -34,6 +35,8 @@ STEP_FLAGS = (
     "inference_mode",
     "detect_anomaly",
 )
+# What a checkpoint callback may monitor although nobody logs it.
+COUNTERS = ("epoch", "step")
 
 
 def preflight(cli: ExperimentCLI, callbacks: Sequence[Callback]) -> None:
@@ -61,7 +64,8 @@ def preflight(cli: ExperimentCLI, callbacks: Sequence[Callback]) -> None:
         logged, left_out = _run_first_batches(cli, callbacks, Path(folder))
     for name in left_out:
         console.warn(f"{name} cannot be copied, so the first batches were checked without it.")
-    for option, metric in cli.monitored().items():
+    monitored = [*cli.monitored().items(), *_monitored_by_callbacks(cli)]
+    for option, metric in monitored:
         if metric is not None and metric not in logged and not left_out:
             raise UserError(_missing_metric(option, metric, logged))
     # This raises UserError if the mode of a metric is unknown.
@@ -76,9 +80,7 @@ def _run_first_batches(
     Returns the names of the metrics of ``fit``, and the callbacks that cannot be copied.
     """
     options, data = cli.config_init.trainer, cli.datamodule
-    configured = options["callbacks"] or []
-    own = configured if isinstance(configured, list) else [configured]
-    model, copies, left_out = copy_for_trial(cli.model, own)
+    model, copies, left_out = copy_for_trial(cli.model, _own_callbacks(cli))
     if isinstance(model, Model):
         model.compile_mode = "none"  # Compiling takes longer than the check.
     saving = options["enable_checkpointing"] is not False and not options["barebones"]
@@ -103,6 +105,24 @@ def _run_first_batches(
         if can_test(model, data):
             trainer.test(model, datamodule=data, verbose=False)
     return logged, left_out
+
+
+def _own_callbacks(cli: ExperimentCLI) -> list[Callback]:
+    configured = cli.config_init.trainer["callbacks"] or []
+    return configured if isinstance(configured, list) else [configured]
+
+
+def _monitored_by_callbacks(cli: ExperimentCLI) -> Iterator[tuple[str, str | None]]:
+    """Yield the metrics that callbacks of the user need; Lightning's raise an error without them.
+
+    They do nothing while ``fast_dev_run`` is true.
+    """
+    for callback in _own_callbacks(cli):
+        option = f"trainer.callbacks.{type(callback).__name__}"
+        if (isinstance(callback, ModelCheckpoint) and callback.monitor not in COUNTERS) or (
+            isinstance(callback, EarlyStopping) and callback.strict
+        ):
+            yield option, callback.monitor
 
 
 def _missing_metric(option: str, metric: str, logged: set[str]) -> str:
