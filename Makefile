@@ -10,6 +10,9 @@ SERVE = src/proj/engine/deployment/templates/requirements-serve
 
 .PHONY: fit test test-long test-slow lint format lock
 
+help:  ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 12
+
 fit: .venv/installed  ## train on a real data set, test, print where the results are
 	$(BIN)/python -m proj fit --config configs/digits.yaml
 	$(BIN)/python -m proj test
@@ -50,11 +53,13 @@ lock: .venv/installed-dev  ## write the versions of the server of bundles with t
 .venv/installed: .venv/bin/python pyproject.toml constraints.txt
 	$(INSTALL) '.[tune]'
 	@$(COMPILE) || true
+	@$(BIN)/python -m proj complete --build
 	@touch $@
 
 .venv/installed-dev: .venv/bin/python pyproject.toml constraints.txt
 	$(INSTALL) '.[dev]'
 	@$(COMPILE) || true
+	@$(BIN)/python -m proj complete --build
 	@touch .venv/installed $@
 
 .PHONY: docs

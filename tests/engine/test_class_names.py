@@ -18,6 +18,8 @@ import functools, os
 import yaml
 from torch import nn
 from torch.hub import load
+from torch.optim import SGD
+from torch.optim.lr_scheduler import StepLR
 
 partial_load = functools.partial(yaml.unsafe_load)
 net = nn.Linear(6, 3)
@@ -40,6 +42,15 @@ class WarmUp:
 
     def __call__(self, epoch: int) -> float:
         return min(1.0, (epoch + 1) / self.epochs)
+
+def schedule(optimizer, epochs=5):
+    return StepLR(optimizer, epochs)
+
+def make_net(schema, width=4):
+    return nn.Linear(6, 3)
+
+def sgd(parameters):
+    return SGD(parameters, lr=0.1)
 
 def write(path: str) -> int:
     return open(path, "w").write("")
@@ -68,6 +79,9 @@ def lr_lambda(value: Any) -> dict[str, Any]:
         lr_lambda("own.warm_up"),
         lr_lambda({"class_path": "own.make_warm_up", "init_args": {"epochs": 3}}),
         lr_lambda({"class_path": "own.WarmUp"}),
+        {"net": "own.make_net", "optimizer": "own.sgd", "scheduler": "own.schedule"},
+        {"scheduler": {"class_path": "own.schedule", "init_args": {"epochs": 3}}},
+        {"net": {"class_path": "own.make_net", "init_args": {"width": 5}}},
         {"loss": "torch.nn.CrossEntropyLoss"},
         {"metrics": {"a": {"class_path": "torchmetrics.classification.MulticlassCohenKappa"}}},
     ],
@@ -110,6 +124,18 @@ def test_what_a_config_may_not_name(model: Any, experiment: Any, cli: Cli) -> No
     message = cli("check", "--config", experiment(model=model), code=2)
     assert any(text in message for text in ("may not name", "may call", "cannot be imported"))
     assert not Path("canary").exists()
+
+
+def test_options_of_a_function_are_flags(experiment: Any, cli: Cli) -> None:
+    """A schedule of a function could have no options on the command line."""
+    Path("own.py").write_text(OWN)
+    flags = "--model.scheduler own.schedule --model.scheduler.epochs 3 --trainer.max_epochs 4"
+    cli("fit", "--config", experiment(), *flags.split())
+    folder = Path("lightning_logs/version_0")
+    state = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["lr_schedulers"][0]
+    assert state["step_size"] == 3
+    assert state["_last_lr"] == [pytest.approx(1e-4)]
+    cli("test", "--run", "version_0")
 
 
 def test_allow_lets_a_config_name_functions(experiment: Any, cli: Cli, work: Path) -> None:

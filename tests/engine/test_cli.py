@@ -252,15 +252,6 @@ WRONG_FLAGS = [
         "`val_check_interval` (100) must be less than or equal to the number",
     ),
     (
-        ["--trainer.strategy", "ddp_spawn", "--trainer.devices", "2"],
-        "trainer.strategy: expected one whose processes are programs of their own, such as ddp, "
-        "got ddp_spawn",
-    ),
-    (
-        ["--trainer.strategy", "ddp_notebook", "--trainer.devices", "2"],
-        "got ddp_fork, whose results do not come back",
-    ),
-    (
         ["--trainer.callbacks+=BatchSizeFinder"],
         "trainer.callbacks: BatchSizeFinder is not supported",
     ),

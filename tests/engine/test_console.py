@@ -128,3 +128,23 @@ def test_findings_are_warnings_or_one_error(capsys: Any) -> None:
     with pytest.raises(UserError, match="--strict: expected no findings, got 1: column id"):
         console.show_findings(findings, strict=True)
     console.show_findings([], strict=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "task", "unit"),
+    [
+        ("val/accuracy", "multiclass", "share of rows"),
+        ("recall", "binary", "share of actual"),
+        ("val/recall", "multiclass", "mean over classes"),
+        ("f1", "multilabel", "mean over labels"),
+        ("loss", "multilabel", "the loss"),
+        ("val/rmse", "regression", "target units"),
+        # A module of the user's may log the mean over classes by this name.
+        ("val/accuracy", None, ""),
+        ("val/loss", None, "the loss"),
+        ("val/kappa", "multiclass", ""),
+    ],
+)
+def test_the_unit_of_a_metric(name: str, task: Any, unit: str) -> None:
+    """A mean over the classes would be called a share of rows."""
+    assert console.shown_unit(name, task) == unit

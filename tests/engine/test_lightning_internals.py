@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader
 from proj.engine import lightning_internals as internals
 from proj.engine import security
 from proj.engine.runs.checkpoint_file import read_checkpoint
+from proj.models.regression import Regressor
 from proj.schema import Batch
 
 pytestmark = pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers")
@@ -266,6 +267,12 @@ def test_our_batches_are_not_converted_but_others_are() -> None:
     batch = Batch(exact, exact, torch.zeros(1))
     assert plugin.convert_input(batch) is batch
     assert plugin.convert_input([exact])[0].dtype == torch.bfloat16
+    # A module of the user's has weights of this type and expects such inputs.
+    trainer.strategy.connect(Line())
+    assert plugin.convert_input(batch).x.dtype == torch.bfloat16
+    # Our models convert the inputs of a user's loader, too, and keep the targets.
+    trainer.strategy.connect(Regressor(torch.nn.Linear(1, 1)))
+    assert plugin.convert_input([exact, exact])[1].dtype == torch.float64
 
 
 def test_weights_are_loaded_in_the_precision_of_the_trainer() -> None:
@@ -285,7 +292,7 @@ def test_weights_are_loaded_in_the_precision_of_the_trainer() -> None:
 
 
 def test_processes_that_python_starts_are_told_from_programs() -> None:
-    """The results of a spawned process would be missing in this one."""
+    """The result of a spawned process would be looked for in this one."""
     for strategy, method in (("auto", None), ("ddp", None), ("ddp_spawn", "spawn")):
         devices = 1 if strategy == "auto" else 2
         trainer = Trainer(

@@ -1,5 +1,6 @@
 """Short class names: ``MLP`` for ``proj.nets.mlp.MLP``, ``Adam`` for ``torch.optim.Adam``."""
 
+import json
 import os
 import re
 import sys
@@ -7,6 +8,8 @@ from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from proj.errors import UserError, nearest
 
@@ -139,19 +142,31 @@ def resolve_classes(config: Any, key: str = "") -> Any:
         }
     if isinstance(config, list):
         return [resolve_classes(value, key) for value in config]
-    return resolve_class(config, key) if _takes_class(key) and _is_name(config) else config
+    return resolve_class(config, key) if takes_class(key) and _is_name(config) else config
 
 
 def resolve_flag(flag: str, value: str) -> str:
-    """Return the value of a flag such as ``--model.net``, with a full class path."""
+    """Return the value of a flag such as ``--model.net``, with full class paths.
+
+    A value may be a name, or a list or section in YAML: ``[Timer, DeviceStatsMonitor]``.
+    """
     key = flag.lstrip("-").rstrip("+").removesuffix(".help")
-    return resolve_class(value, flag) if _takes_class(key) and _is_name(value) else value
+    if _is_name(value):
+        return resolve_class(value, flag) if takes_class(key) else value
+    if value[:1] not in ("[", "{"):
+        return value
+    try:
+        content = yaml.safe_load(value)
+    except yaml.YAMLError:  # The parser of the experiment reports it.
+        return value
+    resolved = resolve_classes(content, key)
+    return value if resolved == content else json.dumps(resolved)
 
 
 def names_class(key: str, value: str) -> bool:
     """Return whether a flag selects the class of a key that takes a single one."""
     is_list = key.rpartition(".")[2] in ("callbacks", "logger", "class_path")
-    return _takes_class(key) and not is_list and _is_name(value)
+    return takes_class(key) and not is_list and _is_name(value)
 
 
 def update_class_paths(config: Any) -> Any:
@@ -163,7 +178,8 @@ def update_class_paths(config: Any) -> Any:
     return RENAMED.get(config, config) if isinstance(config, str) and "." in config else config
 
 
-def _takes_class(key: str) -> bool:
+def takes_class(key: str) -> bool:
+    """Return whether the value of a dotted key is a class."""
     # A column of a table may have such a name: data.columns.loss
     return key.rsplit(".", 1)[-1] in CLASS_KEYS and ".columns." not in key
 

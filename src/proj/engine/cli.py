@@ -9,43 +9,13 @@ from types import ModuleType
 
 from proj.engine import PACKAGE, security
 from proj.engine.config.arguments import check_configs
+from proj.engine.config.flag_index import check_flags
 from proj.engine.config.options import COMMON_OPTIONS, OPTIONS
 from proj.engine.exit_codes import exit_code, keep_interrupts
 from proj.engine.secrets import hide, split_words
 from proj.engine.terminal import escape_output
+from proj.engine.verbs import VERBS
 from proj.errors import UserError, nearest
-
-# For each verb, the module and function that implement it, and its description. A module is
-# imported when its verb is called.
-VERBS = {
-    "fit": ("commands.fit:fit", "train into a new run folder, or resume an existing run"),
-    "validate": ("commands.validate:validate", "compute a run's metrics on the validation split"),
-    "test": (
-        "commands.test:test",
-        "compute a run's metrics on the test split, and write predictions and a report",
-    ),
-    "predict": ("commands.predict:predict", "write a run's predictions for new rows"),
-    "check": ("commands.check:check", "find mistakes in an experiment without training it"),
-    "init": (
-        "commands.init:init",
-        "inspect a table or a folder of images and write an experiment for it",
-    ),
-    "report": ("commands.report:report", "write the HTML report of a run that has been tested"),
-    "compare": ("commands.compare:compare", "test whether runs differ on the same test rows"),
-    "runs": ("commands.runs:runs", "list runs with their headline metrics"),
-    "export": (
-        "commands.export:export",
-        "write a bundle that predicts without this project, proven equal to the run",
-    ),
-    "reproduce": (
-        "commands.reproduce:reproduce",
-        "train a run again, and compare the result to the bit",
-    ),
-    "verify": ("commands.verify:verify", "repeat the proof of a bundle on this machine"),
-    "serve": ("commands.serve:serve", "answer requests over HTTP with a bundle"),
-    "tune": ("tuning.search:tune", "search for better settings"),
-    "cv": ("tuning.cv:cv", "cross-validate an experiment, with several seeds"),
-}
 
 # The extra that installs a package which a verb imports.
 EXTRAS = {"optuna": "tune", "fastapi": "serve", "uvicorn": "serve", "prometheus_client": "serve"}
@@ -118,7 +88,7 @@ def _call_verb(args: list[str]) -> None:
     name, function = VERBS[verb][0].split(":")
     if verb in OPTIONS and f"{PACKAGE}.engine.{name}" not in sys.modules:
         # The modules of the verb import torch, which takes seconds.
-        check_configs(verb_args)
+        check_flags(verb, verb_args, check_configs(verb_args))
     try:
         module = _import_verb(f"{PACKAGE}.engine.{name}")
     except ModuleNotFoundError as error:

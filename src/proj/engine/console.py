@@ -129,6 +129,20 @@ def shown_name(name: str, task: "Task | None") -> str:
     return f"{name} (exact match)" if is_exact_match else name
 
 
+def shown_unit(name: str, task: "Task | None") -> str:
+    """Return the unit of a metric of all rows, for readers.
+
+    That of a user's own metric is unknown, whatever its name: an accuracy may be a mean over
+    classes. The metrics of several classes or labels are means over them, but for the accuracy.
+    """
+    kind, info = name.rpartition("/")[2], metric_info(name)
+    if info is None or (task is None and kind != "loss"):
+        return ""
+    if task in ("multiclass", "multilabel") and kind not in ("loss", "accuracy"):
+        return f"mean over {'classes' if task == 'multiclass' else 'labels'}"
+    return info.unit
+
+
 def show_metrics(
     title: str, metrics: dict[str, dict[str, Any]], task: "Task | None" = None
 ) -> None:
@@ -138,14 +152,10 @@ def show_metrics(
     ``f1/CLASS``. The reasons for missing values and intervals follow.
     """
     say(title)
-    overall = {
-        shown_name(name, task): entry for name, entry in metrics.items() if not _is_per_class(name)
-    }
+    overall = {name: entry for name, entry in metrics.items() if not _is_per_class(name)}
     per_class = {name: entry for name, entry in metrics.items() if _is_per_class(name)}
     with_intervals = any("low" in entry for entry in metrics.values())
-    show(
-        _overall_table({shown_name(name, task): overall[name] for name in overall}, with_intervals)
-    )
+    show(_overall_table(overall, task, with_intervals))
     if per_class:
         _show_classes(per_class, task)
     for reason, names in _reasons(metrics).items():
@@ -157,13 +167,15 @@ def _is_per_class(name: str) -> bool:
     return "/" in name.removeprefix("val/")
 
 
-def _overall_table(metrics: dict[str, dict[str, Any]], with_intervals: bool) -> Table:
+def _overall_table(
+    metrics: dict[str, dict[str, Any]], task: "Task | None", with_intervals: bool
+) -> Table:
     headers = ["value", INTERVAL] if with_intervals else ["value"]
     table = Table("metric", *(Column(header, justify="right") for header in headers), "unit")
     for name, entry in metrics.items():
         limits = [_interval(entry)] if with_intervals else []
-        info = metric_info(name)
-        table.add_row(name, number(entry.get("value")), *limits, info.unit if info else "")
+        value = number(entry.get("value"))
+        table.add_row(shown_name(name, task), value, *limits, shown_unit(name, task))
     return table
 
 

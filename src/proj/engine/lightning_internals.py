@@ -5,8 +5,10 @@ of a library removes or changes any of them.
 """
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
+from inspect import isroutine, signature
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,6 +25,7 @@ from lightning.pytorch.plugins import (
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
+from proj.models.module import SchemaModule
 from proj.schema import Batch, Execution
 
 # Objects that values of a config name
@@ -94,6 +97,56 @@ def restored_parser_settings() -> Iterator[None]:
         _object_checks[:] = checks
 
 
+def accept_functions(is_accepted: Callable[[Any], bool]) -> None:
+    """Let jsonargparse take functions without a return annotation where it expects a callable.
+
+    With ``class_path`` and ``init_args``, a function whose first argument is open gets its options,
+    as a class does; the argument is passed when the function is called. A second call of this
+    function changes nothing.
+    """
+    from jsonargparse import Namespace, _typehints
+
+    internals: Any = _typehints
+    returns_class, as_partial = (
+        internals.function_returns_subclass,
+        internals.adapt_partial_callable_class,
+    )
+    as_spec = internals.subclass_spec_as_namespace
+    if hasattr(returns_class, "accepting"):
+        return
+
+    def accepting_returns_class(function: Any, types: Any, logger: Any) -> bool:
+        return is_accepted(function) or bool(returns_class(function, types, logger))
+
+    def function_as_partial(callable_type: Any, spec: Any) -> Any:
+        spec, skipped = as_partial(callable_type, spec)
+        made = internals.get_callable_return_type(callable_type)
+        named = internals.import_object(spec.class_path)
+        types = internals.get_subclass_types(made) if made else None
+        makes_class = types and isroutine(named) and accepting_returns_class(named, types, None)
+        if skipped is None and makes_class and _takes_argument(named, spec.get("init_args")):
+            skipped = {len(callable_type.__args__) - 1}
+        return spec, skipped
+
+    def function_as_spec(value: Any, previous: Any = None) -> Any:
+        # An option after a function, as in `--model.scheduler own.warmup --model.scheduler.steps`.
+        if isroutine(previous):
+            path = internals.get_import_path(previous)
+            previous = Namespace(class_path=path)  # type: ignore[no-untyped-call]
+        return as_spec(value, previous)
+
+    accepting_returns_class.accepting = True  # type: ignore[attr-defined]
+    internals.function_returns_subclass = accepting_returns_class
+    internals.adapt_partial_callable_class = function_as_partial
+    internals.subclass_spec_as_namespace = function_as_spec
+
+
+def _takes_argument(function: Any, options: Any) -> bool:
+    """Return whether a function's first argument is open: not an option, and without a default."""
+    first = next(iter(signature(function).parameters.values()), None)
+    return first is not None and first.default is first.empty and first.name not in (options or ())
+
+
 # Progress of the training loop
 
 
@@ -147,6 +200,11 @@ def validation_follows(trainer: Any, batch_idx: int) -> bool:
     return bool((batch_idx + 1) % interval == 0)
 
 
+def validates_by_time(trainer: Any) -> bool:
+    """Return whether ``val_check_interval`` is a time; then the Trainer has no such attribute."""
+    return trainer._val_check_time_interval is not None
+
+
 def set_validation_interval(trainer: Any, batches: int) -> None:
     """Validate after each ``batches`` calls of ``training_step``. Set it before training."""
     trainer.val_check_interval = batches
@@ -174,6 +232,19 @@ def step_plateau_schedulers(trainer: Trainer, epochs: int) -> None:
             trainer.lightning_module.lr_scheduler_step(config.scheduler, value)
 
 
+# Building the model
+
+
+def configure_model(trainer: Trainer) -> None:
+    """Call ``configure_model`` as Lightning does later: on the device, in the given precision."""
+    with (
+        trainer.strategy.tensor_init_context(),
+        trainer.strategy.model_sharded_context(),
+        trainer.precision_plugin.module_init_context(),
+    ):
+        trainer.lightning_module.configure_model()
+
+
 # Precision
 
 
@@ -183,17 +254,26 @@ def precision_plugin(trainer: Trainer) -> Precision:
 
 
 def keep_batches(trainer: Trainer) -> None:
-    """Let the Trainer pass our batches on as they are; the model converts the inputs itself.
+    """Let the Trainer pass the batches of our models on; the models convert the inputs themselves.
 
-    Lightning would round the targets, too, to a few digits in half precision.
+    Lightning would round the targets, too, to a few digits in half precision. Modules of the user's
+    get what Lightning converts.
     """
     plugin = precision_plugin(trainer)
-    convert = plugin.convert_input
+    # Not a bound method and no local function: the processes of `ddp_spawn` get a pickled Trainer.
+    convert = partial(_convert_for_others, type(plugin).convert_input, plugin, trainer)
+    plugin.convert_input = convert  # type: ignore[method-assign]
 
-    def convert_others(data: Any) -> Any:
-        return data if isinstance(data, Batch | Execution) else convert(data)
 
-    plugin.convert_input = convert_others  # type: ignore[method-assign]
+def _convert_for_others(
+    convert: Callable[[Precision, Any], Any], plugin: Precision, trainer: Trainer, data: Any
+) -> Any:
+    model: Any = trainer.lightning_module  # None before the first loop
+    if isinstance(data, Batch | Execution):
+        keeps = model is None or isinstance(model, SchemaModule)
+    else:
+        keeps = isinstance(plugin, HalfPrecision) and isinstance(model, SchemaModule)
+    return data if keeps else convert(plugin, data)
 
 
 def convert_before_loading(trainer: Trainer) -> None:

@@ -121,7 +121,7 @@ def restrict_imports() -> None:
     # These are imported late because `--help` does not need them.
     from jsonargparse import set_parsing_settings
 
-    from proj.engine.lightning_internals import check_imports
+    from proj.engine.lightning_internals import accept_functions, check_imports
 
     # The user's own program or notebook is `__main__`.
     own_modules[:] = [PACKAGE, "__main__", *_local_modules()]
@@ -133,6 +133,7 @@ def restrict_imports() -> None:
         config_read_mode_fsspec_enabled=False,  # LightningCLI switches it on.
     )
     check_imports(check_object)
+    accept_functions(_is_trusted)
 
 
 @contextmanager
@@ -225,16 +226,27 @@ def _kinds() -> tuple[type, ...]:
     return (*training, Callback, Logger, Profiler, Strategy, Accelerator, *plugins)
 
 
+def _return_type(function: Any) -> Any:
+    try:
+        return get_type_hints(function).get("return", Any)
+    except (NameError, TypeError):  # A name that only the type checker knows, or a builtin.
+        return Any
+
+
+def _is_trusted(function: Any) -> bool:
+    """Return whether a user's function has no return annotation, so that it may make anything."""
+    source = _source(function)
+    is_users = source is not None and _is_in(source, (*own_modules, *allowed_packages))
+    return is_users and not _is_in(source or "", [PACKAGE]) and _return_type(function) is Any
+
+
 def _makes_object(function: Any, source: str) -> bool:
     """Return whether a user's function makes something that a config may build.
 
     Its return annotation says so. Without one, functions in the working directory are trusted;
     functions of this package are not, because they are known to everybody.
     """
-    try:
-        made = get_type_hints(function).get("return", Any)
-    except (NameError, TypeError):  # A name that only the type checker knows, or a builtin.
-        made = Any
+    made = _return_type(function)
     if made is Any:
         return not _is_in(source, [PACKAGE])
     alternatives = get_args(made) if get_origin(made) in (Union, UnionType) else (made,)

@@ -27,6 +27,9 @@ OWN_FOLDERS = {"cache_dir": f".cache/{PACKAGE}"}
 # http:// and https:// name servers, not folders.
 OTHER_FILE_SYSTEM = re.compile(r"::|^(file|local|data):|^(?!https?://).*://", re.I | re.S)
 
+# How a logger names a database that is a file.
+SQLITE = "sqlite:///"
+
 
 def check_paths(experiment: dict[str, Any], typed: list[str]) -> None:
     """Check that an experiment writes into the working directory only.
@@ -83,6 +86,7 @@ def _is_subfolder(text: str) -> bool:
 
 def _leads_out(text: str) -> bool:
     """Return whether a text, taken as a path, is outside the working directory."""
+    text = text.removeprefix(SQLITE)
     expanded = os.path.expanduser(os.path.expandvars(text))
     if OTHER_FILE_SYSTEM.search(text) or OTHER_FILE_SYSTEM.search(expanded):
         return True

@@ -37,8 +37,7 @@ def parameter_groups(net: nn.Module, learning_rates: dict[str, float]) -> list[d
                 f"model.learning_rates: expected a rate above 0 for {pattern!r}, got {rate}; use "
                 "freeze for 0."
             )
-        matching = _matching_names(net, pattern, "learning_rates")
-        own = [name for name in matching if name in names]
+        own = [n for n in _matching_names(net, pattern, "learning_rates") if n in names]
         names = [name for name in names if name not in own]
         groups.append({"params": [net.get_parameter(name) for name in own], "lr": rate})
     groups.append({"params": [net.get_parameter(name) for name in names]})
@@ -78,17 +77,18 @@ def build_scheduler(
     interval: Literal["step", "epoch"],
     trainer: Trainer,
 ) -> Any:
-    """Build the scheduler; a ``total_steps`` that is left open gets the length of the training.
-
-    ``build`` is a ``functools.partial`` if it comes from the command line. A user's own function is
-    called as it is.
-    """
-    options = getattr(build, "keywords", {})
-    length_is_given = options.get("total_steps") is not None or options.get("epochs") is not None
-    if "total_steps" not in options or length_is_given:
+    """Build the scheduler; a ``total_steps`` that is left open gets the length of the training."""
+    if not takes_length(build):
         return build(optimizer)
     total = training_length(trainer, interval)
     return build(optimizer, total_steps=total)  # type: ignore[call-arg]
+
+
+def takes_length(build: LRSchedulerCallable) -> bool:
+    """Return whether the options that a scheduler has from a config leave its length open."""
+    options = getattr(build, "keywords", {})
+    is_given = options.get("total_steps") is not None or options.get("epochs") is not None
+    return "total_steps" in options and not is_given
 
 
 def training_length(trainer: Trainer, interval: Literal["step", "epoch"]) -> int:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from conftest import Cli
 from proj.engine.config.arguments import as_flags, read_arguments
@@ -108,8 +109,21 @@ def test_a_verb_parser_raises_user_errors(capsys: Any) -> None:
 
 def test_an_object_that_a_config_cannot_hold_is_refused(experiment: Any, cli: Cli) -> None:
     """The run's own config could not be read again."""
-    flags = ["--trainer.callbacks", "StochasticWeightAveraging", "--trainer.callbacks.swa_lrs", "1"]
+    text = (
+        "import torch\nfrom typing import Any\nfrom lightning.pytorch import Callback\n"
+        "class Stateful(Callback):\n"
+        "    def __init__(self, generator: Any = torch.Generator()): ...\n"
+    )
+    Path("stateful.py").write_text(text)
+    flags = ["--trainer.callbacks", "stateful.Stateful"]
     message = cli("fit", "--config", experiment(), *flags, code=2)
-    assert "trainer.callbacks.0.init_args.device: expected a value" in message
-    assert "StochasticWeightAveraging" in message
+    assert "trainer.callbacks.init_args.generator: expected a value" in message
+    assert "Stateful" in message
     assert not Path("lightning_logs").exists()
+
+
+def test_a_device_is_a_value_of_a_config(experiment: Any, cli: Cli) -> None:
+    """Callbacks of Lightning with a device as a default could not be used."""
+    flags = ["--trainer.callbacks", "StochasticWeightAveraging", "--trainer.callbacks.swa_lrs", "1"]
+    config = yaml.safe_load(cli("fit", "--config", experiment(), *flags, "--print_config"))
+    assert config["trainer"]["callbacks"][0]["init_args"]["device"] == "cpu"

@@ -7,6 +7,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer, callbacks
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from proj.engine.lightning_internals import (
     restore_model_checkpoint,
@@ -140,7 +141,7 @@ class BestCheckpoint(callbacks.ModelCheckpoint):
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         for name, values in pl_module.named_parameters():
-            if not torch.isfinite(values).all():
+            if not is_lazy(values) and not torch.isfinite(values).all():
                 raise TrainingError(
                     f"{name} is not finite in epoch {trainer.current_epoch}: expected finite "
                     "weights; lower the learning rate, clip gradients, or look for extreme inputs. "

@@ -56,10 +56,11 @@ class StepLogger(Callback):
             return
         gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
         self.pending = dict(_learning_rates(trainer.optimizers))
+        compiled_step = getattr(pl_module, "compiled_step", None)
         if gradients:
             self.pending["gradient_norm"] = nn.utils.get_total_norm(gradients)
-        else:  # A compiled step leaves no gradients.
-            self.pending["gradient_norm"] = cast(Any, pl_module).compiled_step.gradient_norm
+        elif compiled_step is not None:  # A compiled step leaves no gradients.
+            self.pending["gradient_norm"] = compiled_step.gradient_norm
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -101,9 +102,13 @@ class RunLogger(TensorBoardLogger):
         folder: the run's folder.
         purge_step: for a resumed run, the first step that is logged again. TensorBoard discards
             older values from this step on.
+        evaluating: log only what a module logs itself, because the metrics of `test` belong to no
+            step of the curves.
     """
 
-    def __init__(self, folder: Path, purge_step: int | None = None) -> None:
+    def __init__(
+        self, folder: Path, purge_step: int | None = None, evaluating: bool = False
+    ) -> None:
         super().__init__(
             folder.parent,
             name="",
@@ -111,14 +116,20 @@ class RunLogger(TensorBoardLogger):
             default_hp_metric=False,
             purge_step=purge_step,
         )
-        self.resumed = purge_step is not None
+        self.resumed, self.evaluating = purge_step is not None, evaluating
         self.trainer: Trainer | None = None
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         # Lightning adds the epoch where it chooses the step, not where a module logs a step.
+        if "epoch" in metrics and self.evaluating:
+            return
         if self.trainer is not None and "epoch" in metrics:
             step = self.trainer.global_step
         super().log_metrics(metrics, step)
+
+    def log_hyperparams(self, *args: Any, **options: Any) -> None:
+        if not self.evaluating:
+            super().log_hyperparams(*args, **options)
 
     def save(self) -> None:
         """Do nothing: ``config.yaml`` replaces Lightning's ``hparams.yaml``."""

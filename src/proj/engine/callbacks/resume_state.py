@@ -32,7 +32,7 @@ from proj.engine.lightning_internals import (
     validation_follows,
 )
 from proj.engine.runs.run import LAST
-from proj.engine.runs.weights import restore_state_types
+from proj.engine.runs.weights import has_lazy_parameters, restore_state_types
 from proj.errors import Stopped, UserError
 from proj.models.base import Model
 
@@ -79,6 +79,10 @@ class ResumeCheckpoint(Checkpoint):
         self.signal = 0
         # Whether the epoch is over, but Lightning has not yet stepped ReduceLROnPlateau.
         self.after_epoch = False
+        # Whether training is over, and Lightning has stepped it.
+        self.after_training = False
+        # How often each parameter had been changed at the last save.
+        self.saved_versions: list[int] = []
         self.restored: dict[str, Any] | None = None
         # The states of the optimizers in the resumed checkpoint, until training starts.
         self.optimizer_states: list[dict[str, Any]] = []
@@ -110,7 +114,8 @@ class ResumeCheckpoint(Checkpoint):
             "should_stop": trainer.should_stop and not _out_of_time(trainer),
             "early_stopping": bool(_early_stopping(trainer)),
             "accumulate_grad_batches": trainer.accumulate_grad_batches,
-            "after_epoch": self.after_epoch,
+            "after_epoch": self.after_epoch or self.after_training,
+            "after_training": self.after_training,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -142,9 +147,14 @@ class ResumeCheckpoint(Checkpoint):
             step_plateau_schedulers(trainer, trainer.current_epoch + 1)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # A callback may have ended the training after the last save.
+        # A callback may have ended the training after the last save, or changed the weights since,
+        # as weight averaging does.
         if trainer.global_step > self.saved_step:
             self._save(trainer)
+        elif _versions(pl_module) != self.saved_versions:
+            self.after_training = True
+            self._save(trainer)
+            self.after_training = False
         self.signal_handlers.close()
 
     def on_exception(
@@ -180,6 +190,7 @@ class ResumeCheckpoint(Checkpoint):
                 logger.experiment.flush()
         trainer.save_checkpoint(self.folder / LAST)
         self.saved_step, self.saved_time = trainer.global_step, time.monotonic()
+        self.saved_versions = _versions(trainer.lightning_module)
 
     def _on_signal(self, number: int) -> None:
         if self.signal == number == signal.SIGINT:
@@ -216,8 +227,9 @@ class ResumeCheckpoint(Checkpoint):
         if self.loader_has_state:
             self.first_generators = None
         if self.restored is None:
-            # From now on, the run can always be resumed.
-            self._save(trainer)
+            # From now on, the run can always be resumed. Lazy parameters cannot be saved.
+            if not has_lazy_parameters(pl_module):
+                self._save(trainer)
             self.first_generators = None
             return
         set_step_limit(trainer, self.max_steps)
@@ -258,8 +270,13 @@ class ResumeCheckpoint(Checkpoint):
         was_switched_off = state["early_stopping"] and not early_stopping
         was_raised = any(callback.patience_was_raised for callback in early_stopping)
         trainer.should_stop = state["should_stop"] and not was_switched_off and not was_raised
-        if state["after_epoch"]:
+        if state["after_epoch"] and not state.get("after_training"):
             step_plateau_schedulers(trainer, trainer.current_epoch)
+
+
+def _versions(model: LightningModule) -> list[int]:
+    """Return how often each parameter was changed in place."""
+    return [parameter._version for parameter in model.parameters()]
 
 
 def check_resumable(checkpoint: dict[str, Any], path: Path) -> None:

@@ -32,7 +32,11 @@ from proj.engine.callbacks.monitoring import StepLogger
 from proj.engine.callbacks.multi_step import eager_step, run_execution
 from proj.engine.callbacks.non_finite import StopOnNonFinite
 from proj.engine.callbacks.resume_state import ResumeCheckpoint
-from proj.engine.lightning_internals import schedulers, set_validation_interval
+from proj.engine.lightning_internals import (
+    schedulers,
+    set_validation_interval,
+    validates_by_time,
+)
 from proj.errors import UserError
 from proj.models.base import Model
 from proj.schema import Batch
@@ -211,10 +215,10 @@ def _trainer_obstacles(trainer: Any) -> Iterator[str]:
     for flag, default in defaults.items():
         if getattr(trainer, flag) != default:
             yield f"trainer.{flag} {getattr(trainer, flag)} counts batches"
-    if trainer.check_val_every_n_epoch is None:
-        yield "trainer.val_check_interval counts single steps over several epochs"
-    if not isinstance(trainer.val_check_interval, int | float):
+    if validates_by_time(trainer):
         yield "trainer.val_check_interval is a time"
+    elif trainer.check_val_every_n_epoch is None:
+        yield "trainer.val_check_interval counts single steps over several epochs"
     if not isinstance(trainer.strategy, SingleDeviceStrategy):
         yield "several processes exchange gradients after each step"
     if trainer.precision not in ("32-true", "64-true"):

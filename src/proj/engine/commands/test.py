@@ -5,6 +5,7 @@ from proj.engine import console
 from proj.engine.callbacks.prediction_writer import PredictionWriter
 from proj.engine.evaluation.artifacts import save_artifacts
 from proj.engine.evaluation.baseline import constant_baseline
+from proj.engine.evaluation.loggers import log_results
 from proj.engine.evaluation.prediction_set import predictions_in
 from proj.engine.evaluation.report import write_report
 from proj.engine.evaluation.restore import RestoredRun, apply_calibration, restore, run_loop
@@ -38,18 +39,22 @@ def test(args: list[str]) -> None:
         return
     metrics = logged_metrics(trainer.callback_metrics, "test")
     if writer.has_answers and isinstance(cli.model, Model):
-        _score(restored, writer, applied, metrics)
+        metrics = _score(restored, writer, applied, metrics)
     else:
         with replace_results(run, "test"):
             _write_predictions(run, writer, applied)
             save_metrics(run, "test", checkpoint, metrics, [], writer.table is not None)
+    log_results(trainer.loggers, run, checkpoint, metrics)
     show_location(run)
 
 
 def _score(
     restored: RestoredRun, writer: PredictionWriter, applied: Calibration | None, metrics: Metrics
-) -> None:
-    """Add intervals to the metrics of one of our models, save its artifacts, write the report."""
+) -> Metrics:
+    """Score one of our models: save metrics with intervals, artifacts and the report.
+
+    Returns the metrics with their intervals.
+    """
     run, cli, checkpoint, step = restored
     schema, data = cli.model.schema, cli.datamodule
     assert schema is not None
@@ -71,6 +76,7 @@ def _score(
         tensorboard_step = step if has_tensorboard(run) else None
         report = write_report(run, schema, predictions, metrics, tensorboard_step)
         console.say(f"report: {report}")
+    return metrics
 
 
 def _write_predictions(run: Run, writer: PredictionWriter, applied: Calibration | None) -> None:

@@ -14,6 +14,7 @@ from proj.engine.class_paths import (
     resolve_classes,
     resolve_flag,
 )
+from proj.engine.config.included_files import include_files, include_in_flag
 from proj.engine.config.options import OPTIONS
 from proj.engine.config.parser import VerbParser
 from proj.engine.config.yaml_file import read_yaml
@@ -81,14 +82,20 @@ def read_arguments(args: list[str], verb: str) -> Arguments:
     )
 
 
-def check_configs(args: list[str]) -> None:
-    """Raise UserError if a file of ``--config`` is missing or is no experiment."""
+def check_configs(args: list[str]) -> list[dict[str, Any]]:
+    """Return the contents of the files of ``--config``, with class names as they are.
+
+    Raises:
+        UserError: if one is missing or is no experiment.
+    """
+    configs = []
     for word, next_word in zip(args, [*args[1:], None], strict=False):
         flag, equals, value = word.partition("=")
         file = value if equals else next_word
         # The parser answers a flag without a value.
         if flag in ("-c", "--config") and file is not None:
-            read_config(Path(file))
+            configs.append(_read_config(Path(file)))
+    return configs
 
 
 def _with_class_paths(words: list[str]) -> list[str]:
@@ -97,10 +104,14 @@ def _with_class_paths(words: list[str]) -> list[str]:
     for i, word in enumerate(words):
         flag, equals, value = word.partition("=")
         if flag.startswith("--") and equals:
-            words[i] = f"{flag}={resolve_flag(flag, value)}"
+            words[i] = f"{flag}={_resolved(flag, value)}"
         elif flag.startswith("--") and i + 1 < len(words):
-            words[i + 1] = resolve_flag(flag, words[i + 1])
+            words[i + 1] = _resolved(flag, words[i + 1])
     return words
+
+
+def _resolved(flag: str, value: str) -> str:
+    return resolve_flag(flag, include_in_flag(flag, value, SECTIONS))
 
 
 def keep_text(key: str, text: str) -> str | list[str]:
@@ -198,6 +209,12 @@ def import_paths(value: Any, key: str) -> Any:
 
 def read_config(path: Path) -> dict[str, Any]:
     """Read an experiment's YAML file, with full class paths in place of short class names."""
+    resolved: dict[str, Any] = resolve_classes(_read_config(path))
+    return resolved
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    """Read an experiment's YAML file as it is, which imports nothing."""
     if not path.is_file():
         folder = path if path.is_dir() else path.parent if path.parent.is_dir() else Path("configs")
         hint = nearest(str(path), [str(file) for file in sorted(folder.glob("*.yaml"))])
@@ -212,9 +229,9 @@ def read_config(path: Path) -> dict[str, Any]:
             f"{path}: expected the keys of an experiment (trainer, model, data, …), got "
             f"{'nothing' if config is None else type(config).__name__}."
         )
+    config = include_files(config, SECTIONS, (path.parent, Path()))
     _check_keys(path, config)
-    resolved: dict[str, Any] = resolve_classes(config)
-    return resolved
+    return config
 
 
 def _check_keys(path: Path, config: dict[Any, Any]) -> None:

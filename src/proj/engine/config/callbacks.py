@@ -8,16 +8,22 @@ from lightning.pytorch import Callback, LightningModule
 
 from proj.engine.callbacks.best_checkpoint import BestCheckpoint, EarlyStopping
 from proj.engine.callbacks.divergence import Divergence
+from proj.engine.callbacks.loggers import ConfigLogger
 from proj.engine.callbacks.monitoring import StepLogger, TensorBoardSummary
 from proj.engine.callbacks.non_finite import StopOnNonFinite
 from proj.engine.callbacks.resume_state import ResumeCheckpoint
 from proj.engine.callbacks.steps_per_execution import StepsPerExecution
+from proj.engine.runs.run import Run
 from proj.errors import UserError
 from proj.metrics import metric_info
 
 
 def fit_callbacks(
-    config: Namespace, model: LightningModule, experiment: dict[str, Any], folder: Path
+    config: Namespace,
+    model: LightningModule,
+    experiment: dict[str, Any],
+    folder: Path,
+    resumed: bool = False,
 ) -> list[Callback]:
     """Return our callbacks for ``fit``, without those that flags of the Trainer switch off.
 
@@ -26,6 +32,7 @@ def fit_callbacks(
         model: the model, for the metric that it monitors.
         experiment: the experiment as plain values, which every checkpoint carries.
         folder: the run's folder.
+        resumed: whether the run was begun before.
     """
     if config.trainer.fast_dev_run or config.trainer.barebones:
         return []
@@ -33,6 +40,7 @@ def fit_callbacks(
     checkpoints = folder / "checkpoints"
     callbacks: list[Callback] = [
         TensorBoardSummary(experiment),
+        ConfigLogger(experiment, Run(folder), resumed),
         StepLogger(),
         StepsPerExecution(),
         StopOnNonFinite(checkpoints if saving else None),

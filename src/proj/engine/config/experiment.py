@@ -3,7 +3,7 @@
 import json
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from enum import Enum
 from pathlib import Path
@@ -14,25 +14,31 @@ from jsonargparse import ArgumentError
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelSummary, ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from proj.engine import PACKAGE, security
 from proj.engine.callbacks.best_checkpoint import BestCheckpoint, EarlyStopping
+from proj.engine.callbacks.build_model import BuildModel
 from proj.engine.callbacks.monitoring import RunLogger
 from proj.engine.callbacks.progress import ParameterSummary, StepProgressBar
 from proj.engine.class_paths import update_class_paths
 from proj.engine.config.arguments import keep_text
+from proj.engine.config.build_errors import explain_unbuilt
 from proj.engine.config.callbacks import fit_callbacks, monitor_options, monitored_metrics
+from proj.engine.config.experiment_parser import ExperimentParser
 from proj.engine.config.options import OPTIONS
-from proj.engine.config.parser_errors import explain_parser_error, explain_unbuilt
+from proj.engine.config.parser_errors import explain_parser_error
 from proj.engine.config.placeholders import fill_placeholders
 from proj.engine.config.unsupported import check_supported
+from proj.engine.config.world import starts_with_python, torchrun_options
 from proj.engine.exit_codes import as_user_error
 from proj.engine.lightning_internals import (
     convert_before_loading,
     keep_batches,
     set_logged_hyperparameters,
 )
+from proj.engine.runs.weights import has_lazy_parameters
 from proj.engine.secrets import hide, split_secrets
 from proj.engine.write_paths import check_paths
 from proj.engine.yaml_text import yaml_document
@@ -52,6 +58,10 @@ IGNORED_WARNINGS = (
     r"Checkpoint directory .* exists and is not empty.*",
     # Values of an epoch are logged however few batches it has.
     r"The number of training batches \(\d+\) is smaller than the logging interval.*",
+    # `BuildModel` has built the net; sharded models are refused by the callback itself.
+    r"You're using the WeightAveraging callback with a model that overrides.*",
+    # The state of the average is not needed: the checkpoint holds the averaged weights.
+    r"You're using the WeightAveraging callback, but loading a checkpoint outside.*",
     # Our loaders do not shuffle then; Lightning knows of torch's samplers only.
     r"You requested to overfit but enabled (train|val) dataloader shuffling.*",
 )
@@ -102,6 +112,7 @@ class ExperimentCLI(LightningCLI):
                 "exit_on_error": False,
                 "allow_abbrev": False,
             },
+            parser_class=ExperimentParser,
             run=False,
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
@@ -131,6 +142,10 @@ class ExperimentCLI(LightningCLI):
             help="Optimizer steps between two saves of last.ckpt.",
         )
         parser.add_class_arguments(EarlyStopping, "early_stopping", instantiate=False)
+        assert isinstance(parser, ExperimentParser)
+        recorded = self._recorded_options()
+        parser.recorded_if_set = frozenset(recorded)
+        parser.unrecorded = frozenset({option.name for option in self.options} - recorded)
         for option in self.options:
             if option.is_switch:
                 parser.add_argument(f"--{option.name}", action="store_true", help=option.help)
@@ -158,14 +173,19 @@ class ExperimentCLI(LightningCLI):
         if seed is None or not 0 <= seed < 2**32:
             raise UserError(f"seed_everything: expected a number from 0 to 2**32 - 1, got {seed}.")
         self.experiment = self._plain_values(parser)
-        check_paths(self.experiment, self.flags)
+        # The verbs that evaluate check the loggers that they use: evaluation/loggers.py.
+        written = self.experiment if self.trains else without_loggers(self.experiment)
+        check_paths(written, self.flags)
 
     def instantiate_classes(self) -> None:
         if not self.instantiate:
             return
+        config = self.config.clone()
+        if not self.trains:
+            config.trainer.logger = None
         with as_user_error("the experiment's classes cannot be built"):
             try:
-                self.config_init = self.parser.instantiate(self.config)
+                self.config_init = self.parser.instantiate(config)
             except Exception as error:  # jsonargparse passes on what a constructor raises.
                 if reason := explain_unbuilt(str(error), self.experiment):
                     raise UserError(reason) from error
@@ -190,9 +210,6 @@ class ExperimentCLI(LightningCLI):
         if UNSERIALIZABLE in text and (objects := list(_objects(self.config.as_dict()))):
             raise UserError(_no_plain_value(*objects[0]))
         values: dict[str, Any] = json.loads(text)
-        for option in self.options:
-            if not (option.recorded and values.get(option.name)):
-                values.pop(option.name, None)
         public, self.secrets = split_secrets(values)
         hide(self.secrets)
         # The parser writes one of several paths of a class, and recorded configs have this one.
@@ -213,8 +230,17 @@ class ExperimentCLI(LightningCLI):
         value: str | None = self.config.get(name)
         return value
 
+    @property
+    def trains(self) -> bool:
+        """Whether the verb trains, so that the experiment's loggers are used as they are."""
+        return self.verb in ("fit", "check")
+
     def build_trainer(
-        self, folder: Path | None, callbacks: list[Callback], purge_step: int | None = None
+        self,
+        folder: Path | None,
+        callbacks: list[Callback],
+        purge_step: int | None = None,
+        loggers: Sequence[Logger] = (),
     ) -> Trainer:
         """Build the experiment's Trainer.
 
@@ -222,23 +248,31 @@ class ExperimentCLI(LightningCLI):
             folder: the run's folder; None for a Trainer that writes no files.
             callbacks: callbacks beside those of the experiment.
             purge_step: for a resumed run, the step from which TensorBoard discards older values.
+            loggers: loggers beside the run's own TensorBoard, from ``build_loggers``.
 
         Raises:
             UserError: if Lightning refuses the flags, or a run cannot use what they name.
         """
         options = dict(self.config_init.trainer)
+        options |= torchrun_options(options)
+        if not self.trains and starts_with_python(options["strategy"]):
+            # The predictions of such processes would not come back.
+            options |= {"strategy": "auto", "devices": 1}
         configured = options.pop("callbacks") or []
         own_callbacks = [*configured] if isinstance(configured, list) else [configured]
         if folder is not None:
             options["default_root_dir"] = folder
-            if self.verb not in ("fit", "check"):
-                # A metric of `test` belongs to no step of the training curves.
-                options["logger"] = False
-            elif options["logger"] in (None, True) and not options["barebones"]:
-                options["logger"] = RunLogger(folder, purge_step)
+            # A metric of `test` belongs to no step of the training curves.
+            if self.trains and options["logger"] is not False and not options["barebones"]:
+                # The experiment's loggers come first: `self.logger` is one of them.
+                loggers = [*loggers, RunLogger(folder, purge_step)]
+            options["logger"] = list(loggers) or False
         own_callbacks += _terminal_callbacks(options, own_callbacks)
+        if self.verb == "fit" and has_lazy_parameters(self.model):
+            # Lightning's default: the batches of the check give the parameters their shapes.
+            options["num_sanity_val_steps"] = options["num_sanity_val_steps"] or 2
         with as_user_error("the Trainer cannot be built"):
-            trainer = Trainer(**options, callbacks=own_callbacks + callbacks)
+            trainer = Trainer(**options, callbacks=[BuildModel(), *own_callbacks, *callbacks])
         for logger in trainer.loggers:
             if isinstance(logger, RunLogger):
                 logger.trainer = trainer
@@ -249,8 +283,8 @@ class ExperimentCLI(LightningCLI):
 
     # The callbacks of `fit` and their metrics. The functions of config/callbacks.py do the work.
 
-    def fit_callbacks(self, folder: Path) -> list[Callback]:
-        return fit_callbacks(self.config, self.model, self.experiment, folder)
+    def fit_callbacks(self, folder: Path, resumed: bool = False) -> list[Callback]:
+        return fit_callbacks(self.config, self.model, self.experiment, folder, resumed)
 
     def monitored(self) -> dict[str, str | None]:
         return monitored_metrics(self.config, self.model)
@@ -325,6 +359,12 @@ def _silence_lightning() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     # A profiler logs its table at the end, and only on request.
     logging.getLogger("lightning.pytorch.profilers").setLevel(logging.INFO)
+
+
+def without_loggers(experiment: dict[str, Any]) -> dict[str, Any]:
+    """Return a copy of an experiment without the loggers of its Trainer."""
+    trainer = {name: value for name, value in experiment["trainer"].items() if name != "logger"}
+    return {**experiment, "trainer": trainer}
 
 
 def first_process() -> bool:

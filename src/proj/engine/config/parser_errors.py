@@ -11,10 +11,11 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
+from inspect import isroutine
+from itertools import takewhile
 from pathlib import Path
-from typing import Any
 
-from proj.engine.class_paths import own_classes, public_classes
+from proj.engine.class_paths import CLASS_KEYS, own_classes, public_classes
 from proj.engine.security import PARTLY_ALLOWED
 from proj.errors import nearest
 
@@ -42,6 +43,9 @@ FULL_KEYS = {
     "target": "data.target",
     "weight_decay": "model.optimizer.weight_decay",
 }
+
+# Keys whose value is a class with options, or something else.
+OPTIONAL_CLASS_KEYS = {*CLASS_KEYS, "accelerator", "plugins", "profiler", "strategy"}
 
 
 @dataclass(frozen=True)
@@ -73,9 +77,17 @@ class Cause:
         for line in self.lines:
             if match := re.search(pattern, line):
                 text = match[1] if match[1] is not None else match[2]
-                value = text.split(". Got value: ")[0]
-                return value if len(value) < 80 else f"{value[:77]}..."
+                return _shortened(text.split(". Got value: ")[0])
         return "another type"
+
+    @property
+    def option(self) -> str | None:
+        """The option that was given where a class was expected; None if a value was given."""
+        given = next((line for line in self.lines if "Given value: " in line), "")
+        match = re.search(r"Given value: NestedArg\(key='([^']*)'", given)
+        if match is None or match[1].rpartition(".")[2] == self.key.rpartition(".")[2]:
+            return None
+        return match[1].rpartition(".")[2]
 
 
 def explain_parser_error(text: str, valid_keys: Iterable[str]) -> str:
@@ -90,7 +102,7 @@ def explain_parser_error(text: str, valid_keys: Iterable[str]) -> str:
     explanations = REFUSALS if refused else EXPLANATIONS
     keys: list[str] = []
     owner = ""
-    lines = text.splitlines()
+    lines = list(_most_specific(text.splitlines()))
     for number, line in enumerate(lines):
         keys += re.findall(r'Parser key "([^"]+)"', line)
         owner_pattern = (
@@ -105,39 +117,49 @@ def explain_parser_error(text: str, valid_keys: Iterable[str]) -> str:
     return " ".join(text.split()) + ("" if text.endswith(".") else ".")
 
 
-def explain_unbuilt(text: str, experiment: dict[str, Any]) -> str | None:
-    """Return one sentence for a class whose constructor has failed, None for another error text.
+def _most_specific(lines: list[str]) -> Iterator[str]:
+    """Yield the lines without the refusals of types of a union, if a later type gets further.
 
-    Args:
-        text: the error text of jsonargparse, in which the reason is one of many lines.
-        experiment: the experiment, for the key that names the class.
+    Of ``list[Callback] | Callback``, the second type names what is wrong with the callback.
     """
-    pattern = r"Problem with given class_path '([^']+)':\s+(?:- )?(.+)"
-    if not (match := re.search(pattern, text)):
-        return None
-    path, reason = match[1], match[2].strip().rstrip(".")
-    key, name = next(_keys_of(path, experiment), "the experiment"), path.rpartition(".")[2]
-    if needed := re.match(r"Requirement '(.+?)' not met", reason):
-        return (
-            f"{key}: {name} needs {needed[1]}, which is not installed; install it with "
-            f"`pip install '{needed[1]}'`, or choose another."
-        )
-    return f"{key}: {name} cannot be built: {reason}."
+    skipped = -1
+    for number, line in enumerate(lines):
+        if skipped >= 0 and _depth(line) > skipped:
+            continue
+        skipped = -1
+        if re.match(r"\s*- (Expected a <class|Not a valid subclass)", line) and any(
+            other.lstrip().startswith(("- Problem with given class_path", "- Import path"))
+            for other in _alternatives_after(lines[number:])
+        ):
+            skipped = _depth(line)
+            continue
+        yield line
 
 
-def _keys_of(class_path: str, value: Any, key: str = "") -> Iterator[str]:
-    """Yield the dotted keys whose value is a class of this path."""
-    if isinstance(value, dict):
-        if value.get("class_path") == class_path:
-            yield key
-        for name, inner in value.items():
-            yield from _keys_of(class_path, inner, f"{key}.{name}".strip("."))
-    elif isinstance(value, list):
-        for inner in value:
-            yield from _keys_of(class_path, inner, key)
+def _alternatives_after(lines: list[str]) -> Iterator[str]:
+    """Yield the first lines of the later types of the union that the first line belongs to."""
+    depth = _depth(lines[0])
+    for line in takewhile(lambda line: _depth(line) >= depth, lines[1:]):
+        if _depth(line) == depth:
+            yield line
+
+
+def _depth(line: str) -> int:
+    return len(line) - len(line.lstrip())
+
+
+def _shortened(text: str) -> str:
+    """Return a value as the user knows it, without jsonargparse's types, in 80 columns."""
+    if match := re.match(r"Namespace\(class_path='([^']+)'", text):
+        text = match[1]
+    elif "Namespace(" in text:
+        text = "a list of classes" if text.startswith("[") else "a section of keys and values"
+    return text if len(text) < 80 else f"{text[:77]}..."
 
 
 def _import_not_allowed(cause: Cause) -> str:
+    if cause.option:
+        return _option_before_class(cause)
     path = cause.match[1]
     package = path.split(".")[0]
     if package.isidentifier() and package not in sys.modules and find_spec(package) is None:
@@ -152,6 +174,43 @@ def _import_not_allowed(cause: Cause) -> str:
     )
 
 
+def _option_before_class(cause: Cause) -> str:
+    key, option = cause.key, cause.option
+    return (
+        f"{key}.{option}: expected a class before its options, got none; name it first, as in "
+        f"--{key} CLASS --{key}.{option} {cause.value}."
+    )
+
+
+def _abstract(cause: Cause) -> str:
+    if cause.option:
+        return _option_before_class(cause)
+    name = cause.match[1] or cause.value
+    return (
+        f"{cause.key}: expected a class that can be built, got {name}, which is abstract; define "
+        "its missing methods and properties, or name a subclass."
+    )
+
+
+def _no_section(cause: Cause) -> str:
+    if cause.option:
+        return _option_before_class(cause)
+    return f"{cause.key}: expected class_path and init_args, got {cause.value}."
+
+
+def _no_import_path(cause: Cause) -> str:
+    value = _shortened(cause.match[1])
+    return f"{cause.key}: expected a function or class by its import path, got {value}."
+
+
+def _other_function(cause: Cause) -> str:
+    made = _type_name(cause.match[2].rstrip(".").removeprefix("Union[").removesuffix("]"))
+    return (
+        f"{cause.key}: expected a function that makes {made.replace(', ', ' or ')}, got "
+        f"{cause.match[1]}, whose return annotation names another type; correct the annotation."
+    )
+
+
 def _no_annotation(cause: Cause) -> str:
     return (
         f"{cause.key}: a config may call the function {cause.match[1]} only if its return "
@@ -161,6 +220,8 @@ def _no_annotation(cause: Cause) -> str:
 
 def _unknown_option(cause: Cause) -> str:
     if cause.owner_name in ("LightningModule", "LightningDataModule", "Module"):
+        if cause.option:
+            return _option_before_class(cause)
         return f"{cause.key}: expected class_path and init_args, got {cause.match[1]}."
     if cause.match[1].split(".")[0] in ("class_path", "init_args"):
         return (
@@ -183,10 +244,15 @@ def _unknown_flag(cause: Cause) -> str:
     if not flag.startswith("-"):
         hint = f" Did you mean --config {flag}?" if flag.endswith((".yaml", ".yml")) else ""
         return f"expected an option, --KEY VALUE, got {flag}.{hint}"
+    return unknown_flag(flag, cause.valid_keys)
+
+
+def unknown_flag(flag: str, valid_keys: Iterable[str]) -> str:
+    """Return the message about a flag that no verb or section has."""
     name = flag.lstrip("-").replace("-", "_")
     if name in FULL_KEYS:
         return f"no option {flag}. Did you mean --{FULL_KEYS[name]}?"
-    options = [f"--{key}" for key in (*cause.valid_keys, "print_config", "config", "debug")]
+    options = [f"--{key}" for key in (*valid_keys, "print_config", "config", "debug")]
     return f"no option {flag}.{nearest(flag, options)}"
 
 
@@ -197,8 +263,13 @@ def _unknown_option_of_class(cause: Cause, option: str) -> str:
         return (
             f"{cause.key}.{option}: {cause.owner_name} has no option {name!r}; did you mean {key}?"
         )
-    hint = nearest(name, _options(cause.owner))
-    return f"{cause.key}.{option}: {cause.owner_name} has no option {name!r}.{hint}"
+    return unknown_option(cause.key, option, cause.owner_name, class_options(cause.owner))
+
+
+def unknown_option(key: str, option: str, owner: str, valid_names: Iterable[str]) -> str:
+    """Return the message about an option that a class does not have."""
+    name = option.split(".")[0]
+    return f"{key}.{option}: {owner} has no option {name!r}.{nearest(name, valid_names)}"
 
 
 def _required(cause: Cause) -> str:
@@ -220,11 +291,12 @@ def _required(cause: Cause) -> str:
 
 def _no_attribute(cause: Cause) -> str:
     module, name = cause.match[1], cause.match[2]
+    path = cause.value if cause.value.startswith(f"{module}.") else cause.owner
     # The error is inside the module, or in the middle of the path.
-    if cause.owner != f"{module}.{name}":
+    if path != f"{module}.{name}":
         return (
-            f"{cause.key}: {cause.owner} cannot be imported: module {module} has no {name}."
-            f"{_nearest_class(cause.owner)}"
+            f"{cause.key}: {path} cannot be imported: module {module} has no {name}."
+            f"{_nearest_class(path)}"
         )
     if module == "__main__":
         return (
@@ -243,8 +315,11 @@ def _no_module(cause: Cause) -> str:
 
 
 def _wrong_class(cause: Cause) -> str:
-    path = cause.match[1] or cause.value
-    return f"{cause.key}: expected a class derived from {cause.match[2]}, got {path}."
+    path, base = cause.match[1] or cause.value, cause.match[2]
+    module, _, name = path.rpartition(".")
+    if isroutine(getattr(sys.modules.get(module), name, None)):
+        path += f", a function without that return annotation; declare it with `-> {base}`"
+    return f"{cause.key}: expected a class derived from {base}, got {path}."
 
 
 def _not_a_class(cause: Cause) -> str:
@@ -252,8 +327,11 @@ def _not_a_class(cause: Cause) -> str:
 
 
 def _wrong_type(cause: Cause) -> str:
+    if cause.option and cause.key.rpartition(".")[2] in OPTIONAL_CLASS_KEYS:
+        return _option_before_class(cause)
     if cause.match[2] is not None:
-        return f"{cause.key}: expected {_type_name(cause.match[1])}, got {cause.match[2]}."
+        value = _shortened(cause.match[2])
+        return f"{cause.key}: expected {_type_name(cause.match[1])}, got {value}."
     types = []
     for line in cause.lines:
         pattern = r"\s*- Expected (?:a |an )?(.*?)(?:\. Got value: .*)?$"
@@ -292,10 +370,14 @@ EXPLANATIONS: dict[str, Callable[[Cause], str]] = {
     r"Import path (\S+ )?does not correspond to a subclass of (\w+)": _wrong_class,
     r"Expected '([^']+)' to be a subclass of <class '(\w+)'>": _wrong_class,
     r"Not a valid subclass of": _not_a_class,
+    r"Expected an instantiatable class, but (?:(\S+) )?is (?:abstract|a protocol)": _abstract,
+    r"Dict must include a class_path": _no_section,
+    r"^\s*Expected a dot import path string: (.+)$": _no_import_path,
+    r"Expected '([^']+)' to be a function that returns (.+)$": _other_function,
     r"object has no attribute 'keys'": _not_a_class,
     r"Expected (?!a path|Expected)(?:a |an )?(.*?)(?:\. Got value: (.*))?$": _wrong_type,
     r"codec can't decode": _binary_file,
-    r"^\s*- (?!Problem with |Expected a path |Does not validate |Type )(.+?)\.?$": _other,
+    r"^\s*- (?!Parser key|Problem with |Expected a path |Does not |Type )(.+?)\.?$": _other,
 }
 
 
@@ -307,7 +389,7 @@ def _type_name(text: str) -> str:
     return "a class" if text.startswith("dot import path") else {"NoneType": "null"}.get(text, text)
 
 
-def _options(class_path: str) -> list[str]:
+def class_options(class_path: str) -> list[str]:
     """Return the options of a class: all arguments of its constructor and of its bases'."""
     module, _, name = class_path.rpartition(".")
     owner = getattr(sys.modules.get(module), name, None)

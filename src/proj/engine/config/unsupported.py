@@ -3,18 +3,11 @@
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import BatchSizeFinder
 
-from proj.engine.lightning_internals import start_method
 from proj.errors import UserError
 
 
 def check_supported(trainer: Trainer) -> None:
-    """Raise UserError if the Trainer has a strategy or a callback that a run cannot use."""
-    if method := start_method(trainer):
-        raise UserError(
-            "trainer.strategy: expected one whose processes are programs of their own, such as "
-            f"ddp, got ddp_{method}, whose results do not come back to the process that records "
-            "them; use ddp, on the command line."
-        )
+    """Raise UserError if the Trainer has a callback that a run cannot use."""
     callbacks = trainer.callbacks  # type: ignore[attr-defined]
     if any(isinstance(callback, BatchSizeFinder) for callback in callbacks):
         raise UserError(

@@ -19,7 +19,6 @@ TRAINING_FLAGS = (
     "model.scheduler",
     "trainer.accumulate_grad_batches",
     "trainer.gradient_clip",
-    "trainer.logger",
     "trainer.max_epochs",
     "trainer.max_steps",
     "trainer.max_time",

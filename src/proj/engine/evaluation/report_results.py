@@ -6,7 +6,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from proj.engine import html
-from proj.engine.console import number, plural, shown_name
+from proj.engine.console import number, plural, shown_name, shown_unit
 from proj.engine.evaluation import interval_figures
 from proj.engine.evaluation.baseline import Baseline, constant_baseline
 from proj.engine.evaluation.counts import headline_metric, headline_sign
@@ -17,7 +17,6 @@ from proj.engine.html import Html
 from proj.engine.runs.contents import LOST, FindingEntry, flatten_config
 from proj.engine.runs.files import is_present, read_json
 from proj.engine.runs.run import Run
-from proj.metrics import metric_info
 from proj.schema import Schema, Task
 
 # A figure of more classes would be too tall.
@@ -151,7 +150,6 @@ def _metrics_table(metrics: Metrics, predictions: PredictionSet, run: Run) -> Ht
     for name, entry in metrics.items():
         if "/" in name:
             continue
-        info = metric_info(name)
         value = html.remarked(number(entry.get("value")), entry.get("why", ""))
         limits = [
             number(entry[side]) if entry.get(side) is not None else "" for side in ("low", "high")
@@ -159,7 +157,7 @@ def _metrics_table(metrics: Metrics, predictions: PredictionSet, run: Run) -> Ht
         shown = shown_name(name, predictions.task)
         row = [shown, value, *limits, str(entry.get("support", ""))]
         row += [_with_limits(validation.get(name, {}))] if validation else []
-        rows.append([*row, info.unit if info else ""])
+        rows.append([*row, shown_unit(name, predictions.task)])
     header = ["metric", "value", "from", "to", "rows"]
     header += ["on the validation split"] if validation else []
     numbers = len(header) - 1

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from proj.data.base import DataModule
@@ -11,8 +11,14 @@ from proj.engine import console
 from proj.engine.callbacks.prediction_writer import PredictionWriter
 from proj.engine.config.arguments import Arguments, read_arguments
 from proj.engine.config.checkpoint_owner import check_named_run, check_same_run, run_of_file
-from proj.engine.config.experiment import ExperimentCLI, differences, first_process
+from proj.engine.config.experiment import (
+    ExperimentCLI,
+    differences,
+    first_process,
+    without_loggers,
+)
 from proj.engine.config.without_effect import flags_without_effect
+from proj.engine.evaluation.loggers import evaluation_loggers
 from proj.engine.exit_codes import as_user_error, signal_exit_codes
 from proj.engine.memory import keep_freed_memory
 from proj.engine.runs import calibration
@@ -163,7 +169,8 @@ def _restore_model(cli: ExperimentCLI, checkpoint: dict[str, Any], path: Path) -
 
 def _show_differences(verb: str, run: Run, recorded: dict[str, Any], cli: ExperimentCLI) -> None:
     """Print the changes of the recorded experiment; warn of an unfinished run and of other rows."""
-    for line in differences({**recorded, "init_from": None}, cli.experiment):
+    old, new = without_loggers(recorded), without_loggers(cli.experiment)
+    for line in differences({**old, "init_from": None}, new):
         console.say(f"not as recorded: {line}")
     status = run.manifest["status"]
     if status != "finished":
@@ -213,7 +220,9 @@ def run_loop(
     ``writer`` writes the predictions, except with ``fast_dev_run``.
     """
     cli = restored.cli
-    trainer = cli.build_trainer(restored.run.path, [] if restored.fast_dev_run else [writer])
+    callbacks: list[Callback] = [] if restored.fast_dev_run else [writer]
+    loggers = [] if restored.fast_dev_run else evaluation_loggers(cli, restored.run)
+    trainer = cli.build_trainer(restored.run.path, callbacks, loggers=loggers)
     keep_freed_memory(trainer.strategy.root_device)
     options = {"return_predictions": False} if verb == "predict" else {"verbose": False}
     with signal_exit_codes(trainer), as_user_error(f"{verb} fails"):

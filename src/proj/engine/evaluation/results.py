@@ -18,6 +18,11 @@ from proj.schema import Schema, Task
 def check_tested(run: Run, *files: str) -> None:
     """Raise UserError unless the run's ``test/`` folder has the files."""
     missing = [f"test/{name}" for name in files if not (run.path / "test" / name).is_file()]
+    if missing and (run.path / "test" / "metrics.json").is_file():
+        raise UserError(
+            f"{run.path}: expected {' and '.join(missing)}, which `test` writes for models of this "
+            f"package, got the metrics of a module of your own; read test/metrics.json instead."
+        )
     if missing:
         raise UserError(
             f"{run.path} has not been tested: expected {' and '.join(missing)} in it; run "

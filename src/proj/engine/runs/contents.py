@@ -37,6 +37,7 @@ class Manifest(TypedDict):
     resumed: NotRequired[list[str]]
     best_epoch: NotRequired[int | None]
     warnings: NotRequired[list[str]]
+    loggers: NotRequired[dict[str, str]]
 
 
 class ClassSection(TypedDict):

@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from proj.errors import UserError
@@ -55,6 +56,11 @@ def _default_type(dtype: torch.dtype) -> Iterator[None]:
         torch.set_default_dtype(previous)
 
 
+def has_lazy_parameters(model: nn.Module) -> bool:
+    """Return whether a module waits for its first batch to know the shapes of its parameters."""
+    return any(is_lazy(parameter) for parameter in model.parameters())
+
+
 def restore_state_types(optimizer: Optimizer, saved: dict[str, Any]) -> None:
     """Give the optimizer's tensors the bits that they have in its saved state.
 
@@ -98,7 +104,7 @@ def load_fitting(model: LightningModule, state: dict[str, Tensor], source: str) 
     fitting = {
         name: value
         for name, value in state.items()
-        if name in own and own[name].shape == value.shape
+        if name in own and (is_lazy(own[name]) or own[name].shape == value.shape)
     }
     rounded = sorted(
         name
@@ -124,6 +130,9 @@ def mismatches(own: dict[str, Tensor], state: dict[str, Tensor]) -> list[str]:
     problems = [f"{name} is missing in it" for name in own if name not in state]
     problems += [f"{name} is not in the model" for name in state if name not in own]
     for name in own.keys() & state.keys():
+        # A lazy parameter takes its shape from the state.
+        if is_lazy(own[name]) or is_lazy(state[name]):
+            continue
         shape, own_shape = list(state[name].shape), list(own[name].shape)
         if shape != own_shape:
             problems.append(f"{name} has shape {shape}, the model's {own_shape}")

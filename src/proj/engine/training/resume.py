@@ -28,9 +28,10 @@ from proj.engine.training.preflight import preflight
 from proj.engine.training.train import RUN_VARIABLE, train
 from proj.engine.write_paths import check_links
 from proj.errors import UserError
+from proj.models.optim import takes_length
 from proj.schema import Schema
 
-# Settings that a scheduler's length is computed from.
+# Settings that a scheduler's length may come from.
 SCHEDULE_SETTINGS = ("trainer.max_epochs", "trainer.max_steps")
 # Temporary files of `atomic_write` that a killed training may leave in the run's folder.
 UNFINISHED_FILES = ("checkpoints/.*.ckpt.*", ".manifest.json.*", ".config.yaml.*")
@@ -142,10 +143,17 @@ def _check_changes(run: Run, cli: ExperimentCLI, changes: list[str]) -> None:
 
     ``changes`` are lines of the form ``key: old -> new``.
     """
-    changeable = set(CHANGEABLE_SETTINGS)
-    if getattr(cli.model, "scheduler", None) is not None:
+    changeable, schedule = set(CHANGEABLE_SETTINGS), ""
+    scheduler = getattr(cli.model, "scheduler", None)
+    if scheduler is not None and takes_length(scheduler):
         changeable -= set(SCHEDULE_SETTINGS)
-    refused = [line for line in changes if line.split(":")[0] not in changeable]
+        name = str(cli.experiment["model"]["init_args"]["scheduler"]["class_path"])
+        schedule = f" (model.scheduler {name.rpartition('.')[2]} takes its length from it)"
+    refused = [
+        line + schedule * line.startswith(SCHEDULE_SETTINGS)
+        for line in changes
+        if line.split(":")[0] not in changeable
+    ]
     if refused:
         raise UserError(
             f"--resume: expected the settings of {run.path}, got changes of settings that cannot "

@@ -8,13 +8,16 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
 
 from proj.data.base import Finding
 from proj.engine import PACKAGE, console
 from proj.engine.callbacks.best_checkpoint import BestCheckpoint
 from proj.engine.callbacks.divergence import DIVERGED, divergence
+from proj.engine.callbacks.loggers import finish, log_files
+from proj.engine.callbacks.monitoring import RunLogger
 from proj.engine.config.experiment import ExperimentCLI, first_process
+from proj.engine.config.loggers import build_loggers
 from proj.engine.exit_codes import as_user_error, signal_exit_codes
 from proj.engine.memory import keep_freed_memory
 from proj.engine.runs.checkpoint_file import read_checkpoint
@@ -22,6 +25,7 @@ from proj.engine.runs.contents import LOST, FindingEntry, metric_entries
 from proj.engine.runs.files import read_json, write_json
 from proj.engine.runs.manifest import record_manifest
 from proj.engine.runs.run import LAST, Run
+from proj.engine.training.outcome import is_elsewhere, outcome, restore_callbacks
 
 # Environment variable with the run's folder. Process 0 sets it for the processes that it starts.
 RUN_VARIABLE = f"{PACKAGE.upper()}_RUN"
@@ -48,7 +52,10 @@ def train(
     """
     first_step = read_checkpoint(checkpoint)["global_step"] if checkpoint else 0
     purge_step = first_step + 1 if resumed else None
-    trainer = cli.build_trainer(run.path, [*cli.fit_callbacks(run.path), *callbacks], purge_step)
+    ids = run.manifest.get("loggers", {}) if resumed else {}
+    loggers = build_loggers(cli.config.trainer.logger, run.path.name, ids)
+    callbacks = [*cli.fit_callbacks(run.path, resumed), *callbacks]
+    trainer = cli.build_trainer(run.path, callbacks, purge_step, loggers)
     device = trainer.strategy.root_device
     keep_freed_memory(device)
     if not first_process():
@@ -63,8 +70,22 @@ def train(
         record_manifest(run, command, seed, fingerprint, device, resumed),
     ):
         _fit(cli, trainer, checkpoint)
+        restore_callbacks(run, trainer)
         _record_result(run, trainer)
+        if is_elsewhere(trainer):
+            # Those of this process have not begun the runs of their services.
+            ids = run.manifest.get("loggers", {})
+            loggers = build_loggers(cli.config.trainer.logger, run.path.name, ids)
+        _log_files(run, loggers)
     _show_result(run, trainer)
+
+
+def _log_files(run: Run, loggers: Sequence[Logger]) -> None:
+    """Give the config and the best checkpoint, or the last one, to the experiment's loggers."""
+    checkpoints = [run.path / "checkpoints" / name for name in ("best.ckpt", LAST)]
+    best = next((path for path in checkpoints if path.is_file()), run.path)
+    log_files(loggers, [run.path / "config.yaml", best], run.path.name)
+    finish(loggers)
 
 
 @contextmanager
@@ -82,20 +103,28 @@ def _failed_training(
     except SystemExit as stop:
         if stop.code in SIGNAL_CODES and (run.path / "checkpoints" / LAST).is_file():
             console.say(
-                f"stopped in epoch {trainer.current_epoch}, saved; to continue: "
+                f"stopped in epoch {_epoch(run, trainer)}, saved; to continue: "
                 f"fit --resume {shlex.quote(str(run.path))}"
             )
         raise
     except Exception:
         # No step was made, so model, data, settings and checkpoint do not fit together.
-        if trainer.global_step == first_step and not resumed:
+        steps = outcome(run, trainer).steps
+        # Other processes may have made steps since their last checkpoint.
+        if is_elsewhere(trainer) and (run.path / "checkpoints" / LAST).is_file():
+            raise
+        if steps == first_step and not resumed:
             _delete(run, cli.root)
             with as_user_error("training cannot start"):
                 raise
-        if trainer.global_step in (0, first_step):
+        if steps in (0, first_step):
             with as_user_error(f"training cannot resume from {checkpoint}"):
                 raise
         raise
+
+
+def _epoch(run: Run, trainer: Trainer) -> int:
+    return outcome(run, trainer).epochs - 1 if is_elsewhere(trainer) else trainer.current_epoch
 
 
 def _record_result(run: Run, trainer: Trainer) -> None:
@@ -149,7 +178,8 @@ def _best_checkpoints(trainer: Trainer) -> list[BestCheckpoint]:
 
 def _show_result(run: Run, trainer: Trainer) -> None:
     """Print the metrics of the best epoch, the length of the training, and the run's folder."""
-    epochs = console.plural(trainer.current_epoch, "epoch")
+    reached = outcome(run, trainer)
+    epochs = console.plural(reached.epochs, "epoch")
     for saver in _best_checkpoints(trainer):
         metrics = {
             name: value
@@ -160,11 +190,11 @@ def _show_result(run: Run, trainer: Trainer) -> None:
         task = getattr(trainer.lightning_module, "task", None)
         title = title if saver.monitor else "last epoch"
         console.show_metrics(title, metric_entries(metrics), task)
-    console.say(
-        f"trained: {epochs} (counted from 0), {console.plural(trainer.global_step, 'step')}"
-    )
+    console.say(f"trained: {epochs} (counted from 0), {console.plural(reached.steps, 'step')}")
     console.say(f"run: {run.path}")
-    if any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers):
-        console.say(f"watch: tensorboard --logdir {shlex.quote(str(run.path.parent))}")
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            folder = run.path.parent if isinstance(logger, RunLogger) else logger.root_dir
+            console.say(f"watch: tensorboard --logdir {shlex.quote(str(folder))}")
     if found := divergence(trainer):
         console.warn(str(found))
