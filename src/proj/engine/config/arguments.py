@@ -229,9 +229,9 @@ def _read_config(path: Path) -> dict[str, Any]:
             f"{path}: expected the keys of an experiment (trainer, model, data, …), got "
             f"{'nothing' if config is None else type(config).__name__}."
         )
-    config = include_files(config, SECTIONS, (path.parent, Path()))
-    _check_keys(path, config)
-    return config
+    included: dict[str, Any] = include_files(config, SECTIONS, (path.parent, Path()))
+    _check_keys(path, included)
+    return included
 
 
 def _check_keys(path: Path, config: dict[Any, Any]) -> None:

@@ -118,11 +118,13 @@ def _monitored_by_callbacks(cli: ExperimentCLI) -> Iterator[tuple[str, str | Non
     They do nothing while ``fast_dev_run`` is true.
     """
     for callback in _own_callbacks(cli):
-        option = f"trainer.callbacks.{type(callback).__name__}"
-        if (isinstance(callback, ModelCheckpoint) and callback.monitor not in COUNTERS) or (
-            isinstance(callback, EarlyStopping) and callback.strict
-        ):
-            yield option, callback.monitor
+        needs_metric = (
+            callback.strict
+            if isinstance(callback, EarlyStopping)
+            else isinstance(callback, ModelCheckpoint) and callback.monitor not in COUNTERS
+        )
+        if needs_metric:
+            yield f"trainer.callbacks.{type(callback).__name__}", getattr(callback, "monitor", None)
 
 
 def _missing_metric(option: str, metric: str, logged: set[str]) -> str:
