@@ -22,6 +22,7 @@ from proj.engine.training.trial_callbacks import TrialLogger, copy_for_trial
 from proj.engine.training.trial_checkpoint import CheckpointCheck, TrialCheckpoint
 from proj.errors import UserError, nearest
 from proj.models.base import Model
+from proj.models.checks import check_targets
 
 # Flags of the Trainer that decide whether a step works at all. Trial Trainers get the same values.
 STEP_FLAGS = (
@@ -100,6 +101,7 @@ def _run_first_batches(
         trainer.loggers = [TrialLogger(folder)]
     with signal_exit_codes(trainer):
         trainer.fit(model, datamodule=data)
+        _check_targets(model, data)
         _check_last_batch(model, data)
         logged = set(trainer.callback_metrics)
         if can_test(model, data):
@@ -137,6 +139,25 @@ def _missing_metric(option: str, metric: str, logged: set[str]) -> str:
         )
     hint = nearest(metric, sorted(logged))
     return f"{option}.monitor: expected a metric that fit logs, got {metric!r}.{hint}"
+
+
+def _check_targets(model: LightningModule, data: LightningDataModule | None) -> None:
+    """Raise UserError unless the targets of a user's splits have the form that losses take.
+
+    The batches of several steps in one execution are taken from the splits as they are.
+    """
+    if not isinstance(model, Model) or not isinstance(data, DataModule):
+        return
+    assert model.schema is not None
+    for name, split in data.splits.items():
+        if split.y is None:
+            continue
+        shape, expected = list(split.y.shape), list(check_targets(split.y, model.schema).shape)
+        if shape != expected:
+            raise UserError(
+                f"splits[{name!r}].y: expected targets of shape {expected}, got {shape}; write "
+                "y[:, None], or flatten the axes after the first."
+            )
 
 
 def _check_last_batch(model: LightningModule, data: LightningDataModule | None) -> None:
