@@ -28,6 +28,7 @@ VERBS = {
     ),
     "verify": ("commands.verify:verify", "repeat the proof of a bundle on this machine"),
     "serve": ("commands.serve:serve", "answer requests over HTTP with a bundle"),
+    "new": ("commands.new:new", "make a new project from this template"),
     "complete": ("commands.complete:complete", "print the completion of a shell"),
     "tune": ("tuning.search:tune", "search for better settings"),
     "cv": ("tuning.cv:cv", "cross-validate an experiment, with several seeds"),
