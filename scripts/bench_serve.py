@@ -223,7 +223,7 @@ def running(
             text = text.replace(word, str(value))
         program = Path(f"{name.replace(' ', '_').lower()}_server.py")
         lines = text.splitlines()[1:]
-        program.write_text("\n".join(line[8:] for line in lines))
+        program.write_text("\n".join(line[8:] for line in lines), encoding="utf-8")
         python = rivals if name in RIVALS else sys.executable
         assert python is not None
         command = [python, str(program)]
@@ -231,9 +231,9 @@ def running(
             service = [f"{program.stem}:Service", "--host", "127.0.0.1", "--port", str(port)]
             command = [python, "-m", "bentoml", "serve", *service]
     env = {**os.environ, "BENTOML_DO_NOT_TRACK": "True"}
-    with Path("server.log").open("w") as log:
+    with Path("server.log").open("w", encoding="utf-8") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, env=env)
-    Path("server.pid").write_text(str(process.pid))
+    Path("server.pid").write_text(str(process.pid), encoding="utf-8")
     try:
         wait_until_answered(process, port, request)
         yield port
@@ -257,7 +257,9 @@ def wait_until_answered(process: subprocess.Popen[bytes], port: int, request: by
             return
         except OSError:  # URLError is one
             time.sleep(0.1)
-    raise SystemExit(f"the server does not answer: {Path('server.log').read_text()[-2000:]}")
+    raise SystemExit(
+        f"the server does not answer: {Path('server.log').read_text(encoding='utf-8')[-2000:]}"
+    )
 
 
 # Measurements
@@ -268,7 +270,7 @@ import os, random, signal, sys, time
 from pathlib import Path
 while True:
     time.sleep(0.5)
-    children = Path(f"/proc/{sys.argv[1]}/task/{sys.argv[1]}/children").read_text().split()
+    children = Path(f"/proc/{sys.argv[1]}/task/{sys.argv[1]}/children").read_text("utf-8").split()
     if children:
         os.kill(int(random.choice(children)), signal.SIGKILL)
 """
@@ -338,7 +340,7 @@ def memory(group: int) -> float:
     for status in Path("/proc").glob("[0-9]*/status"):
         try:
             if os.getsid(int(status.parent.name)) == group:
-                lines = status.read_text().splitlines()
+                lines = status.read_text(encoding="utf-8").splitlines()
                 total += sum(int(line.split()[1]) for line in lines if line.startswith("VmRSS"))
         except (ProcessLookupError, FileNotFoundError):
             continue
@@ -364,10 +366,10 @@ def soak(count: int) -> None:
     """Send many requests while workers are killed; print failures and memory."""
     request = http_request(prepare()["table"][:1])
     with running(OURS, "table", None, request, "--workers", "2") as port:
-        server = int(Path("server.pid").read_text())
+        server = int(Path("server.pid").read_text(encoding="utf-8"))
         asyncio.run(send_all(port, request, max(1000, count // 10)))
         before = memory(server)
-        killer = subprocess.Popen([sys.executable, "-c", KILLER, str(server)], stdout=-1, text=True)
+        killer = subprocess.Popen([sys.executable, "-c", KILLER, str(server)])
         start = time.perf_counter()
         failed = asyncio.run(send_all(port, request, count))
         seconds = time.perf_counter() - start

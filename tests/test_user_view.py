@@ -195,8 +195,11 @@ def test_an_own_loss_excludes_the_options_of_the_built_in_one(mine: str, cli: Cl
     )
 
 
-def test_an_own_metric_is_logged_monitored_and_equals_scikit_learns(mine: str, cli: Cli) -> None:
-    kappa = {"kappa": {"class_path": "torchmetrics.classification.MulticlassCohenKappa"}}
+@pytest.mark.parametrize("name", ["classification.MulticlassCohenKappa", "CohenKappa"])
+def test_an_own_metric_is_logged_monitored_and_equals_scikit_learns(
+    mine: str, cli: Cli, name: str
+) -> None:
+    kappa = {"kappa": {"class_path": f"torchmetrics.{name}"}}
     monitor = ["--checkpoint.monitor", "val/kappa", "--checkpoint.mode", "max"]
     cli("fit", "--config", sensors(mine, metrics=kappa), *monitor)
     cli("test")
@@ -204,6 +207,7 @@ def test_an_own_metric_is_logged_monitored_and_equals_scikit_learns(mine: str, c
     metrics = json.loads((LOGS / "test/metrics.json").read_text())
     expected = cohen_kappa_score(table["target"].to_list(), table["prediction"].to_list())
     assert metrics["kappa"]["value"] == pytest.approx(expected, abs=1e-6)
+    assert metrics["kappa"]["low"] < expected < metrics["kappa"]["high"]
     states = read_checkpoint(LOGS / "checkpoints/best.ckpt")["callbacks"].values()
     best = next(state["best_metrics"] for state in states if "best_metrics" in state)
     assert "val/kappa" in best

@@ -157,7 +157,7 @@ def resolve_flag(flag: str, value: str) -> str:
         return value
     try:
         content = yaml.safe_load(value)
-    except yaml.YAMLError:  # The parser of the experiment reports it.
+    except (yaml.YAMLError, RecursionError):  # The parser of the experiment reports it.
         return value
     resolved = resolve_classes(content, key)
     return value if resolved == content else json.dumps(resolved)

@@ -93,22 +93,25 @@ class SchemaModule(LightningModule, ABC):
             self.net = build_net(self.net, self.schema)
         freeze_matching(self.net, self.freeze_patterns)
         self.configure_loss(self.schema)
-        extra = {name: self._build_metric(name) for name in self.extra_metrics}
+        extra = {name: self._build_metric(name, self.schema) for name in self.extra_metrics}
         self.split_metrics = nn.ModuleList(
             StageMetrics(self.schema, split, extra) for split in SPLITS
         )
         if self.compile_mode == "net":
             self.net.compile()  # In place, so that the checkpoint's keys stay as they are.
 
-    def _build_metric(self, name: str) -> Metric:
+    def _build_metric(self, name: str, schema: Schema) -> Metric:
         if name in METRIC_INFO or "/" in name:
             raise UserError(
                 f"model.metrics: expected a name that is not taken and without /, got {name}; "
                 "choose another one."
             )
-        metric = self.extra_metrics[name]
-        assert self.schema is not None
-        return metric if isinstance(metric, Metric) else metric(self.schema.num_outputs)
+        metric: Any = self.extra_metrics[name]
+        options = getattr(metric, "keywords", {})
+        counts = [k for k in ("num_classes", "num_labels") if k in options and options[k] is None]
+        if counts:  # torchmetrics' classes for several tasks, such as `torchmetrics.CohenKappa`
+            metric = metric(schema.task, **dict.fromkeys(counts, schema.num_outputs))
+        return metric if isinstance(metric, Metric) else metric(schema.num_outputs)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if self.schema is not None and not checkpoint.get("schema"):

@@ -6,6 +6,7 @@ from proj.engine.callbacks.prediction_writer import PredictionWriter
 from proj.engine.evaluation.artifacts import save_artifacts
 from proj.engine.evaluation.baseline import constant_baseline
 from proj.engine.evaluation.loggers import log_results
+from proj.engine.evaluation.own_metrics import own_metrics
 from proj.engine.evaluation.prediction_set import predictions_in
 from proj.engine.evaluation.report import write_report
 from proj.engine.evaluation.restore import RestoredRun, apply_calibration, restore, run_loop
@@ -62,7 +63,8 @@ def _score(
     if line := describe_positive(data, schema, " and train again"):
         console.say(line)
     predictions = predictions_in(writer.table, run, schema, applied)
-    metrics = add_intervals(metrics, predictions, schema, run_seed(run))
+    own = own_metrics(cli.model)
+    metrics = add_intervals(metrics, predictions, schema, run_seed(run), own)
     warnings = small_sample_warnings(metrics, schema.task, "test")
     with replace_results(run, "test"):
         _write_predictions(run, writer, applied)

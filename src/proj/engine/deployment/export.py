@@ -65,8 +65,9 @@ def write_server_files(folder: Path, has_rows: bool) -> None:
     """
     for name in ("requirements-serve.txt", "serve.service"):
         shutil.copyfile(TEMPLATES / name, folder / name)
-    template = Template((TEMPLATES / "Dockerfile.j2").read_text(), trim_blocks=True)
-    (folder / "Dockerfile").write_text(template.render(has_rows=has_rows) + "\n")
+    template = Template((TEMPLATES / "Dockerfile.j2").read_text(encoding="utf-8"), trim_blocks=True)
+    text = template.render(has_rows=has_rows) + "\n"
+    (folder / "Dockerfile").write_text(text, encoding="utf-8")
 
 
 def write_graph(trained: Trained, folder: Path, model_format: str) -> dict[str, Any]:

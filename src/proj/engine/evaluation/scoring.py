@@ -1,9 +1,10 @@
 """Score a split: confidence intervals for its metrics, and small-sample warnings."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeAlias
 
 import numpy as np
+from torchmetrics import Metric
 
 from proj.engine.console import number, plural
 from proj.engine.evaluation.counts import headline_metric
@@ -11,6 +12,7 @@ from proj.engine.evaluation.curves import log_losses
 from proj.engine.evaluation.dominant_rows import without_dominant_rows
 from proj.engine.evaluation.intervals import intervals, mean_interval
 from proj.engine.evaluation.limits import Interval
+from proj.engine.evaluation.own_metrics import own_intervals
 from proj.engine.evaluation.prediction_set import PredictionSet
 from proj.schema import Array, Schema, Task
 
@@ -25,13 +27,26 @@ TOLERANCE = 1e-5
 
 
 def add_intervals(
-    metrics: Metrics, predictions: PredictionSet, schema: Schema, seed: int
+    metrics: Metrics,
+    predictions: PredictionSet,
+    schema: Schema,
+    seed: int,
+    own: Mapping[str, Metric] | None = None,
 ) -> Metrics:
     """Return the metrics with their 95 % intervals.
 
-    A metric that the predictions do not determine, such as one of the user's own, stays as it is.
+    A metric that the predictions do not determine, such as one that is logged, stays as it is.
+
+    Args:
+        metrics: values by name.
+        predictions: those of the split.
+        schema: that of the model.
+        seed: of the resamples.
+        own: the user's own metrics by name.
     """
     known, scored = intervals(predictions, seed), dict(metrics)
+    if not predictions.missing:
+        known |= dict(own_intervals(own or {}, predictions, seed))
     for name, entry in metrics.items():
         if name == "loss":
             scored[name] = _checked(
