@@ -182,13 +182,14 @@ def test_mlflow(experiment: Any, cli: Cli) -> None:
     flags = ["--trainer.logger", "MLFlowLogger"]
     flags += ["--trainer.logger.tracking_uri", "sqlite:///mlflow.db"]
     cli("fit", "--config", experiment(), "--name", "a", *flags)
+    cli("fit", "--resume", "a", "--trainer.max_epochs", "3")
     cli("test", "--run", "a")
     client = tracking.MlflowClient("sqlite:///mlflow.db")
     (experiment_id,) = (e.experiment_id for e in client.search_experiments() if e.name != "Default")
     (run,) = client.search_runs([experiment_id])
     assert run.info.run_name == "a"
     assert run.data.params["model.net.hidden"] == "[8]"
-    assert len(client.get_metric_history(run.info.run_id, "val/loss")) == 2
+    assert len(client.get_metric_history(run.info.run_id, "val/loss")) == 3
     f1 = Run(RUN).metrics("test")["f1"]
     assert run.data.metrics["test/f1"] == pytest.approx(f1["value"])
     assert run.data.metrics["test/f1_low"] == pytest.approx(f1["low"])

@@ -116,7 +116,8 @@ def accept_functions(is_accepted: Callable[[Any], bool]) -> None:
         return
 
     def accepting_returns_class(function: Any, types: Any, logger: Any) -> bool:
-        return is_accepted(function) or bool(returns_class(function, types, logger))
+        accepts = bool(_object_checks) and is_accepted(function)
+        return accepts or bool(returns_class(function, types, logger))
 
     def function_as_partial(callable_type: Any, spec: Any) -> Any:
         spec, skipped = as_partial(callable_type, spec)

@@ -50,6 +50,16 @@ INSIDES = (
             "trainer.callbacks.batch_size_fn: expected a function or class by its import path",
         ),
         ("--trainer.logger own.Abstract", "own.Abstract, which is abstract"),
+        (
+            "--trainer.num_nodes.x 3",
+            "trainer.num_nodes.x: no such key; trainer.num_nodes is a value",
+        ),
+        ("--trainer.max_epochs.x 3", "trainer.max_epochs.x: no such key"),
+        ("--model.scheduler={a:1}", "model.scheduler: expected"),
+        ("--model.scheduler=[1]", "expected a function or class by its import path, got [1]."),
+        ("--model.scheduler torch.nn.Linear", "derived from LRScheduler or ReduceLROnPlateau"),
+        ('--model.scheduler={"a":1}', "model.scheduler: expected class_path and init_args"),
+        ('--trainer.callbacks={"a":1}', "trainer.callbacks: expected class_path and init_args"),
         ("--trainer.callbacks 3", "trainer.callbacks: expected list or null, got 3."),
     ],
 )

@@ -27,6 +27,17 @@ def test_a_schedule_without_a_length_may_go_on(experiment: Any, cli: Cli) -> Non
     assert all(torch.equal(short[name], long[name]) for name in long)
 
 
+def test_the_loggers_of_a_resumed_run_may_change(experiment: Any, cli: Cli) -> None:
+    """A run could not be continued with another logger, or where its service is not there."""
+    cli("fit", "--config", experiment(), "--name", "a")
+    logger = ["--trainer.logger", "CSVLogger", "--trainer.logger.save_dir", "csv"]
+    cli("fit", "--resume", "a", "--trainer.max_epochs", "3", *logger)
+    folder = Path("csv/lightning_logs/version_0")
+    assert "val/loss" in (folder / "metrics.csv").read_text()
+    assert "trainer.max_epochs: 3" in (folder / "hparams.yaml").read_text()
+    cli("test", "--run", "a")
+
+
 def test_a_schedule_with_the_length_of_the_training_is_named(experiment: Any, cli: Cli) -> None:
     """The message would not say why a run may not be trained longer."""
     config = experiment(model={"scheduler": CYCLE, "scheduler_interval": "step"})

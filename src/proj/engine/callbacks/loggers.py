@@ -30,27 +30,34 @@ class ConfigLogger(Callback):
     Args:
         config: the experiment.
         run: the run.
-        resumed: the run has logged its experiment before.
+        resumed: the run was begun before, so that loggers which go on have the experiment.
     """
 
     def __init__(self, config: dict[str, Any], run: Run, resumed: bool) -> None:
         self.config, self.run, self.resumed = config, run, resumed
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        kinds = ((type(logger).__name__, logger) for logger in trainer.loggers)
-        ids = {kind: str(logger.version) for kind, logger in kinds if kind in IDENTIFIED}
+        ids = {
+            type(logger).__name__: str(logger.version)
+            for logger in trainer.loggers
+            if type(logger).__name__ in IDENTIFIED
+        }
+        previous = self.run.manifest.get("loggers", {}) if self.resumed else {}
         if ids and trainer.is_global_zero:
-            self.run.write_manifest(loggers=ids)
-        if self.resumed:
-            return
+            self.run.write_manifest(loggers={**previous, **ids})
         values = flatten_config(self.config)
         for logger in trainer.loggers:
+            kind = type(logger).__name__
+            if isinstance(logger, TensorBoardLogger) or (
+                kind in previous and previous[kind] == ids.get(kind)
+            ):
+                continue
             if isinstance(logger, MLFlowLogger):
                 # It refuses other characters in names.
                 logger.log_hyperparams(
                     {re.sub(r"[^\w./ :-]", "_", name): value for name, value in values.items()}
                 )
-            elif not isinstance(logger, TensorBoardLogger):
+            else:
                 logger.log_hyperparams(values)
 
 

@@ -32,7 +32,15 @@ CHANGEABLE_SETTINGS = (
     "checkpoint.every_n_steps",
     "data.init_args.cache_dir",
 )
+# Sections of which all settings may change in that way.
+CHANGEABLE_SECTIONS = ("trainer.logger",)
 MAX_SHOWN = 3
+
+
+def may_change(line: str) -> bool:
+    """Return whether a change, as ``key: old -> new``, does not change what a step does."""
+    key = line.split(":")[0]
+    return key in CHANGEABLE_SETTINGS or key.startswith(CHANGEABLE_SECTIONS)
 
 
 def run_of_file(file: Path) -> Run | None:
@@ -76,9 +84,7 @@ def check_same_run(
         return
     # Runs without initial weights record no `init_from`.
     own, other = ({"init_from": None} | config for config in (recorded, checkpoint["config"]))
-    changes = [
-        line for line in differences(own, other) if line.split(":")[0] not in CHANGEABLE_SETTINGS
-    ]
+    changes = [line for line in differences(own, other) if not may_change(line)]
     if changes and digest(own) != digest(other):
         more = f" and {len(changes) - MAX_SHOWN} more" if len(changes) > MAX_SHOWN else ""
         raise UserError(

@@ -81,10 +81,14 @@ class Cause:
         return "another type"
 
     @property
+    def given(self) -> str:
+        """The line with the value that was given; empty if there is none."""
+        return next((line for line in self.lines if "Given value: " in line), "")
+
+    @property
     def option(self) -> str | None:
         """The option that was given where a class was expected; None if a value was given."""
-        given = next((line for line in self.lines if "Given value: " in line), "")
-        match = re.search(r"Given value: NestedArg\(key='([^']*)'", given)
+        match = re.search(r"Given value: NestedArg\(key='([^']*)'", self.given)
         if match is None or match[1].rpartition(".")[2] == self.key.rpartition(".")[2]:
             return None
         return match[1].rpartition(".")[2]
@@ -161,6 +165,9 @@ def _import_not_allowed(cause: Cause) -> str:
     if cause.option:
         return _option_before_class(cause)
     path = cause.match[1]
+    # The base class of the place, which the user has not named.
+    if "Given value: {" in cause.given and "class_path" not in cause.given:
+        return f"{cause.key}: expected class_path and init_args, got {cause.value}."
     package = path.split(".")[0]
     if package.isidentifier() and package not in sys.modules and find_spec(package) is None:
         return (
@@ -315,7 +322,7 @@ def _no_module(cause: Cause) -> str:
 
 
 def _wrong_class(cause: Cause) -> str:
-    path, base = cause.match[1] or cause.value, cause.match[2]
+    path, base = cause.match[1] or cause.value, cause.match[2].replace(", ", " or ")
     module, _, name = path.rpartition(".")
     if isroutine(getattr(sys.modules.get(module), name, None)):
         path += f", a function without that return annotation; declare it with `-> {base}`"
@@ -330,8 +337,10 @@ def _wrong_type(cause: Cause) -> str:
     if cause.option and cause.key.rpartition(".")[2] in OPTIONAL_CLASS_KEYS:
         return _option_before_class(cause)
     if cause.match[2] is not None:
-        value = _shortened(cause.match[2])
-        return f"{cause.key}: expected {_type_name(cause.match[1])}, got {value}."
+        kind = _type_name(cause.match[1])
+        if nested := re.match(r"NestedArg\(key='([^']*)'", cause.match[2]):
+            return _no_keys(cause, nested[1], kind)
+        return f"{cause.key}: expected {kind}, got {_shortened(cause.match[2])}."
     types = []
     for line in cause.lines:
         pattern = r"\s*- Expected (?:a |an )?(.*?)(?:\. Got value: .*)?$"
@@ -341,7 +350,14 @@ def _wrong_type(cause: Cause) -> str:
     # The other types are the likely ones: nobody writes a tensor as a learning rate in a config.
     if len(types) > 1 and "a class" in types:
         types.remove("a class")
-    return f"{cause.key}: expected {' or '.join(dict.fromkeys(types))}, got {cause.value}."
+    expected = " or ".join(dict.fromkeys(types))
+    if cause.option and not any(kind.startswith(("dict", "a class")) for kind in types):
+        return _no_keys(cause, cause.option, expected)
+    return f"{cause.key}: expected {expected}, got {cause.value}."
+
+
+def _no_keys(cause: Cause, option: str, kind: str) -> str:
+    return f"{cause.key}.{option}: no such key; {cause.key} is a value, {kind}, without keys."
 
 
 def _binary_file(cause: Cause) -> str:
@@ -369,6 +385,10 @@ EXPLANATIONS: dict[str, Callable[[Cause], str]] = {
     r"No module named '([^']+)'": _no_module,
     r"Import path (\S+ )?does not correspond to a subclass of (\w+)": _wrong_class,
     r"Expected '([^']+)' to be a subclass of <class '(\w+)'>": _wrong_class,
+    r"Expected '([^']+)' to be a subclass of Union\[([^\]]+)\]": _wrong_class,
+    r"Expected an import path or a subclass spec, but got (.+?)\.?(?: Got value: .*)?$": (
+        _no_import_path
+    ),
     r"Not a valid subclass of": _not_a_class,
     r"Expected an instantiatable class, but (?:(\S+) )?is (?:abstract|a protocol)": _abstract,
     r"Dict must include a class_path": _no_section,

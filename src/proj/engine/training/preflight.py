@@ -16,6 +16,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from proj.data.base import DataModule
 from proj.data.loader import take
 from proj.engine import console
+from proj.engine.callbacks.build_model import BuildModel
 from proj.engine.config.experiment import ExperimentCLI
 from proj.engine.exit_codes import as_user_error, signal_exit_codes
 from proj.engine.training.trial_callbacks import TrialLogger, copy_for_trial
@@ -95,7 +96,12 @@ def _run_first_batches(
         enable_model_summary=False,
         default_root_dir=folder,
         plugins=CheckpointCheck(),
-        callbacks=[*copies, *callbacks, *([TrialCheckpoint(folder)] if saving else [])],
+        callbacks=[
+            BuildModel(),
+            *copies,
+            *callbacks,
+            *([TrialCheckpoint(folder)] if saving else []),
+        ],
     )
     if options["logger"] is not False and not options["barebones"]:
         trainer.loggers = [TrialLogger(folder)]

@@ -12,9 +12,9 @@ from proj.engine import console
 from proj.engine.callbacks.resume_state import check_resumable
 from proj.engine.config.arguments import Arguments
 from proj.engine.config.checkpoint_owner import (
-    CHANGEABLE_SETTINGS,
     LENGTH_SETTINGS,
     check_same_run,
+    may_change,
 )
 from proj.engine.config.experiment import ExperimentCLI, differences, first_process
 from proj.engine.runs import checkpoint_file
@@ -31,7 +31,7 @@ from proj.errors import UserError
 from proj.models.optim import takes_length
 from proj.schema import Schema
 
-# Settings that a scheduler's length may come from.
+# Settings that a scheduler's length is computed from.
 SCHEDULE_SETTINGS = ("trainer.max_epochs", "trainer.max_steps")
 # Temporary files of `atomic_write` that a killed training may leave in the run's folder.
 UNFINISHED_FILES = ("checkpoints/.*.ckpt.*", ".manifest.json.*", ".config.yaml.*")
@@ -143,17 +143,12 @@ def _check_changes(run: Run, cli: ExperimentCLI, changes: list[str]) -> None:
 
     ``changes`` are lines of the form ``key: old -> new``.
     """
-    changeable, schedule = set(CHANGEABLE_SETTINGS), ""
+    refused = [line for line in changes if not may_change(line)]
     scheduler = getattr(cli.model, "scheduler", None)
     if scheduler is not None and takes_length(scheduler):
-        changeable -= set(SCHEDULE_SETTINGS)
         name = str(cli.experiment["model"]["init_args"]["scheduler"]["class_path"])
         schedule = f" (model.scheduler {name.rpartition('.')[2]} takes its length from it)"
-    refused = [
-        line + schedule * line.startswith(SCHEDULE_SETTINGS)
-        for line in changes
-        if line.split(":")[0] not in changeable
-    ]
+        refused += [line + schedule for line in changes if line.startswith(SCHEDULE_SETTINGS)]
     if refused:
         raise UserError(
             f"--resume: expected the settings of {run.path}, got changes of settings that cannot "
