@@ -166,3 +166,13 @@ def test_predict_takes_inputs_alone() -> None:
     for examples in ([(row,) for row in x], list(x)):
         outputs: Any = trainer().predict(ours, DataLoader(examples, batch_size=8))  # type: ignore
         assert torch.cat([output["row"] for output in outputs]).tolist() == list(range(ROWS))
+
+
+@pytest.mark.parametrize("y", [torch.zeros(0), torch.zeros(0, 1)], ids=["[0]", "[0, 1]"])
+def test_a_batch_may_be_empty(y: Tensor) -> None:
+    """With several processes the last batch of a shard may have no rows."""
+    ours = Regressor(nn.Linear(2, 1), standardize_target=False)
+    ours.schema = Schema.of(2, targets=["a"])
+    batch = ours.to_batch(Batch(torch.zeros(0, 2), y, torch.zeros(0, dtype=torch.int64)))
+    assert batch.y is not None
+    assert batch.y.shape == (0, 1)

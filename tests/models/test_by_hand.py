@@ -85,7 +85,11 @@ class StopInEpoch(Callback):
 
 @pytest.mark.parametrize(
     "options",
-    [{"max_epochs": 3}, {"max_steps": 7}, {"max_epochs": 2, "limit_train_batches": 3}],
+    [
+        {"max_epochs": 3},
+        {"max_epochs": 3, "max_steps": 7},
+        {"max_epochs": 2, "limit_train_batches": 3},
+    ],
     ids=["epochs", "a limit of steps within an epoch", "a limit of batches"],
 )
 def test_callbacks_see_the_metrics_of_this_epoch_as_with_plain_lightning(

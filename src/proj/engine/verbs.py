@@ -26,6 +26,10 @@ VERBS = {
         "commands.reproduce:reproduce",
         "train a run again, and compare the result to the bit",
     ),
+    "eject": (
+        "commands.eject:eject",
+        "write a run's training as one PyTorch script without Lightning",
+    ),
     "verify": ("commands.verify:verify", "repeat the proof of a bundle on this machine"),
     "serve": ("commands.serve:serve", "answer requests over HTTP with a bundle"),
     "new": ("commands.new:new", "make a new project from this template"),

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from proj.errors import UserError
-from proj.schema import SUM_DTYPE, Batch, Schema, Task, Tensors
+from proj.schema import Batch, Schema, Task, Tensors
 
 # Bytes that the outputs of a net's layers may take in evaluation. Larger batches are not faster.
 EVALUATION_BYTES = 64 * 2**20
@@ -29,7 +29,7 @@ def infer_schema(model: Any, data: Any) -> Schema:
         )
     with evaluating(model.net):
         x, _ = split_batch(_first_batch(model, data))
-        count = model(x).shape[-1]
+        count = model(x[:1] if isinstance(x, Tensor) else x).shape[-1]
     shape = tuple(_parts(x)[0].shape[1:]) or (1,)
     if model.task == "binary":
         return Schema.of(shape, classes=(0, 1))
@@ -198,7 +198,7 @@ def check_targets(y: Any, schema: Schema) -> Tensor:
         raise UserError(f"expected {kind} for the task {schema.task}, got {_form(y)}{change}.")
     if is_classes:
         return y
-    numbers = y.view(len(y), -1).to(SUM_DTYPE)
+    numbers = y[:, None] if y.ndim == 1 else y.flatten(1)
     if numbers.shape[1] != schema.num_outputs:
         raise UserError(
             f"expected targets of shape [rows, {schema.num_outputs}], got {_form(y)}; return as "

@@ -76,8 +76,7 @@ class CNN(nn.Module):
 
 def _number_of_stages(side: int) -> int:
     """Return the stages that halve ``side`` pixels down to about 4: 8 -> 2, 16 -> 3, 32 -> 4."""
-    halvings = max(0, (side - 1).bit_length() - 2)
-    return min(4, 1 + halvings)
+    return min(4, 1 + max(0, (side - 1).bit_length() - 2))
 
 
 class ResidualBlock(nn.Module):

@@ -50,11 +50,12 @@ class MLP(nn.Module):
         norm: Literal["batch", "layer"] | None = None,
     ) -> None:
         super().__init__()
-        width = schema.num_features
-        layers: list[nn.Module] = [Standardize(schema), nn.Flatten()]
+        layers: list[nn.Module]
         if schema.columns:
             embedding = TableEmbedding(schema)
             layers, width = [embedding], embedding.width
+        else:
+            layers, width = [Standardize(schema), nn.Flatten()], schema.num_features
         for size in hidden:
             layers.append(nn.Linear(width, size))
             if norm:

@@ -658,7 +658,7 @@ def test_images_are_augmented_in_training_only(
     """Augmented test images would give random metrics."""
     seen: list[bool] = []
     monkeypatch.setattr(
-        "proj.data.images.datamodule.augment", lambda x, *options: seen.append(len(x) == 7) or x
+        "proj.data.images.datamodule.augment", lambda x, **options: seen.append(len(x) == 7) or x
     )
     folder()
     cli("fit", "--config", experiment, "--model.steps_per_execution", "2")

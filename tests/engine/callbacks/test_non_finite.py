@@ -8,9 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch import Trainer
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from conftest import Cli
+from proj.engine.callbacks.non_finite import StopOnNonFinite
 from proj.engine.runs.checkpoint_file import read_checkpoint
+from proj.errors import TrainingError
+from proj.models import Regressor
 
 CHECKPOINTS = Path("lightning_logs/version_0/checkpoints")
 NETS = """
@@ -137,3 +143,31 @@ class Data(LightningDataModule):
     ]
     message = cli("fit", *flags, "--early_stopping.patience", "null", code=3)
     assert "step 4 (epoch 0) gave a number that is not finite, first in the loss" in message
+
+
+class Sum(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.out = nn.Linear(2, 1)
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        return self.out((a + b) / 0)
+
+
+@pytest.mark.parametrize(
+    ("x", "said"),
+    [((0.0, float("nan")), "the inputs"), ((1.0, 1.0), r"the outputs of net\.out \(Linear\)")],
+    ids=["inputs", "a layer"],
+)
+@pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers")
+@pytest.mark.filterwarnings("ignore:You defined a `validation_step`")
+def test_batches_of_a_users_loader(x: tuple[float, float], said: str) -> None:
+    """Several inputs of a user's loader would end in an error about tuples."""
+    rows = [((torch.full((2,), x[0]), torch.full((2,), x[1])), torch.zeros(1))] * 8
+    loader: Any = DataLoader(rows, batch_size=4)
+    quiet: dict[str, Any] = {"logger": False, "enable_checkpointing": False}
+    quiet |= {"enable_progress_bar": False, "enable_model_summary": False}
+    trainer = Trainer(max_epochs=1, accelerator="cpu", callbacks=[StopOnNonFinite(None)], **quiet)
+    model = Regressor(Sum(), standardize_target=False)
+    with pytest.raises(TrainingError, match=rf"^step 1 \(epoch 0\) .* first in {said}"):
+        trainer.fit(model, loader)

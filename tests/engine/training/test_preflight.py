@@ -217,11 +217,63 @@ def test_a_callback_that_fails_is_found_before_training(experiment: Any, cli: Cl
 
 
 @pytest.mark.usefixtures("own")
+def test_metrics_that_own_callbacks_monitor(experiment: Any, cli: Cli) -> None:
+    """Lightning would raise an error after the first epoch."""
+    for name, monitor, code in (
+        ("ModelCheckpoint", "val/f", 2),
+        ("EarlyStopping", "val/f", 2),
+        ("ModelCheckpoint", "step", 0),
+        ("ModelCheckpoint", "val/f1", 0),
+    ):
+        flags = ["--trainer.callbacks", name, "--trainer.callbacks.monitor", monitor]
+        printed = cli("fit", "--config", experiment(), *CPU, *flags, code=code)
+        if code:
+            assert not LOGS.exists()
+            assert f"trainer.callbacks.{name}.monitor: expected a metric that fit logs" in printed
+            assert "Did you mean 'val/f1'?" in printed
+
+
+@pytest.mark.usefixtures("own")
 def test_a_callback_that_cannot_be_copied(experiment: Any, cli: Cli) -> None:
     """Its metric would be called missing; or its state would count the epoch of the preflight."""
     flags = ["--trainer.callbacks", "own.HoldsLock", "--checkpoint.monitor", "val/extra"]
     cli("fit", "--config", experiment(), *CPU, *flags, "--checkpoint.mode", "max")
     assert (LOGS / "version_0/epochs.txt").read_text() == "2"
+
+
+WAVES = """
+import torch
+from torch.utils.data import TensorDataset
+
+from proj.data.base import DataModule
+from proj.schema import Batch, Schema
+
+
+class Waves(DataModule):
+    def __init__(self, column: bool = False):
+        super().__init__(16, True)
+        self.column = column
+
+    @classmethod
+    def encode(cls, rows, schema):
+        return rows
+
+    def setup(self, stage):
+        x = torch.linspace(0, 6, 90)[:, None]
+        y = torch.sin(x) if self.column else torch.sin(x[:, 0])
+        for split, rows in zip(("train", "val", "test"), torch.arange(90).split(30)):
+            self.splits[split] = Batch(x[rows], y[rows], rows)
+        self.schema = Schema.from_dataset(TensorDataset(x, y), targets=["height"])
+"""
+
+
+def test_targets_of_splits_have_the_shape_of_the_outputs(cli: Cli, work: Path) -> None:
+    """Outputs [rows, 1] and targets [rows] would become a loss of all pairs of rows."""
+    (work / "waves.py").write_text(WAVES)
+    fit = ["fit", "--data", "waves.Waves", "--model", "Regressor", "--model.net", "MLP", *CPU]
+    message = cli(*fit, code=2)
+    assert "splits['train'].y: expected targets of shape [30, 1], got [30]; write y[:" in message
+    cli(*fit, "--data.column", "true")
 
 
 class SharesNet(Callback):

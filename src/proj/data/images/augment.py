@@ -20,9 +20,13 @@ def augment(x: Tensor, flip: bool, crop: int, erase: float) -> Tensor:
         crop: largest shift in pixels.
         erase: probability that a rectangle is erased.
     """
-    x = random_hflip(x) if flip else x
-    x = random_shift(x, crop) if crop else x
-    return random_erase(x, erase) if erase else x
+    if flip:
+        x = random_hflip(x)
+    if crop:
+        x = random_shift(x, crop)
+    if erase:
+        x = random_erase(x, erase)
+    return x
 
 
 def random_hflip(x: Tensor) -> Tensor:

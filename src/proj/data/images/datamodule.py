@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable
 from dataclasses import asdict, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -203,9 +203,14 @@ class Images(DataModule):
         own = "" if self.fold and self.fold[0] == split else f"x_{split}"
         return arrays.get(own, arrays["x_train"])[rows]
 
+    @property
+    def augmentation(self) -> partial[Tensor]:
+        """The function of ``x`` that augments a training batch."""
+        return partial(augment, flip=self.flip, crop=self.crop, erase=self.erase)
+
     def augment_batch(self, batch: Batch) -> Batch:
         assert isinstance(batch.x, Tensor)
-        return batch._replace(x=augment(batch.x, self.flip, self.crop, self.erase))
+        return batch._replace(x=self.augmentation(batch.x))
 
     def _prepare(self, path: str, predict: bool = False) -> PreparedImages:
         """Return the decoded images of ``path``, from the cache if it has them."""

@@ -57,9 +57,10 @@ class StopOnNonFinite(Callback):
         if isinstance(self.batch, Execution):
             origin = "the loss of that step or of one shortly before it"
             step, origin = self._repeat_steps(trainer, pl_module) or (step, origin)
-        elif isinstance(self.batch, Batch) and isinstance(pl_module, Model):
-            with _find_non_finite(pl_module, self.batch) as origins:
-                pl_module.forward_loss(self.batch, "train")
+        elif isinstance(pl_module, Model) and _has_our_batches(pl_module, self.batch):
+            batch = pl_module.to_batch(self.batch)
+            with _find_non_finite(pl_module, batch) as origins:
+                pl_module.forward_loss(batch, "train")
             origin = origins[0] if origins else origin
         raise TrainingError(
             f"step {step} (epoch {trainer.current_epoch}) gave a number that is not finite, first "
@@ -96,6 +97,11 @@ class StopOnNonFinite(Callback):
                     return None
                 scheduler.step()
         return None
+
+
+def _has_our_batches(model: Model, batch: Any) -> bool:
+    """Return whether ``to_batch`` takes a batch; a training_step of the user's may take others."""
+    return isinstance(batch, Batch) or type(model).training_step is Model.training_step
 
 
 def _restore(model: Any, checkpoint: dict[str, Any]) -> tuple[Any, Any]:
@@ -145,8 +151,10 @@ def _find_non_finite(model: nn.Module, batch: Batch) -> Iterator[list[str]]:
                 return
         origins.append(f"the outputs of {name} ({type(module).__name__})")
 
-    inputs = batch.x.values() if isinstance(batch.x, dict) else [batch.x]
-    if not all(torch.isfinite(values).all() for values in inputs):
+    x: Any = batch.x  # A user's loader may give a tuple, or a dict with more than tensors.
+    inputs = x.values() if isinstance(x, dict) else x if isinstance(x, tuple | list) else [x]
+    tensors = [values for values in inputs if isinstance(values, Tensor)]
+    if not all(torch.isfinite(values).all() for values in tensors):
         origins.append("the inputs")
     with leaf_hooks(model, check):
         yield origins

@@ -228,11 +228,11 @@ def _trainer_obstacles(trainer: Any) -> Iterator[str]:
 def _class_obstacles(model: LightningModule, data: Any) -> Iterator[str]:
     if not isinstance(model, Model):
         yield f"{type(model).__name__} has a training_step of its own"
-    if hook := _overridden(model, Model, STEP_HOOKS):
+    if hook := overridden(model, Model, STEP_HOOKS):
         yield f"{type(model).__name__} has a {hook} of its own"
     if not isinstance(data, DataModule):
         yield "the batches do not come from a data module of this package"
-    if hook := _overridden(data, DataModule, TRANSFER_HOOKS):
+    if hook := overridden(data, DataModule, TRANSFER_HOOKS):
         yield f"{type(data).__name__} has a {hook} of its own"
 
 
@@ -240,7 +240,7 @@ def _callback_obstacles(callbacks: list[Callback]) -> Iterator[str]:
     for callback in callbacks:
         name = type(callback).__name__
         compatible = isinstance(callback, (*COMPATIBLE_CALLBACKS, StepsPerExecution))
-        if not compatible and (hook := _overridden(callback, Callback, BATCH_HOOKS)):
+        if not compatible and (hook := overridden(callback, Callback, BATCH_HOOKS)):
             yield f"{name} has a {hook}, which needs single batches"
         if isinstance(callback, STEPWISE_CALLBACKS):
             yield f"{name} needs single steps"
@@ -256,7 +256,7 @@ def _optimizer_obstacles(trainer: Any) -> Iterator[str]:
             yield "ReduceLROnPlateau reads a metric after each step"
 
 
-def _overridden(instance: Any, base: type, hooks: tuple[str, ...]) -> str | None:
+def overridden(instance: Any, base: type, hooks: tuple[str, ...]) -> str | None:
     """Return the first of ``hooks`` that an object does not inherit from ``base``."""
     for hook in hooks:
         if getattr(type(instance), hook, None) is not getattr(base, hook, None):

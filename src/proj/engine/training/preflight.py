@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.seed import isolate_rng
 
@@ -22,6 +23,7 @@ from proj.engine.training.trial_callbacks import TrialLogger, copy_for_trial
 from proj.engine.training.trial_checkpoint import CheckpointCheck, TrialCheckpoint
 from proj.errors import UserError, nearest
 from proj.models.base import Model
+from proj.models.checks import check_targets
 
 # Flags of the Trainer that decide whether a step works at all. Trial Trainers get the same values.
 STEP_FLAGS = (
@@ -35,6 +37,8 @@ STEP_FLAGS = (
     "inference_mode",
     "detect_anomaly",
 )
+# What a checkpoint callback may monitor although nobody logs it.
+COUNTERS = ("epoch", "step")
 
 
 def preflight(cli: ExperimentCLI, callbacks: Sequence[Callback]) -> None:
@@ -62,7 +66,8 @@ def preflight(cli: ExperimentCLI, callbacks: Sequence[Callback]) -> None:
         logged, left_out = _run_first_batches(cli, callbacks, Path(folder))
     for name in left_out:
         console.warn(f"{name} cannot be copied, so the first batches were checked without it.")
-    for option, metric in cli.monitored().items():
+    monitored = [*cli.monitored().items(), *_monitored_by_callbacks(cli)]
+    for option, metric in monitored:
         if metric is not None and metric not in logged and not left_out:
             raise UserError(_missing_metric(option, metric, logged))
     # This raises UserError if the mode of a metric is unknown.
@@ -77,9 +82,7 @@ def _run_first_batches(
     Returns the names of the metrics of ``fit``, and the callbacks that cannot be copied.
     """
     options, data = cli.config_init.trainer, cli.datamodule
-    configured = options["callbacks"] or []
-    own = configured if isinstance(configured, list) else [configured]
-    model, copies, left_out = copy_for_trial(cli.model, own)
+    model, copies, left_out = copy_for_trial(cli.model, _own_callbacks(cli))
     if isinstance(model, Model):
         model.compile_mode = "none"  # Compiling takes longer than the check.
     saving = options["enable_checkpointing"] is not False and not options["barebones"]
@@ -104,11 +107,32 @@ def _run_first_batches(
         trainer.loggers = [TrialLogger(folder)]
     with signal_exit_codes(trainer):
         trainer.fit(model, datamodule=data)
+        _check_targets(model, data)
         _check_last_batch(model, data)
         logged = set(trainer.callback_metrics)
         if can_test(model, data):
             trainer.test(model, datamodule=data, verbose=False)
     return logged, left_out
+
+
+def _own_callbacks(cli: ExperimentCLI) -> list[Callback]:
+    configured = cli.config_init.trainer["callbacks"] or []
+    return configured if isinstance(configured, list) else [configured]
+
+
+def _monitored_by_callbacks(cli: ExperimentCLI) -> Iterator[tuple[str, str | None]]:
+    """Yield the metrics that callbacks of the user need; Lightning's raise an error without them.
+
+    They do nothing while ``fast_dev_run`` is true.
+    """
+    for callback in _own_callbacks(cli):
+        needs_metric = (
+            callback.strict
+            if isinstance(callback, EarlyStopping)
+            else isinstance(callback, ModelCheckpoint) and callback.monitor not in COUNTERS
+        )
+        if needs_metric:
+            yield f"trainer.callbacks.{type(callback).__name__}", getattr(callback, "monitor", None)
 
 
 def _missing_metric(option: str, metric: str, logged: set[str]) -> str:
@@ -121,6 +145,25 @@ def _missing_metric(option: str, metric: str, logged: set[str]) -> str:
         )
     hint = nearest(metric, sorted(logged))
     return f"{option}.monitor: expected a metric that fit logs, got {metric!r}.{hint}"
+
+
+def _check_targets(model: LightningModule, data: LightningDataModule | None) -> None:
+    """Raise UserError unless the targets of a user's splits have the form that losses take.
+
+    The batches of several steps in one execution are taken from the splits as they are.
+    """
+    if not isinstance(model, Model) or not isinstance(data, DataModule):
+        return
+    assert model.schema is not None
+    for name, split in data.splits.items():
+        if split.y is None:
+            continue
+        shape, expected = list(split.y.shape), list(check_targets(split.y, model.schema).shape)
+        if shape != expected:
+            raise UserError(
+                f"splits[{name!r}].y: expected targets of shape {expected}, got {shape}; write "
+                "y[:, None], or flatten the axes after the first."
+            )
 
 
 def _check_last_batch(model: LightningModule, data: LightningDataModule | None) -> None:
