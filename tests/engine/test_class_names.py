@@ -138,6 +138,23 @@ def test_options_of_a_function_are_flags(experiment: Any, cli: Cli) -> None:
     cli("test", "--run", "version_0")
 
 
+@pytest.mark.parametrize("name", ["optimizer", "scheduler"])
+def test_a_function_that_returns_nothing_is_named(name: str, experiment: Any, cli: Cli) -> None:
+    """Lightning would train without an optimizer, and the net would learn nothing."""
+    Path("own.py").write_text("def nothing(first):\n    pass\n")
+    answer = cli("fit", "--config", experiment(), f"--model.{name}", "own.nothing", code=2)
+    assert f"model.{name}: expected {name} of torch.optim, got None from nothing" in answer
+
+
+def test_a_plateau_over_a_metric_of_the_epoch_is_refused(experiment: Any, cli: Cli) -> None:
+    """Training would end with a traceback at its first step."""
+    plateau = {"class_path": "ReduceLROnPlateau", "init_args": {"monitor": "val/loss"}}
+    config = experiment(model={"scheduler": plateau, "scheduler_interval": "step"})
+    answer = cli("fit", "--config", config, code=2)
+    assert "model.scheduler_interval: expected epoch for ReduceLROnPlateau, got step" in answer
+    cli("fit", "--config", config, "--model.scheduler_interval", "epoch")
+
+
 def test_allow_lets_a_config_name_functions(experiment: Any, cli: Cli, work: Path) -> None:
     """A user could not use the functions of a package that makes nets."""
     Path("packages").mkdir()

@@ -17,9 +17,9 @@ from torch.autograd.graph import saved_tensors_hooks
 from proj.data.base import DataModule, Finding
 from proj.data.loader import nbytes, take
 from proj.engine import console
+from proj.engine.callbacks.check_optimizers import CheckOptimizers
 from proj.engine.callbacks.divergence import constant_loss
 from proj.engine.callbacks.multi_step import eager_step
-from proj.engine.callbacks.plateau import CheckPlateau
 from proj.engine.config.arguments import read_arguments
 from proj.engine.config.experiment import ExperimentCLI
 from proj.engine.config.without_effect import settings_without_effect
@@ -50,7 +50,7 @@ def check(args: list[str]) -> None:
     cli = ExperimentCLI("check", arguments.configs, arguments.flags)
     for sentence in settings_without_effect(cli.config, cli.parser.get_defaults()):
         console.warn(sentence)
-    preflight(cli, [*initial_weights(cli), CheckPlateau()])
+    preflight(cli, [*initial_weights(cli), CheckOptimizers()])
     data, model = cli.datamodule, copy.deepcopy(cli.model)
     findings: list[Finding] = []
     if isinstance(data, DataModule):

@@ -9,7 +9,7 @@ from lightning.pytorch import Callback
 
 from proj.data.base import DataModule, Finding
 from proj.engine import console
-from proj.engine.callbacks.plateau import CheckPlateau
+from proj.engine.callbacks.check_optimizers import CheckOptimizers
 from proj.engine.config.arguments import Arguments, read_arguments
 from proj.engine.config.experiment import ExperimentCLI, first_process
 from proj.engine.config.placeholders import show_not_recorded
@@ -82,7 +82,7 @@ def train_experiment(
         check_name(root, name)
         for sentence in settings_without_effect(cli.config, cli.parser.get_defaults()):
             console.warn(sentence)
-        preflight(cli, [*initial, CheckPlateau()])
+        preflight(cli, [*initial, CheckOptimizers()])
         findings = check_data(cli.datamodule) if isinstance(cli.datamodule, DataModule) else []
         if line := describe_positive(cli.datamodule):
             console.say(line)
