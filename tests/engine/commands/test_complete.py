@@ -156,8 +156,9 @@ def test_complete_imports_no_torch(index: Path) -> None:
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_shells(work: Path, cli: Cli, shell: str) -> None:
+def test_shells(work: Path, cli: Cli, shell: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The script of the shell calls the program and offers what it prints."""
+    monkeypatch.setattr("proj.engine.commands.complete.build_in_background", lambda: None)
     if shutil.which(shell) is None:
         pytest.skip(f"{shell} is not installed")
     Path("script").write_text(cli("complete", shell))
