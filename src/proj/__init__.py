@@ -3,9 +3,8 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from proj import data, metrics, models, nets
+    from proj import data, deploy, metrics, models, nets
     from proj.engine.api import fit
-    from proj.engine.deployment import runtime as deploy
     from proj.engine.predictor import load
 
     __version__: str
@@ -19,10 +18,8 @@ def __getattr__(name: str) -> Any:
 
     if name == "__version__":
         return metadata.version(__name__)
-    if name in ("data", "metrics", "models", "nets"):
+    if name in ("data", "deploy", "metrics", "models", "nets"):
         return import_module(f"{__name__}.{name}")
-    if name == "deploy":  # `proj.deploy.load(BUNDLE)` imports neither torch nor polars.
-        return import_module(f"{__name__}.engine.deployment.runtime")
     if module := {"fit": "engine.api", "load": "engine.predictor"}.get(name):
         return getattr(import_module(f"{__name__}.{module}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -277,8 +277,7 @@ class Schema:
         return replace(schema, input_type=input_type, rows=len(y), **fields)
 
     def to_dict(self) -> dict[str, Any]:
-        values: dict[str, Any] = json.loads(json.dumps(asdict(self)))
-        return values
+        return dict(json.loads(json.dumps(asdict(self))))
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Schema":

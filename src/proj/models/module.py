@@ -181,8 +181,7 @@ class SchemaModule(LightningModule, ABC):
     @property
     def loss_so_far(self) -> Tensor:
         """Sum of the weighted losses of the training epoch so far."""
-        total: Tensor = self._metrics_of("train").loss.total
-        return total
+        return self._metrics_of("train").loss.total
 
     # Epochs
 
