@@ -14,11 +14,8 @@ from proj.engine.config.options import COMMON_OPTIONS, OPTIONS
 from proj.engine.exit_codes import exit_code, keep_interrupts
 from proj.engine.secrets import hide, split_words
 from proj.engine.terminal import escape_output
-from proj.engine.verbs import VERBS
+from proj.engine.verbs import EXTRAS, VERBS
 from proj.errors import UserError, nearest
-
-# The extra that installs a package which a verb imports.
-EXTRAS = {"optuna": "tune", "fastapi": "serve", "uvicorn": "serve", "prometheus_client": "serve"}
 
 # The exit code of a program that writes to a pipe whose reader has ended, as shells report it.
 BROKEN_PIPE = 141

@@ -37,3 +37,6 @@ VERBS = {
     "tune": ("tuning.search:tune", "search for better settings"),
     "cv": ("tuning.cv:cv", "cross-validate an experiment, with several seeds"),
 }
+
+# The extra that installs a package which a verb imports.
+EXTRAS = {"optuna": "tune", "fastapi": "serve", "uvicorn": "serve", "prometheus_client": "serve"}

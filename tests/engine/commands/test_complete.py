@@ -126,6 +126,22 @@ def test_an_index_of_other_versions_is_not_used(
     assert started == [1]
 
 
+def test_without_an_extra_the_index_is_built(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`make fit` installs no server, and builds the index."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(work / "cache"))
+    monkeypatch.delitem(sys.modules, f"{PACKAGE}.engine.commands.serve", raising=False)
+    monkeypatch.delitem(
+        sys.modules, f"{PACKAGE}.engine.deployment.runtime.server.service", raising=False
+    )
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    verbs = {verb: VERBS[verb] for verb in ("serve", "runs")}
+    monkeypatch.setattr(flag_index, "_classes", lambda: iter(()))
+    flag_index.build_index(verbs)
+    content = json.loads(flag_index.index_path().read_text())
+    assert content["flags"]["serve"] == []
+    assert "where" in content["flags"]["runs"]
+
+
 def test_a_changed_class_is_left_to_the_parser(
     index: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

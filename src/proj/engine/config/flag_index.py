@@ -15,6 +15,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from importlib import import_module, metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +23,7 @@ from proj.engine import PACKAGE
 from proj.engine.class_paths import SEARCHED_MODULES, own_classes, public_classes
 from proj.engine.config.options import COMMON_OPTIONS
 from proj.engine.config.parser_errors import class_options, unknown_flag, unknown_option
+from proj.engine.verbs import EXTRAS
 from proj.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -62,7 +64,7 @@ class Index(NamedTuple):
     """The content of the index.
 
     Attributes:
-        versions: of the packages, with the names of our own classes.
+        versions: of the packages, with the installed extras and the names of our own classes.
         flags: the keys that each verb takes, without dashes.
         classes: by short name.
     """
@@ -92,7 +94,8 @@ def read_index() -> Index | None:
 
 def _versions() -> list[str]:
     versions = [f"{name} {metadata.version(name)}" for name in (*PACKAGES, PACKAGE)]
-    return [*versions, *sorted(own_classes().values())]
+    extras = [name for name in EXTRAS if find_spec(name) is not None]
+    return [*versions, *extras, *sorted(own_classes().values())]
 
 
 # Mistyped flags
@@ -198,7 +201,13 @@ def build_index(verbs: dict[str, tuple[str, str]]) -> None:
     flags = {}
     for verb, (place, _) in verbs.items():
         module, function = place.split(":")
-        call = getattr(import_module(f"{PACKAGE}.engine.{module}"), function)
+        try:
+            call = getattr(import_module(f"{PACKAGE}.engine.{module}"), function)
+        except ModuleNotFoundError as error:
+            if error.name not in EXTRAS:
+                raise
+            flags[verb] = []
+            continue
         names = set(_flags_in_help(call)) | {option.name for option in COMMON_OPTIONS}
         flags[verb] = sorted(name for name in names if not name.endswith(".help"))
     index = Index(_versions(), flags, dict(_classes()))
