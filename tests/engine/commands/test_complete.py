@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -129,11 +130,14 @@ def test_an_index_of_other_versions_is_not_used(
 def test_without_an_extra_the_index_is_built(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`make fit` installs no server, and builds the index."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(work / "cache"))
-    monkeypatch.delitem(sys.modules, f"{PACKAGE}.engine.commands.serve", raising=False)
-    monkeypatch.delitem(
-        sys.modules, f"{PACKAGE}.engine.deployment.runtime.server.service", raising=False
-    )
-    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    import_module = flag_index.import_module
+
+    def without_uvicorn(name: str) -> ModuleType:
+        if name.endswith("commands.serve"):
+            raise ModuleNotFoundError("No module named 'uvicorn'", name="uvicorn")
+        return import_module(name)
+
+    monkeypatch.setattr(flag_index, "import_module", without_uvicorn)
     verbs = {verb: VERBS[verb] for verb in ("serve", "runs")}
     monkeypatch.setattr(flag_index, "_classes", lambda: iter(()))
     flag_index.build_index(verbs)

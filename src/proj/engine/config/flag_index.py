@@ -198,7 +198,7 @@ def build_index(verbs: dict[str, tuple[str, str]]) -> None:
     Args:
         verbs: module with function, and description, of each verb.
     """
-    flags = {}
+    flags: dict[str, list[str]] = {}
     for verb, (place, _) in verbs.items():
         module, function = place.split(":")
         try:
