@@ -1,7 +1,7 @@
 """Check the optimizer and the scheduler of a model in its first batch, before training."""
 
 from collections.abc import Callable
-from functools import wraps
+from functools import update_wrapper
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -19,9 +19,9 @@ class CheckOptimizers(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit" and isinstance(pl_module, Model):
-            pl_module.optimizer = _checked("optimizer", pl_module.optimizer)
+            pl_module.optimizer = Checked("optimizer", pl_module.optimizer)
             if pl_module.scheduler is not None:
-                pl_module.scheduler = _checked("scheduler", pl_module.scheduler)
+                pl_module.scheduler = Checked("scheduler", pl_module.scheduler)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -38,21 +38,24 @@ class CheckOptimizers(Callback):
                 )
 
 
-def _checked(name: str, build: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a function like ``build`` that refuses None, as a function without ``return`` gives.
+class Checked:
+    """A function like ``build`` that refuses None, as a function without ``return`` gives.
 
-    Lightning trains without an optimizer then.
+    Lightning trains without an optimizer then. It is a class so that spawned processes can have it.
     """
 
-    def checked(*args: Any, **options: Any) -> Any:
-        if (built := build(*args, **options)) is None:
-            function = getattr(build, "__name__", "its function")
+    def __init__(self, name: str, build: Callable[..., Any]) -> None:
+        self.name, self.build = name, build
+        # A partial of jsonargparse has no name, and its options decide on the length of a schedule.
+        self.keywords = getattr(build, "keywords", {})
+        if hasattr(build, "__name__"):
+            update_wrapper(self, build)
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        if (built := self.build(*args, **options)) is None:
+            function = getattr(self.build, "__name__", "its function")
             raise UserError(
-                f"model.{name}: expected {name} of torch.optim, got None from {function}; return "
-                f"the {name} at its end."
+                f"model.{self.name}: expected {self.name} of torch.optim, got None from "
+                f"{function}; return the {self.name} at its end."
             )
         return built
-
-    # A partial of jsonargparse has no name, and its options decide on the length of a schedule.
-    checked.keywords = getattr(build, "keywords", {})  # type: ignore[attr-defined]
-    return wraps(build)(checked) if hasattr(build, "__name__") else checked
