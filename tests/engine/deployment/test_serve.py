@@ -306,3 +306,13 @@ def test_what_cannot_be_served(cli: Cli, tmp_path: Path) -> None:
     """A folder without a bundle is one message."""
     assert "expected a bundle of `export`" in cli("serve", tmp_path, code=2)
     assert "expected one argument" in cli("serve", tmp_path, "--port", code=2)
+
+
+@pytest.mark.usefixtures("table_bundle")
+def test_settings_that_cannot_be_used(cli: Cli) -> None:
+    """A server without workers would answer nothing."""
+    for name, value in (("workers", 0), ("port", 70_000), ("max_rows", 0), ("max_body_mb", -1)):
+        assert f"--{name}: expected " in cli("serve", BUNDLE, f"--{name}", value, code=2)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert "in use" in cli("serve", BUNDLE, "--port", port, code=2)

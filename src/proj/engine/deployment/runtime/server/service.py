@@ -19,6 +19,13 @@ KEY_VARIABLE = "SERVE_API_KEY"
 # Seconds that idle connections are kept after SIGTERM, so that a request which is on its way is
 # answered; its answer tells the client to open no other one.
 GRACE = 1.0
+# The smallest and the largest value of each setting.
+LIMITS = {
+    "workers": (1, 64),
+    "port": (0, 65_535),
+    "max_rows": (1, None),
+    "max_body_mb": (1, None),
+}
 # Connections that wait until they are accepted.
 BACKLOG = 2048
 
@@ -106,9 +113,14 @@ def serve(bundle: Path, settings: Settings) -> None:
     """Serve a bundle until SIGTERM or SIGINT.
 
     Raises:
-        ValueError: if the folder holds no bundle.
+        ValueError: if the folder holds no bundle, or a setting is out of range.
         OSError: if the address is taken, or not one of this machine.
     """
+    for name, (low, high) in LIMITS.items():
+        value = getattr(settings, name)
+        if value < low or (high is not None and value > high):
+            expected = f"at least {low}" if high is None else f"{low} to {high}"
+            raise ValueError(f"--{name}: expected {expected}, got {value}")
     # It fails here, and not in each process.
     spec = load(bundle).spec
     threads = max(1, _cores() // settings.workers)
