@@ -8,7 +8,7 @@ import pytest
 
 import proj
 from engine.deployment.conftest import RUN
-from engine.deployment.test_serve import Client, serve, test_rows
+from engine.deployment.test_serve import Client, readable_rows, serve
 
 __all__ = ["serve"]
 
@@ -28,7 +28,7 @@ def test_the_form_of_a_table_in_chromium(serve: Callable[..., Client], browser: 
     page.goto(root)
     page.get_by_role("button", name="Predict").click()  # The row of the example.
     page.locator("output h2").wait_for()
-    row = test_rows().head(1)
+    row = readable_rows().head(1)
     expected = proj.load(RUN).predict(row)
     for name, value in row.drop(set(row.columns) - set(fields(page))).row(0, named=True).items():
         field = page.locator(f"[name='{name}']")

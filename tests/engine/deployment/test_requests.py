@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from engine.deployment.conftest import BUNDLE
-from engine.deployment.test_serve import test_rows
+from engine.deployment.test_serve import readable_rows
 from proj.engine.deployment.runtime import load
 from proj.engine.deployment.runtime.server.bodies import READERS, Request
 from proj.engine.deployment.runtime.server.worker import Worker
@@ -62,7 +62,7 @@ def answers(requests: list[Request]) -> Iterator[tuple[int, Any]]:
 @pytest.mark.parametrize("examples", [100, MANY])
 def test_any_rows_of_a_table(examples: int) -> None:
     """Values of every type, lacking and additional columns, and rows that are none."""
-    good = test_rows().to_dicts()[0]
+    good = readable_rows().to_dicts()[0]
     row = st.fixed_dictionaries({}, optional=dict.fromkeys(good, SCALARS)).map(
         lambda changed: {**good, **changed}
     )
@@ -87,9 +87,9 @@ def test_any_bytes(request: pytest.FixtureRequest, fixture: str, examples: int) 
     request.getfixturevalue(fixture)
     if fixture == "table_bundle":
         file = io.BytesIO()
-        test_rows().write_parquet(file)
-        good = [file.getvalue(), test_rows().write_csv().encode()]
-        good.append(json.dumps(test_rows().to_dicts()).encode())
+        readable_rows().write_parquet(file)
+        good = [file.getvalue(), readable_rows().write_csv().encode()]
+        good.append(json.dumps(readable_rows().to_dicts()).encode())
     else:
         good = [path.read_bytes() for path in sorted(Path("images").rglob("*.*"))[:4]]
 
@@ -109,7 +109,7 @@ def test_any_bytes(request: pytest.FixtureRequest, fixture: str, examples: int) 
 @pytest.mark.usefixtures("table_bundle")
 def test_requests_of_a_batch_do_not_touch_each_other() -> None:
     """The reply to a request is the same in any batch."""
-    rows = test_rows().to_dicts()
+    rows = readable_rows().to_dicts()
     requests = [Request("json", [json.dumps(rows[i : i + 3]).encode()]) for i in range(5)]
     requests.insert(2, Request("json", [b"{"]))
     requests.append(Request("json", [b"[]"]))

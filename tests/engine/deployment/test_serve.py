@@ -84,13 +84,10 @@ def workers_of(client: Client) -> list[int]:
     return list(map(int, path.read_text().split()))
 
 
-def test_rows() -> pl.DataFrame:
+def readable_rows() -> pl.DataFrame:
     """Rows of the table that can be read, as text."""
     rows = pl.read_csv("table.csv", infer_schema=False)
     return rows.filter(pl.col("amount") != "oops").head(40)
-
-
-test_rows.__test__ = False  # type: ignore[attr-defined]
 
 
 def check(answers: list[dict[str, Any]], expected: pl.DataFrame) -> None:
@@ -107,7 +104,7 @@ def check(answers: list[dict[str, Any]], expected: pl.DataFrame) -> None:
 @pytest.mark.usefixtures("table_bundle")
 def test_a_table_in_each_form(serve: Callable[..., Client]) -> None:
     """JSON, CSV and Parquet give the answers of the run; so does a request without rows."""
-    client, rows = serve(), test_rows()
+    client, rows = serve(), readable_rows()
     expected = proj.load(RUN).predict(rows)
     file = io.BytesIO()
     rows.write_parquet(file)
@@ -128,7 +125,7 @@ def test_a_table_in_each_form(serve: Callable[..., Client]) -> None:
 def test_faults_are_named_with_row_and_column(serve: Callable[..., Client]) -> None:
     """Each value that cannot be read is one entry; bodies of other kinds have other statuses."""
     client = serve("--max_rows", 50, "--max_body_mb", 1)
-    good = test_rows().to_dicts()[0]
+    good = readable_rows().to_dicts()[0]
     wrong = {**good, "tenure": "many", "since": "yesterday"}
     lacking = {name: value for name, value in good.items() if name != "plan"}
     status, content = client.rows([good, wrong, lacking, {**good, "tenure": [1]}, 7])
@@ -241,7 +238,7 @@ def test_an_image_of_too_many_pixels_is_refused(serve: Callable[..., Client]) ->
 @pytest.mark.usefixtures("table_bundle")
 def test_no_request_is_lost_while_workers_are_killed(serve: Callable[..., Client]) -> None:
     """Requests of a killed worker are answered by another one."""
-    client, rows = serve("--workers", 2), test_rows()
+    client, rows = serve("--workers", 2), readable_rows()
     expected = client.rows(rows.to_dicts())[1]
     body = json.dumps({"rows": rows.to_dicts()}).encode()
     wrong: list[Any] = []
@@ -275,7 +272,7 @@ def test_no_request_is_lost_while_workers_are_killed(serve: Callable[..., Client
 @pytest.mark.usefixtures("table_bundle")
 def test_sigterm_answers_what_has_been_sent(serve: Callable[..., Client]) -> None:
     """Requests on their way are answered, connections are told to close, and the exit code is 0."""
-    client, rows = serve(), test_rows().to_dicts()
+    client, rows = serve(), readable_rows().to_dicts()
     body = json.dumps({"rows": rows * 100}).encode()
     kept = http.client.HTTPConnection("127.0.0.1", client.port)
     kept.request("GET", "/health")
@@ -302,6 +299,22 @@ def test_sigterm_answers_what_has_been_sent(serve: Callable[..., Client]) -> Non
         pass
 
 
+@pytest.mark.usefixtures("table_bundle")
+def test_a_client_that_goes_away(serve: Callable[..., Client]) -> None:
+    """A body that is cut off is no error of the server."""
+    client = serve()
+    for kind in (JSON, "multipart/form-data; boundary=x"):
+        with socket.create_connection(("127.0.0.1", client.port)) as connection:
+            head = f"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: {kind}\r\n"
+            connection.sendall(f"{head}Content-Length: 1000\r\n\r\n[".encode())
+            time.sleep(0.1)
+    end = time.monotonic() + 20
+    while b'predict_requests_total{status="400"} 2.0' not in client.ask(path="/metrics")[1]:
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    assert "Traceback" not in Path("server.log").read_text()
+
+
 def test_what_cannot_be_served(cli: Cli, tmp_path: Path) -> None:
     """A folder without a bundle is one message."""
     assert "expected a bundle of `export`" in cli("serve", tmp_path, code=2)
@@ -315,4 +328,4 @@ def test_settings_that_cannot_be_used(cli: Cli) -> None:
         assert f"--{name}: expected " in cli("serve", BUNDLE, f"--{name}", value, code=2)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        assert "in use" in cli("serve", BUNDLE, "--port", port, code=2)
+        assert f"got --port {port}" in cli("serve", BUNDLE, "--port", port, code=2)

@@ -13,6 +13,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.openapi.utils import get_openapi
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.responses import PlainTextResponse
 
 from . import bodies
@@ -71,19 +72,16 @@ def build_app(spec: Mapping[str, Any], pool: Pool, max_body: int, api_key: str |
     document = partial(openapi, app, description, api_key is not None)
     app.openapi = document  # type: ignore[method-assign]
 
-    def has_key(request: Request) -> bool:
-        return api_key is None or hmac.compare_digest(
-            request.headers.get(KEY_HEADER, "").encode(), api_key.encode()
-        )
-
     @app.post("/predict")
     async def predict(request: Request) -> Response:
         start = time.perf_counter()
-        if has_key(request):
+        if has_key(request, api_key):
             try:
                 status, content = await pool.ask(await read_request(request, max_body))
             except bodies.BodyError as error:
                 status, content = fault_reply(error.status, error.faults)
+            except ClientDisconnect:  # Nobody reads the reply; it is counted.
+                status, content = fault_reply(400, [([], "the body has ended early")])
         else:
             status, content = fault_reply(401, [([], f"expected the API key in {KEY_HEADER}")])
         metrics.observe(status, time.perf_counter() - start)
@@ -91,9 +89,22 @@ def build_app(spec: Mapping[str, Any], pool: Pool, max_body: int, api_key: str |
 
     @app.get("/metrics", response_class=PlainTextResponse)
     async def show_metrics(request: Request) -> Response:
-        if not has_key(request):
+        if not has_key(request, api_key):
             return Response(f"expected the API key in {KEY_HEADER}\n", 401)
         return Response(metrics.text(), media_type=CONTENT_TYPE)
+
+    add_status_routes(app, pool, description)
+    return app
+
+
+def has_key(request: Request, api_key: str | None) -> bool:
+    """Return whether a request may predict."""
+    given = request.headers.get(KEY_HEADER, "").encode()
+    return api_key is None or hmac.compare_digest(given, api_key.encode())
+
+
+def add_status_routes(app: FastAPI, pool: Pool, description: dict[str, Any]) -> None:
+    """Add the routes that predict nothing and need no key."""
 
     @app.get("/health")
     async def health() -> dict[str, str]:
@@ -112,8 +123,6 @@ def build_app(spec: Mapping[str, Any], pool: Pool, max_body: int, api_key: str |
     @app.get("/", include_in_schema=False)
     async def page() -> Response:
         return Response(PAGE.read_text(encoding="utf-8"), media_type="text/html")
-
-    return app
 
 
 async def read_request(request: Request, max_body: int) -> bodies.Request:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..predictor import Predictor
-from ..rows import InputError, count_rows, match_names
+from ..rows import InputError, match_names
 from ..table import Table
 
 # A place in the body, and what is wrong there.
@@ -252,11 +252,3 @@ CONTENT_TYPES = {
     "application/x-parquet": "parquet",
     "application/octet-stream": "images",
 }
-
-
-def rows_of(columns: dict[str, Any], count: int) -> list[dict[str, Any]]:
-    """Return columns of answers as one dict per row."""
-    names = list(columns)
-    plain = [column.tolist() for column in columns.values()]
-    assert count == count_rows(columns)
-    return [dict(zip(names, values, strict=True)) for values in zip(*plain, strict=True)]

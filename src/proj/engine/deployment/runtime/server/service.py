@@ -113,8 +113,8 @@ def serve(bundle: Path, settings: Settings) -> None:
     """Serve a bundle until SIGTERM or SIGINT.
 
     Raises:
-        ValueError: if the folder holds no bundle, or a setting is out of range.
-        OSError: if the address is taken, or not one of this machine.
+        ValueError: if the folder holds no bundle, a setting is out of range, or the address is
+            taken.
     """
     for name, (low, high) in LIMITS.items():
         value = getattr(settings, name)
@@ -128,9 +128,14 @@ def serve(bundle: Path, settings: Settings) -> None:
     api_key = os.environ.get(KEY_VARIABLE) or None
     app = build_app(spec, pool, settings.max_body_mb << 20, api_key)
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    listener = socket.create_server(
-        (settings.host, settings.port), family=family, backlog=BACKLOG, reuse_port=False
-    )
+    address = settings.host, settings.port
+    try:
+        listener = socket.create_server(address, family=family, backlog=BACKLOG)
+    except OSError as error:
+        raise ValueError(
+            f"expected a free port and an address of this machine, got --port {settings.port} and "
+            f"--host {settings.host} ({error.strerror}); choose others"
+        ) from error
     config = uvicorn.Config(Closing(app, pool), log_level="warning", access_log=False, ws="none")
     Server(config, pool).run([listener])
 

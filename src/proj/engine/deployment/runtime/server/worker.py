@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from ..predictor import Predictor
-from .bodies import BodyError, Request, encode, read_rows, rows_of
+from .bodies import BodyError, Request, encode, read_rows
 
 # Pixels of one image, if the run sets no limit.
 MAX_PIXELS = 100_000_000
@@ -95,13 +95,18 @@ class Worker:
         x = group[0][1]
         if len(group) > 1:
             x = {name: np.concatenate([inputs[name] for _, inputs, _ in group]) for name in x}
-        rows = sum(count for _, _, count in group)
-        answers = rows_of(self.model.answers(self.model.run(x)), rows)
+        answers = rows_of(self.model.answers(self.model.run(x)))
         replies, start = [], 0
         for i, _, count in group:
             replies.append((i, _reply(answers[start : start + count])))
             start += count
         return replies
+
+
+def rows_of(columns: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return columns of answers as one dict per row."""
+    plain = [column.tolist() for column in columns.values()]
+    return [dict(zip(columns, values, strict=True)) for values in zip(*plain, strict=True)]
 
 
 def _reply(predictions: list[dict[str, Any]]) -> Reply:
