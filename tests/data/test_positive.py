@@ -19,7 +19,7 @@ from proj.data.base import DataModule
 from proj.data.images.datamodule import Images
 from proj.data.tabular.datamodule import Tabular
 from proj.data.tabular.positive import choose_positive
-from proj.data.targets import Targets
+from proj.data.tabular.targets import Targets
 from proj.engine.callbacks.best_checkpoint import InitialWeights
 from proj.engine.training.initial_weights import check_classes
 from proj.errors import UserError

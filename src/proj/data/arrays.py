@@ -12,7 +12,7 @@ from proj.data.base import DataModule
 from proj.data.splits import Fold, split
 from proj.data.tabular.array_source import ArraySource, load_inputs, read_source
 from proj.data.tabular.positive import check_positive, choose_positive
-from proj.data.targets import Targets
+from proj.data.tabular.targets import Targets
 from proj.errors import UserError
 from proj.schema import SPLITS, Array, Batch, Label, Schema, Task, mean_and_std
 

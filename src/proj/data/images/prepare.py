@@ -16,7 +16,7 @@ from proj.data.images.sources import ImageFolder, ImageSet
 from proj.data.splits import Fold, split
 from proj.data.tabular.cache import create_array, map_array, save_array
 from proj.data.tabular.positive import choose_positive
-from proj.data.targets import Targets
+from proj.data.tabular.targets import Targets
 from proj.errors import UserError
 from proj.schema import SPLITS, Array, Batch, Schema, Task
 

@@ -23,7 +23,7 @@ from proj.data.tabular.readings import (
     read_number_series,
     stored_format,
 )
-from proj.data.targets import TargetColumn
+from proj.data.tabular.targets import TargetColumn
 from proj.errors import UserError, quoted
 from proj.schema import Array, Column
 

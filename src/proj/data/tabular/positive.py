@@ -1,8 +1,8 @@
 """The positive class of two, for every kind of data: the rule, and the option that states it."""
 
-from proj.data.targets import Targets, is_pair, label_word, listed
+from proj.data.tabular.targets import Targets, listed
 from proj.errors import UserError
-from proj.schema import Label, Schema, Task
+from proj.schema import Label, Schema, Task, is_pair, label_word
 
 # Words that YAML reads as booleans where they stand without quotes.
 BOOLEANS = {True: ("true", "yes", "on"), False: ("false", "no", "off")}

@@ -34,8 +34,8 @@ from proj.data.tabular.positive import check_positive, choose_positive
 from proj.data.tabular.readings import Reading, Wish, column_readings, stored_format
 from proj.data.tabular.split_column import name_splits
 from proj.data.tabular.splits import split_by_time, split_groups
+from proj.data.tabular.targets import Targets
 from proj.data.tabular.typed import TypedTable, apply_readings, conform, read_text
-from proj.data.targets import Targets
 from proj.errors import UserError, quoted
 from proj.schema import SPLITS, Array, Column, Label, Schema, Task
 

@@ -24,7 +24,7 @@ from proj.data.tabular.numbers import (
     plain_numbers,
 )
 from proj.data.tabular.overrides import Override
-from proj.data.targets import MAX_NUMBER_CLASSES
+from proj.data.tabular.targets import MAX_NUMBER_CLASSES
 from proj.errors import UserError, quoted
 from proj.schema import Column
 

@@ -19,10 +19,6 @@ MAX_NUMBER_CLASSES = 20
 # Listed in a message. Of more classes it names the first and the last.
 MAX_LISTED_CLASSES = 12
 
-# Labels of a pair of which one kind is the positive class, in lower case.
-POSITIVE = ("yes", "y", "true", "t", "1", "positive", "pos", "+")
-NEGATIVE = ("no", "n", "false", "f", "0", "-1", "negative", "neg", "-")
-
 MISSING, UNKNOWN = -1, -2  # class numbers of a missing target, and of a label without a class
 
 
@@ -324,17 +320,6 @@ def _array_column(name: str, y: Array) -> TargetColumn:
         words, positions = np.unique(y, return_inverse=True)
         return TargetColumn(name, "text", positions, "text", tuple(words.tolist()))
     return TargetColumn(name, "boolean" if y.dtype.kind == "b" else "number", y, str(y.dtype))
-
-
-def is_pair(positive: Label, negative: Label) -> bool:
-    """Return whether two labels say themselves which one is the positive class."""
-    return label_word(positive) in POSITIVE and label_word(negative) in NEGATIVE
-
-
-def label_word(label: Label) -> str:
-    """Return a label as a word in lower case. The numbers 1 and 1.0 are one word."""
-    is_whole = isinstance(label, float) and label.is_integer()
-    return str(int(label) if is_whole else label).strip().lower()
 
 
 def listed(labels: tuple[Label, ...]) -> str:
