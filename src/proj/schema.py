@@ -132,6 +132,8 @@ class Schema:
         columns: inputs of a table. ``x`` is then a dict of ``numeric`` [rows, numbers] and
             ``categorical`` [rows, categories], both in this order.
         target_columns: how the targets of a table are read.
+        net_config: architecture of a net that is read from a folder, as JSON, once it is built; so
+            the checkpoint does not need the folder. Empty for other nets.
     """
 
     task: Task
@@ -148,6 +150,7 @@ class Schema:
     rows: int
     columns: tuple[Column, ...]
     target_columns: tuple[Column, ...] = ()
+    net_config: str = ""
 
     def __post_init__(self) -> None:
         # A checkpoint holds the schema and is read with weights_only=True.
