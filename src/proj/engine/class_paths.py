@@ -25,6 +25,7 @@ SEARCHED_MODULES = (
     "torch.optim",
     "torch.optim.lr_scheduler",
     "torch.nn",
+    "proj.engine.callbacks.finetuning",
     "lightning.pytorch.callbacks",
     "lightning.pytorch.loggers",
     "lightning.pytorch.profilers",
@@ -60,11 +61,14 @@ RENAMED = {
     "proj.nets.standardize.Standardize": "proj.nets.layers.Standardize",
     "proj.nets.tabm.TabM": "proj.nets.TabM",
 }
-# Classes of torch that a config cannot hold, and ours in their place.
+# Classes of torch and Lightning that a config cannot hold, and ours in their place.
 RENAMED |= {
     f"torch.optim.lr_scheduler.{name}": f"proj.engine.schedulers.{name}"
     for name in ("SequentialLR", "ChainedScheduler")
 }
+RENAMED["lightning.pytorch.callbacks.BackboneFinetuning"] = (
+    "proj.engine.callbacks.finetuning.BackboneFinetuning"
+)
 
 
 def add_working_directory() -> None:
