@@ -11,6 +11,7 @@ correct. `--importance` measures the coverage of the intervals of permutation im
 
 import argparse
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
@@ -19,7 +20,7 @@ from proj.engine.evaluation.importance import REPEATS, Importance, importance
 from proj.engine.evaluation.intervals import intervals
 from proj.engine.evaluation.paired import differences
 from proj.engine.evaluation.prediction_set import PredictionSet
-from proj.schema import Array, Task
+from proj.schema import Array, Average, Task
 
 Draw = Callable[[int, np.random.Generator], PredictionSet]
 # The true value of a metric is that of this number of rows.
@@ -68,6 +69,11 @@ def labels(shares: list[float], noise: float) -> Draw:
         )
 
     return draw
+
+
+def averaged(draw: Draw, average: Average) -> Draw:
+    """Another average of the metrics of the classes or labels."""
+    return lambda rows, rng: replace(draw(rows, rng), average=average)
 
 
 def errors(sample: Callable[[np.random.Generator, int], Array], size: int = 1) -> Draw:
@@ -142,6 +148,22 @@ GENERATORS: dict[str, tuple[Draw, tuple[str, ...]]] = {
     "4 labels of 50 to 10 %": (
         labels([0.5, 0.3, 0.2, 0.1], 0.7),
         ("accuracy", "f1", "f1/label_3", "auroc", "average_precision"),
+    ),
+    "3 classes of 60, 30, 10 %, weighted": (
+        averaged(classes([0.6, 0.3, 0.1], 0.8), "weighted"),
+        ("precision", "recall", "f1", "auroc", "average_precision"),
+    ),
+    "4 labels of 50 to 10 %, weighted": (
+        averaged(labels([0.5, 0.3, 0.2, 0.1], 0.7), "weighted"),
+        ("f1", "auroc", "average_precision"),
+    ),
+    "3 classes of 60, 30, 10 %, micro": (
+        averaged(classes([0.6, 0.3, 0.1], 0.8), "micro"),
+        ("precision", "f1", "auroc", "average_precision"),
+    ),
+    "4 labels of 50 to 10 %, micro": (
+        averaged(labels([0.5, 0.3, 0.2, 0.1], 0.7), "micro"),
+        ("precision", "f1", "auroc", "average_precision"),
     ),
     "normal errors": (errors(lambda rng, n: rng.normal(size=n)), ("mse", "rmse", "mae", "r2")),
     "Laplace errors": (errors(lambda rng, n: rng.laplace(size=n)), ("rmse", "mae", "r2")),

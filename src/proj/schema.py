@@ -15,6 +15,8 @@ from torch.utils.data import DataLoader, Dataset
 from proj.errors import UserError
 
 Task: TypeAlias = Literal["binary", "multiclass", "multilabel", "regression"]
+# How precision, recall, F1 and the areas of several classes or labels become one number.
+Average: TypeAlias = Literal["macro", "micro", "weighted"]
 Label: TypeAlias = str | int | float | bool
 Tensors: TypeAlias = Tensor | dict[str, Tensor]
 # A net of several inputs gets each of them as an argument.

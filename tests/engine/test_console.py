@@ -143,8 +143,11 @@ def test_findings_are_warnings_or_one_error(capsys: Any) -> None:
         ("val/accuracy", None, ""),
         ("val/loss", None, "the loss"),
         ("val/kappa", "multiclass", ""),
+        ("f1", ("multiclass", "micro"), "rows of all classes"),
+        ("f1", ("multilabel", "weighted"), "mean over labels, by rows"),
     ],
 )
 def test_the_unit_of_a_metric(name: str, task: Any, unit: str) -> None:
     """A mean over the classes would be called a share of rows."""
-    assert console.shown_unit(name, task) == unit
+    arguments = task if isinstance(task, tuple) else (task,)
+    assert console.shown_unit(name, *arguments) == unit

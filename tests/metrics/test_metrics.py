@@ -10,9 +10,10 @@ import pytest
 import torch
 from sklearn import metrics as sk
 
-from conftest import Cli
+from conftest import Cli, plain_schema
 from proj.metrics import METRIC_INFO, metric_info
-from proj.metrics.stage import RegressionErrors, ranking_areas
+from proj.metrics.stage import RegressionErrors, StageMetrics, ranking_areas
+from proj.schema import Average
 
 
 def columns(table: pl.DataFrame, start: str) -> np.ndarray[Any, Any]:
@@ -108,6 +109,35 @@ def test_metrics_equal_scikit_learns_on_the_predictions_file(
         assert got.keys() - want.keys() <= {"loss"}
         for name, value in want.items():
             assert got[name] == pytest.approx(value, rel=1e-6, abs=1e-6), (name, batch_size)
+
+
+@pytest.mark.parametrize("average", ["macro", "micro", "weighted"])
+@pytest.mark.parametrize("task", ["multiclass", "multilabel"])
+def test_averages_equal_scikit_learns(task: str, average: Average) -> None:
+    rng = np.random.default_rng(0)
+    hits = rng.random((200, 3)) < [0.6, 0.3, 0.1]
+    target = hits.astype(int) if task == "multilabel" else rng.choice(3, 200, p=[0.6, 0.3, 0.1])
+    hits = hits if task == "multilabel" else target[:, None] == np.arange(3)
+    scores = np.exp(rng.normal(size=(200, 3)) + hits)
+    scores = scores / (1 + scores) if task == "multilabel" else scores / scores.sum(1)[:, None]
+    predicted = (scores > 0.5).astype(int) if task == "multilabel" else scores.argmax(1)
+    metrics = StageMetrics(plain_schema(task, (1,), 3), "test", average=average)
+    tensors = map(torch.from_numpy, (scores, target))
+    metrics.update(*tensors, torch.zeros(1), torch.ones(1))
+    got = metrics.compute()
+    for name, score in (
+        ("precision", sk.precision_score),
+        ("recall", sk.recall_score),
+        ("f1", sk.f1_score),
+    ):
+        want = score(target, predicted, average=average, zero_division=0)
+        assert got[name].item() == pytest.approx(want, abs=1e-6), name
+    for name, score in (
+        ("auroc", sk.roc_auc_score),
+        ("average_precision", sk.average_precision_score),
+    ):
+        want = score(hits.astype(int), scores, average=average)
+        assert got[name].item() == pytest.approx(want, abs=1e-12), name
 
 
 def test_predictions_hold_the_targets_of_the_source(experiment: Any, cli: Cli) -> None:

@@ -1,6 +1,7 @@
 """Nets for tables: normalisation against scikit-learn, missing values, sizes, gradients."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -79,26 +80,74 @@ SCHEMAS = [
 ]
 
 
+def rows(data: Schema) -> dict[str, torch.Tensor]:
+    torch.manual_seed(0)
+    categories = [torch.randint(2 + len(c.categories), (64,)) for c in data.categorical]
+    x = {
+        "numeric": torch.randn(64, len(data.numeric)),
+        "categorical": torch.stack(categories, 1).int() if categories else torch.zeros(64, 0).int(),
+    }
+    x["numeric"][::5] = torch.nan
+    return x
+
+
 @pytest.mark.parametrize("data", SCHEMAS)
 @pytest.mark.parametrize("kind", [TabM, MLP])
 def test_nets_take_any_mix_of_columns_and_a_gradient_reaches_every_parameter(
     kind: type[nn.Module], data: Schema
 ) -> None:
-    net = kind(data, width=8, members=4) if kind is TabM else kind(data, (8,))
-    torch.manual_seed(0)
-    x = {
-        "numeric": torch.randn(64, len(data.numeric)),
-        "categorical": torch.stack(
-            [torch.randint(2 + len(c.categories), (64,)) for c in data.categorical], 1
-        ).int()
-        if data.categorical
-        else torch.zeros(64, 0, dtype=torch.int32),
-    }
-    x["numeric"][::5] = torch.nan
+    net, x = (kind(data, width=8, members=4) if kind is TabM else kind(data, (8,))), rows(data)
     outputs = net(x)
     assert outputs.shape == ((64, 4, 3) if kind is TabM else (64, 3))
     outputs.square().sum().backward()
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in net.parameters())
+
+
+@pytest.mark.parametrize("data", SCHEMAS)
+def test_tabm_has_the_bits_of_the_authors_package(data: Schema) -> None:
+    net, x = TabM(data, width=8, members=4, dropout=0.0), rows(data)
+    numbers, categories = net.table(x)
+    parts = (part if part.shape[1] else None for part in (numbers, categories))
+    expected = net.ensemble(*parts)
+    outputs = net(x)
+    assert torch.equal(outputs, expected)
+    gradients = [
+        torch.autograd.grad(o.square().sum(), net.parameters()) for o in (outputs, expected)
+    ]
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+
+@pytest.mark.parametrize("data", SCHEMAS)
+@pytest.mark.parametrize("strict", [False, True])
+def test_tabm_is_exported_by_hand_for_any_number_of_rows(data: Schema, strict: bool) -> None:
+    net, x, dim = TabM(data, width=8, members=4).eval(), rows(data), torch.export.Dim("rows")
+    program = torch.export.export(
+        net, (x,), dynamic_shapes=({k: {0: dim} for k in x},), strict=strict
+    )
+    few = {name: values[:5] for name, values in x.items()}
+    torch.testing.assert_close(program.module()(few), net(few))
+
+
+@pytest.mark.long
+@pytest.mark.filterwarnings("ignore:# The axis name")
+@pytest.mark.parametrize("data", SCHEMAS)
+def test_tabm_is_exported_to_onnx_by_hand(data: Schema, tmp_path: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    net, x, dim = TabM(data, width=8, members=4).eval(), rows(data), torch.export.Dim("rows")
+    torch.onnx.export(
+        net,
+        (),
+        tmp_path / "net.onnx",
+        kwargs={"x": x},
+        dynamic_shapes={"x": {name: {0: dim} for name in x}},
+        input_names=list(x),
+        dynamo=True,
+    )
+    session = onnxruntime.InferenceSession(tmp_path / "net.onnx")
+    few = {name: values[:5] for name, values in x.items()}
+    inputs = {one.name: few[one.name].numpy() for one in session.get_inputs()}
+    (outputs,) = session.run(None, inputs)
+    torch.testing.assert_close(torch.from_numpy(outputs), net(few), rtol=1e-4, atol=1e-5)
 
 
 def test_a_net_for_tables_refuses_other_rows() -> None:

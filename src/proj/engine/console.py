@@ -17,7 +17,7 @@ from proj.metrics import metric_info
 # Importing torch takes seconds, and `runs` does not need it.
 if TYPE_CHECKING:
     from proj.data.base import DataModule, Finding
-    from proj.schema import Schema, Task
+    from proj.schema import Average, Schema, Task
 
 INTERVAL = "95 % interval"
 # Names of a table's columns that are printed.
@@ -129,22 +129,27 @@ def shown_name(name: str, task: "Task | None") -> str:
     return f"{name} (exact match)" if is_exact_match else name
 
 
-def shown_unit(name: str, task: "Task | None") -> str:
+def shown_unit(name: str, task: "Task | None", average: "Average" = "macro") -> str:
     """Return the unit of a metric of all rows, for readers.
 
     That of a user's own metric is unknown, whatever its name: an accuracy may be a mean over
-    classes. The metrics of several classes or labels are means over them, but for the accuracy.
+    classes. The metrics of several classes or labels are averages over them, but for the accuracy.
     """
     kind, info = name.rpartition("/")[2], metric_info(name)
     if info is None or (task is None and kind != "loss"):
         return ""
     if task in ("multiclass", "multilabel") and kind not in ("loss", "accuracy"):
-        return f"mean over {'classes' if task == 'multiclass' else 'labels'}"
+        names = "classes" if task == "multiclass" else "labels"
+        averages = {"weighted": f"mean over {names}, by rows", "micro": f"rows of all {names}"}
+        return averages.get(average, f"mean over {names}")
     return info.unit
 
 
 def show_metrics(
-    title: str, metrics: dict[str, dict[str, Any]], task: "Task | None" = None
+    title: str,
+    metrics: dict[str, dict[str, Any]],
+    task: "Task | None" = None,
+    average: "Average" = "macro",
 ) -> None:
     """Print metrics as they are in ``metrics.json``.
 
@@ -155,7 +160,7 @@ def show_metrics(
     overall = {name: entry for name, entry in metrics.items() if not _is_per_class(name)}
     per_class = {name: entry for name, entry in metrics.items() if _is_per_class(name)}
     with_intervals = any("low" in entry for entry in metrics.values())
-    show(_overall_table(overall, task, with_intervals))
+    show(_overall_table(overall, task, average, with_intervals))
     if per_class:
         _show_classes(per_class, task)
     for reason, names in _reasons(metrics).items():
@@ -168,14 +173,17 @@ def _is_per_class(name: str) -> bool:
 
 
 def _overall_table(
-    metrics: dict[str, dict[str, Any]], task: "Task | None", with_intervals: bool
+    metrics: dict[str, dict[str, Any]],
+    task: "Task | None",
+    average: "Average",
+    with_intervals: bool,
 ) -> Table:
     headers = ["value", INTERVAL] if with_intervals else ["value"]
     table = Table("metric", *(Column(header, justify="right") for header in headers), "unit")
     for name, entry in metrics.items():
         limits = [_interval(entry)] if with_intervals else []
         value = number(entry.get("value"))
-        table.add_row(shown_name(name, task), value, *limits, shown_unit(name, task))
+        table.add_row(shown_name(name, task), value, *limits, shown_unit(name, task, average))
     return table
 
 

@@ -355,6 +355,16 @@ def restore_model_checkpoint(callback: ModelCheckpoint, state: dict[str, Any], f
     callback.current_score = state["current_score"]
 
 
+def restore_current_scores(trainer: Any, states: dict[str, Any]) -> None:
+    """Restore the last score of each ``ModelCheckpoint``, which its ``load_state_dict`` leaves out.
+
+    It does not choose a checkpoint, but the next checkpoint holds it.
+    """
+    for callback in trainer.checkpoint_callbacks:
+        if isinstance(callback, ModelCheckpoint) and callback.state_key in states:
+            callback.current_score = states[callback.state_key]["current_score"]
+
+
 def validations_without_improvement(callback: EarlyStopping) -> int:
     """Return the number of consecutive validations without an improvement."""
     return callback.wait_count

@@ -28,7 +28,7 @@ from torchmetrics.classification import (
 from torchmetrics.utilities import dim_zero_cat
 
 from proj.errors import UserError
-from proj.schema import DEFAULT_THRESHOLD, SUM_DTYPE, Schema
+from proj.schema import DEFAULT_THRESHOLD, SUM_DTYPE, Average, Schema
 
 
 class StageMetrics(nn.Module):
@@ -41,18 +41,23 @@ class StageMetrics(nn.Module):
         schema: schema of the data.
         split: train, val or test.
         extra: metrics of the user's own by name. They get what ``Model.predict_proba`` returns.
+        average: how the values of several classes or labels become one.
     """
 
     def __init__(
-        self, schema: Schema, split: str, extra: Mapping[str, Metric] | None = None
+        self,
+        schema: Schema,
+        split: str,
+        extra: Mapping[str, Metric] | None = None,
+        average: Average = "macro",
     ) -> None:
         super().__init__()
         self.names = schema.class_names or schema.target_names
         self.applies_threshold = schema.task in ("binary", "multilabel")
         self.loss = MeanLoss()
         ranked = schema.task != "regression" and split != "train"
-        self.ranking = RankingMetrics(schema.num_outputs) if ranked else None
-        self.counted = MetricCollection(_counted_metrics(schema))
+        self.ranking = RankingMetrics(schema.num_outputs, average) if ranked else None
+        self.counted = MetricCollection(_counted_metrics(schema, average))
         copies = {name: deepcopy(metric) for name, metric in (extra or {}).items()}
         self.extra = nn.ModuleDict(copies)
 
@@ -131,7 +136,7 @@ class StageMetrics(nn.Module):
         return [self.loss, *counted, *self._extra_metrics()]
 
 
-def _counted_metrics(schema: Schema) -> dict[str, Any]:
+def _counted_metrics(schema: Schema, average: Average) -> dict[str, Any]:
     """Return the metrics that need no scores; those named with ``/`` have a value per class."""
     if schema.task == "regression":
         return {"errors": RegressionErrors(schema.target_mean)}
@@ -154,9 +159,9 @@ def _counted_metrics(schema: Schema) -> dict[str, Any]:
         "recall": MulticlassRecall if multiclass else MultilabelRecall,
         "f1": MulticlassF1Score if multiclass else MultilabelF1Score,
     }
-    for end, average in (("", "macro"), ("/", "none")):
+    for end, kind_of_mean in (("", average), ("/", "none")):
         for name, kind in kinds.items():
-            metrics[f"{name}{end}"] = kind(count, average=average, validate_args=False)
+            metrics[f"{name}{end}"] = kind(count, average=kind_of_mean, validate_args=False)
     return metrics
 
 
@@ -197,15 +202,17 @@ class RankingMetrics(Metric):
 
     Args:
         columns: classes or labels; 1 for the positive class alone.
+        average: ``macro`` is the plain mean over the classes, ``weighted`` the mean by their
+            positive rows, ``micro`` the value over all pairs of a row and a class.
     """
 
     full_state_update = False
     scores: list[Tensor]
     targets: list[Tensor]
 
-    def __init__(self, columns: int) -> None:
+    def __init__(self, columns: int, average: Average = "macro") -> None:
         super().__init__()
-        self.columns = columns
+        self.columns, self.average = columns, average
         self.add_state("scores", default=[], dist_reduce_fx="cat")
         self.add_state("targets", default=[], dist_reduce_fx="cat")
 
@@ -223,19 +230,26 @@ class RankingMetrics(Metric):
         scores = dim_zero_cat(self.scores).view(-1, self.columns)
         target = dim_zero_cat(self.targets)
         if target.ndim == 1 and self.columns > 1:
-            positives = (target == i for i in range(self.columns))
+            positives = [target == i for i in range(self.columns)]
         else:
-            positives = (column == 1 for column in target.view(-1, self.columns).T)
+            positives = [column == 1 for column in target.view(-1, self.columns).T]
         areas = [
             ranking_areas(score, positive)
             for score, positive in zip(scores.T, positives, strict=True)
         ]
         names = ("auroc", "average_precision")
-        per_class = dict(zip(names, torch.stack(areas).T, strict=True))
-        means = {name: values.nanmean() for name, values in per_class.items()}
+        per_class = torch.stack(areas)  # [columns, 2]
+        if self.average == "micro":
+            means = ranking_areas(scores.T.flatten(), torch.cat(positives))
+        elif self.average == "weighted":
+            rows = torch.stack([p.sum() for p in positives]) * per_class[:, 0].isfinite()
+            means = (per_class.nan_to_num() * rows[:, None]).sum(0) / rows.sum()
+        else:
+            means = per_class.nanmean(0)
+        values = dict(zip(names, means, strict=True))
         if self.columns == 1:
-            return means
-        return means | {f"{name}/": values for name, values in per_class.items()}
+            return values
+        return values | {f"{name}/": v for name, v in zip(names, per_class.T, strict=True)}
 
 
 def ranking_areas(score: Tensor, positive: Tensor) -> Tensor:

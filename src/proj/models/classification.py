@@ -13,7 +13,7 @@ from torch.nn.functional import (
 from proj.errors import UserError
 from proj.models.base import Model, Net
 from proj.models.checks import check_fraction, check_no_loss, class_counts
-from proj.schema import SUM_DTYPE, Schema
+from proj.schema import SUM_DTYPE, Average, Schema
 
 
 class BinaryClassifier(Model):
@@ -76,6 +76,8 @@ class MulticlassClassifier(Model):
             of the class' share of the training split.
         label_smoothing: share of the target's probability that is spread over all classes (Szegedy
             et al. 2016, arXiv:1512.00567).
+        average: how precision, recall, F1 and the areas of the classes become one number: macro is
+            their plain mean, weighted their mean by rows; micro counts the rows of all classes.
         **kwargs: arguments of ``Model``. ``loss`` gets outputs [rows, classes] and class numbers
             [rows].
     """
@@ -88,9 +90,11 @@ class MulticlassClassifier(Model):
         net: Net,
         class_weights: list[float] | Literal["auto"] | None = None,
         label_smoothing: float = 0.0,
+        average: Average = "macro",
         **kwargs: Any,
     ) -> None:
         super().__init__(net, **kwargs)
+        self.average = average
         self.class_weights, self.label_smoothing = class_weights, label_smoothing
         check_no_loss(self.loss, class_weights=class_weights, label_smoothing=label_smoothing)
 
@@ -136,6 +140,8 @@ class MultilabelClassifier(Model):
         net: net from inputs to raw outputs [rows, labels].
         pos_weight: weight of a row with a label in that label's loss, in label order; auto: rows
             without it divided by rows with it in the training split.
+        average: how precision, recall, F1 and the areas of the labels become one number: macro is
+            their plain mean, weighted their mean by rows; micro counts the rows of all labels.
         **kwargs: arguments of ``Model``. ``loss`` gets outputs and targets, floats [rows, labels].
     """
 
@@ -143,9 +149,14 @@ class MultilabelClassifier(Model):
     positive_weight: Tensor | None
 
     def __init__(
-        self, net: Net, pos_weight: list[float] | Literal["auto"] | None = None, **kwargs: Any
+        self,
+        net: Net,
+        pos_weight: list[float] | Literal["auto"] | None = None,
+        average: Average = "macro",
+        **kwargs: Any,
     ) -> None:
         super().__init__(net, **kwargs)
+        self.average = average
         self.pos_weight = pos_weight
         check_no_loss(self.loss, pos_weight=pos_weight)
 

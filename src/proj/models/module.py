@@ -24,7 +24,16 @@ from proj.models.checks import (
     split_batch,
 )
 from proj.models.optim import freeze_matching
-from proj.schema import DEFAULT_THRESHOLD, SPLITS, SUM_DTYPE, Batch, Schema, Task, Tensors
+from proj.schema import (
+    DEFAULT_THRESHOLD,
+    SPLITS,
+    SUM_DTYPE,
+    Average,
+    Batch,
+    Schema,
+    Task,
+    Tensors,
+)
 
 # Lightning calls what torch 2.13 deprecates (Lightning issue 21326).
 warnings.filterwarnings("ignore", r".*isinstance\(treespec, LeafSpec\).*")
@@ -37,6 +46,7 @@ class SchemaModule(LightningModule, ABC):
 
     Attributes:
         task: what the targets are; set by each subclass.
+        average: how the metrics of several classes or labels become one.
         schema: schema of the data: the data module's, or a checkpoint's if it is set before.
         monitor: metric that the best epoch is chosen by.
         mode: direction of ``monitor`` that is better.
@@ -45,6 +55,7 @@ class SchemaModule(LightningModule, ABC):
     """
 
     task: ClassVar[Task]
+    average: Average = "macro"
     mode: Literal["min", "max"]
 
     def __init__(
@@ -102,7 +113,7 @@ class SchemaModule(LightningModule, ABC):
         self.configure_loss(self.schema)
         extra = {name: self._build_metric(name, self.schema) for name in self.extra_metrics}
         self.split_metrics = nn.ModuleList(
-            StageMetrics(self.schema, split, extra) for split in SPLITS
+            StageMetrics(self.schema, split, extra, self.average) for split in SPLITS
         )
         if self.compile_mode == "net":
             self.net.compile()  # In place, so that the checkpoint's keys stay as they are.

@@ -1,6 +1,7 @@
 """TabM: an ensemble of multilayer perceptrons for tables that share most of their weights."""
 
 import tabm
+import torch
 from torch import Tensor, nn
 
 from proj.nets.layers import Dropout, TableInputs, piecewise_linear
@@ -52,7 +53,13 @@ class TabM(nn.Module):
     def forward(self, x: dict[str, Tensor]) -> Tensor:
         """Return raw outputs of each member [rows, members, outputs]."""
         numbers, categories = self.table(x)
-        outputs: Tensor = self.ensemble(
-            numbers if numbers.shape[1] else None, categories if categories.shape[1] else None
-        )
+        ensemble = self.ensemble
+        vectors = []
+        if self.table.bins:
+            vectors.append(ensemble.num_module(numbers).flatten(1))
+        if self.table.cardinalities:
+            vectors.append(ensemble.cat_module(categories))
+        # `ensemble(…)` does the same, but torch.export would take its `len(x)` for a constant.
+        hidden = ensemble.backbone(ensemble.ensemble_view(torch.cat(vectors, dim=1)))
+        outputs: Tensor = ensemble.output(hidden)
         return outputs

@@ -241,6 +241,18 @@ SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
             ("average_precision", "multiclass"),
         ]
     },
+    **{
+        f"{metric} by a {average} average of {task}": (
+            task,
+            {"model": {"average": average}, "checkpoint": {"monitor": f"val/{metric}"}},
+        )
+        for metric, average, task in [
+            ("f1", "micro", "multilabel"),
+            ("auroc", "micro", "multiclass"),
+            ("f1", "weighted", "multiclass"),
+            ("average_precision", "weighted", "multilabel"),
+        ]
+    },
     "a schedule of epochs": (
         "multiclass",
         {"model": {"scheduler": {"class_path": "CosineAnnealingLR", "init_args": {"T_max": 2}}}},

@@ -1,6 +1,7 @@
 """Intervals equal references (scikit-learn, SciPy, their definitions), cover, or give a reason."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,13 +10,14 @@ from scipy import stats
 from sklearn import metrics as sk
 
 from conftest import plain_schema, script_of
-from proj.engine.evaluation.areas import auroc, average_precision
+from proj.engine.evaluation.areas import auroc, average_precision, mean_area
 from proj.engine.evaluation.counts import metric_names, scores, sums_of
 from proj.engine.evaluation.intervals import intervals, mean_interval
 from proj.engine.evaluation.limits import Interval, newcombe, student_quantile, wilson
 from proj.engine.evaluation.prediction_set import PredictionSet
 from proj.engine.evaluation.resampling import Units, bca, resampling_units, studentized
 from proj.metrics.stage import StageMetrics
+from proj.schema import Average
 
 TASKS = ("binary", "multiclass", "multilabel", "regression", "regression_2")
 
@@ -51,12 +53,22 @@ def make_predictions(task: str, rows: int = 150, seed: int = 0) -> PredictionSet
     return PredictionSet("multilabel", tuple("abc"), np.arange(rows), labels, output)
 
 
-@pytest.mark.parametrize("task", TASKS)
-def test_values_equal_the_reported_metrics(task: str) -> None:
+AVERAGES: list[tuple[str, Average]] = [
+    *((task, "macro") for task in TASKS),
+    *(
+        (task, average)
+        for task in ("multiclass", "multilabel")
+        for average in ("micro", "weighted")
+    ),
+]
+
+
+@pytest.mark.parametrize(("task", "average"), AVERAGES)
+def test_values_equal_the_reported_metrics(task: str, average: Average) -> None:
     """The counts equal `proj.metrics`, also for classes that are never predicted."""
-    predictions = make_predictions(task)
+    predictions = replace(make_predictions(task), average=average)
     schema = plain_schema(predictions.task, (1,), len(predictions.names))
-    stage_metrics = StageMetrics(schema, "test")
+    stage_metrics = StageMetrics(schema, "test", average=average)
     stage_metrics.names = predictions.names
     target = torch.from_numpy(predictions.target)
     stage_metrics.update(
@@ -79,10 +91,12 @@ def test_values_equal_the_reported_metrics(task: str) -> None:
         )
 
 
-@pytest.mark.parametrize("task", TASKS)
-def test_an_interval_contains_its_value_and_lies_in_the_range_of_the_metric(task: str) -> None:
+@pytest.mark.parametrize(("task", "average"), AVERAGES)
+def test_an_interval_contains_its_value_and_lies_in_the_range_of_the_metric(
+    task: str, average: Average
+) -> None:
     """Limits outside the range of a metric are impossible."""
-    for name, result in intervals(make_predictions(task)).items():
+    for name, result in intervals(replace(make_predictions(task), average=average)).items():
         if result.value is None or result.low is None or result.high is None:
             assert result.why, name
             continue
@@ -91,6 +105,23 @@ def test_an_interval_contains_its_value_and_lies_in_the_range_of_the_metric(task
         assert result.high <= 1 or is_unbounded(name), name
         assert result.low >= 0 or name.startswith("r2"), name
         assert result.method, name
+
+
+@pytest.mark.parametrize("average", ["micro", "weighted"])
+@pytest.mark.parametrize("kind", ["auroc", "average_precision"])
+@pytest.mark.parametrize("task", ["multiclass", "multilabel"])
+def test_the_error_of_an_average_of_areas_is_that_of_the_bootstrap(
+    task: str, kind: str, average: Average
+) -> None:
+    """The influences of the rows: they give the variance without resampling."""
+    rng = np.random.default_rng(0)
+    predictions = replace(make_predictions(task, rows=400), average=average)
+    area = mean_area(predictions, kind)
+    assert area is not None
+    resampled = [mean_area(predictions[rng.integers(400, size=400)], kind) for _ in range(400)]
+    values = [one.value for one in resampled if one is not None]
+    error = np.sqrt((area.influence**2).sum()) / len(predictions)
+    assert error == pytest.approx(np.std(values), rel=0.12)
 
 
 def is_unbounded(name: str) -> bool:
@@ -242,7 +273,7 @@ def test_sums_do_not_depend_on_the_units() -> None:
             sums_of(predictions, np.arange(150) % 7, 7).sum(axis=0),
         )
         assert np.allclose(total, parts)
-        assert len(scores(total, predictions.task)) == len(metric_names(predictions))
+        assert len(scores(total, predictions)) == len(metric_names(predictions))
 
 
 # A missing value or interval has a reason

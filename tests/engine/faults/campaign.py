@@ -72,13 +72,7 @@ class Campaign:
         Raises AssertionError if a result differs from the undisturbed one, if an attempt fails or
         prints a traceback, or if a file is left over.
         """
-        processes.run("proj", "--version")  # The first request starts the server.
-        self.pristine.mkdir()
-        self.scenario.prepare(self.pristine)
-        for command in self.scenario.before:
-            code = self._wait(self._start(command, self.pristine), None)
-            assert code == 0, self._said(self.pristine)
-        whole = self._undisturbed()
+        whole = self._prepare()
         while self.kills < kills:
             self._copy()
             self.history = []
@@ -86,6 +80,32 @@ class Campaign:
             lines = differences(whole.result, self._result())
             assert not lines, self._failed("\n".join(lines))
         return self.kills
+
+    def sweep(self, points: int) -> None:
+        """Kill the scenario once at each of evenly spaced operations, and let it finish.
+
+        Raises AssertionError as ``run`` does.
+        """
+        whole = self._prepare()
+        for number in range(1, points + 1):
+            self._copy()
+            self.history = []
+            at = number * whole.operations // points
+            code = self._attempt(self.scenario.command, Interruption(SIGKILL, at, 0.0))
+            if code != 0:
+                code = self._attempt(self._next_command(), None)
+            assert code == 0, self._failed("the last attempt failed")
+            lines = differences(whole.result, self._result())
+            assert not lines, self._failed("\n".join(lines))
+
+    def _prepare(self) -> Undisturbed:
+        processes.run("proj", "--version")  # The first request starts the server.
+        self.pristine.mkdir()
+        self.scenario.prepare(self.pristine)
+        for command in self.scenario.before:
+            code = self._wait(self._start(command, self.pristine), None)
+            assert code == 0, self._said(self.pristine)
+        return self._undisturbed()
 
     def _undisturbed(self) -> Undisturbed:
         self._copy()

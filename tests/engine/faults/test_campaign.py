@@ -68,6 +68,23 @@ def test_an_interrupted_study_in_postgresql_ends_with_the_same_trials(
     interrupt(campaign, record_property)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.name)
+def test_a_scenario_that_is_killed_at_any_operation_ends_with_the_same_bits(
+    scenario: Scenario, work: Path
+) -> None:
+    if missing := needs(scenario):
+        pytest.skip(f"torch.compile needs {missing}")
+    Campaign(scenario, work).sweep(min(KILLS, scenario.most_kills))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["max_steps within an epoch", "callback a second ModelCheckpoint"])
+def test_a_sample_of_operations(name: str, work: Path) -> None:
+    (scenario,) = (scenario for scenario in SCENARIOS if scenario.name == name)
+    Campaign(scenario, work).sweep(6)
+
+
 @pytest.mark.parametrize("name", ["precision 32-true", "init of a table"])
 def test_a_sample_of_the_scenarios(name: str, work: Path) -> None:
     (scenario,) = (scenario for scenario in SCENARIOS if scenario.name == name)

@@ -24,6 +24,7 @@ from proj.engine.lightning_internals import (
     has_default_checkpoint_io,
     is_accumulating,
     is_restarting,
+    restore_current_scores,
     restore_metrics,
     set_accumulation,
     set_checkpoint_io,
@@ -208,6 +209,7 @@ class ResumeCheckpoint(Checkpoint):
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         self.optimizer_states = checkpoint.get("optimizer_states", [])
+        restore_current_scores(trainer, checkpoint["callbacks"])
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.restored is not None:
@@ -224,6 +226,8 @@ class ResumeCheckpoint(Checkpoint):
         self.signal_handlers.enter_context(stop_signals(self._on_signal))
         self.loader_has_state = hasattr(trainer.train_dataloader, "state_dict")
         self.saved_step, self.saved_time = trainer.global_step, time.monotonic()
+        # Otherwise a resumed training that makes no step would save another state of its end.
+        self.saved_versions = _versions(pl_module)
         if self.loader_has_state:
             self.first_generators = None
         if self.restored is None:

@@ -3,6 +3,7 @@
 import argparse
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -67,6 +68,7 @@ def compare(args: list[str]) -> None:
     for name, other in zip(names[1:], predictions[1:], strict=True):
         check_same_rows(names[0], predictions[0], name, other)
     _check_enough_rows(predictions[0])
+    predictions = _with_one_average(names[0], predictions)
     comparisons = compare_with_first(names, predictions)
     differing = differing_settings(runs)
     for comparison in comparisons:
@@ -123,6 +125,14 @@ def check_same_rows(first_name: str, first: PredictionSet, name: str, other: Pre
     if first.missing or other.missing:
         run = first_name if first.missing else name
         raise UserError(f"compare: expected finite predictions, got others in {run}; leave it out.")
+
+
+def _with_one_average(first_name: str, predictions: list[PredictionSet]) -> list[PredictionSet]:
+    """Return the predictions with the average of the first run's metrics."""
+    average = predictions[0].average
+    if any(other.average != average for other in predictions):
+        console.say(f"model.average differs: all metrics here are {average}, as in {first_name}")
+    return [replace(one, average=average) for one in predictions]
 
 
 def _check_enough_rows(predictions: PredictionSet) -> None:

@@ -144,6 +144,7 @@ def eject(run: Run, cli: ExperimentCLI, data_file: str) -> Ejected:
         "net": net,
         "members": traced.training_dims == 3,
         "averages": traced.evaluation_dims == 3,
+        "average": cli.model.average,
         "digests": {name: _digest(values) for name, values in weights.items()},
     }
     body = _render(context, "")

@@ -5,6 +5,7 @@ squared number of rows, is the variance of the area.
 """
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 
@@ -81,6 +82,20 @@ def average_precision(score: Array, hit: Array) -> tuple[float, Array]:
     return value, np.asarray(influence * rows / positives)
 
 
+class Area(NamedTuple):
+    """An area, or an average of areas.
+
+    Attributes:
+        value: the area.
+        influence: that of each row, [rows].
+        counts: numbers of positive and negative rows of each area.
+    """
+
+    value: float
+    influence: Array
+    counts: tuple[tuple[int, int], ...]
+
+
 def midranks(values: Array) -> Array:
     """Return the ranks of values from 1 up: [rows]. Equal values share the mean of their ranks."""
     _, level, counts = np.unique(values, return_inverse=True, return_counts=True)
@@ -103,27 +118,56 @@ def area_names(predictions: PredictionSet) -> list[str]:
 
 def area_intervals(predictions: PredictionSet) -> Iterator[tuple[str, Interval]]:
     """Yield the name and interval of each mean area, and of the area of each class."""
-    hits = predictions.hits
-    columns = list(zip(predictions.scores.T, hits.T, strict=True))
-    rows_of_each_kind = [(int(hit.sum()), int((1 - hit).sum())) for hit in hits.T]
-    for kind, area in AREAS.items():
-        values, influences = zip(*(area(score, hit) for score, hit in columns), strict=True)
-        known = [i for i, value in enumerate(values) if not np.isnan(value)]
-        if known:
-            mean = float(np.mean([values[i] for i in known]))
-            influence = np.mean([influences[i] for i in known], axis=0)
-            counts = [rows_of_each_kind[i] for i in known]
-            yield kind, _area_interval(predictions, kind, mean, influence, counts)
-        else:
+    for kind in AREAS:
+        by_class = class_areas(predictions, kind)
+        mean = mean_area(predictions, kind, by_class)
+        if mean is None:
             yield kind, _undefined_area(predictions, kind)
-        if predictions.task == "binary" or len(values) < 2:
+        else:
+            yield kind, _area_interval(predictions, kind, mean)
+        if predictions.task == "binary" or len(by_class) < 2:
             continue
-        for i, class_name in enumerate(predictions.names):
-            name, counts = f"{kind}/{class_name}", [rows_of_each_kind[i]]
-            if i in known:
-                yield name, _area_interval(predictions, name, values[i], influences[i], counts)
-            else:
+        for class_name, area in zip(predictions.names, by_class, strict=True):
+            name = f"{kind}/{class_name}"
+            if np.isnan(area.value):
                 yield name, _undefined_area(predictions, name)
+            else:
+                yield name, _area_interval(predictions, name, area)
+
+
+def class_areas(predictions: PredictionSet, kind: str) -> list[Area]:
+    """Return the area of each class or label, NaN where it is undefined."""
+    return [
+        Area(*AREAS[kind](score, hit), ((int(hit.sum()), int((1 - hit).sum())),))
+        for score, hit in zip(predictions.scores.T, predictions.hits.T, strict=True)
+    ]
+
+
+def mean_area(
+    predictions: PredictionSet, kind: str, by_class: list[Area] | None = None
+) -> Area | None:
+    """Return the average of the areas of the classes that have one, None if none has."""
+    by_class = class_areas(predictions, kind) if by_class is None else by_class
+    hits = predictions.hits
+    if predictions.average == "micro" and len(by_class) > 1:
+        value, influence = AREAS[kind](predictions.scores.ravel(), hits.ravel())
+        counts = tuple(area.counts[0] for area in by_class)
+        # The pairs of one row are drawn together.
+        of_rows = influence.reshape(hits.shape).mean(axis=1)
+        return None if np.isnan(value) else Area(value, of_rows, counts)
+    known = [i for i, area in enumerate(by_class) if not np.isnan(area.value)]
+    if not known:
+        return None
+    counts = tuple(by_class[i].counts[0] for i in known)
+    values = np.array([by_class[i].value for i in known])
+    influences = np.stack([by_class[i].influence for i in known], axis=1)
+    if predictions.average == "macro":
+        return Area(float(values.mean()), influences.mean(axis=1), counts)
+    weights = hits[:, known].sum(axis=0) / hits[:, known].sum()
+    value = float(values @ weights)
+    # A row changes the areas, and by its class also their weights.
+    by_weight = hits[:, known] @ (values - value) * len(hits) / hits[:, known].sum()
+    return Area(value, influences @ weights + by_weight, counts)
 
 
 def _undefined_area(predictions: PredictionSet, name: str) -> Interval:
@@ -131,23 +175,18 @@ def _undefined_area(predictions: PredictionSet, name: str) -> Interval:
     return Interval(None, None, None, support(predictions, name), "", why)
 
 
-def _area_interval(
-    predictions: PredictionSet,
-    name: str,
-    value: float,
-    influence: Array,
-    counts: list[tuple[int, int]],
-) -> Interval:
+def _area_interval(predictions: PredictionSet, name: str, area: Area) -> Interval:
     """Return the limits of an area, or of a mean of areas, computed on the logit scale.
 
-    ``counts`` are the numbers of positive and negative rows of each area. The standard error is
+    The standard error is
     that of the influences (DeLong's for the area under the ROC curve), summed by group if rows are
     grouped. With few rows of one kind it is too small, because which rows they are is chance.
     Therefore the quantile is Student's, and DeLong's variance is averaged with that of Hanley and
     McNeil, which has the weight of ``PRIOR_ROWS`` rows. If the ranking is perfect or reversed the
     variance is 0, and the limits are those of a single area of as many rows.
     """
-    rows, kind = support(predictions, name), name.split("/")[0]
+    (value, influence, counts), kind = area, name.split("/")[0]
+    rows = support(predictions, name)
     units = unit_count(predictions)
     m, k = (sum(numbers) for numbers in zip(*counts, strict=True))
     if kind == "auroc" and value in (0.0, 1.0):

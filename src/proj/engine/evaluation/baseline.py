@@ -58,7 +58,7 @@ def constant_baseline(predictions: PredictionSet, schema: Schema) -> Baseline | 
 def _scores(predictions: PredictionSet) -> dict[str, float]:
     """Return the headline metric and accuracy in float64."""
     sums = sums_of(predictions, np.zeros(len(predictions), np.int64), 1)[0]
-    values = scores(sums, predictions.task).tolist()
+    values = scores(sums, predictions).tolist()
     by_name = dict(zip(metric_names(predictions), values, strict=True))
     names = [headline_metric(predictions.task), "accuracy"]
     return {name: by_name[name] for name in names if name in by_name}

@@ -267,7 +267,7 @@ def compare_calibration(
 
 def _scores(predictions: PredictionSet) -> Array:
     single_unit = np.zeros(len(predictions), int)
-    return scores(sums_of(predictions, single_unit, 1)[0], predictions.task)
+    return scores(sums_of(predictions, single_unit, 1)[0], predictions)
 
 
 def rarely_predicted(after: PredictionSet, calibration: Calibration) -> list[tuple[str, int]]:

@@ -2,7 +2,8 @@
 
 Sums can be computed for each row, each group or any other unit, added up and resampled without the
 rows. The definitions are those of ``proj.metrics``: 0/0 is 0, and a macro average leaves out a
-class that occurs neither in the targets nor in the predictions (but no label).
+class that occurs neither in the targets nor in the predictions (but no label). A weighted average
+is that by the actual rows of each class; a micro average adds up the counts of all classes.
 """
 
 import numpy as np
@@ -81,23 +82,36 @@ def _error_sums(predictions: PredictionSet, unit: Array, units: int) -> Array:
     return np.column_stack([np.bincount(unit, column, units) for column in columns])
 
 
-def scores(sums: Array, task: str) -> Array:
+def scores(sums: Array, predictions: PredictionSet) -> Array:
     """Return the metrics of sums: [..., sums] to [..., metrics], in the order of ``metric_names``.
 
-    A metric is NaN where it is not defined.
+    ``predictions`` tell the task and the average of several classes or labels. A metric is NaN
+    where it is not defined.
     """
-    if task == "regression":
+    if predictions.task == "regression":
         return _error_scores(sums)
     rows, correct = sums[..., 0], sums[..., 1]
     per_class = sums[..., 2:].reshape(*sums.shape[:-1], -1, 3)
     true, predicted, actual = np.moveaxis(per_class, -1, 0)  # all [..., classes]
-    by_class = [ratio(true, predicted), ratio(true, actual), ratio(2 * true, predicted + actual)]
+    fractions = [(true, predicted), (true, actual), (2 * true, predicted + actual)]
+    by_class = [ratio(above, below) for above, below in fractions]
     accuracy = ratio(correct, rows)[..., None]
-    if task == "binary":
+    if predictions.task == "binary":
         return np.concatenate([accuracy, *by_class], axis=-1)
-    occurs = (predicted + actual > 0) | (task == "multilabel")
-    macro = [ratio(score.sum(-1), occurs.sum(-1))[..., None] for score in by_class]
-    return np.concatenate([accuracy, *macro, *(by_class if true.shape[-1] > 1 else [])], axis=-1)
+    if predictions.average == "micro":
+        means = [ratio(above.sum(-1), below.sum(-1))[..., None] for above, below in fractions]
+    else:
+        weights = mean_weights(predicted, actual, predictions)
+        means = [ratio((s * weights).sum(-1), weights.sum(-1))[..., None] for s in by_class]
+    return np.concatenate([accuracy, *means, *(by_class if true.shape[-1] > 1 else [])], axis=-1)
+
+
+def mean_weights(predicted: Array, actual: Array, predictions: PredictionSet) -> Array:
+    """Return the weight of each class in a macro or weighted average: [..., classes]."""
+    if predictions.average == "weighted":
+        return actual
+    is_label = predictions.task == "multilabel"
+    return np.asarray((predicted + actual > 0) | is_label, np.float64)
 
 
 def _error_scores(sums: Array) -> Array:

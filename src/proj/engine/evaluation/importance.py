@@ -201,7 +201,7 @@ def _statistic(predictions: PredictionSet, width: int) -> Statistic:
     def statistic(sums: Array) -> Array:
         # By the approximation, a sum of few rows may be below 0.
         permutations = sums.reshape(*sums.shape[:-1], -1, width).clip(0)
-        values = scores(permutations, predictions.task)[..., index]
+        values = scores(permutations, predictions)[..., index]
         return np.asarray(sign * (values[..., :1] - values[..., 1:]).mean(axis=-1, keepdims=True))
 
     return statistic

@@ -9,7 +9,14 @@ import numpy as np
 
 from proj.engine.console import plural
 from proj.engine.evaluation.areas import area_intervals, area_names
-from proj.engine.evaluation.counts import KINDS, metric_names, ratio, scores, sums_of
+from proj.engine.evaluation.counts import (
+    KINDS,
+    mean_weights,
+    metric_names,
+    ratio,
+    scores,
+    sums_of,
+)
 from proj.engine.evaluation.dominant_rows import contributions, without_dominant_rows
 from proj.engine.evaluation.limits import (
     MIN_UNITS,
@@ -91,7 +98,7 @@ def _count_intervals(
 ) -> Iterator[tuple[str, Interval]]:
     """Yield the name and interval of each metric of counts.
 
-    The limits are Wilson's, or BCa limits for macro averages and for grouped rows.
+    The limits are Wilson's, or BCa limits for averages over classes and for grouped rows.
     """
     task, grouped, names = (
         predictions.task,
@@ -99,14 +106,14 @@ def _count_intervals(
         metric_names(predictions),
     )
     units = _count_units(predictions, rng)
-    values = scores(units.total, task)
+    values = scores(units.total, predictions)
     # Grouped rows carry as much information as there are groups.
     share = units.times.sum() / len(predictions) if grouped else 1.0
-    low, high = _wilson_limits(units.total, task, share)
-    macro = np.array([task != "binary" and name in KINDS for name in names])
-    resampled = macro | grouped
+    low, high = _wilson_limits(units.total, predictions, share)
+    averaged = np.array([task != "binary" and name in KINDS for name in names])
+    resampled = averaged | grouped
     if resampled.any() and units.times.sum() >= MIN_UNITS:
-        limits, varies = bca(units, lambda sums: scores(sums, task), rng)
+        limits, varies = bca(units, lambda sums: scores(sums, predictions), rng)
         resampled &= varies
         low, high = np.where(resampled, limits[0], low), np.where(resampled, limits[1], high)
     else:
@@ -117,7 +124,7 @@ def _count_intervals(
         if np.isnan(low[i]):
             yield name, Interval(value, None, None, rows, "", _zero_by_convention(name))
         else:
-            wilson_method = "Wilson, of each class" if macro[i] else "Wilson"
+            wilson_method = "Wilson, of each class" if averaged[i] else "Wilson"
             method = bca_method if resampled[i] else wilson_method
             yield name, Interval(value, float(low[i]), float(high[i]), rows, method)
 
@@ -142,36 +149,57 @@ def _count_units(predictions: PredictionSet, rng: np.random.Generator) -> Units:
     return Units(sums_of(predictions, unit, len(times)) / times[:, None], times)
 
 
-def _wilson_limits(total: Array, task: str, share: float) -> Array:
+def _wilson_limits(total: Array, predictions: PredictionSet, share: float) -> Array:
     """Return the limits of all metrics of counts, [2, metrics].
 
     Each number of cases is multiplied by ``share``. Accuracy, precision and recall are
     proportions. The number of cases of precision is random; its observed value is used. F1 is
     2J/(1+J) of the proportion J of true positives among all that are predicted or actual (Lam et
     al. 2023, arXiv:2309.14621, "Wilson indirect"). A mean over classes has the limits of Zou and
-    Donner (2008, Statistics in Medicine 27:1693) for independent estimates. They are needed where
-    resampling fails because each class is entirely correct or entirely wrong.
+    Donner (2008, Statistics in Medicine 27:1693) for independent estimates, and a micro average
+    those of the proportion over all classes. They are needed where resampling fails because each
+    class is entirely correct or entirely wrong.
     """
     true, predicted, actual = total[2:].reshape(-1, 3).T
     either = predicted + actual - true
     cases = [(true, predicted), (true, actual), (true, either)]
+    limits = _limits_of_counts(cases, share)
+    accuracy = np.stack(wilson(total[1:2] / total[0], total[0] * share))
+    if predictions.task == "binary":
+        return np.concatenate([accuracy, *limits], axis=1)
+    if predictions.average == "micro":
+        pooled = [(hits.sum(keepdims=True), count.sum(keepdims=True)) for hits, count in cases]
+        means = np.concatenate(_limits_of_counts(pooled, share), axis=1)
+    else:
+        weights = mean_weights(predicted, actual, predictions)
+        means = _limits_of_means(scores(total, predictions), limits, weights)
+    per_class = limits if len(true) > 1 else []
+    return np.concatenate([accuracy, means, *per_class], axis=1)
+
+
+def _limits_of_counts(cases: list[tuple[Array, Array]], share: float) -> list[Array]:
+    """Return the limits of precision, recall and F1: [2, classes] each."""
     limits = [np.stack(wilson(ratio(hits, count), count * share)) for hits, count in cases]
     limits[2] = 2 * limits[2] / (1 + limits[2])
-    accuracy = np.stack(wilson(total[1:2] / total[0], total[0] * share))
-    if task == "binary":
-        return np.concatenate([accuracy, *limits], axis=1)
-    values = [ratio(true, predicted), ratio(true, actual), ratio(2 * true, predicted + actual)]
-    # A label without cases counts as 0 in the mean and does not vary.
-    count = int(((predicted + actual > 0) | (task == "multilabel")).sum())
-    macro = []
-    for value, mean, (low, high) in zip(values, scores(total, task)[1:4], limits, strict=True):
+    return limits
+
+
+def _limits_of_means(values: Array, limits: list[Array], weights: Array) -> Array:
+    """Return the limits of the means of precision, recall and F1: [2, 3].
+
+    ``values`` are all metrics, ``limits`` [2, classes] those of the classes.
+    """
+    weights = weights / max(1, weights.sum())
+    by_class = values[4:].reshape(3, -1) if len(weights) > 1 else values[1:4, None]
+    means = []
+    for value, mean, (low, high) in zip(by_class, values[1:4], limits, strict=True):
+        # A label without cases counts as 0 in the mean and does not vary.
         known = ~np.isnan(low)
         below, above = (
-            np.sqrt(((limit - value)[known] ** 2).sum()) / max(1, count) for limit in (low, high)
+            np.sqrt((((limit - value) * weights)[known] ** 2).sum()) for limit in (low, high)
         )
-        macro.append([mean - below, mean + above] if known.any() else [np.nan, np.nan])
-    per_class = limits if len(true) > 1 else []
-    return np.concatenate([accuracy, np.transpose(macro), *per_class], axis=1)
+        means.append([mean - below, mean + above] if known.any() else [np.nan, np.nan])
+    return np.transpose(means)
 
 
 # Errors
@@ -189,7 +217,7 @@ def _error_intervals(
     is_r2 = np.array([name.startswith("r2") for name in names])
 
     def positive(sums: Array) -> Array:
-        values = scores(sums, "regression")
+        values = scores(sums, predictions)
         return np.where(is_r2, 1 - values, values)
 
     results = _bootstrap_t(

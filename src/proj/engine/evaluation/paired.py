@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.stats import t as student
 
-from proj.engine.evaluation.areas import AREAS
+from proj.engine.evaluation.areas import AREAS, mean_area
 from proj.engine.evaluation.counts import metric_names, scores, sums_of
 from proj.engine.evaluation.prediction_set import PredictionSet
 from proj.engine.evaluation.resampling import (
@@ -17,7 +17,6 @@ from proj.engine.evaluation.resampling import (
     resampling_units,
     units_of,
 )
-from proj.schema import Array
 
 SIGNIFICANCE_LEVEL = 0.05
 
@@ -49,7 +48,7 @@ def differences(first: PredictionSet, other: PredictionSet, seed: int = 0) -> di
     width = sums.shape[1] // 2
     compared = paired(
         units_of(sums),
-        lambda s: scores(s[..., width:], first.task) - scores(s[..., :width], first.task),
+        lambda s: scores(s[..., width:], first) - scores(s[..., :width], first),
         rng,
     )
     by_name = {
@@ -70,12 +69,11 @@ def metric_values(predictions: PredictionSet) -> dict[str, float]:
     """Return the metrics that ``differences`` compares; NaN where one is undefined."""
     sums = sums_of(predictions, np.zeros(len(predictions), np.int64), 1)[0]
     names = metric_names(predictions)
-    values = dict(zip(names, scores(sums, predictions.task).tolist(), strict=True))
+    values = dict(zip(names, scores(sums, predictions).tolist(), strict=True))
     if predictions.task != "regression":
         for kind in AREAS:
-            values[kind] = float(np.nan)
-            if known := [area for area, _ in _known_areas(predictions, kind)]:
-                values[kind] = float(np.mean(known))
+            area = mean_area(predictions, kind)
+            values[kind] = float(np.nan) if area is None else area.value
     return values
 
 
@@ -144,21 +142,19 @@ def area_difference(first: PredictionSet, other: PredictionSet, kind: str) -> Di
 
     The quantile is Student's, as in ``areas.py``. None if the variance is unknown.
     """
-    values, influences = [], []
-    for run in (first, other):
-        known = _known_areas(run, kind)
-        if not known or np.isnan([influence for _, influence in known]).any():
-            return None
-        values.append(float(np.mean([value for value, _ in known])))
-        influences.append(np.mean([influence for _, influence in known], axis=0))
-    moved = influences[1] - influences[0]
+    areas = [mean_area(run, kind) for run in (first, other)]
+    if areas[0] is None or areas[1] is None:
+        return None
+    moved = areas[1].influence - areas[0].influence
+    if np.isnan(moved).any():
+        return None
     hits = first.hits[:, [0 < share < 1 for share in first.hits.mean(axis=0)]]
     freedom = min(hits.sum(), (1 - hits).sum()) - 1
     if first.group is not None:
         moved = np.bincount(first.group, moved)
         moved = moved * np.sqrt(len(moved) / max(1, len(moved) - 1))
         freedom = min(freedom, len(moved) - 1)
-    value, error = values[1] - values[0], float(np.sqrt((moved**2).sum()) / len(first))
+    value, error = areas[1].value - areas[0].value, float(np.sqrt((moved**2).sum()) / len(first))
     if error < 1e-12:
         return _constant(value)
     # The variance is not known from a single row of one kind.
@@ -171,13 +167,6 @@ def area_difference(first: PredictionSet, other: PredictionSet, kind: str) -> Di
     )
     test = "DeLong" if kind == "auroc" else "jackknife"
     return Difference(value, value - half_width, value + half_width, p, test)
-
-
-def _known_areas(predictions: PredictionSet, kind: str) -> list[tuple[float, Array]]:
-    """Return the area of each class that has one, with the influence of each row."""
-    columns = zip(predictions.scores.T, predictions.hits.T, strict=True)
-    areas = (AREAS[kind](score, hit) for score, hit in columns)
-    return [area for area in areas if not math.isnan(area[0])]
 
 
 def holm(ps: Sequence[float]) -> list[float]:

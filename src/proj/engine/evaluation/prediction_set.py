@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -12,7 +13,7 @@ from proj.engine.runs.files import is_present, open_regular
 from proj.engine.runs.predictions import apply_thresholds
 from proj.engine.runs.run import Run
 from proj.errors import UserError
-from proj.schema import DEFAULT_THRESHOLD, Array, Schema, Task
+from proj.schema import DEFAULT_THRESHOLD, Array, Average, Schema, Task
 
 # By how much a probability of several members may lie outside of 0 and 1.
 ROUNDING = 1e-4
@@ -33,6 +34,7 @@ class PredictionSet:
         group: the number of each row's group [rows], such as the customer that it belongs to. Rows
             of one group are not independent. None if each row is independent.
         thresholds: threshold of the positive class, one of all labels, or one of each label.
+        average: how the model's metrics of several classes or labels become one.
         columns: the columns of the predictions file other than probabilities: row numbers, targets
             and predictions in the user's own labels, and columns of the source. None if the
             predictions were not read from a file.
@@ -45,6 +47,7 @@ class PredictionSet:
     output: Array
     group: Array | None = None
     thresholds: tuple[float, ...] = DEFAULT_THRESHOLD
+    average: Average = "macro"
     columns: pl.DataFrame | None = None
 
     def __len__(self) -> int:
@@ -164,17 +167,29 @@ def predictions_in(
         schema: the schema of its data.
         fitted: the calibration that was applied.
     """
-    group = ((run.config.get("data") or {}).get("init_args") or {}).get("group")
+    group = _init_args(run, "data").get("group")
     # A column of the source has a prefix if its name is that of a column of predictions.
     column = next((name for name in (f"kept_{group}", group) if name in table.columns), None)
     shown = [name for name in table.columns if not name.startswith("probability")]
-    predictions = replace(read_prediction_set(schema, table, column), columns=table[shown])
+    predictions = replace(
+        read_prediction_set(schema, table, column), columns=table[shown], average=average_of(run)
+    )
     output = predictions.output
     if schema.task != "regression" and ((output < -ROUNDING) | (output > 1 + ROUNDING)).any():
         raise ValueError("expected probabilities from 0 to 1, got others")
     if fitted is not None:
         predictions = replace(predictions, thresholds=fitted.settings(schema)[1])
     return predictions
+
+
+def average_of(run: Run) -> Average:
+    """Return how a run's metrics of several classes or labels become one."""
+    average: Average = _init_args(run, "model").get("average") or "macro"
+    return average
+
+
+def _init_args(run: Run, part: str) -> dict[str, Any]:
+    return (run.config.get(part) or {}).get("init_args") or {}
 
 
 def read_table(path: Path) -> pl.DataFrame:

@@ -157,7 +157,7 @@ def _metrics_table(metrics: Metrics, predictions: PredictionSet, run: Run) -> Ht
         shown = shown_name(name, predictions.task)
         row = [shown, value, *limits, str(entry.get("support", ""))]
         row += [_with_limits(validation.get(name, {}))] if validation else []
-        rows.append([*row, shown_unit(name, predictions.task)])
+        rows.append([*row, shown_unit(name, predictions.task, predictions.average)])
     header = ["metric", "value", "from", "to", "rows"]
     header += ["on the validation split"] if validation else []
     numbers = len(header) - 1

@@ -7,6 +7,7 @@ from pathlib import Path
 from torch import Tensor
 
 from proj.engine import console
+from proj.engine.evaluation.prediction_set import average_of
 from proj.engine.evaluation.scoring import Metrics
 from proj.engine.runs.checkpoint_file import read_checkpoint
 from proj.engine.runs.contents import metric_entries, write_metrics
@@ -68,7 +69,8 @@ def save_metrics(
     """
     path = run.path / verb / "metrics.json"
     write_metrics(path, metrics)
-    console.show_metrics(f"{verb}, {run.path.name}, {checkpoint.name}", metrics, task)
+    title = f"{verb}, {run.path.name}, {checkpoint.name}"
+    console.show_metrics(title, metrics, task, average_of(run))
     if remark:
         console.say(remark)
     for warning in warnings:

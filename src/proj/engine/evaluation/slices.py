@@ -72,7 +72,10 @@ def slices(
         # Methods of series would read the name of the column as a pattern.
         code, labels = binned(column.alias(""))
         sums = sums_of(predictions, code, len(labels))
-        rows, values = sums[:, 0].astype(int), scores(sums, predictions.task)[:, index]
+        rows, values = (
+            sums[:, 0].astype(int),
+            scores(sums, predictions)[:, index],
+        )
         if (rows > 0).sum() < 2:
             constant += 1
             continue

@@ -26,6 +26,7 @@ from proj.engine.runs.files import read_json, write_json
 from proj.engine.runs.manifest import record_manifest
 from proj.engine.runs.run import LAST, Run
 from proj.engine.training.outcome import is_elsewhere, outcome, restore_callbacks
+from proj.schema import Average, Task
 
 # Environment variable with the run's folder. Process 0 sets it for the processes that it starts.
 RUN_VARIABLE = f"{PACKAGE.upper()}_RUN"
@@ -187,9 +188,11 @@ def _show_result(run: Run, trainer: Trainer) -> None:
             if not name.startswith(("train", "lr-"))
         }
         title = f"best epoch: {saver.best_epoch} of {epochs}, by {saver.monitor}"
-        task = getattr(trainer.lightning_module, "task", None)
+        module = trainer.lightning_module
+        task: Task | None = getattr(module, "task", None)
+        average: Average = getattr(module, "average", "macro")
         title = title if saver.monitor else "last epoch"
-        console.show_metrics(title, metric_entries(metrics), task)
+        console.show_metrics(title, metric_entries(metrics), task, average)
     console.say(f"trained: {epochs} (counted from 0), {console.plural(reached.steps, 'step')}")
     console.say(f"run: {run.path}")
     for logger in trainer.loggers:

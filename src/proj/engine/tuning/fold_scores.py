@@ -11,7 +11,12 @@ import polars as pl
 from scipy.stats import t as student_t
 
 from proj.engine.evaluation.counts import metric_names, scores, sums_of
-from proj.engine.evaluation.prediction_set import PredictionSet, read_prediction_set, read_table
+from proj.engine.evaluation.prediction_set import (
+    PredictionSet,
+    average_of,
+    read_prediction_set,
+    read_table,
+)
 from proj.engine.runs import calibration
 from proj.engine.runs.checkpoint_file import read_checkpoint
 from proj.engine.runs.run import Run
@@ -105,6 +110,7 @@ def _read_predictions(run: Run) -> PredictionSet:
     schema = Schema.from_dict(read_checkpoint(run.checkpoint("best"))["schema"])
     folder = run.path / "test"
     predictions = read_prediction_set(schema, read_table(folder / "predictions.parquet"))
+    predictions = replace(predictions, average=average_of(run))
     applied = folder / calibration.FILE
     if not applied.is_file():
         return predictions
@@ -113,10 +119,9 @@ def _read_predictions(run: Run) -> PredictionSet:
 
 def _pooled_scores(folds: list[PredictionSet]) -> Array:
     """Return the metrics [metrics] of the rows of several folds together."""
-    task = folds[0].task
-    if task != "regression":
+    if folds[0].task != "regression":
         # Counts add up, and each fold may have thresholds of its own.
-        return scores(np.sum([_total(fold) for fold in folds], axis=0), task)
+        return scores(np.sum([_total(fold) for fold in folds], axis=0), folds[0])
     # The sums of a regression are centered on the mean target, which must be that of all folds.
     pooled = replace(
         folds[0],
@@ -124,7 +129,7 @@ def _pooled_scores(folds: list[PredictionSet]) -> Array:
         target=np.concatenate([fold.target for fold in folds]),
         output=np.concatenate([fold.output for fold in folds]),
     )
-    return scores(_total(pooled), task)
+    return scores(_total(pooled), pooled)
 
 
 def _total(predictions: PredictionSet) -> Array:
@@ -135,7 +140,7 @@ def _total(predictions: PredictionSet) -> Array:
 
 def _matching_names(names: list[str], fold: PredictionSet, metrics: Metrics) -> list[str]:
     """Return the names of the metrics whose written value is that of the predictions."""
-    computed = dict(zip(metric_names(fold), scores(_total(fold), fold.task).tolist(), strict=True))
+    computed = dict(zip(metric_names(fold), scores(_total(fold), fold).tolist(), strict=True))
 
     def matches(name: str) -> bool:
         written = metrics.get(name, {}).get("value")
