@@ -168,6 +168,8 @@ class Schema:
         for name in ("input_mean", "input_std", "target_mean", "target_std"):
             if not all(type(value) in (int, float) for value in getattr(self, name)):
                 raise TypeError(f"expected numbers in {name}, got {getattr(self, name)!r:.60}")
+        if type(self.net_config) is not str:
+            raise TypeError(f"expected a text in net_config, got {self.net_config!r:.60}")
 
     @property
     def numeric(self) -> tuple[Column, ...]:

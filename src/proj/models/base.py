@@ -52,7 +52,7 @@ class Model(SchemaModule):
         metrics: dict[str, MetricOption] | None = None,
         freeze: list[str] | None = None,
         learning_rates: dict[str, float] | None = None,
-        layer_decay: float = 1.0,
+        layer_decay: float | None = None,
         compile: Literal["none", "net", "step"] = "none",
         steps_per_execution: int | Literal["auto"] = "auto",
     ) -> None:
@@ -154,7 +154,7 @@ class Model(SchemaModule):
         scheduler = build_scheduler(
             self.scheduler, optimizer, self.scheduler_interval, self.trainer
         )
-        if self.learning_rates or self.layer_decay != 1:
+        if self.learning_rates or self.layer_decay is not None:
             keep_group_rates(optimizer, rates, self.learning_rates, type(scheduler).__name__)
         config: dict[str, Any] = {"scheduler": scheduler, "interval": self.scheduler_interval}
         if monitor := getattr(scheduler, "monitor", None):  # ReduceLROnPlateau

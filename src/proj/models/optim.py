@@ -29,7 +29,7 @@ def freeze_matching(net: nn.Module, patterns: list[str]) -> None:
 
 
 def parameter_groups(
-    net: nn.Module, learning_rates: dict[str, float], layer_decay: float = 1.0
+    net: nn.Module, learning_rates: dict[str, float], layer_decay: float | None = None
 ) -> list[dict[str, Any]]:
     """Return an optimizer's groups: one per pattern with its rate, then all other parameters.
 
@@ -37,7 +37,7 @@ def parameter_groups(
     of the others has a group, and ``lr_scale`` is its share of the optimizer's rate.
     """
     names = [name for name, parameter in net.named_parameters() if parameter.requires_grad]
-    scales = layer_scales(net, layer_decay) if layer_decay != 1 else {}
+    scales = {} if layer_decay is None else layer_scales(net, layer_decay)
     groups = []
     for pattern, rate in learning_rates.items():
         if rate <= 0:
@@ -81,7 +81,10 @@ def layer_scales(net: nn.Module, decay: float) -> dict[str, float]:
 
 
 def build_optimizer(
-    build: OptimizerCallable, net: nn.Module, learning_rates: dict[str, float], layer_decay: float
+    build: OptimizerCallable,
+    net: nn.Module,
+    learning_rates: dict[str, float],
+    layer_decay: float | None,
 ) -> Optimizer:
     """Build the optimizer of a net with its groups, rates and fused step."""
     optimizer = build(parameter_groups(net, learning_rates, layer_decay))

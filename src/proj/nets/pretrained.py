@@ -47,6 +47,8 @@ class Pretrained(nn.Module):
                 f"images or texts for, got {path} ({' '.join(str(error).split())[:200]})."
             ) from error
         self.net_config = json.dumps(found)  # The model puts it into its schema.
+        # Tracing reads it, and transformers would log that a backbone has none.
+        self.model.base_model.loss_type = self.model.loss_type
         self.channels = 0
         if self.model.main_input_name != "pixel_values":
             return
@@ -87,7 +89,9 @@ class Pretrained(nn.Module):
         """Return images with the channels, the size and the scale of the pretrained weights."""
         x = x.expand(-1, self.channels, -1, -1)
         if self.size and tuple(x.shape[2:]) != self.size:
-            x = interpolate(x, self.size, mode="bilinear", antialias=True)
+            # torch resizes no 16-bit numbers on CPUs.
+            floats = x.to(torch.promote_types(x.dtype, torch.float32))
+            x = interpolate(floats, self.size, mode="bilinear", antialias=True).to(x.dtype)
         return (x - self.mean[:, None, None]) / self.std[:, None, None]
 
 
@@ -131,11 +135,12 @@ def _load_weights(model: Any, path: str, values: dict[str, Any], outputs: int) -
     """Load the weights of a folder, except for those of the output layer."""
     from transformers.utils import logging
 
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()  # Its table of tensors comes below as one warning.
     with torch.device("meta"):
         wider = _build(values, outputs + 1).state_dict()
     new = {name for name, value in model.state_dict().items() if value.shape != wider[name].shape}
+    verbosity, has_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()  # Its table of tensors comes below as one warning.
+    logging.disable_progress_bar()
     loaded, report = type(model).from_pretrained(
         path,
         config=deepcopy(model.config),
@@ -145,6 +150,9 @@ def _load_weights(model: Any, path: str, values: dict[str, Any], outputs: int) -
         output_loading_info=True,
         **_options(),
     )
+    logging.set_verbosity(verbosity)
+    if has_bars:
+        logging.enable_progress_bar()
     missing = {*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])} - new
     if missing:
         warnings.warn(f"{path} has no weights for {', '.join(sorted(missing))}.", stacklevel=2)
