@@ -110,7 +110,8 @@ class Comparison:
         difference = np.abs(got.astype(np.float64) - reference)
         tolerance = np.maximum(self.relative * np.abs(reference), self.absolute[name])
         # A column without variation has no tolerance, and no difference if it is the same.
-        excess = np.divide(difference, tolerance, out=np.zeros(len(got)), where=difference != 0)
+        with np.errstate(divide="ignore"):
+            excess = np.divide(difference, tolerance, out=np.zeros(len(got)), where=difference != 0)
         excess[np.isnan(excess)] = np.inf
         if len(excess):
             self.largest = max(self.largest, float(excess.max()) * self.relative)
