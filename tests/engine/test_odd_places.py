@@ -204,7 +204,10 @@ def test_the_last_of_several_classes_counts(cli: Cli) -> None:
 
 def test_a_flag_that_is_nested_too_deep_is_one_message(cli: Cli) -> None:
     deep = "[" * 3000 + "]" * 3000
-    assert "nested too deep" in cli("fit", "--trainer.callbacks", deep, code=2)
+    message = cli("fit", "--trainer.callbacks", deep, code=2)
+    # A newer PyYAML reads it, and the parser refuses it.
+    assert "nested too deep" in message or "expected list or null" in message
+    assert message.count("\n") == 1
 
 
 # Locales

@@ -1,5 +1,6 @@
 """Command line: ``main(args)`` calls a verb and converts errors to messages and exit codes."""
 
+import atexit
 import gc
 import io
 import os
@@ -115,6 +116,9 @@ def _import_verb(module: str) -> ModuleType:
         # Training need not search through the imported modules, either.
         gc.freeze()
         gc.enable()
+        if "triton" in sys.modules:
+            # At the end, it would report each of its objects that is not freed.
+            atexit.register(gc.unfreeze)
 
 
 def _take_allow(args: list[str]) -> list[str]:

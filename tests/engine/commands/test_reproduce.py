@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -104,7 +105,7 @@ def test_a_run_without_checkpoints_is_refused(run: Run, cli: Cli) -> None:
 
 def test_the_manifest_holds_the_environment(run: Run) -> None:
     manifest = json.loads((RUN / "manifest.json").read_text())
-    assert manifest["distributions"]["torch"] == torch.__version__
+    assert manifest["distributions"]["torch"] == metadata.version("torch")
     assert len(manifest["distributions"]) > 50
     assert manifest["hardware"]["cpu"]
     assert manifest["flags"]["deterministic_algorithms"] is False
