@@ -42,7 +42,7 @@ class LightGBM(Boosting):
             options["callbacks"] = [lightgbm.early_stopping(PATIENCE, verbose=False)]
         kind = lightgbm.LGBMClassifier if problem.classes else lightgbm.LGBMRegressor
         columns = np.flatnonzero(self.categories).tolist()
-        estimator = kind(**settings)
+        estimator = kind(**settings, n_jobs=problem.threads)
         estimator.fit(problem.x, problem.y, categorical_feature=columns, **options)
         # The scikit-learn interface warns of matrices without names of columns.
         booster, best = estimator.booster_, estimator.best_iteration_ or None
@@ -72,7 +72,7 @@ class XGBoost(Boosting):
             options["eval_set"] = [problem.val]
         kind = xgboost.XGBClassifier if problem.classes else xgboost.XGBRegressor
         types = ["c" if is_category else "q" for is_category in self.categories]
-        estimator = kind(**settings, feature_types=types)
+        estimator = kind(**settings, feature_types=types, n_jobs=problem.threads)
         estimator.fit(problem.x, problem.y, verbose=False, **options)
 
         def predict(x: Any) -> Array:
@@ -103,7 +103,7 @@ class CatBoost(Boosting):
             settings |= {"iterations": MAX_TREES, "early_stopping_rounds": PATIENCE}
             options["eval_set"] = self._pool(*problem.val)
         kind = catboost.CatBoostClassifier if problem.classes else catboost.CatBoostRegressor
-        estimator = kind(**settings)
+        estimator = kind(**settings, thread_count=problem.threads)
         estimator.fit(self._pool(problem.x, problem.y), **options)
 
         def predict(x: Any) -> Array:

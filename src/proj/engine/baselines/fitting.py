@@ -6,6 +6,7 @@ from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from proj.engine.baselines.boosting import CatBoost, LightGBM, XGBoost
@@ -17,6 +18,9 @@ from proj.schema import Array, Batch, Schema, mean_and_std
 # The name, title and estimators of the constant, which is computed from counts and means.
 CONSTANT, CONSTANT_TITLE = "constant", "constant"
 CONSTANT_CLASSES = ("sklearn.dummy.DummyClassifier", "sklearn.dummy.DummyRegressor")
+# Threads of OpenMP wait for each other after each step of a tree. On a busy machine that takes
+# longer than the work on fewer values (rows × columns).
+MIN_PARALLEL_VALUES = 2_000_000
 
 
 class FittedBaseline(NamedTuple):
@@ -86,14 +90,18 @@ def fit_baseline(
     several = schema.task in ("multilabel", "regression")
     columns = zip(y.T, y_val.T, strict=True) if several else [(y, y_val)]
     classes = {"regression": 0, "multiclass": len(schema.classes)}.get(schema.task, 2)
+    threads = 1 if np.prod(x.shape) < MIN_PARALLEL_VALUES else None
     fitted = []
     for target, target_val in columns:
         held_out = None if x_val is None else (x_val, target_val)
-        fitted.append(_fit_one(learner, Problem(x, target, held_out, classes, seed)))
+        with threadpool_limits(threads, "openmp"):
+            problem = Problem(x, target, held_out, classes, seed, threads)
+            fitted.append(_fit_one(learner, problem))
 
     def predict(batch: Batch) -> Array:
         inputs = encode(features_of(batch, schema))
-        return _joined([one.predict(inputs) for one in fitted], schema)
+        with threadpool_limits(threads, "openmp"):
+            return _joined([one.predict(inputs) for one in fitted], schema)
 
     settings = _joined_settings([one.settings for one in fitted])
     trees = [one.trees for one in fitted if one.trees is not None]

@@ -20,7 +20,7 @@ LINEAR_C = tuple(10.0**power for power in range(-3, 3))
 RIDGE_ALPHA = tuple(10.0**power for power in range(5, -3, -1))
 DEFAULT_C, DEFAULT_ALPHA = 1.0, 1.0
 # Trees at most, and how many of them without a better validation loss end the training.
-MAX_TREES, PATIENCE = 1000, 20
+MAX_TREES, PATIENCE = 1000, 10
 MAX_LINEAR_ITERATIONS = 1000
 
 
@@ -33,6 +33,7 @@ class Problem(NamedTuple):
         val: the same of the validation split; None if it has no rows.
         classes: number of classes; 0 for a number.
         seed: of every random choice.
+        threads: number of threads of packages without OpenMP; None means one for each processor.
     """
 
     x: Any
@@ -40,6 +41,7 @@ class Problem(NamedTuple):
     val: tuple[Any, Array] | None
     classes: int
     seed: int
+    threads: int | None
 
 
 class Fitted(NamedTuple):

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from proj.engine import PACKAGE, console, html
-from proj.engine.console import number, plural
+from proj.engine.console import number, plural, signed_like
 from proj.engine.evaluation import interval_figures
 from proj.engine.evaluation.counts import headline_metric, headline_sign
 from proj.engine.evaluation.interval_figures import limits_of
@@ -161,10 +161,11 @@ def _sentence(predictions: PredictionSet, rivals: Sequence[Rival]) -> str:
         is_better = value * headline_sign(predictions.task) > 0
         verdict = "better than" if is_better else "worse than"
     shown_p = "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
-    own, others = (number(metric_values(one)[metric]) for one in (predictions, other))
+    values = [number(metric_values(one)[metric]) for one in (predictions, other)]
+    shown, *limits = (signed_like(number_, values) for number_ in (value, low, high))
     return (
-        f"{verdict} {name}: {metric} {own} vs {others}, difference {number(value)} "
-        f"[{number(low)}, {number(high)}], {shown_p}"
+        f"{verdict} {name}: {metric} {' vs '.join(values)}, difference {shown} "
+        f"[{', '.join(limits)}], {shown_p}"
     )
 
 
