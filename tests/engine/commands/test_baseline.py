@@ -117,6 +117,7 @@ def test_without_validation_rows_nothing_is_chosen(
     assert Run(LOGS / "a_linear").metrics("test")["f1"]["value"] is not None
 
 
+@pytest.mark.long
 def test_a_damaged_or_other_baseline_is_left_out(trained: Trained, cli: Cli) -> None:
     """It must not stop `test`, and one of other rows must not be compared."""
     trained()
