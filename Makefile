@@ -8,7 +8,11 @@ COMPILE = $(BIN)/python -m compileall -qq -j 0 -x '/tests?/' .venv/lib/python3*/
 
 SERVE = src/proj/engine/deployment/templates/requirements-serve
 
-.PHONY: fit test test-long test-slow lint format lock
+LOCK = $(BIN)/pip-compile --quiet --generate-hashes --strip-extras --no-emit-index-url \
+	--no-emit-trusted-host --no-emit-find-links --no-annotate --no-header \
+	--constraint .venv/constraints.txt
+
+.PHONY: fit test test-long test-slow lint format lock lock-cpu lock-cuda
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 12
@@ -36,12 +40,19 @@ format: .venv/installed-dev  ## format the code and fix what ruff can fix
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-lock: .venv/installed-dev  ## write the versions of the server of bundles with their hashes
+lock: .venv/locks  ## write the versions of the server of bundles with their hashes
+	$(LOCK) --output-file $(SERVE).txt $(SERVE).in
+
+# The build of torch is the one that pip finds: that of your package index.
+lock-cpu lock-cuda: lock-%: .venv/locks  ## write all versions for CPUs or CUDA with their hashes
+	$(LOCK) --allow-unsafe --extra tune --extra serve --output-file requirements-$*.txt \
+		pyproject.toml
+	sed -i '/^proj @ /d' requirements-$*.txt
+
+.PHONY: .venv/locks
+.venv/locks: .venv/installed-dev
 	$(BIN)/python -m pip install --quiet pip-tools
 	grep -v '^#' constraints.txt > .venv/constraints.txt
-	$(BIN)/pip-compile --quiet --generate-hashes --strip-extras --no-emit-index-url \
-		--no-emit-trusted-host --no-emit-find-links --no-annotate --no-header --constraint .venv/constraints.txt \
-		--output-file $(SERVE).txt $(SERVE).in
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -40,7 +40,7 @@ def tree(work: Path) -> Path:
 
 def test_the_renamed_package_has_no_trace_of_the_old_name(tree: Path) -> None:
     """That its own suite passes is shown by `.ci/run`."""
-    done = rename(tree, "churned")
+    done = rename(tree, "renamed_copy")
     assert done.returncode == 0, done.stderr
     for path in tree.rglob("*"):
         if {".git", "lightning_logs"} & set(path.relative_to(tree).parts):
@@ -49,11 +49,11 @@ def test_the_renamed_package_has_no_trace_of_the_old_name(tree: Path) -> None:
         if path.is_file() and path.suffix in (".py", ".toml", ".md", ".ipynb", ".yaml", ".txt", ""):
             assert not re.search(rf"\b{PACKAGE.name}\b", path.read_text()), path
     environment = os.environ | {"PYTHONPATH": str(tree / "src")}
-    command = [sys.executable, "-m", "churned", "--help"]
+    command = [sys.executable, "-m", "renamed_copy", "--help"]
     done = subprocess.run(
         command, cwd=tree, env=environment, capture_output=True, text=True, check=False
     )
-    assert "usage: python -m churned VERB" in done.stdout, done.stderr
+    assert "usage: python -m renamed_copy VERB" in done.stdout, done.stderr
 
 
 def test_data_recorded_runs_and_untracked_files_stay_as_they_are(tree: Path) -> None:
@@ -66,7 +66,7 @@ def test_data_recorded_runs_and_untracked_files_stay_as_they_are(tree: Path) -> 
     (tree / "notes.md").write_text(f"{old}\n")
     runs = tree / "tests/engine/runs/runs_of_0.1"
     before = {path: path.read_bytes() for path in runs.rglob("*") if path.is_file()}
-    assert rename(tree, "churned").returncode == 0
+    assert rename(tree, "renamed_copy").returncode == 0
     assert (tree / "data.csv").read_text() == f"name\n{old}\n"
     assert (tree / "data/words.txt").read_text() == f"{old}\n"
     assert (tree / "notes.md").read_text() == f"{old}\n"
@@ -76,7 +76,7 @@ def test_data_recorded_runs_and_untracked_files_stay_as_they_are(tree: Path) -> 
 def test_without_git_nothing_is_renamed(tree: Path) -> None:
     """Without git there is no list of the files that belong to the project."""
     shutil.rmtree(tree / ".git")
-    done = rename(tree, "churned")
+    done = rename(tree, "renamed_copy")
     assert done.returncode == 2
     assert "expected a git repository" in done.stderr
     assert (tree / "src" / PACKAGE.name).exists()

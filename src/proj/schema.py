@@ -134,6 +134,8 @@ class Schema:
         columns: inputs of a table. ``x`` is then a dict of ``numeric`` [rows, numbers] and
             ``categorical`` [rows, categories], both in this order.
         target_columns: how the targets of a table are read.
+        net_config: architecture of a net that is read from a folder, as JSON, once it is built; so
+            the checkpoint does not need the folder. Empty for other nets.
     """
 
     task: Task
@@ -150,6 +152,7 @@ class Schema:
     rows: int
     columns: tuple[Column, ...]
     target_columns: tuple[Column, ...] = ()
+    net_config: str = ""
 
     def __post_init__(self) -> None:
         # A checkpoint holds the schema and is read with weights_only=True.
@@ -165,6 +168,8 @@ class Schema:
         for name in ("input_mean", "input_std", "target_mean", "target_std"):
             if not all(type(value) in (int, float) for value in getattr(self, name)):
                 raise TypeError(f"expected numbers in {name}, got {getattr(self, name)!r:.60}")
+        if type(self.net_config) is not str:
+            raise TypeError(f"expected a text in net_config, got {self.net_config!r:.60}")
 
     @property
     def numeric(self) -> tuple[Column, ...]:

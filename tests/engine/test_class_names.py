@@ -11,6 +11,7 @@ import yaml
 import processes
 import proj
 from conftest import Cli
+from proj.engine.class_paths import resolve_class
 from proj.errors import UserError
 
 OWN = """
@@ -124,6 +125,19 @@ def test_what_a_config_may_not_name(model: Any, experiment: Any, cli: Cli) -> No
     message = cli("check", "--config", experiment(model=model), code=2)
     assert any(text in message for text in ("may not name", "may call", "cannot be imported"))
     assert not Path("canary").exists()
+
+
+def test_a_class_of_a_file_beside_the_project_has_a_short_name(work: Path) -> None:
+    """A class of the package of the same name comes first; two files with one name are named."""
+    (work / "beside.py").write_text("class Beside: pass\n\nclass MLP: pass\n\nclass Both: pass\n")
+    (work / "other-file.py").write_text("class Hidden: pass\n")
+    assert resolve_class("Beside", "model.net") == "beside.Beside"
+    assert resolve_class("MLP", "model.net") == "proj.nets.mlp.MLP"
+    with pytest.raises(UserError, match="no class 'Hidden'"):
+        resolve_class("Hidden", "model.net")
+    (work / "second.py").write_text("class Both: pass\n")
+    with pytest.raises(UserError, match=r"got beside.Both and second.Both; write its path"):
+        resolve_class("Both", "model.net")
 
 
 def test_options_of_a_function_are_flags(experiment: Any, cli: Cli) -> None:

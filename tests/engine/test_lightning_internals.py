@@ -6,6 +6,7 @@ A test here fails when a new version of a library removes or changes such an att
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -359,3 +360,24 @@ def test_hyperparameters_that_are_logged() -> None:
     internals.set_logged_hyperparameters(model, {"token": "hidden"})
     assert model.hparams == {"token": "S3CRET"}
     assert model.hparams_initial == {"token": "hidden"}
+
+
+@pytest.mark.parametrize(
+    ("strategy", "expected"),
+    [("auto", True), ("ddp", False), ("ddp_find_unused_parameters_true", True)],
+)
+def test_takes_frozen_parameters(strategy: str, expected: bool) -> None:
+    """Otherwise a training on several devices would stop in its first step."""
+    trainer = Trainer(accelerator="cpu", devices=1, strategy=strategy, logger=False)
+    assert internals.takes_frozen_parameters(trainer) == expected
+
+
+def test_base_rates() -> None:
+    """Otherwise a scheduler would undo the lower rates of an unfrozen backbone."""
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.5)
+    inner = [torch.optim.lr_scheduler.ConstantLR(optimizer) for _ in range(2)]
+    both = torch.optim.lr_scheduler.SequentialLR(optimizer, inner, [1])
+    trainer: Any = SimpleNamespace(
+        lr_scheduler_configs=[SimpleNamespace(scheduler=both, interval="epoch")]
+    )
+    assert list(internals.base_rates(trainer)) == [[0.5], [0.5]]

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import Trainer
 from torch import nn
 from torch.optim import lr_scheduler
 
@@ -15,7 +16,8 @@ from proj.engine.runs.checkpoint_file import read_checkpoint
 from proj.engine.runs.find import find_run
 from proj.engine.runs.run import Run
 from proj.errors import UserError
-from proj.models.optim import freeze_matching, parameter_groups
+from proj.models import MulticlassClassifier
+from proj.models.optim import build_optimizer, freeze_matching, parameter_groups
 
 
 def net() -> nn.Sequential:
@@ -44,6 +46,118 @@ def test_patterns_without_effect_are_errors() -> None:
         parameter_groups(net(), {"0.wight": 0.1})
     with pytest.raises(UserError, match="leaves no parameter to train"):
         freeze_matching(net(), ["*"])
+
+
+class Encoder(nn.Module):
+    """Parameters named as in nets of transformers and timm."""
+
+    def __init__(self, layers: str = "encoder.layer", count: int = 3) -> None:
+        super().__init__()
+        self.embeddings = nn.Linear(2, 2, bias=False)
+        outer, _, inner = layers.rpartition(".")
+        stack = nn.ModuleList(nn.Sequential(nn.Linear(2, 2, bias=False)) for _ in range(count))
+        self.add_module(outer or inner, nn.ModuleDict({inner: stack}) if outer else stack)
+        self.norm, self.classifier = nn.LayerNorm(2, bias=False), nn.Linear(2, 3, bias=False)
+
+
+def rates_by_name(net: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, float]:
+    names = {id(parameter): name for name, parameter in net.named_parameters()}
+    groups = optimizer.param_groups
+    return {names[id(p)]: group["lr"] for group in groups for p in group["params"]}
+
+
+@pytest.mark.parametrize("layers", ["encoder.layer", "blocks", "layers"])
+def test_rates_decay_by_layer_as_in_beit(layers: str) -> None:
+    """Layer i of L has lr * decay ** (L - i), counted from 0; embeddings one more; head and norm
+    have the rate itself (arXiv:2106.08254, `get_num_layer_for_vit` in the authors' code).
+    """
+    net = Encoder(layers)
+    optimizer = build_optimizer(lambda groups: torch.optim.AdamW(groups, lr=0.16), net, {}, 0.5)
+    assert rates_by_name(net, optimizer) == {
+        "embeddings.weight": 0.01,
+        f"{layers}.0.0.weight": 0.02,
+        f"{layers}.1.0.weight": 0.04,
+        f"{layers}.2.0.weight": 0.08,
+        "norm.weight": 0.16,
+        "classifier.weight": 0.16,
+    }
+
+
+def test_a_rate_by_name_is_not_decayed() -> None:
+    net = Encoder()
+    freeze_matching(net, ["embeddings.*"])
+    patterns = {"classifier.*": 0.3, "*.layer.0.*": 0.2}
+    optimizer = build_optimizer(lambda g: torch.optim.SGD(g, lr=0.16), net, patterns, 0.5)
+    assert rates_by_name(net, optimizer) == {
+        "classifier.weight": 0.3,
+        "encoder.layer.0.0.weight": 0.2,
+        "encoder.layer.1.0.weight": 0.04,
+        "encoder.layer.2.0.weight": 0.08,
+        "norm.weight": 0.16,
+    }
+
+
+def test_a_net_whose_last_layer_is_numbered_has_its_rate_there() -> None:
+    model = net()
+    optimizer = build_optimizer(lambda g: torch.optim.SGD(g, lr=1.0), model, {}, 0.5)
+    assert rates_by_name(model, optimizer) == {
+        "0.weight": 0.5,
+        "0.bias": 0.5,
+        "2.weight": 1.0,
+        "2.bias": 1.0,
+    }
+
+
+@pytest.mark.parametrize(
+    ("decay", "model", "message"),
+    [
+        (0.0, Encoder(), "expected a number above 0 up to 1, got 0"),
+        (1.5, Encoder(), "expected a number above 0 up to 1, got 1.5"),
+        (0.5, nn.Linear(2, 1), "expected a net with numbered layers, .* named weight, bias"),
+    ],
+)
+def test_a_decay_without_layers_is_an_error(decay: float, model: nn.Module, message: str) -> None:
+    with pytest.raises(UserError, match=f"model.layer_decay: {message}"):
+        parameter_groups(model, {}, decay)
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda o: lr_scheduler.OneCycleLR(o, 0.1, total_steps=5),
+        lambda o: lr_scheduler.CosineAnnealingLR(o, 5),
+        lambda o: lr_scheduler.LambdaLR(o, lambda step: 1 / (1 + step)),
+        lr_scheduler.ReduceLROnPlateau,
+    ],
+    ids=["OneCycleLR", "CosineAnnealingLR", "LambdaLR", "ReduceLROnPlateau"],
+)
+def test_a_schedule_keeps_the_ratios_of_the_layers(build: Any) -> None:
+    """The rates of a layer are those of the same schedule for one group, times its share."""
+    module = MulticlassClassifier(
+        Encoder(),
+        optimizer=lambda groups: torch.optim.SGD(groups, lr=0.16),
+        scheduler=build,
+        layer_decay=0.5,
+    )
+    module.trainer = Trainer(accelerator="cpu", logger=False)
+    configured = module.configure_optimizers()
+    optimizer, scheduler = configured["optimizer"], configured["lr_scheduler"]["scheduler"]
+    single = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.16)
+    by_hand = build(single)
+    for _ in range(4):
+        rate = single.param_groups[0]["lr"]
+        got = [group["lr"] for group in optimizer.param_groups]
+        assert got == pytest.approx([rate / 16, rate / 8, rate / 4, rate / 2, rate])
+        for each, schedule in ((optimizer, scheduler), (single, by_hand)):
+            each.step()
+            schedule.step(*[1.0] if isinstance(schedule, lr_scheduler.ReduceLROnPlateau) else [])
+
+
+def test_a_schedule_of_one_rate_refuses_the_decay(experiment: Any, cli: Cli) -> None:
+    scheduler = {"class_path": "CyclicLR", "init_args": {"base_lr": 0.01, "max_lr": 0.1}}
+    config = experiment(model={"scheduler": scheduler, "layer_decay": 0.5, "optimizer": "SGD"})
+    err = cli("fit", "--config", config, code=2)
+    assert "model.layer_decay: CyclicLR sets one rate for all parameters" in err
 
 
 def weights(run: Run, which: str = "last") -> dict[str, Any]:

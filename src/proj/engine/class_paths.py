@@ -25,6 +25,7 @@ SEARCHED_MODULES = (
     "torch.optim",
     "torch.optim.lr_scheduler",
     "torch.nn",
+    "proj.engine.callbacks.finetuning",
     "lightning.pytorch.callbacks",
     "lightning.pytorch.loggers",
     "lightning.pytorch.profilers",
@@ -60,11 +61,14 @@ RENAMED = {
     "proj.nets.standardize.Standardize": "proj.nets.layers.Standardize",
     "proj.nets.tabm.TabM": "proj.nets.TabM",
 }
-# Classes of torch that a config cannot hold, and ours in their place.
+# Classes of torch and Lightning that a config cannot hold, and ours in their place.
 RENAMED |= {
     f"torch.optim.lr_scheduler.{name}": f"proj.engine.schedulers.{name}"
     for name in ("SequentialLR", "ChainedScheduler")
 }
+RENAMED["lightning.pytorch.callbacks.BackboneFinetuning"] = (
+    "proj.engine.callbacks.finetuning.BackboneFinetuning"
+)
 
 
 def add_working_directory() -> None:
@@ -88,10 +92,27 @@ def own_classes() -> dict[str, str]:
         for file in sorted((package / folder).rglob("*.py")):
             parts = (package.name, *file.relative_to(package).with_suffix("").parts)
             module = ".".join(parts).removesuffix(".__init__")
-            source = file.read_text(encoding="utf-8")
-            for name in re.findall(r"^class ([A-Z]\w*)", source, re.MULTILINE):
+            for name in _classes_in(file):
                 paths[name] = f"{module}.{name}"
     return paths
+
+
+def working_classes() -> dict[str, list[str]]:
+    """Return the import paths of public classes in files of the working directory, by short name.
+
+    Several files may have a class of one name.
+    """
+    paths: dict[str, list[str]] = {}
+    for file in sorted(Path().glob("*.py")):
+        for name in _classes_in(file) if file.stem.isidentifier() else ():
+            paths.setdefault(name, []).append(f"{file.stem}.{name}")
+    return paths
+
+
+def _classes_in(file: Path) -> list[str]:
+    # A file beside the project may be anything.
+    source = file.read_text(encoding="utf-8", errors="replace")
+    return re.findall(r"^class ([A-Z]\w*)", source, re.MULTILINE)
 
 
 def resolve_class(name: str, key: str) -> str:
@@ -99,16 +120,23 @@ def resolve_class(name: str, key: str) -> str:
 
     Args:
         name: a short name, or a dotted path, which is returned as it is unless it was renamed.
+            Of equal names, a class of this package comes first, then one in the working directory.
         key: the key that has this value, for the message.
 
     Raises:
-        UserError: if no class has this short name.
+        UserError: if no class has this short name, or two in the working directory have it.
     """
     if "." in name or name in RENAMED:
         return RENAMED.get(name, name)
     if name in own_classes():
         return own_classes()[name]
-    known_names = list(own_classes())
+    if paths := working_classes().get(name):
+        if len(paths) > 1:
+            raise UserError(
+                f"{key}: expected one class {name}, got {' and '.join(paths)}; write its path."
+            )
+        return paths[0]
+    known_names = [*own_classes(), *working_classes()]
     for module_name in SEARCHED_MODULES:
         module = import_module(module_name)
         if isinstance(getattr(module, name, None), type):

@@ -22,6 +22,7 @@ from lightning.pytorch.plugins import (
     Precision,
     TorchCheckpointIO,
 )
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
@@ -219,6 +220,15 @@ def schedulers(trainer: Trainer) -> list[tuple[LRScheduler | ReduceLROnPlateau, 
     return [(config.scheduler, config.interval) for config in trainer.lr_scheduler_configs]
 
 
+def base_rates(trainer: Trainer) -> Iterator[list[float]]:
+    """Yield the lists of rates by parameter group that the schedulers of a run compute from."""
+    found: list[Any] = [scheduler for scheduler, _ in schedulers(trainer)]
+    while found:
+        scheduler = found.pop()
+        found += getattr(scheduler, "_schedulers", [])  # SequentialLR, ChainedScheduler
+        yield from (vars(scheduler)[k] for k in ("base_lrs", "max_lrs") if k in vars(scheduler))
+
+
 def step_plateau_schedulers(trainer: Trainer, epochs: int) -> None:
     """Step each ``ReduceLROnPlateau`` that is due after ``epochs`` epochs.
 
@@ -366,3 +376,12 @@ def validations_without_improvement(callback: EarlyStopping) -> int:
 def set_logged_hyperparameters(module: Any, values: dict[str, Any]) -> None:
     """Set what Lightning logs of the arguments that a module saved; ``hparams`` stays as it is."""
     module._hparams_initial = AttributeDict(values)
+
+
+def takes_frozen_parameters(trainer: Trainer) -> bool:
+    """Return whether parameters may be without gradients at first, and have them later."""
+    strategy = trainer.strategy
+    if isinstance(strategy, SingleDeviceStrategy):
+        return True
+    options: dict[str, Any] = getattr(strategy, "_ddp_kwargs", {})
+    return bool(options.get("find_unused_parameters"))

@@ -274,7 +274,7 @@ def _dependencies() -> list[str]:
     return [
         name
         for name, distributions in metadata.packages_distributions().items()
-        if name.isidentifier() and required & set(map(_normalized, distributions))
+        if name.isidentifier() and required & set(map(_normalized, filter(None, distributions)))
     ]
 
 

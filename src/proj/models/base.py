@@ -11,12 +11,7 @@ from torchmetrics import Metric
 
 from proj.models.checks import check_outputs, with_targets
 from proj.models.module import SchemaModule, to_inputs
-from proj.models.optim import (
-    build_scheduler,
-    check_group_rates,
-    parameter_groups,
-    use_fused_step,
-)
+from proj.models.optim import build_optimizer, build_scheduler, keep_group_rates
 from proj.schema import SUM_DTYPE, Batch, Execution, Inputs, Schema
 
 # A module is taken as it is; a class or function of the schema is called when the data are known.
@@ -40,6 +35,7 @@ class Model(SchemaModule):
             returns. A required first argument is the number of classes or labels.
         freeze: name patterns (``layers.1.*``) of parameters that are not trained.
         learning_rates: learning rates by name pattern.
+        layer_decay: factor on the learning rate for each layer below the head, for fine-tuning.
         compile: ``net`` compiles the net with ``torch.compile``. ``step`` compiles the whole
             optimizer step; that takes some ten seconds and pays for small nets in long runs.
         steps_per_execution: optimizer steps in one ``training_step``; auto chooses so many that
@@ -56,6 +52,7 @@ class Model(SchemaModule):
         metrics: dict[str, MetricOption] | None = None,
         freeze: list[str] | None = None,
         learning_rates: dict[str, float] | None = None,
+        layer_decay: float | None = None,
         compile: Literal["none", "net", "step"] = "none",
         steps_per_execution: int | Literal["auto"] = "auto",
     ) -> None:
@@ -63,7 +60,7 @@ class Model(SchemaModule):
         self.optimizer = optimizer
         self.scheduler, self.scheduler_interval = scheduler, scheduler_interval
         self.loss = loss
-        self.learning_rates = learning_rates or {}
+        self.learning_rates, self.layer_decay = learning_rates or {}, layer_decay
         self.steps_per_execution = steps_per_execution
         # Set before training if the loader hands out several batches at once: see
         # engine/callbacks/steps_per_execution.py.
@@ -99,8 +96,8 @@ class Model(SchemaModule):
         assert isinstance(self.net, nn.Module)  # built in configure_model
         inputs = to_inputs(x, cast(torch.dtype, self.dtype))
         # Of several inputs each is an argument of the net; a dict is one argument.
-        outputs: Tensor = self.net(*inputs) if type(inputs) in (tuple, list) else self.net(inputs)
-        return outputs
+        outputs = self.net(*inputs) if type(inputs) in (tuple, list) else self.net(inputs)
+        return cast(Tensor, getattr(outputs, "logits", outputs))  # transformers' outputs
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         if isinstance(batch, Execution):
@@ -150,14 +147,15 @@ class Model(SchemaModule):
 
     def configure_optimizers(self) -> Any:
         assert isinstance(self.net, nn.Module)
-        optimizer = self.optimizer(parameter_groups(self.net, self.learning_rates))
-        use_fused_step(optimizer)
+        optimizer = build_optimizer(self.optimizer, self.net, self.learning_rates, self.layer_decay)
         if self.scheduler is None:
             return optimizer
+        rates = [group.get("lr") for group in optimizer.param_groups]
         scheduler = build_scheduler(
             self.scheduler, optimizer, self.scheduler_interval, self.trainer
         )
-        check_group_rates(optimizer, self.learning_rates, type(scheduler).__name__)
+        if self.learning_rates or self.layer_decay is not None:
+            keep_group_rates(optimizer, rates, self.learning_rates, type(scheduler).__name__)
         config: dict[str, Any] = {"scheduler": scheduler, "interval": self.scheduler_interval}
         if monitor := getattr(scheduler, "monitor", None):  # ReduceLROnPlateau
             config["monitor"] = monitor

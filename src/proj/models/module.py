@@ -3,6 +3,7 @@
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, ClassVar, Literal, cast
 
 import torch
@@ -88,6 +89,11 @@ class SchemaModule(LightningModule, ABC):
     def configure_loss(self, schema: Schema) -> None:
         """Set up what the loss takes from the schema. Called once, before training or loading."""
 
+    @property
+    def backbone(self) -> nn.Module:
+        """The net's ``backbone``, which callbacks such as ``BackboneFinetuning`` look for here."""
+        return cast(nn.Module, cast(Any, self.net).backbone)
+
     # From schema to net
 
     def configure_model(self) -> None:
@@ -102,6 +108,7 @@ class SchemaModule(LightningModule, ABC):
         check_task(self.task, self.schema, type(self).__name__)
         if not isinstance(self.net, nn.Module):
             self.net = build_net(self.net, self.schema)
+            self.schema = replace(self.schema, net_config=getattr(self.net, "net_config", ""))
         freeze_matching(self.net, self.freeze_patterns)
         self.configure_loss(self.schema)
         extra = {name: self._build_metric(name, self.schema) for name in self.extra_metrics}

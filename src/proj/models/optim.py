@@ -1,15 +1,19 @@
 """Parameters and learning rates: frozen parameters, parameter groups, learning-rate schedules."""
 
 import math
+import re
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 from lightning.pytorch import Trainer
-from lightning.pytorch.cli import LRSchedulerCallable
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import nn
 from torch.optim import Adam, AdamW, Optimizer
 
 from proj.errors import UserError
+
+# Rates in a group: the present one, and those that OneCycleLR and other schedulers start from.
+RATES = ("lr", "initial_lr", "max_lr", "min_lr")
 
 
 def freeze_matching(net: nn.Module, patterns: list[str]) -> None:
@@ -24,12 +28,16 @@ def freeze_matching(net: nn.Module, patterns: list[str]) -> None:
         )
 
 
-def parameter_groups(net: nn.Module, learning_rates: dict[str, float]) -> list[dict[str, Any]]:
+def parameter_groups(
+    net: nn.Module, learning_rates: dict[str, float], layer_decay: float | None = None
+) -> list[dict[str, Any]]:
     """Return an optimizer's groups: one per pattern with its rate, then all other parameters.
 
-    A parameter belongs to the first pattern that matches its name.
+    A parameter belongs to the first pattern that matches its name. With ``layer_decay`` each layer
+    of the others has a group, and ``lr_scale`` is its share of the optimizer's rate.
     """
     names = [name for name, parameter in net.named_parameters() if parameter.requires_grad]
+    scales = {} if layer_decay is None else layer_scales(net, layer_decay)
     groups = []
     for pattern, rate in learning_rates.items():
         if rate <= 0:
@@ -40,8 +48,57 @@ def parameter_groups(net: nn.Module, learning_rates: dict[str, float]) -> list[d
         own = [n for n in _matching_names(net, pattern, "learning_rates") if n in names]
         names = [name for name in names if name not in own]
         groups.append({"params": [net.get_parameter(name) for name in own], "lr": rate})
-    groups.append({"params": [net.get_parameter(name) for name in names]})
+    for scale in sorted({scales.get(name, 1.0) for name in names}):
+        own = [name for name in names if scales.get(name, 1.0) == scale]
+        scaled = {"lr_scale": scale} if scales else {}
+        groups.append({"params": [net.get_parameter(name) for name in own], **scaled})
     return [group for group in groups if group["params"]]
+
+
+def layer_scales(net: nn.Module, decay: float) -> dict[str, float]:
+    """Return for each parameter ``decay`` to the power of its number of layers below the head.
+
+    Layers are numbered by the first number in a parameter's name, as in ``encoder.layer.3.weight``.
+    Parameters before the first layer, such as embeddings, count as one more layer, those after the
+    last one as the head (Bao et al. 2022, arXiv:2106.08254; Clark et al. 2020, arXiv:2003.10555).
+    """
+    if not 0 < decay <= 1:
+        raise UserError(f"model.layer_decay: expected a number above 0 up to 1, got {decay}.")
+    names = [name for name, _ in net.named_parameters()]
+    found = {name: match[0] for name in names if (match := re.match(r"(.*?\.)??\d+(?=\.)", name))}
+    layers = list(dict.fromkeys(found.values()))
+    if len(layers) < 2:
+        raise UserError(
+            "model.layer_decay: expected a net with numbered layers, as in layers.3.weight, got "
+            f"parameters named {', '.join(names[:4])}, …; use learning_rates."
+        )
+    depths, begun = {}, 0
+    last = max(number for number, name in enumerate(names) if name in found)
+    for number, name in enumerate(names):
+        begun = layers.index(found[name]) + 1 if name in found else begun
+        depths[name] = begun if number <= last else len(layers) + 1
+    return {name: decay ** (max(depths.values()) - depth) for name, depth in depths.items()}
+
+
+def build_optimizer(
+    build: OptimizerCallable,
+    net: nn.Module,
+    learning_rates: dict[str, float],
+    layer_decay: float | None,
+) -> Optimizer:
+    """Build the optimizer of a net with its groups, rates and fused step."""
+    optimizer = build(parameter_groups(net, learning_rates, layer_decay))
+    for group in optimizer.param_groups:
+        multiply_rates(group, group.get("lr_scale", 1.0))
+    use_fused_step(optimizer)
+    return optimizer
+
+
+def multiply_rates(group: dict[str, Any], factor: float) -> None:
+    """Multiply the rate of a group, and those that a scheduler has stored in it."""
+    for name in RATES:
+        if factor != 1 and name in group:
+            group[name] = group[name] * factor
 
 
 def use_fused_step(optimizer: Optimizer) -> None:
@@ -59,15 +116,23 @@ def use_fused_step(optimizer: Optimizer) -> None:
             group["fused"] = True
 
 
-def check_group_rates(
-    optimizer: Optimizer, learning_rates: dict[str, float], scheduler: str
+def keep_group_rates(
+    optimizer: Optimizer, rates: list[Any], learning_rates: dict[str, float], scheduler: str
 ) -> None:
-    """Raise UserError if a scheduler has replaced the rates of the groups by its own."""
-    for (pattern, rate), group in zip(learning_rates.items(), optimizer.param_groups, strict=False):
-        if group["initial_lr"] != rate:
+    """Keep the ratios of the groups' rates where a scheduler has replaced them by its own.
+
+    ``rates`` are those before the scheduler. Raises UserError if it sets one rate for all groups.
+    """
+    patterns = {rate: pattern for pattern, rate in learning_rates.items()}
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        if "max_lr" in group and "lr_scale" in group:  # OneCycleLR
+            multiply_rates(group, group["lr_scale"])
+        elif group.get("initial_lr", rate) != rate:
+            option = "layer_decay" if "lr_scale" in group else "learning_rates"
+            owner = f"{rate} for {patterns[rate]!r}" if rate in patterns else "the decay"
             raise UserError(
-                f"model.learning_rates: {scheduler} sets one rate for all parameters, so that "
-                f"{rate} for {pattern!r} would have no effect; leave one of the two out."
+                f"model.{option}: {scheduler} sets one rate for all parameters, so that {owner} "
+                "would have no effect; leave one of the two out."
             )
 
 

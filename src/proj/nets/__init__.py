@@ -11,11 +11,18 @@ if TYPE_CHECKING:
     from proj.nets.cnn import CNN as CNN
     from proj.nets.mlp import MLP as MLP
     from proj.nets.mlp import SimpleNN as SimpleNN
+    from proj.nets.pretrained import Pretrained as Pretrained
     from proj.nets.tabm import TabM as TabM
 
-__all__ = ["CNN", "MLP", "SimpleNN", "TabM"]
+__all__ = ["CNN", "MLP", "Pretrained", "SimpleNN", "TabM"]
 
-_MODULES = {"CNN": "cnn", "MLP": "mlp", "SimpleNN": "mlp", "TabM": "tabm"}
+_MODULES = {
+    "CNN": "cnn",
+    "MLP": "mlp",
+    "Pretrained": "pretrained",
+    "SimpleNN": "mlp",
+    "TabM": "tabm",
+}
 
 
 def __getattr__(name: str) -> Any:

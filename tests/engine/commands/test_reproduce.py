@@ -9,8 +9,14 @@ import pytest
 import torch
 
 from conftest import CONFIGS, Cli, Trained, make_arrays
+from proj.engine import security
 from proj.engine.commands.reproduce import _first_points, first_difference
-from proj.engine.runs.environment import environment, environment_changes, uncommitted_code
+from proj.engine.runs.environment import (
+    distributions,
+    environment,
+    environment_changes,
+    uncommitted_code,
+)
 from proj.engine.runs.run import Run
 
 RUN = Path("lightning_logs/version_0")
@@ -102,6 +108,21 @@ def test_the_manifest_holds_the_environment(run: Run) -> None:
     assert len(manifest["distributions"]) > 50
     assert manifest["hardware"]["cpu"]
     assert manifest["flags"]["deterministic_algorithms"] is False
+
+
+def test_what_an_interrupted_installation_leaves_is_no_distribution(
+    work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that was started beside a `pip install` had a manifest that nothing could read."""
+    (work / "half-1.0.dist-info").mkdir()
+    (work / "half-1.0.dist-info/RECORD").write_text("half/__init__.py,,\n")
+    (work / "no_version.dist-info").mkdir()
+    (work / "no_version.dist-info/METADATA").write_text("Metadata-Version: 2.1\nName: no-version\n")
+    monkeypatch.syspath_prepend(work)
+    found = distributions.__wrapped__()
+    assert all(isinstance(name, str) and isinstance(v, str) for name, v in found.items())
+    assert found["no-version"] == "unknown"
+    assert "torchmetrics" in security._dependencies()
 
 
 def test_environments_differ_in_what_both_record() -> None:

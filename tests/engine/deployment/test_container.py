@@ -41,7 +41,8 @@ def test_linters_find_nothing() -> None:
     hadolint = hadolint or (str(beside) if beside.exists() else None)
     if hadolint is None or systemd is None:
         pytest.skip("hadolint or systemd-analyze is not installed")
-    subprocess.run([hadolint, BUNDLE / "Dockerfile"], check=True)
+    for dockerfile in (BUNDLE / "Dockerfile", ROOT / "Dockerfile"):
+        subprocess.run([hadolint, dockerfile], check=True)
     # The interpreter of the unit is made on the machine that serves.
     unit = (
         (BUNDLE / "serve.service")

@@ -148,6 +148,9 @@ def test_the_comparison_has_the_stated_tolerance() -> None:
     assert wrong(1e-9, 1.1e-6) == 1
     assert wrong(0.5, 0.5, label="b") == 1
     assert wrong(0.5, np.nan) == 1
+    # The column does not vary, such as a corner of all masks.
+    header["absolute"]["n"] = 0.0
+    assert (wrong(0.0, 0.0), wrong(0.0, 1e-9), wrong(0.0, np.nan)) == (0, 1, 1)
 
 
 def test_what_a_killed_export_left_is_removed(work: Path) -> None:

@@ -173,6 +173,20 @@ def test_a_data_module_with_the_option_fold_only() -> None:
     assert cv._refit_flags(experiment["data"], 7)[:2] == ["--data.val_fraction", "0"]
 
 
+def test_a_data_module_without_options_is_refused(cli: Cli, work: Path) -> None:
+    """It has no fold; a config without options of its data module ended with a KeyError."""
+    (work / "plain.py").write_text(
+        "from lightning.pytorch import LightningDataModule\n\n"
+        "class Plain(LightningDataModule):\n    pass\n"
+    )
+    flags = ["--model", "MulticlassClassifier", "--model.net", "MLP"]
+    config = work / "own.yaml"
+    config.write_text("data: {class_path: plain.Plain}\n")
+    message = cli("cv", "--config", config, *flags, code=2)
+    assert "expected a data module with the option fold" in message
+    assert "plain.Plain" in message
+
+
 def test_one_fold_is_refused_and_leaves_no_folder(cli: Cli) -> None:
     assert "--folds: expected a number from 2 up, got 1" in cli(
         "cv", "--config", "missing.yaml", "--folds", "1", code=2

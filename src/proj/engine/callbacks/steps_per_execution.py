@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import (
+    BaseFinetuning,
     EarlyStopping,
     GradientAccumulationScheduler,
     LearningRateFinder,
@@ -87,6 +88,7 @@ COMPATIBLE_CALLBACKS = (
 )
 # Callbacks that need single steps although they override no batch hook.
 STEPWISE_CALLBACKS = (
+    BaseFinetuning,
     LearningRateFinder,
     GradientAccumulationScheduler,
     StochasticWeightAveraging,

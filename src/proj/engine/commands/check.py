@@ -28,7 +28,7 @@ from proj.engine.training.initial_weights import initial_weights
 from proj.engine.training.preflight import preflight
 from proj.models.base import Model
 from proj.models.checks import leaf_hooks
-from proj.models.optim import parameter_groups
+from proj.models.optim import build_optimizer
 from proj.schema import DEFAULT_THRESHOLD, Batch
 
 # For splits with fewer rows, the precision of a share is printed.
@@ -224,7 +224,7 @@ def _check_overfit(model: Model, batch: Batch) -> Iterator[Finding]:
     A net that cannot learn one batch does not fit the loss or the labels.
     """
     assert isinstance(model.net, nn.Module)
-    optimizer = model.optimizer(parameter_groups(model.net, model.learning_rates))
+    optimizer = build_optimizer(model.optimizer, model.net, model.learning_rates, model.layer_decay)
     rows = len(batch.row)
     initial_loss, _ = _evaluate(model, batch)
     for step in range(1, OVERFIT_STEPS + 1):

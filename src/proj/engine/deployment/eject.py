@@ -165,6 +165,12 @@ def _trace(cli: ExperimentCLI, sources: Sources) -> tuple[str, str, Trace, Tenso
         # A class that takes the schema is called when the data are known.
         seed_everything(cli.config.seed_everything, verbose=False)
         model.configure_model()
+    if model.schema.net_config:
+        raise UserError(
+            "model.net: expected a net with random initial weights, got "
+            f"{type(model.net).__name__}, which reads them from a folder; `eject` does not write a "
+            "script for this run."
+        )
     rows = torch.arange(min(EXAMPLE_ROWS, data.rows("train")))
     x = to_inputs(take(data.splits["train"], rows).x, torch.float32)
     if not isinstance(x, Tensor | dict):

@@ -100,6 +100,8 @@ def _model(cli: ExperimentCLI) -> Iterator[str]:
     if not isinstance(model, Model) or type(model).__module__ not in MODELS:
         yield f"model: expected a model of this package as it is, got {name}"
         return
+    if model.layer_decay is not None:
+        yield f"model.layer_decay: expected null, got {model.layer_decay}"
     if model.compile_mode != "none":
         yield f"model.compile: expected none, got {model.compile_mode}"
     if hook := overridden(model, Model, tuple(STEP_HOOKS)):

@@ -21,7 +21,7 @@ from proj.engine.deployment.eject_values import (
 )
 from proj.errors import UserError
 from proj.models.base import Model
-from proj.models.optim import parameter_groups, takes_length, use_fused_step
+from proj.models.optim import build_optimizer, takes_length
 from proj.schema import DEFAULT_THRESHOLD
 
 # Longer lists of numbers are stored beside the script.
@@ -54,8 +54,8 @@ def optimizer_call(cli: ExperimentCLI, sources: Sources) -> str:
             "model.optimizer: expected an optimizer whose step computes no losses, got "
             f"{cls.__name__}; `eject` does not write a script for this run."
         )
-    optimizer = cli.model.optimizer(parameter_groups(net, cli.model.learning_rates))
-    use_fused_step(optimizer)
+    model = cli.model
+    optimizer = build_optimizer(model.optimizer, net, model.learning_rates, model.layer_decay)
     values = init_args(spec)
     if optimizer.param_groups[0].get("fused"):
         values["fused"] = True

@@ -3,6 +3,7 @@
 import io
 import logging
 import os
+import re
 import shutil
 import warnings
 from collections.abc import Iterator
@@ -129,7 +130,8 @@ def trace(graph: nn.Module, inputs: list[Tensor], net: str) -> torch.export.Expo
 
 
 def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = re.sub(r"\x1b\[\d*m", "", str(error))  # torch's exporter writes colors.
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     return (lines[0] if lines else type(error).__name__)[:300]
 
 

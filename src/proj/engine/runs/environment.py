@@ -39,7 +39,12 @@ def environment(device: torch.device) -> dict[str, Any]:
 @functools.cache
 def distributions() -> dict[str, str]:
     """Return the versions of all installed distributions by name."""
-    installed = {str(d.metadata["Name"]): d.version for d in metadata.distributions()}
+    # What an interrupted or present installation leaves has no name or no version.
+    installed = {
+        name: d.version or "unknown"
+        for d in metadata.distributions()
+        if (name := d.metadata["Name"])
+    }
     return dict(sorted(installed.items(), key=lambda item: item[0].lower()))
 
 

@@ -46,13 +46,15 @@ def cv(args: list[str]) -> None:
     arguments = read_arguments(fit_args, "fit")
     cli = ExperimentCLI("fit", arguments.configs, arguments.flags)
     folder = Path(options.output or cli.root / "studies" / f"{Path(options.config).stem}_cv")
-    if "fold" not in cli.experiment["data"]["init_args"]:
+    options_of_data = _data_options(cli.experiment)
+    if "fold" not in options_of_data:
+        data = cli.experiment.get("data") or {"class_path": "none"}
         raise UserError(
             "data: expected a data module with the option fold, which those of this package have, "
-            f"got {cli.experiment['data']['class_path']}; use one of this package."
+            f"got {data['class_path']}; use one of this package."
         )
     show_not_recorded(cli.secrets)
-    test_path = cli.experiment["data"]["init_args"].get("test_path")
+    test_path = options_of_data.get("test_path")
     if test_path is not None:
         console.say(
             f"data.test_path: the folds are parts of data.path; no fold reads {test_path}, which "
@@ -120,12 +122,17 @@ def _fold_count(text: str) -> int:
     return count
 
 
+def _data_options(experiment: dict[str, Any]) -> dict[str, Any]:
+    """Return the options of the data module, empty if it has none or there is no data module."""
+    return (experiment.get("data") or {}).get("init_args") or {}
+
+
 def _plan_runs(
     experiment: dict[str, Any], folder: Path, folds: int, seeds: int
 ) -> Iterator[FoldRun]:
     first_seed = experiment["seed_everything"]
     # A data module of the user may have no such option.
-    first_split_seed = experiment["data"]["init_args"].get("split_seed")
+    first_split_seed = _data_options(experiment).get("split_seed")
     for repetition in range(seeds):
         seed = first_seed + repetition
         seed_flags = ["--seed_everything", str(seed)]

@@ -109,7 +109,9 @@ class Comparison:
         reference = np.array(expected, np.float64)
         difference = np.abs(got.astype(np.float64) - reference)
         tolerance = np.maximum(self.relative * np.abs(reference), self.absolute[name])
-        excess = difference / tolerance
+        # A column without variation has no tolerance, and no difference if it is the same.
+        with np.errstate(divide="ignore"):
+            excess = np.divide(difference, tolerance, out=np.zeros(len(got)), where=difference != 0)
         excess[np.isnan(excess)] = np.inf
         if len(excess):
             self.largest = max(self.largest, float(excess.max()) * self.relative)
