@@ -17,10 +17,10 @@ from sklearn.preprocessing import StandardScaler
 
 from conftest import Cli, Trained
 from proj.data import ArrayDataModule
-from proj.engine.baselines import fitting
+from proj.engine.baselines import fitting, learners
 from proj.engine.baselines.features import Features, LinearEncoder, TreeEncoder, features_of
 from proj.engine.baselines.fitting import constant, fit_baseline
-from proj.engine.baselines.learners import HistGradientBoosting, Linear
+from proj.engine.baselines.learners import HistGradientBoosting, Linear, Problem
 from proj.engine.evaluation.leaderboard import Rival, best_of
 from proj.engine.runs.run import Run
 from proj.errors import UserError
@@ -69,7 +69,7 @@ def test_classes_are_predicted_as_by_scikit_learn(experiment: Experiment, cli: C
     ).fit(x, y, X_val=x_val, y_val=y_val)
     scaler = StandardScaler().fit(x)
     candidates = [
-        LogisticRegression(C=c, max_iter=1000).fit(scaler.transform(x), y)
+        LogisticRegression(C=c, max_iter=300).fit(scaler.transform(x), y)
         for c in (1e-3, 1e-2, 0.1, 1.0, 10.0, 100.0)
     ]
     linear = min(
@@ -224,7 +224,7 @@ def test_the_most_frequent_of_many_categories_are_kept() -> None:
     learner = HistGradientBoosting()
     encoded = learner.encoder(x)(x)
     y = (codes[:, 0] > 250).astype(np.int64)
-    fitted = learner.fit(fitting.Problem(encoded, y, None, 2, 0, 1))
+    fitted = learner.fit(Problem(encoded, y, None, 2, 0, 1))
     assert fitted.predict(encoded).shape == (500, 2)
 
 
@@ -248,6 +248,23 @@ def test_a_class_without_training_rows_has_probability_0() -> None:
     output = fit_baseline(Linear(), single, val, schema, 0).predict(val)
     assert output.tolist() == [[0, 0, 1, 0]] * 9
     assert constant(single, schema).predict(val).tolist() == [[0, 0, 1, 0]] * 9
+
+
+def test_a_part_of_many_rows_chooses_the_strength(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The part has every class, and the model that is kept is fitted to all rows."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(300, 4))
+    y = (x[:, 0] > 0) + np.int64(0)
+    y[7] = 2
+    problem = Problem(x[50:], y[50:], (x[:50], np.minimum(y[:50], 1)), 2, 0, 1)
+    monkeypatch.setattr(learners, "MAX_SEARCH_VALUES", 400)
+    fitted = Linear().fit(problem)
+    whole = LogisticRegression(**fitted.settings).fit(x[50:], y[50:])
+    np.testing.assert_array_equal(fitted.predict(x), whole.predict_proba(x))
+    part = learners._search_part(Problem(x, y, problem.val, 3, 0, 1))
+    assert 100 <= len(part.y) <= 103  # and a row of each class
+    assert set(part.y) == {0, 1, 2}
+    assert learners._search_part(problem._replace(x=x[:90], y=y[:90])).x.shape == (90, 4)
 
 
 def test_images_are_learned_from_small_pixels(work: Path, cli: Cli) -> None:

@@ -21,7 +21,9 @@ RIDGE_ALPHA = tuple(10.0**power for power in range(5, -3, -1))
 DEFAULT_C, DEFAULT_ALPHA = 1.0, 1.0
 # Trees at most, and how many of them without a better validation loss end the training.
 MAX_TREES, PATIENCE = 1000, 10
-MAX_LINEAR_ITERATIONS = 1000
+MAX_LINEAR_ITERATIONS = 300
+# Of a larger training split, random rows with so many values (rows × columns) choose the strength.
+MAX_SEARCH_VALUES = 5_000_000
 
 
 class Problem(NamedTuple):
@@ -94,16 +96,19 @@ class Linear(Learner):
         return LinearEncoder(train)
 
     def fit(self, problem: Problem) -> Fitted:
-        best_loss, best = np.inf, None
+        part, best_loss, best = _search_part(problem), np.inf, None
         for settings in self._candidates(problem):
-            estimator = _fit_linear(problem, settings)
+            estimator = _fit_linear(part, settings)
             loss = _validation_loss(problem, estimator)
             # The loss has one minimum, and weaker regularization takes longest.
             if best is not None and loss >= best_loss:
                 break
-            best_loss, best = loss, Fitted(_predictor(problem, estimator), settings)
+            best_loss, best = loss, (estimator, settings)
         assert best is not None
-        return best
+        estimator, settings = best
+        if part is not problem:
+            estimator = _fit_linear(problem, settings)
+        return Fitted(_predictor(problem, estimator), settings)
 
     def _candidates(self, problem: Problem) -> Iterator[dict[str, Any]]:
         common = {"max_iter": MAX_LINEAR_ITERATIONS} if problem.classes else {}
@@ -112,6 +117,20 @@ class Linear(Learner):
             values = (DEFAULT_C if problem.classes else DEFAULT_ALPHA,)
         for value in values:
             yield {key: value, **common}
+
+
+def _search_part(problem: Problem) -> Problem:
+    """Return the problem, or a random part of a large one that has all of its classes."""
+    rows, columns = problem.x.shape
+    size = MAX_SEARCH_VALUES // columns
+    if problem.val is None or rows <= size:
+        return problem
+    chosen = np.random.default_rng(problem.seed).permutation(rows)[: max(1, size)]
+    if problem.classes:
+        # scikit-learn has no probability for a class that it has not seen.
+        chosen = np.union1d(chosen, np.unique(problem.y, return_index=True)[1])
+    chosen = np.sort(chosen)
+    return problem._replace(x=problem.x[chosen], y=problem.y[chosen])
 
 
 def _fit_linear(problem: Problem, settings: dict[str, Any]) -> Any:

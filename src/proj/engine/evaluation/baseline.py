@@ -73,8 +73,9 @@ def constant_output(schema: Schema) -> Array:
     """
     if schema.task == "regression":
         return np.array(schema.target_mean)
-    frequencies = np.array(schema.class_counts) / schema.rows
-    return frequencies[1] if schema.task == "binary" else frequencies
+    counts = np.array(schema.class_counts)
+    frequencies = counts / (schema.rows if schema.task == "multilabel" else counts.sum())
+    return np.asarray(frequencies[1] if schema.task == "binary" else frequencies)
 
 
 def _words(schema: Schema) -> str:
