@@ -4,6 +4,7 @@ import json
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from PIL import Image
 
 import proj
 from conftest import Cli
+from proj.engine import security
 from proj.engine.runs.checkpoint_file import read_checkpoint
 from proj.errors import UserError
 from proj.models.optim import layer_scales
@@ -217,9 +219,14 @@ def test_a_config_of_a_folder_runs_no_code(kind: str, vit: Any) -> None:
     for name in ("vit/evil.py", "evil.py"):
         Path(name).write_text("from pathlib import Path\nPath('ran').touch()\n")
     net = Pretrained(SCHEMA, "vit")
-    assert net(torch.rand(2, 3, 16, 16)).shape == (2, 3)
-    assert not Path("ran").exists()
-    assert "evil" not in net.model.config._attn_implementation
+    found = json.loads(net.net_config)
+    found["config"] = HOSTILE[kind](found["config"])
+    of_checkpoint = Pretrained(replace(SCHEMA, net_config=json.dumps(found)), "vit")
+    for each in (net, of_checkpoint):
+        assert each(torch.rand(2, 3, 16, 16)).shape == (2, 3)
+        assert not Path("ran").exists()
+        assert "evil" not in each.model.config._attn_implementation
+        assert not hasattr(each.model.config, "auto_map")
 
 
 def test_pickled_weights_are_not_read(vit: Any) -> None:
@@ -232,7 +239,8 @@ def test_pickled_weights_are_not_read(vit: Any) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model_type": "timm_wrapper", "architecture": "resnet18"}, "timm_wrapper|Unrecognized"),
+        ({"model_type": "timm_wrapper", "architecture": "resnet18"}, "an architecture of timm"),
+        ({"vision_config": {"model_type": "timm_wrapper"}}, "an architecture of timm"),
         ({"model_type": "nope"}, "nope"),
         ({"model_type": "dinov3_vit"}, "Unrecognized configuration class"),
         ({"hidden_size": "wide"}, "hidden_size"),
@@ -272,7 +280,9 @@ def test_weights_that_are_missing_are_named(vit: Any) -> None:
 
 @pytest.mark.long
 @pytest.mark.filterwarnings("ignore:TensorBoard shows no graph")
-def test_a_class_of_transformers_itself(pictures: Path, cli: Cli) -> None:
+def test_a_class_of_transformers_itself(
+    pictures: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its outputs are an object with ``logits``. The package needs ``--allow``."""
     options = {**VIT, "image_size": 12, "id2label": {"0": "cat", "1": "dog", "2": "owl"}}
     config = {"class_path": "transformers.ViTConfig", "init_args": options}
@@ -281,6 +291,8 @@ def test_a_class_of_transformers_itself(pictures: Path, cli: Cli) -> None:
     experiment["model"]["init_args"] = {"net": net}
     experiment["trainer"] = {"max_epochs": 1, "accelerator": "cpu"}
     pictures.write_text(json.dumps(experiment))
+    # A package stays allowed in this process.
+    monkeypatch.setattr(security, "allowed_packages", [])
+    assert "--allow transformers" in cli("fit", "--config", pictures, code=2)
     cli("fit", "--config", pictures, "--allow", "transformers")
     cli("test", "--allow", "transformers")
-    assert "--allow transformers" in cli("fit", "--config", pictures, code=2)

@@ -36,6 +36,7 @@ class Pretrained(nn.Module):
         super().__init__()
         try:
             found = json.loads(schema.net_config) if schema.net_config else _read_folder(path)
+            found["config"] = {k: v for k, v in found["config"].items() if k not in LEFT_OUT}
             self.model = _build(found["config"], schema.num_outputs)
             if not schema.net_config:
                 _load_weights(self.model, path, found["config"], schema.num_outputs)
@@ -103,7 +104,7 @@ def _read_folder(path: str) -> dict[str, Any]:
     from transformers import ImageProcessingMixin, PreTrainedConfig
 
     config, _ = PreTrainedConfig.get_config_dict(path, local_files_only=True)
-    found = {"config": {name: value for name, value in config.items() if name not in LEFT_OUT}}
+    found = {"config": config}
     try:
         images, _ = ImageProcessingMixin.get_image_processor_dict(path, local_files_only=True)
     except OSError:  # A folder of a net for texts has no such file.
@@ -118,10 +119,12 @@ def _build(values: dict[str, Any], outputs: int) -> Any:
     """Return a net of transformers' own code with random weights, in torch's default type."""
     import transformers as hf
 
+    if '"model_type": "timm' in json.dumps(values):  # It would ask the hub for nets.
+        raise ValueError("an architecture of timm")
     config = hf.AutoConfig.for_model(**values, num_labels=outputs)
     is_image = type(config) in hf.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
     auto: Any = hf.AutoModelForSequenceClassification
-    if is_image and config.model_type != "timm_wrapper":  # timm would ask the hub for nets.
+    if is_image:
         auto = hf.AutoModelForImageClassification
     return auto.from_config(config, trust_remote_code=False, **_options())
 

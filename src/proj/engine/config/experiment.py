@@ -372,12 +372,17 @@ def first_process() -> bool:
     return int(getattr(rank_zero_only, "rank", 0)) == 0
 
 
+# Options that newer versions have added, with the value that older runs were trained with.
+ADDED = {"model.init_args.average": "macro"}
+
+
 def differences(old: dict[str, Any] | None, new: dict[str, Any] | None, key: str = "") -> list[str]:
     """Return the values in which two configs differ, each as ``key: old -> new``."""
     lines = []
     old, new = old or {}, new or {}
     for name in old | new:
         before, after, path = old.get(name), new.get(name), f"{key}.{name}".strip(".")
+        before = ADDED.get(path) if name not in old else before
         # Both null and an empty section mean no options.
         both_empty = before in (None, {}) and after in (None, {})
         if isinstance(before, dict) and isinstance(after, dict):
