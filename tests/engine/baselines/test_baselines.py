@@ -69,7 +69,7 @@ def test_classes_are_predicted_as_by_scikit_learn(experiment: Experiment, cli: C
     ).fit(x, y, X_val=x_val, y_val=y_val)
     scaler = StandardScaler().fit(x)
     candidates = [
-        LogisticRegression(C=c, max_iter=300).fit(scaler.transform(x), y)
+        LogisticRegression(C=c, max_iter=100).fit(scaler.transform(x), y)
         for c in (1e-3, 1e-2, 0.1, 1.0, 10.0, 100.0)
     ]
     linear = min(

@@ -21,7 +21,7 @@ RIDGE_ALPHA = tuple(10.0**power for power in range(5, -3, -1))
 DEFAULT_C, DEFAULT_ALPHA = 1.0, 1.0
 # Trees at most, and how many of them without a better validation loss end the training.
 MAX_TREES, PATIENCE = 1000, 10
-MAX_LINEAR_ITERATIONS = 300
+MAX_LINEAR_ITERATIONS = 100
 # Of a larger training split, random rows with so many values (rows × columns) choose the strength.
 MAX_SEARCH_VALUES = 5_000_000
 
