@@ -1,6 +1,7 @@
 """Output of the verbs: lines, warnings and tables."""
 
 import os
+import re
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -112,6 +113,16 @@ def number(value: float | None) -> str:
 def signed(value: float) -> str:
     """Format a difference: ``number`` with a plus before a positive one."""
     return f"{'+' if value > 0 else ''}{number(value)}"
+
+
+def signed_like(difference: float, values: Sequence[str]) -> str:
+    """Format a difference: ``signed``, but with four decimals if the ``values`` have them.
+
+    >>> signed_like(0.00012, ["0.9121", "0.9120"])
+    '+0.0001'
+    """
+    has_decimals = all(re.search(r"\.\d{4}$", value) for value in values)
+    return f"{difference:+.4f}" if has_decimals else signed(difference)
 
 
 def plural(count: int, noun: str, plural_noun: str | None = None) -> str:

@@ -15,6 +15,10 @@ VERBS = {
         "commands.init:init",
         "inspect a table or a folder of images and write an experiment for it",
     ),
+    "baseline": (
+        "commands.baseline:baseline",
+        "fit standard learners on the splits of an experiment, to compare a run with",
+    ),
     "report": ("commands.report:report", "write the HTML report of a run that has been tested"),
     "compare": ("commands.compare:compare", "test whether runs differ on the same test rows"),
     "runs": ("commands.runs:runs", "list runs with their headline metrics"),

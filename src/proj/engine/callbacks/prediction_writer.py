@@ -148,15 +148,27 @@ class PredictionWriter(Callback):
         data = getattr(trainer, "datamodule", None)
         if isinstance(data, DataModule):
             split = "val" if trainer.validating else "test" if trainer.testing else "predict"
-            groups = [data.group] if data.group is not None and split != "predict" else []
-            names = list(dict.fromkeys([*data.id_columns, *groups, *self.keep]))
-            return data.source_columns(names, rows, split) if names else None
+            return _source_columns_of(data, rows, split, self.keep)
         if self.keep:
             raise UserError(
                 f"--keep: expected a data module of this package, got {type(data).__name__}, which "
                 "has no source columns; leave out --keep."
             )
         return None
+
+
+def add_source_columns(table: pl.DataFrame, data: DataModule, split: str) -> pl.DataFrame:
+    """Return a table of predictions with the id and group columns of the source."""
+    source = _source_columns_of(data, table["row"].to_numpy(), split, [])
+    return table if source is None else table.hstack(_rename_taken(source, table.columns))
+
+
+def _source_columns_of(
+    data: DataModule, rows: Array, split: str, keep: list[str]
+) -> pl.DataFrame | None:
+    groups = [data.group] if data.group is not None and split != "predict" else []
+    names = list(dict.fromkeys([*data.id_columns, *groups, *keep]))
+    return data.source_columns(names, rows, split) if names else None
 
 
 def _answer_table(model: Model, chunks: list[Any]) -> pl.DataFrame:

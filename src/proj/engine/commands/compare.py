@@ -1,7 +1,6 @@
 """Test whether runs differ on the same test rows."""
 
 import argparse
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +11,7 @@ from rich.table import Table
 
 from proj.engine import console, html
 from proj.engine.config.parser import VerbParser
-from proj.engine.console import number, signed
+from proj.engine.console import number, signed_like
 from proj.engine.evaluation.limits import MIN_UNITS, unit_name
 from proj.engine.evaluation.paired import (
     SIGNIFICANCE_LEVEL,
@@ -192,18 +191,12 @@ def _table(comparison: Comparison, task: Task) -> tuple[list[str], list[list[str
     for metric, difference in comparison.differences.items():
         p = comparison.p_values[metric]
         own = [number(values[metric]) for values in comparison.values]
-        value, low, high = (_signed(limit, own) for limit in difference[:3])
+        value, low, high = (signed_like(limit, own) for limit in difference[:3])
         shown_p = f"{p:.3f}" if p >= 0.001 else "< 0.001"
         conclusion = verdict(metric, difference, p)
         cells = [value, f"{low} to {high}", shown_p, conclusion, difference.test]
         rows.append([console.shown_name(metric, task), *own, *cells])
     return ["metric", *comparison.names, *HEADER], rows
-
-
-def _signed(difference: float, own: list[str]) -> str:
-    """Return a difference with the four decimals of the values that it is of, if they have them."""
-    has_decimals = all(re.search(r"\.\d{4}$", value) for value in own)
-    return f"{difference:+.4f}" if has_decimals else signed(difference)
 
 
 def _show(comparison: Comparison, predictions: PredictionSet) -> None:

@@ -34,6 +34,7 @@ def eject(args: list[str]) -> None:
     parser.add_argument("--output", help="the .py file; default: train.py in the run folder")
     options = parser.parse_args(args)
     run = find_run(Path("lightning_logs"), options.run)
+    run.require_trained()
     if run.manifest["status"] != "finished":
         raise UserError(
             f"eject: expected a finished run, got {run.path}, which is {run.manifest['status']}; "

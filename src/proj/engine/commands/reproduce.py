@@ -39,6 +39,7 @@ def reproduce(args: list[str]) -> None:
         "run", nargs="?", help="name or folder of a run; default: the newest finished one"
     )
     run = find_run(Path("lightning_logs"), parser.parse_args(args).run)
+    run.require_trained()
     if run.manifest["status"] != "finished":
         raise UserError(
             f"reproduce: expected a finished run, got {run.path}, which is "

@@ -5,6 +5,7 @@ from proj.engine import console
 from proj.engine.callbacks.prediction_writer import PredictionWriter
 from proj.engine.evaluation.artifacts import save_artifacts
 from proj.engine.evaluation.baseline import constant_baseline
+from proj.engine.evaluation.leaderboard import compare_with_best
 from proj.engine.evaluation.loggers import log_results
 from proj.engine.evaluation.own_metrics import own_metrics
 from proj.engine.evaluation.prediction_set import predictions_in
@@ -71,8 +72,10 @@ def _score(
         is_ours = isinstance(data, DataModule)
         omissions = list(save_artifacts(run, data, schema, predictions)) if is_ours else []
         baseline = constant_baseline(predictions, schema)
-        remark = "" if baseline is None else str(baseline)
-        save_metrics(run, "test", checkpoint, metrics, warnings, True, schema.task, remark)
+        remarks = [] if baseline is None else [str(baseline)]
+        if is_ours:
+            remarks.append(compare_with_best(run, predictions))
+        save_metrics(run, "test", checkpoint, metrics, warnings, True, schema.task, remarks)
         for omission in omissions:
             console.say(omission)
         tensorboard_step = step if has_tensorboard(run) else None

@@ -235,6 +235,11 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 
 def _check_keys(path: Path, config: dict[Any, Any]) -> None:
+    if "baseline" in config:
+        raise UserError(
+            f"{path}: expected an experiment, got the config of a baseline, whose model is a "
+            "standard learner; use the config of the run that it is compared with."
+        )
     for key, value in config.items():
         if key not in EXPERIMENT_KEYS:
             hint = nearest(str(key), EXPERIMENT_KEYS)

@@ -64,6 +64,17 @@ COMMON_OPTIONS = (
 )
 
 OPTIONS: dict[str, tuple[Option, ...]] = {
+    "baseline": (
+        Option(
+            "name",
+            "Beginning of the names of the runs; null means the name of the config or the run.",
+        ),
+        Option(
+            "run",
+            "Run whose data and seed to use, by name or folder, in place of --config.",
+            selects_run=True,
+        ),
+    ),
     "fit": (
         Option("name", "Name of the run; null means the next version_N."),
         _INIT_FROM,

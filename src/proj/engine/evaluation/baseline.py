@@ -8,6 +8,7 @@ import numpy as np
 from proj.engine.console import number, signed
 from proj.engine.evaluation.counts import headline_metric, metric_names, scores, sums_of
 from proj.engine.evaluation.prediction_set import PredictionSet
+from proj.engine.runs.predictions import apply_thresholds
 from proj.schema import DEFAULT_THRESHOLD, Array, Schema
 
 # More labels or targets are not named one by one.
@@ -49,10 +50,10 @@ def constant_baseline(predictions: PredictionSet, schema: Schema) -> Baseline | 
     is_known = bool(schema.rows) and (schema.task == "regression" or bool(schema.class_counts))
     if not is_known or predictions.missing:
         return None
-    output, prediction = _constant(schema)
+    output = constant_output(schema)
     rows = np.broadcast_to(output, (len(predictions), *output.shape))
     constant = replace(predictions, output=rows, thresholds=DEFAULT_THRESHOLD, columns=None)
-    return Baseline(prediction, _scores(constant), _scores(predictions))
+    return Baseline(_words(schema), _scores(constant), _scores(predictions))
 
 
 def _scores(predictions: PredictionSet) -> dict[str, float]:
@@ -64,22 +65,33 @@ def _scores(predictions: PredictionSet) -> dict[str, float]:
     return {name: by_name[name] for name in names if name in by_name}
 
 
-def _constant(schema: Schema) -> tuple[Array, str]:
-    """Return the output for one row, in the shape of ``PredictionSet.output``, and its words."""
+def constant_output(schema: Schema) -> Array:
+    """Return the best output that is the same for every row, in the shape for one row.
+
+    It is the frequencies of the classes or labels in the training split, or the mean targets. The
+    prediction is then the most frequent class, or the most frequent value of each label.
+    """
+    if schema.task == "regression":
+        return np.array(schema.target_mean)
     counts = np.array(schema.class_counts)
+    frequencies = counts / (schema.rows if schema.task == "multilabel" else counts.sum())
+    return np.asarray(frequencies[1] if schema.task == "binary" else frequencies)
+
+
+def _words(schema: Schema) -> str:
+    """Return the prediction of the constant output in words."""
     if schema.task == "regression":
         means = [number(mean) for mean in schema.target_mean]
         shown = f" {means[0]}" if len(means) == 1 else "s"
-        return np.array(schema.target_mean), f"always the training mean{shown}"
+        return f"always the training mean{shown}"
+    output = constant_output(schema)
     if schema.task == "multilabel":
-        frequent = counts * 2 > schema.rows
-        names = [name for name, is_set in zip(schema.class_names, frequent, strict=True) if is_set]
+        set_labels = apply_thresholds(output).astype(bool)
+        names = [
+            name for name, is_set in zip(schema.class_names, set_labels, strict=True) if is_set
+        ]
         shown = f"{', '.join(names[:MAX_NAMES])}{', …' if len(names) > MAX_NAMES else ''}"
         most = "always the most frequent value of each label in training"
-        return frequent.astype(np.float64), f"{most} ({shown or 'none of them'})"
-    best = int(counts.argmax())
-    name = schema.class_names[best]
-    words = f"always {name}, the most frequent class in training"
-    if schema.task == "binary":
-        return np.array(float(best)), words
-    return np.eye(len(counts))[best], words
+        return f"{most} ({shown or 'none of them'})"
+    name = schema.class_names[int(np.argmax(schema.class_counts))]
+    return f"always {name}, the most frequent class in training"

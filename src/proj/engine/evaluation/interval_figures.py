@@ -1,6 +1,7 @@
 """Figures of values with their intervals: one metric on an axis, or a dot for each class."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -11,6 +12,11 @@ from proj.engine.html import COLOURS
 
 # A value with the low and the high limit of its interval, None where it has none.
 Limits = tuple[float | None, float | None, float | None]
+
+
+def limits_of(entry: dict[str, Any]) -> Limits:
+    """Return the value and the limits of a metric's entry, None where it has none."""
+    return entry.get("value"), entry.get("low"), entry.get("high")
 
 
 @styled

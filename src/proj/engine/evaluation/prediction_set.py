@@ -184,7 +184,9 @@ def predictions_in(
 
 def average_of(run: Run) -> Average:
     """Return how a run's metrics of several classes or labels become one."""
-    average: Average = _init_args(run, "model").get("average") or "macro"
+    # The estimators of baselines have no such option, so their configs hold it elsewhere.
+    stated = _init_args(run, "model").get("average") or run.config.get("average")
+    average: Average = stated or "macro"
     return average
 
 

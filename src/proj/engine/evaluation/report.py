@@ -1,6 +1,7 @@
 """Write the report of a run: everything in its folder as one HTML page."""
 
 import logging
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from proj.engine.console import number, plural
 from proj.engine.evaluation import calibrate, report_results, report_sections
 from proj.engine.evaluation.counts import headline_metric
 from proj.engine.evaluation.figure_sets import NamedFigure, figures_of, learning, reliability
+from proj.engine.evaluation.leaderboard import leaderboard
 from proj.engine.evaluation.prediction_set import PredictionSet
 from proj.engine.evaluation.results import run_seed
 from proj.engine.evaluation.scoring import Metrics
@@ -75,6 +77,7 @@ def _sections(
     missing_values = report_sections.missing_values(schema, predictions, columns)
     results = list(report_results.results(metrics, predictions, run))
     yield Section("Results on the test split", results)
+    yield Section("Leaderboard", list(leaderboard(run, predictions, metrics)))
     yield Section("Figures", [html.figures(*captioned)] if captioned else [])
     yield Section("Calibration", list(_calibration(run, predictions)))
     yield Section("Mistakes", list(mistakes))
@@ -194,6 +197,11 @@ def _reproduce(run: Run) -> Iterator[Html]:
     }
     rows = [[key, str(value)] for key, value in facts.items()]
     yield html.table("The run", ["what", "value"], rows)
-    yield html.text("Save the configuration as experiment.yaml and train again:")
-    yield html.code(f"python -m {PACKAGE} fit --config experiment.yaml")
+    if run.baseline:
+        words = shlex.join(manifest.get("command", []))
+        yield html.text("Fit the baselines again, with the experiment that they are of:")
+        yield html.code(f"python -m {PACKAGE} {words}")
+    else:
+        yield html.text("Save the configuration as experiment.yaml and train again:")
+        yield html.code(f"python -m {PACKAGE} fit --config experiment.yaml")
     yield html.folded("The configuration", html.code(yaml_document(run.config)))

@@ -10,7 +10,7 @@ from proj.engine.console import number, plural, shown_name, shown_unit
 from proj.engine.evaluation import interval_figures
 from proj.engine.evaluation.baseline import Baseline, constant_baseline
 from proj.engine.evaluation.counts import headline_metric, headline_sign
-from proj.engine.evaluation.interval_figures import Limits
+from proj.engine.evaluation.interval_figures import limits_of
 from proj.engine.evaluation.prediction_set import PredictionSet
 from proj.engine.evaluation.scoring import Metrics, small_sample_warnings
 from proj.engine.html import Html
@@ -63,11 +63,14 @@ def _experiment(run: Run, schema: Schema) -> str:
         str(config.get(key, "")).rpartition(".")[2] for key in ("model", "model.net", "data")
     )
     with_net = f" with the net {net}" if net else ""
-    return f"{model}{with_net} on {config.get('data.path', data)}, {schema.task}."
+    kind = "Baseline: " if run.baseline else ""
+    return f"{kind}{model}{with_net} on {config.get('data.path', data)}, {schema.task}."
 
 
 def _training(run: Run) -> str:
     manifest = run.manifest
+    if facts := run.baseline:
+        return f"Fitting took {facts['seconds']:.1f} seconds."
     status: str = manifest["status"]
     if end := manifest.get("end"):
         status += f" on {end[:16].replace('T', ' at ')} UTC"
@@ -112,11 +115,6 @@ def read_findings(run: Run) -> list[FindingEntry]:
 
 
 # Values with limits
-
-
-def limits_of(entry: dict[str, Any]) -> Limits:
-    """Return the value and the limits of a metric's entry, None where it has none."""
-    return entry.get("value"), entry.get("low"), entry.get("high")
 
 
 def _limits(entry: dict[str, Any]) -> str:

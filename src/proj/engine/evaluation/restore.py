@@ -72,6 +72,7 @@ def restore(verb: str, args: list[str]) -> RestoredRun:
     ckpt_path = arguments.flag("--ckpt_path") or "best"
     checkpoints: dict[Path, dict[str, Any]] = {}
     run = _find_run(verb, arguments, ckpt_path, checkpoints)
+    run.require_trained()
     check_links(run.path)
     recorded = run.config
     cli = ExperimentCLI(verb, [recorded, *arguments.configs], arguments.flags)

@@ -3,6 +3,7 @@
 import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -10,7 +11,8 @@ from proj.engine import console
 from proj.engine.evaluation.prediction_set import average_of
 from proj.engine.evaluation.scoring import Metrics
 from proj.engine.runs.checkpoint_file import read_checkpoint
-from proj.engine.runs.contents import metric_entries, write_metrics
+from proj.engine.runs.contents import LOST, metric_entries, write_metrics
+from proj.engine.runs.files import is_present, read_json
 from proj.engine.runs.run import Run
 from proj.errors import UserError
 from proj.schema import Schema, Task
@@ -32,7 +34,12 @@ def check_tested(run: Run, *files: str) -> None:
 
 
 def read_schema(run: Run) -> Schema:
-    """Return the schema in the run's best checkpoint; raise UserError if it has none."""
+    """Return the schema in the run's best checkpoint, or of a baseline that in its folder.
+
+    Raises UserError if there is none.
+    """
+    if is_present(path := run.path / "schema.json"):
+        return _read_schema_file(path)
     schema = read_checkpoint(run.checkpoint("best")).get("schema")
     if not schema:
         raise UserError(
@@ -40,6 +47,14 @@ def read_schema(run: Run) -> Schema:
             "read test/metrics.json instead."
         )
     return Schema.from_dict(schema)
+
+
+def _read_schema_file(path: Path) -> Schema:
+    values = read_json(path, dict[str, Any], LOST)
+    try:
+        return Schema.from_dict(values)
+    except (UserError, TypeError, LookupError, ValueError, AttributeError) as error:
+        raise UserError(f"{path} is damaged: {error}; {LOST}.") from error
 
 
 def run_seed(run: Run) -> int:
@@ -61,17 +76,17 @@ def save_metrics(
     warnings: Iterable[str],
     has_predictions: bool,
     task: Task | None = None,
-    remark: str = "",
+    remarks: Iterable[str] = (),
 ) -> None:
     """Write ``metrics.json`` into the folder of a verb, and show the metrics with warnings.
 
-    Also print the ``remark``, the path of the metrics, and of the predictions if they were written.
+    Also print the ``remarks``, and the paths of the metrics and of the predictions, if written.
     """
     path = run.path / verb / "metrics.json"
     write_metrics(path, metrics)
     title = f"{verb}, {run.path.name}, {checkpoint.name}"
     console.show_metrics(title, metrics, task, average_of(run))
-    if remark:
+    for remark in remarks:
         console.say(remark)
     for warning in warnings:
         console.warn(warning)

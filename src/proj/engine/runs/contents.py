@@ -19,8 +19,16 @@ class GitState(TypedDict):
     dirty: NotRequired[bool]
 
 
+class BaselineFacts(TypedDict):
+    """What `baseline` records about a standard learner, beside the facts of a run."""
+
+    learner: str
+    title: str
+    seconds: float
+
+
 class Manifest(TypedDict):
-    """What `fit` records about a run."""
+    """What `fit` or `baseline` records about a run."""
 
     start: str
     status: Literal["running", "finished", "stopped", "failed"]
@@ -38,6 +46,7 @@ class Manifest(TypedDict):
     best_epoch: NotRequired[int | None]
     warnings: NotRequired[list[str]]
     loggers: NotRequired[dict[str, str]]
+    baseline: NotRequired[BaselineFacts]
 
 
 class ClassSection(TypedDict):

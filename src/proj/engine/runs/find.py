@@ -19,7 +19,7 @@ MAX_SKIPPED = 3
 
 
 def list_runs(root: Path, skipped: list[str] | None = None) -> list[Run]:
-    """Return the runs in ``root``, the newest first.
+    """Return the runs in ``root`` that `fit` made, the newest first.
 
     A message for each run whose manifest is damaged is added to ``skipped``.
     """
@@ -31,12 +31,16 @@ def _names(root: Path) -> list[str]:
 
 
 def _newest_first(root: Path, skipped: list[str]) -> list[tuple[str, Manifest]]:
-    """Return the names of the runs in ``root`` with start and status, the newest first."""
+    """Return the names of the trained runs in ``root`` with start and status, the newest first."""
     names = _names(root)
     outcomes = manifest_index(root).read_all(names)
     skipped += [error for _, error in outcomes.values() if error is not None]
     skipped += without_manifest(root, set(names) - outcomes.keys()).values()
-    readable = [(name, facts) for name, (facts, error) in outcomes.items() if error is None]
+    readable = [
+        (name, facts)
+        for name, (facts, error) in outcomes.items()
+        if error is None and "baseline" not in facts
+    ]
     return sorted(readable, key=lambda run: (run[1]["start"], run[0]), reverse=True)
 
 
@@ -50,11 +54,14 @@ def without_manifest(root: Path, names: Iterable[str]) -> dict[str, str]:
 
 
 def manifest_index(root: Path) -> FileIndex:
-    """Return the index of the runs' start, end and status."""
+    """Return the index of the runs' start, end and status, and the learner of baselines."""
 
     def parse(content: bytes, path: Path) -> dict[str, Any]:
         manifest = parse_manifest(content, path)
-        return {key: manifest.get(key) for key in ("start", "end", "status")}
+        facts: dict[str, Any] = {key: manifest.get(key) for key in ("start", "end", "status")}
+        if "baseline" in manifest:
+            facts["baseline"] = manifest["baseline"]["learner"]
+        return facts
 
     return FileIndex(root, "manifest.json", parse, LOST)
 
@@ -67,8 +74,8 @@ def find_run(
 ) -> Run:
     """Return the run with this name or path.
 
-    Without a name, return the newest finished run that has the ``checkpoint``. Runs for which
-    ``read`` raises UserError, because a file is damaged, are skipped with a warning.
+    Without a name, return the newest finished run that has the ``checkpoint``, no baseline. Runs
+    for which ``read`` raises UserError, because a file is damaged, are skipped with a warning.
     """
     if name is not None:
         return _named_run(root, name)
@@ -96,6 +103,21 @@ def find_run(
         f"{count if runs else f'no run in {root} yet'}: expected a finished one; train first, with "
         f"`fit --config FILE`, or select a run with --run.{and_skipped(skipped)}"
     )
+
+
+def baseline_runs(root: Path, skipped: list[str]) -> list[Run]:
+    """Return the finished runs in ``root`` that `baseline` wrote, the newest first.
+
+    A message for each run whose manifest is damaged is added to ``skipped``.
+    """
+    outcomes = manifest_index(root).read_all(_names(root))
+    skipped += [error for _, error in outcomes.values() if error is not None]
+    found = [
+        (facts["start"], name)
+        for name, (facts, error) in outcomes.items()
+        if error is None and "baseline" in facts and facts["status"] == "finished"
+    ]
+    return [Run(root / name) for _, name in sorted(found, reverse=True)]
 
 
 def warn_of_skipped(skipped: list[str]) -> None:

@@ -23,22 +23,23 @@ def record_manifest(
     fingerprint: str,
     device: torch.device,
     resumed: bool = False,
+    **facts: Any,
 ) -> Iterator[None]:
     """Write the manifest at the start of training, and its status and time at the end.
 
-    For a resumed run, command and start time stay, and the time of the resume is added.
+    For a resumed run, command and start time stay, and the time of the resume is added. ``facts``
+    are more entries.
     """
     if resumed:
-        start: dict[str, Any] = {"resumed": [*run.manifest.get("resumed", []), _now()]}
+        start: dict[str, Any] = {"resumed": [*run.manifest.get("resumed", []), now()]}
     else:
-        start = {"start": _now(), "command": split_words(command)[0]}
+        start = {"start": now(), "command": split_words(command)[0]}
     run.write_manifest(
-        **start,
+        **{**start, **environment(device), **facts},
         seed=seed,
         status="running",
         end=None,
         data=fingerprint,
-        **environment(device),
     )
     if patch := uncommitted_code():
         atomic_write(run.path / "code.diff", lambda file: file.write(patch.encode()))
@@ -47,15 +48,16 @@ def record_manifest(
     except BaseException as error:
         stopped = isinstance(error, KeyboardInterrupt | SystemExit)
         try:
-            run.write_manifest(status="stopped" if stopped else "failed", end=_now())
+            run.write_manifest(status="stopped" if stopped else "failed", end=now())
         except (OSError, UserError) as write_error:  # The first error is the cause.
             rank_zero_warn(
                 f"the manifest of {run.path} cannot be written: {write_error}; its status is still "
                 "running."
             )
         raise
-    run.write_manifest(status="finished", end=_now())
+    run.write_manifest(status="finished", end=now())
 
 
-def _now() -> str:
+def now() -> str:
+    """Return the time as a manifest has it."""
     return datetime.now(UTC).isoformat()

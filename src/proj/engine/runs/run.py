@@ -8,6 +8,7 @@ from typing import Any
 from proj.engine.runs.contents import (
     COMPUTED,
     LOST,
+    BaselineFacts,
     Manifest,
     parse_config,
     parse_manifest,
@@ -36,6 +37,20 @@ class Run:
         """Command, seed, versions, commit, data fingerprint, hardware, start, end and status."""
         path = self.path / "manifest.json"
         return parse_manifest(read_bytes(path, LOST)[0], path)
+
+    @property
+    def baseline(self) -> BaselineFacts | None:
+        """The standard learner in a run that `baseline` wrote; None in a trained run."""
+        return self.manifest.get("baseline") if is_present(self.path / "manifest.json") else None
+
+    def require_trained(self) -> None:
+        """Raise UserError for a run that `baseline` wrote: it has no net and no checkpoint."""
+        if facts := self.baseline:
+            raise UserError(
+                f"{self.path}: expected a run that `fit` trained, got a baseline "
+                f"({facts['title']}), which is stored without its model; choose another run. "
+                "`runs`, `compare` and `report` read baselines."
+            )
 
     def write_manifest(self, **changes: Any) -> None:
         """Add entries to the manifest or replace them."""
@@ -68,6 +83,7 @@ class Run:
         folder = self.path / "checkpoints"
         path = folder / f"{name}.ckpt" if name in ("best", "last") else Path(name)
         if not path.is_file():
+            self.require_trained()
             checkpoints = [str(file) for file in sorted(folder.glob("*.ckpt"))]
             raise UserError(
                 f"--ckpt_path: no checkpoint {path}; expected best, last or a file."

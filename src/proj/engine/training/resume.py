@@ -46,6 +46,7 @@ def resume(arguments: Arguments, args: list[str], callbacks: Sequence[Callback] 
         callbacks: callbacks beside those of the experiment.
     """
     run = _find_run(arguments)
+    run.require_trained()
     check_links(run.path)
     recorded = run.config
     cli = ExperimentCLI("fit", [recorded, *arguments.configs], arguments.flags)
