@@ -11,11 +11,13 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import (
+    BaseFinetuning,
     EarlyStopping,
     GradientAccumulationScheduler,
     LearningRateFinder,
+    ModelCheckpoint,
+    ModelPruning,
     ProgressBar,
-    StochasticWeightAveraging,
     Timer,
 )
 from lightning.pytorch.strategies import SingleDeviceStrategy
@@ -32,9 +34,12 @@ from proj.engine.callbacks.monitoring import StepLogger
 from proj.engine.callbacks.multi_step import eager_step, run_execution
 from proj.engine.callbacks.non_finite import StopOnNonFinite
 from proj.engine.callbacks.resume_state import ResumeCheckpoint
+from proj.engine.callbacks.step_callbacks import STEP_CALLBACKS
 from proj.engine.lightning_internals import (
+    saves_by_steps,
     schedulers,
     set_validation_interval,
+    steps_between_schedules,
     validates_by_time,
 )
 from proj.errors import UserError
@@ -74,23 +79,25 @@ TRANSFER_HOOKS = (
     "transfer_batch_to_device",
     "on_after_batch_transfer",
 )
-# Callbacks whose batch hooks work with executions.
-COMPATIBLE_CALLBACKS = (
+# Callbacks whose batch hooks work with executions. A subclass with a batch hook of its own needs
+# single steps, except for progress bars.
+COMPATIBLE_CALLBACKS: tuple[type[Callback], ...] = (
     BestCheckpoint,
     ResumeCheckpoint,
     StopOnNonFinite,
     StepLogger,
     Divergence,
     EarlyStopping,
-    ProgressBar,
     Timer,
+    *STEP_CALLBACKS,
 )
 # Callbacks that need single steps although they override no batch hook.
 STEPWISE_CALLBACKS = (
     LearningRateFinder,
     GradientAccumulationScheduler,
-    StochasticWeightAveraging,
 )
+# Callbacks that change the parameters during training. A compiled step would not see the change.
+UNCOMPILED_CALLBACKS = (BaseFinetuning, ModelPruning)
 
 
 class StepsPerExecution(Callback):
@@ -239,11 +246,19 @@ def _class_obstacles(model: LightningModule, data: Any) -> Iterator[str]:
 def _callback_obstacles(callbacks: list[Callback]) -> Iterator[str]:
     for callback in callbacks:
         name = type(callback).__name__
-        compatible = isinstance(callback, (*COMPATIBLE_CALLBACKS, StepsPerExecution))
-        if not compatible and (hook := overridden(callback, Callback, BATCH_HOOKS)):
-            yield f"{name} has a {hook}, which needs single batches"
         if isinstance(callback, STEPWISE_CALLBACKS):
             yield f"{name} needs single steps"
+        elif isinstance(callback, ProgressBar):
+            continue
+        elif hook := overridden(callback, _compatible_base(callback), BATCH_HOOKS):
+            yield f"{name} has a {hook}, which needs single batches"
+
+
+def _compatible_base(callback: Callback) -> type[Callback]:
+    """Return the class of a callback, or a base, whose batch hooks work with executions."""
+    if isinstance(callback, ModelCheckpoint) and not saves_by_steps(callback):
+        return ModelCheckpoint
+    return next((base for base in COMPATIBLE_CALLBACKS if isinstance(callback, base)), Callback)
 
 
 def _optimizer_obstacles(trainer: Any) -> Iterator[str]:
@@ -254,12 +269,18 @@ def _optimizer_obstacles(trainer: Any) -> Iterator[str]:
     for scheduler, interval in schedulers(trainer):
         if isinstance(scheduler, ReduceLROnPlateau) and interval == "step":
             yield "ReduceLROnPlateau reads a metric after each step"
+    if (steps := steps_between_schedules(trainer)) > 1:
+        yield f"a scheduler steps after every {steps} steps"
 
 
 def overridden(instance: Any, base: type, hooks: tuple[str, ...]) -> str | None:
-    """Return the first of ``hooks`` that an object does not inherit from ``base``."""
+    """Return the first of ``hooks`` that an object does not inherit from ``base``.
+
+    ``LambdaCallback`` has its hooks as attributes of the object.
+    """
     for hook in hooks:
-        if getattr(type(instance), hook, None) is not getattr(base, hook, None):
+        inherits = getattr(type(instance), hook, None) is getattr(base, hook, None)
+        if not inherits or hook in vars(instance):
             return hook
     return None
 
@@ -275,6 +296,11 @@ def _example_batch(trainer: Any, data: DataModule) -> Batch:
 def _compile(trainer: Any, model: Model, data: DataModule) -> CompiledStep | None:
     """Compile the model's step; print the reason and return None if that is not possible."""
     batch = data.augment_batch(_example_batch(trainer, data))
+    for callback in trainer.callbacks:
+        if isinstance(callback, UNCOMPILED_CALLBACKS):
+            name = type(callback).__name__
+            console.say(f"steps are not compiled: {name} changes the parameters during training.")
+            return None
     limit = trainer.gradient_clip_val
     clip = (str(trainer.gradient_clip_algorithm or "norm"), float(limit)) if limit else None
     try:
