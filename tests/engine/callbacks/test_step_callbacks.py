@@ -22,7 +22,7 @@ from lightning.pytorch.callbacks import (
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from conftest import Cli
-from proj.engine.callbacks.steps_per_execution import _callback_obstacles
+from proj.engine.callbacks.single_steps import callback_obstacles
 from proj.engine.commands.fit import fit
 from proj.engine.runs.checkpoint_file import read_checkpoint
 
@@ -259,6 +259,6 @@ class OwnEpochs(Callback):
 def test_which_callbacks_need_single_steps(
     build: Callable[[], Callback], reason: str | None
 ) -> None:
-    obstacles = list(_callback_obstacles([build()]))
+    obstacles = list(callback_obstacles([build()]))
     assert bool(obstacles) == (reason is not None)
     assert reason is None or reason in obstacles[0]
