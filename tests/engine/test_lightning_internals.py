@@ -13,7 +13,7 @@ import pytest
 import torch
 from jsonargparse import ArgumentError, ArgumentParser
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, StochasticWeightAveraging
 from lightning.pytorch.plugins import TorchCheckpointIO
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -135,7 +135,44 @@ def test_counted_steps_are_in_global_step_and_in_the_checkpoint() -> None:
     trainer.fit(Line())
     assert trainer.global_step == BATCHES * 4
     trainer.save_checkpoint("a.ckpt")
-    assert read_checkpoint(Path("a.ckpt"))["global_step"] == BATCHES * 4
+    checkpoint = read_checkpoint(Path("a.ckpt"))
+    assert checkpoint["global_step"] == BATCHES * 4
+    counts = checkpoint["loops"]["fit_loop"]["epoch_loop.state_dict"]
+    assert counts["_batches_that_stepped"] == BATCHES * 4
+
+
+def test_an_epoch_without_optimizer_steps_is_known() -> None:
+    skips: list[bool] = []
+
+    def record(trainer: Trainer, batch_idx: int) -> None:
+        skips.append(internals.skips_optimizer_steps(trainer))
+
+    trainer = trainer_of(Hook(record), StochasticWeightAveraging(0.1, 1), max_epochs=2)
+    model = Line()
+    model.norm = nn.BatchNorm1d(1)
+    trainer.fit(model)
+    assert skips == [False] * BATCHES * 2 + [True] * BATCHES
+
+
+def test_the_frequency_of_a_scheduler_is_known() -> None:
+    def frequency(interval: str) -> int:
+        class Scheduled(Line):
+            def configure_optimizers(self) -> Any:
+                optimizer = torch.optim.SGD(self.parameters())
+                scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1)
+                config = {"scheduler": scheduler, "interval": interval, "frequency": 3}
+                return {"optimizer": optimizer, "lr_scheduler": config}
+
+        trainer = trainer_of()
+        trainer.fit(Scheduled())
+        return internals.steps_between_schedules(trainer)
+
+    assert (frequency("step"), frequency("epoch")) == (3, 1)
+
+
+def test_a_checkpoint_by_steps_is_known() -> None:
+    assert internals.saves_by_steps(ModelCheckpoint(every_n_train_steps=2))
+    assert not internals.saves_by_steps(ModelCheckpoint())
 
 
 def test_a_step_limit_that_is_set_late_ends_training() -> None:

@@ -153,9 +153,21 @@ def _takes_argument(function: Any, options: Any) -> bool:
 
 
 def count_optimizer_steps(trainer: Any, steps: int) -> None:
-    """Add ``steps`` to ``trainer.global_step``, for optimizer steps that Lightning did not make."""
-    progress = trainer.fit_loop.epoch_loop.automatic_optimization.optim_progress
-    progress.optimizer.step.increment_by(steps)
+    """Add ``steps`` to ``trainer.global_step``, for optimizer steps that Lightning did not make.
+
+    The second counter is that of loggers and of ``LearningRateMonitor``.
+    """
+    epoch_loop = trainer.fit_loop.epoch_loop
+    epoch_loop.automatic_optimization.optim_progress.optimizer.step.increment_by(steps)
+    epoch_loop._batches_that_stepped += steps
+
+
+def skips_optimizer_steps(trainer: Any) -> bool:
+    """Return whether the current epoch has forward passes only.
+
+    ``StochasticWeightAveraging`` adds such an epoch for the statistics of batch normalization.
+    """
+    return bool(trainer.fit_loop._skip_backward)
 
 
 def set_step_limit(trainer: Trainer, max_steps: int) -> None:
@@ -227,6 +239,12 @@ def base_rates(trainer: Trainer) -> Iterator[list[float]]:
         scheduler = found.pop()
         found += getattr(scheduler, "_schedulers", [])  # SequentialLR, ChainedScheduler
         yield from (vars(scheduler)[k] for k in ("base_lrs", "max_lrs") if k in vars(scheduler))
+
+
+def steps_between_schedules(trainer: Trainer) -> int:
+    """Return the largest number of steps from one step of a scheduler by steps to its next one."""
+    configs = trainer.lr_scheduler_configs
+    return max((config.frequency for config in configs if config.interval == "step"), default=1)
 
 
 def step_plateau_schedulers(trainer: Trainer, epochs: int) -> None:
@@ -363,6 +381,11 @@ def restore_current_scores(trainer: Any, states: dict[str, Any]) -> None:
     for callback in trainer.checkpoint_callbacks:
         if isinstance(callback, ModelCheckpoint) and callback.state_key in states:
             callback.current_score = states[callback.state_key]["current_score"]
+
+
+def saves_by_steps(callback: ModelCheckpoint) -> bool:
+    """Return whether a ``ModelCheckpoint`` saves after certain numbers of steps."""
+    return callback._every_n_train_steps > 0
 
 
 def validations_without_improvement(callback: EarlyStopping) -> int:

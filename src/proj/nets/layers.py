@@ -76,20 +76,17 @@ class QuantileTransform(nn.Module):
         """Return scores [rows, numbers] and flags of 0 and 1 [rows, flags] of ``x``, int64."""
         missing = x.isnan()
         filled = torch.where(missing, self.edges[:, 0], x).T.contiguous()  # [numbers, rows]
-        right = _places(self.edges, filled).clamp(1, self.edges.shape[1] - 1)
+        if torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export():
+            # ONNX has no searchsorted. This takes a value in memory for each pair.
+            right = (self.edges[:, None] < filled[:, :, None]).sum(2)
+        else:
+            right = torch.searchsorted(self.edges, filled)
+        right = right.clamp(1, self.edges.shape[1] - 1)
         low, high = self.edges.gather(1, right - 1), self.edges.gather(1, right)
         share = ((filled - low) / (high - low).clamp(min=torch.finfo(x.dtype).tiny)).clamp(0, 1)
         low_score, high_score = self.scores.gather(1, right - 1), self.scores.gather(1, right)
         scores = torch.lerp(low_score, high_score, share).T
         return torch.where(missing, 0.0, scores), missing[:, self.flagged].long()
-
-
-def _places(edges: Tensor, values: Tensor) -> Tensor:
-    """Return how many of ``edges`` [numbers, edges] are below ``values`` [numbers, rows]."""
-    if torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export():
-        # ONNX has no searchsorted. This takes a value in memory for each pair.
-        return (edges[:, None] < values[:, :, None]).sum(2)
-    return torch.searchsorted(edges, values)
 
 
 def _normal_scores(column: Column) -> Tensor:

@@ -249,3 +249,43 @@ def test_each_training_of_a_process_compiles_its_step_once(experiment: Any, cli:
         cli("fit", "--config", config, "--name", name, *STEP)
         after = _compilations()
         assert after - before == 1, name
+
+
+@pytest.mark.long
+@pytest.mark.filterwarnings("ignore:.*WeightAveraging")
+@pytest.mark.parametrize(
+    "callback",
+    [
+        ["EMAWeightAveraging", "--trainer.callbacks.decay", "0.9"],
+        [
+            "StochasticWeightAveraging",
+            "--trainer.callbacks.swa_lrs",
+            "0.02",
+            "--trainer.callbacks.swa_epoch_start",
+            "1",
+        ],
+    ],
+    ids=lambda value: value[0],
+)
+def test_compiled_steps_are_averaged(callback: list[str], experiment: Any, cli: Cli) -> None:
+    """An added epoch for the statistics of batch norm would be trained, or steps left out."""
+    Path("nets.py").write_text(NETS)
+    config = experiment(rows=250, trainer={"max_epochs": 3})
+    flags = ["--config", config, "--trainer.callbacks", *callback]
+    flags += ["--model.net", "nets.Normed", *ONE_CYCLE]
+    for size in ("1", "4"):
+        steps = [*STEP, "--model.steps_per_execution", size]
+        assert "compiled" not in cli("fit", *flags, *steps, "--name", f"by_{size}")
+    assert equal(left_behind("by_4"), left_behind("by_1"))
+    cli("fit", *flags, "--model.steps_per_execution", "4", "--name", "eager")
+    eager, compiled = last_checkpoint("eager"), last_checkpoint("by_4")
+    assert compiled["global_step"] == eager["global_step"]
+    torch.testing.assert_close(
+        dict(compiled["state_dict"]), dict(eager["state_dict"]), rtol=1e-3, atol=1e-4
+    )
+
+
+def test_pruned_models_are_not_compiled(experiment: Any, cli: Cli) -> None:
+    flags = ["--trainer.callbacks", "ModelPruning", "--trainer.callbacks.pruning_fn"]
+    said = cli("fit", "--config", experiment(), *flags, "l1_unstructured", *STEP)
+    assert "steps are not compiled: ModelPruning changes the parameters during training." in said

@@ -196,6 +196,21 @@ def test_a_resumed_run_has_the_same_bits(step: int, experiment: Any, cli: Cli) -
     assert groups[0] == groups[1]
 
 
+def test_the_bits_do_not_depend_on_the_steps_per_execution(experiment: Any, cli: Cli) -> None:
+    Path("own.py").write_text(OWN)
+    callback = {"class_path": "BackboneFinetuning", "init_args": {"unfreeze_backbone_at_epoch": 1}}
+    config = experiment(
+        rows=140, model={"net": "own.Net"}, trainer={"max_epochs": 3, "callbacks": [callback]}
+    )
+    states = []
+    for size in ("1", "3"):
+        flags = ["--name", f"by_{size}", "--model.steps_per_execution", size]
+        assert "at a time" not in cli("fit", "--config", config, *flags)
+        checkpoint = read_checkpoint(Path(f"lightning_logs/by_{size}/checkpoints/last.ckpt"))
+        states.append(checkpoint["state_dict"])
+    assert all(torch.equal(states[0][name], value) for name, value in states[1].items())
+
+
 def test_a_net_without_a_backbone_is_an_error(experiment: Any, cli: Cli) -> None:
     error = cli(
         "fit", "--config", experiment(), "--trainer.callbacks", "BackboneFinetuning", code=2

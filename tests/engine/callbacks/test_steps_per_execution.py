@@ -205,8 +205,8 @@ def test_tables_and_ensembles_give_the_same_bits(cli: Cli) -> None:
             "Counts has a on_train_batch_end, which needs single batches",
         ),
         (
-            ["--trainer.callbacks", "EMAWeightAveraging"],
-            "EMAWeightAveraging has a on_train_batch_end",
+            ["--trainer.callbacks", "SpikeDetection"],
+            "SpikeDetection has a on_train_batch_end",
         ),
         (["--model", "mine.Own"], "Own has a training_step of its own"),
         (["--model", "mine.Weighted"], "Weighted has a to_batch of its own"),

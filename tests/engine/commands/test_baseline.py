@@ -52,7 +52,7 @@ def test_a_run_is_compared_with_its_baselines(trained: Trained, cli: Cli) -> Non
     for title in ("Leaderboard", "HistGradientBoosting", "linear model", "constant", "this run"):
         assert title in report
     listed = cli("runs", "--where", "baseline=linear")
-    assert "LogisticRegression" in listed
+    assert "version_0_linear" in listed
     assert "1 run in" in listed
     cli("report", "version_0_linear")
     page = (LOGS / "version_0_linear" / "report.html").read_text()

@@ -13,6 +13,7 @@ from typing import Any, cast
 import torch
 from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities import rank_zero_warn
@@ -36,6 +37,7 @@ __all__ = ["RunLogger", "StepLogger", "TensorBoardSummary", "flatten_config"]
 class StepLogger(Callback):
     """Log the loss of a step, its gradient norm before clipping, and the learning rates.
 
+    A ``LearningRateMonitor`` logs the rates by the same names, so they are left to it.
     Values are logged every ``log_every_n_steps`` optimizer steps. For an execution of several
     steps, they are the values of the last step.
     """
@@ -55,7 +57,8 @@ class StepLogger(Callback):
         if not trainer.loggers or not due:
             return
         gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
-        self.pending = dict(_learning_rates(trainer.optimizers))
+        has_monitor = any(isinstance(c, LearningRateMonitor) for c in cast(Any, trainer).callbacks)
+        self.pending = {} if has_monitor else dict(_learning_rates(trainer.optimizers))
         compiled_step = getattr(pl_module, "compiled_step", None)
         if gradients:
             self.pending["gradient_norm"] = nn.utils.get_total_norm(gradients)

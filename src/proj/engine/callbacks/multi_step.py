@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from proj.engine.lightning_internals import count_optimizer_steps
+from proj.engine.callbacks.step_callbacks import StepCallbacks
+from proj.engine.lightning_internals import schedulers, skips_optimizer_steps
 from proj.schema import Batch, Execution
 
 # Raw outputs, mean loss, and the weight of that mean, as ``Model.forward_loss`` returns them.
@@ -31,11 +32,16 @@ def run_execution(model: Any, execution: Execution) -> Tensor:
     schedule, metrics and ``global_step``.
     """
     trainer, optimizer = model.trainer, model.optimizers(use_pl_optimizer=False)
-    scheduler = model.lr_schedulers() if model.scheduler_interval == "step" else None
-    clip, compiled_step = gradient_clipping(model), model.compiled_step
+    # Weight averaging may replace the scheduler, and its interval, between two epochs.
+    step_schedulers = [s for s, interval in schedulers(trainer) if interval == "step"]
+    clip, compiled_step, callbacks = gradient_clipping(model), model.compiled_step, None
     batches = execution.batches()
-    if trainer.max_steps > 0:
-        batches = batches[: trainer.max_steps - trainer.global_step]
+    if skips_optimizer_steps(trainer):
+        compiled_step = None
+    else:
+        callbacks = StepCallbacks(model)
+        if trainer.max_steps > 0:
+            batches = batches[: trainer.max_steps - trainer.global_step]
     outputs: list[Tensor] = []
     losses: list[Tensor] = []
     weights: list[Tensor | float] = []
@@ -44,16 +50,17 @@ def run_execution(model: Any, execution: Execution) -> Tensor:
         batch = trainer.datamodule.augment_batch(batch)
         if compiled_step is not None and len(batch.row) == compiled_step.rows:
             output, loss, weight = compiled_step(batch)
-        elif is_last:
+        elif is_last or callbacks is None:
             output, loss, weight = model.forward_loss(batch, "train")
         else:
             output, loss, weight = eager_step(model, batch, optimizer, clip)
-        if scheduler is not None and not is_last:
-            scheduler.step()
+        if callbacks is not None and not is_last:
+            for scheduler in step_schedulers:
+                scheduler.step()
+            callbacks.after_step(batch)
         outputs.append(output.detach())
         losses.append(loss if is_last else loss.detach())
         weights.append(weight)
-    count_optimizer_steps(trainer, len(batches) - 1)
     assert execution.rows.y is not None
     targets = execution.rows.y[: sum(len(output) for output in outputs)]
     model.update_metrics(torch.cat(outputs), targets, losses, weights, "train")

@@ -4,10 +4,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import StochasticWeightAveraging
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
@@ -75,6 +76,9 @@ class StopOnNonFinite(Callback):
         """
         if self.folder is None or not (self.folder / LAST).is_file():
             return None
+        if any(isinstance(c, StochasticWeightAveraging) for c in cast(Any, trainer).callbacks):
+            # It may have replaced the scheduler of the checkpoint.
+            return None
         checkpoint = read_checkpoint(self.folder / LAST)
         optimizer, scheduler = _restore(model, checkpoint)
         interval = model.scheduler_interval if scheduler is not None else None
@@ -110,7 +114,8 @@ def _restore(model: Any, checkpoint: dict[str, Any]) -> tuple[Any, Any]:
     Returns the optimizer, and the scheduler or None.
     """
     optimizer, scheduler = model.optimizers(use_pl_optimizer=False), model.lr_schedulers()
-    model.load_state_dict(checkpoint["state_dict"])
+    # With `WeightAveraging`, `state_dict` holds the averages.
+    model.load_state_dict(checkpoint.get("current_model_state", checkpoint["state_dict"]))
     optimizer.load_state_dict(checkpoint["optimizer_states"][0])
     if scheduler is not None:
         scheduler.load_state_dict(checkpoint["lr_schedulers"][0])

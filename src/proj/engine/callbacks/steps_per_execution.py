@@ -4,39 +4,25 @@ import copy
 import math
 import time
 from bisect import bisect_left
-from collections.abc import Iterator
-from itertools import chain
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import (
     BaseFinetuning,
-    EarlyStopping,
-    GradientAccumulationScheduler,
-    LearningRateFinder,
-    ProgressBar,
-    StochasticWeightAveraging,
-    Timer,
+    ModelPruning,
 )
-from lightning.pytorch.strategies import SingleDeviceStrategy
 from lightning.pytorch.utilities.seed import isolate_rng
-from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from proj.data.base import DataModule
 from proj.data.loader import ArrayLoader, take
 from proj.engine import console
-from proj.engine.callbacks.best_checkpoint import BestCheckpoint
 from proj.engine.callbacks.compiled_step import CompiledStep, NotCompiled
-from proj.engine.callbacks.divergence import Divergence
-from proj.engine.callbacks.monitoring import StepLogger
 from proj.engine.callbacks.multi_step import eager_step, run_execution
-from proj.engine.callbacks.non_finite import StopOnNonFinite
 from proj.engine.callbacks.resume_state import ResumeCheckpoint
+from proj.engine.callbacks.single_steps import obstacles
 from proj.engine.lightning_internals import (
-    schedulers,
     set_validation_interval,
-    validates_by_time,
 )
 from proj.errors import UserError
 from proj.models.base import Model
@@ -49,50 +35,8 @@ MAX_STEPS = 512
 # The time of a step is the shortest of these measurements.
 TIMINGS = 4
 
-BATCH_HOOKS = (
-    "on_train_batch_start",
-    "on_train_batch_end",
-    "on_before_zero_grad",
-    "on_before_backward",
-    "on_after_backward",
-    "on_before_optimizer_step",
-)
-STEP_HOOKS = (
-    "training_step",
-    "to_batch",
-    "forward_loss",
-    "update_metrics",
-    "backward",
-    "optimizer_step",
-    "optimizer_zero_grad",
-    "configure_gradient_clipping",
-    "lr_scheduler_step",
-    *BATCH_HOOKS,
-)
-TRANSFER_HOOKS = (
-    "train_dataloader",
-    "on_before_batch_transfer",
-    "transfer_batch_to_device",
-    "on_after_batch_transfer",
-)
-# Callbacks whose batch hooks work with executions.
-COMPATIBLE_CALLBACKS = (
-    BestCheckpoint,
-    ResumeCheckpoint,
-    StopOnNonFinite,
-    StepLogger,
-    Divergence,
-    EarlyStopping,
-    ProgressBar,
-    Timer,
-)
-# Callbacks that need single steps although they override no batch hook.
-STEPWISE_CALLBACKS = (
-    BaseFinetuning,
-    LearningRateFinder,
-    GradientAccumulationScheduler,
-    StochasticWeightAveraging,
-)
+# Callbacks that change the parameters during training. A compiled step would not see the change.
+UNCOMPILED_CALLBACKS = (BaseFinetuning, ModelPruning)
 
 
 class StepsPerExecution(Callback):
@@ -202,70 +146,6 @@ def _fits_max_steps(loader: ArrayLoader, last_batches: int) -> bool:
     return last < len(cuts) - 1 and last % executions_per_period > 0
 
 
-def obstacles(trainer: Any, model: LightningModule) -> Iterator[str]:
-    """Yield the reasons why optimizer steps have to be made one at a time."""
-    return chain(
-        _trainer_obstacles(trainer),
-        _class_obstacles(model, trainer.datamodule),
-        _callback_obstacles(trainer.callbacks),
-        _optimizer_obstacles(trainer),
-    )
-
-
-def _trainer_obstacles(trainer: Any) -> Iterator[str]:
-    defaults = {"accumulate_grad_batches": 1, "limit_train_batches": 1.0, "overfit_batches": 0.0}
-    for flag, default in defaults.items():
-        if getattr(trainer, flag) != default:
-            yield f"trainer.{flag} {getattr(trainer, flag)} counts batches"
-    if validates_by_time(trainer):
-        yield "trainer.val_check_interval is a time"
-    elif trainer.check_val_every_n_epoch is None:
-        yield "trainer.val_check_interval counts single steps over several epochs"
-    if not isinstance(trainer.strategy, SingleDeviceStrategy):
-        yield "several processes exchange gradients after each step"
-    if trainer.precision not in ("32-true", "64-true"):
-        yield f"trainer.precision {trainer.precision} is made for single steps"
-
-
-def _class_obstacles(model: LightningModule, data: Any) -> Iterator[str]:
-    if not isinstance(model, Model):
-        yield f"{type(model).__name__} has a training_step of its own"
-    if hook := overridden(model, Model, STEP_HOOKS):
-        yield f"{type(model).__name__} has a {hook} of its own"
-    if not isinstance(data, DataModule):
-        yield "the batches do not come from a data module of this package"
-    if hook := overridden(data, DataModule, TRANSFER_HOOKS):
-        yield f"{type(data).__name__} has a {hook} of its own"
-
-
-def _callback_obstacles(callbacks: list[Callback]) -> Iterator[str]:
-    for callback in callbacks:
-        name = type(callback).__name__
-        compatible = isinstance(callback, (*COMPATIBLE_CALLBACKS, StepsPerExecution))
-        if not compatible and (hook := overridden(callback, Callback, BATCH_HOOKS)):
-            yield f"{name} has a {hook}, which needs single batches"
-        if isinstance(callback, STEPWISE_CALLBACKS):
-            yield f"{name} needs single steps"
-
-
-def _optimizer_obstacles(trainer: Any) -> Iterator[str]:
-    for optimizer in trainer.optimizers:
-        from_torch = type(optimizer).__module__.startswith("torch.optim")
-        if not from_torch or isinstance(optimizer, torch.optim.LBFGS):
-            yield f"{type(optimizer).__name__} may compute the loss of a step several times"
-    for scheduler, interval in schedulers(trainer):
-        if isinstance(scheduler, ReduceLROnPlateau) and interval == "step":
-            yield "ReduceLROnPlateau reads a metric after each step"
-
-
-def overridden(instance: Any, base: type, hooks: tuple[str, ...]) -> str | None:
-    """Return the first of ``hooks`` that an object does not inherit from ``base``."""
-    for hook in hooks:
-        if getattr(type(instance), hook, None) is not getattr(base, hook, None):
-            return hook
-    return None
-
-
 def _example_batch(trainer: Any, data: DataModule) -> Batch:
     """Return the first training rows as a batch on the Trainer's device, not augmented."""
     rows = data.rows("train")
@@ -277,6 +157,11 @@ def _example_batch(trainer: Any, data: DataModule) -> Batch:
 def _compile(trainer: Any, model: Model, data: DataModule) -> CompiledStep | None:
     """Compile the model's step; print the reason and return None if that is not possible."""
     batch = data.augment_batch(_example_batch(trainer, data))
+    for callback in trainer.callbacks:
+        if isinstance(callback, UNCOMPILED_CALLBACKS):
+            name = type(callback).__name__
+            console.say(f"steps are not compiled: {name} changes the parameters during training.")
+            return None
     limit = trainer.gradient_clip_val
     clip = (str(trainer.gradient_clip_algorithm or "norm"), float(limit)) if limit else None
     try:

@@ -7,7 +7,7 @@ import torch
 
 from proj.data.base import DataModule
 from proj.engine import PACKAGE
-from proj.engine.callbacks.steps_per_execution import STEP_HOOKS, TRANSFER_HOOKS, overridden
+from proj.engine.callbacks.single_steps import STEP_HOOKS, TRANSFER_HOOKS, overridden
 from proj.engine.config.experiment import ExperimentCLI
 from proj.engine.runs.run import Run
 from proj.errors import UserError
