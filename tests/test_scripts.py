@@ -1,4 +1,4 @@
-"""``scripts/rename.py`` renames the whole project."""
+"""``scripts/rename.py`` renames the whole project, ``scripts/release.py`` tags a version."""
 
 import os
 import re
@@ -88,3 +88,34 @@ def test_a_name_that_python_cannot_use_is_refused(name: str, tree: Path) -> None
     assert done.returncode == 2
     assert "expected a new name of lower-case letters" in done.stderr
     assert (tree / "src" / PACKAGE.name).exists()
+
+
+def test_a_release_is_a_tag_with_the_notes_of_its_version(tree: Path) -> None:
+    """Lines that begin with # are headings, not comments."""
+    command = [sys.executable, "scripts/release.py"]
+
+    def release(code: int) -> str:
+        done = subprocess.run(command, cwd=tree, capture_output=True, text=True)
+        assert done.returncode == code, done.stderr
+        return done.stdout + done.stderr
+
+    changelog, version = tree / "CHANGELOG.md", "0.1.0"
+    assert "expected the date of 0.1.0, got unreleased" in release(2)
+    text = changelog.read_text().replace("0.1.0 (unreleased)", "0.1.0 (2030-01-02)", 1)
+    changelog.write_text(f"{text}\n## 0.0.1 (2029-01-01)\n\nOlder.\n")
+    assert "expected a clean working tree" in release(2)
+    identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
+    subprocess.run(["git", *identity, "commit", "-qam", "release"], cwd=tree, check=True)
+    for key, value in (("user.name", "a"), ("user.email", "a@b")):
+        subprocess.run(["git", "config", key, value], cwd=tree, check=True)
+    assert "tagged v0.1.0" in release(0)
+    shown = subprocess.run(
+        ["git", "tag", "--list", "--format=%(contents)", f"v{version}"],
+        cwd=tree,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert shown.startswith("v0.1.0\n\n### ")
+    assert "Older." not in shown
+    assert "expected a new version, v0.1.0 exists" in release(2)
