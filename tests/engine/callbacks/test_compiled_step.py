@@ -253,6 +253,7 @@ def test_each_training_of_a_process_compiles_its_step_once(experiment: Any, cli:
 
 @pytest.mark.long
 @pytest.mark.filterwarnings("ignore:.*WeightAveraging")
+@pytest.mark.filterwarnings("ignore:SWA is currently only supported every epoch")
 @pytest.mark.parametrize(
     "callback",
     [
