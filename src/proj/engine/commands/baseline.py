@@ -163,7 +163,7 @@ def _show(runs: list[Run], schema: Schema) -> None:
         test = rival.test.get(metric, {})
         cells = [_value(rival.validation, metric), _value(rival.test, metric)]
         limits = (
-            "" if test.get("low") is None else f"{number(test['low'])} – {number(test['high'])}"
+            "" if test.get("low") is None else f"{number(test['low'])} to {number(test['high'])}"
         )
         rows.append([rival.title, *cells, limits, f"{rival.seconds:.1f}"])
     header = ["baseline", f"{metric}, validation", f"{metric}, test", console.INTERVAL, "seconds"]
