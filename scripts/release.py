@@ -23,7 +23,9 @@ def stop(message: str) -> NoReturn:
 
 def git(*words: str, text: str | None = None) -> str:
     """Run git with ``text`` as its input, and return its output."""
-    done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, input=text, text=True)
+    done = subprocess.run(
+        ["git", *words], cwd=ROOT, capture_output=True, input=text, encoding="utf-8"
+    )
     if done.returncode:
         stop(f"git {words[0]}: {done.stderr.strip()}")
     return done.stdout.strip()

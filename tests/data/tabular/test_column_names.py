@@ -12,7 +12,7 @@ import polars as pl
 import pytest
 import torch
 import yaml
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 
 import proj
@@ -71,7 +71,10 @@ def load(path: str, names: list[str]) -> tuple[Tabular, pl.DataFrame]:
         unique=True,
     )
 )
+@example(["#", "b", "c", "d", "e", "f"])
 def test_any_names_give_the_result_of_plain_names(names: list[str]) -> None:
+    # "#a,b" is a header behind the sign of comments, whose first name is a.
+    assume(not names[0].startswith("#") or names[0] == "#")
     write("plain.csv", PLAIN)
     write("any.csv", names)
     (plain, plain_kept), (data, kept) = load("plain.csv", PLAIN), load("any.csv", names)

@@ -153,14 +153,17 @@ def _is_skipped(line: str) -> bool:
 def _hash_header(line: str, rest: list[str], separator: str) -> str:
     """Return the last of the first lines with # without it if it is the header; or nothing.
 
-    It is if the next line already is a row, with a number, and has as many fields.
+    It is if the next line already is a row, with a number, and has as many fields. A # that is a
+    field of its own is the name of the first column, such as that of row numbers.
     """
     name_line = line.lstrip("#").lstrip()
     lines = [name_line, *rest]
     separator = separator or _find_separator(lines)
     names, first = (next(iter(_records(part, separator)), []) for part in ([name_line], rest))
     is_row = any(field.strip().replace(".", "", 1).lstrip("-").isdigit() for field in first)
-    return name_line if 1 < len(names) == len(first) and is_row else ""
+    if not (1 < len(names) == len(first) and is_row):
+        return ""
+    return name_line if names[0].strip() else line
 
 
 def _are_comments(lines: list[str], separator: str, fields: int) -> bool:
