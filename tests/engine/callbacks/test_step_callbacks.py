@@ -22,6 +22,7 @@ from lightning.pytorch.callbacks import (
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from conftest import Cli
+from engine.callbacks.test_steps_per_execution import equal
 from proj.engine.callbacks.single_steps import callback_obstacles
 from proj.engine.commands.fit import fit
 from proj.engine.runs.checkpoint_file import read_checkpoint
@@ -122,20 +123,11 @@ def results(run: str) -> Any:
         state[which] = [averages, *(checkpoint.get(key) for key in KEYS)]
     events = EventAccumulator(str(folder))
     events.Reload()
-    # `StepLogger` logs the last step of an execution. The monitor logs lr-Adam-momentum, too.
-    by_execution = ("train/loss_step", "gradient_norm", "lr-Adam")
+    # `StepLogger` logs the last step of an execution. It leaves the rates to a monitor.
+    monitored = "LearningRateMonitor" in (folder / "config.yaml").read_text()
+    by_execution = ("train/loss_step", "gradient_norm", *([] if monitored else ["lr-Adam"]))
     tags = [tag for tag in events.Tags()["scalars"] if tag not in by_execution]
     return state, {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in tags}
-
-
-def equal(a: Any, b: Any) -> bool:
-    if isinstance(a, torch.Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(map(equal, a, b))
-    return bool(a == b)
 
 
 def check_case(experiment: Any, cli: Cli, name: str, sizes: tuple[int, ...]) -> None:
