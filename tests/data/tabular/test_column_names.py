@@ -19,6 +19,7 @@ import proj
 from conftest import Cli
 from proj.data.base import split_names
 from proj.data.tabular.datamodule import Tabular
+from proj.data.tabular.dialect import find_dialect
 from proj.engine.callbacks.prediction_writer import _rename_taken
 from proj.engine.class_paths import resolve_classes
 from proj.engine.config.arguments import as_flags
@@ -155,3 +156,14 @@ def test_no_name_reaches_an_expression_parser() -> None:
         for match in re.finditer(r'pl\.col\((?!"|pl\.)[^)]*\)', path.read_text(encoding="utf-8"))
     ]
     assert found == []
+
+
+@pytest.mark.parametrize("separator", [",", "\t", ";"])
+def test_a_first_column_named_by_the_sign_of_comments(separator: str) -> None:
+    """Its table was read without a header, or its column lost its name."""
+    lines = [["#", "a", "b"], *([str(i), "x", str(i % 3)] for i in range(9))]
+    text = "".join(separator.join(line) + "\n" for line in lines)
+    for before in ("", "# made by X\n"):
+        dialect = find_dialect((before + text).splitlines(keepends=True), "t.csv")
+        assert dialect.names == ("#", "a", "b")
+        assert dialect.separator == separator

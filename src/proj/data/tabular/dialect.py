@@ -156,7 +156,7 @@ def _hash_header(line: str, rest: list[str], separator: str) -> str:
     It is if the next line already is a row, with a number, and has as many fields. A # that is a
     field of its own is the name of the first column, such as that of row numbers.
     """
-    name_line = line.lstrip("#").lstrip()
+    name_line = line.lstrip("#").lstrip(" ")  # A tab may separate it from the next name.
     lines = [name_line, *rest]
     separator = separator or _find_separator(lines)
     names, first = (next(iter(_records(part, separator)), []) for part in ([name_line], rest))
