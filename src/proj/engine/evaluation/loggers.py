@@ -44,9 +44,8 @@ def _named_or_recorded(cli: ExperimentCLI, run: Run) -> list[Logger]:
     # Of several loggers of one class, the manifest has one identity.
     ids = run.manifest.get("loggers", {})
     ids = ids if all(spec in recorded for spec in _as_list(trainer["logger"])) else {}
-    if trainer["logger"] != run.config["trainer"].get("logger") or any(
-        word.startswith("--trainer.logger") for word in cli.flags
-    ):
+    is_named = any(word.startswith("--trainer.logger") for word in cli.flags)
+    if is_named or trainer["logger"] != run.config["trainer"].get("logger"):
         check_paths({"trainer": trainer}, cli.flags)
         return build_loggers(value, name, ids)
     loggers: list[Logger] = []
