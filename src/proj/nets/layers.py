@@ -129,6 +129,45 @@ class TableInputs(nn.Module):
         return numbers, torch.cat([x["categorical"].long(), flags], dim=1)
 
 
+class FittedLinear(nn.Module):
+    """The linear model of the schema. Its weights are buffers, which training leaves as they are.
+
+    Args:
+        schema: schema of a table, with a linear model.
+    """
+
+    mean: Tensor  # [numbers]
+    std: Tensor  # [numbers]
+    weight: Tensor  # [inputs, outputs]
+    bias: Tensor  # [outputs]
+
+    def __init__(self, schema: Schema) -> None:
+        super().__init__()
+        linear = schema.linear
+        assert linear is not None
+        counts = TableInputs(schema).cardinalities
+        starts = [len(linear.mean) + sum(counts[:i]) for i in range(len(counts))]
+        limits = [(column.edges[0], column.edges[-1]) for column in schema.numeric]
+        self.starts = nn.Buffer(torch.tensor(starts, dtype=torch.int64))
+        self.limits = nn.Buffer(torch.tensor(limits).view(-1, 2).T.contiguous())
+        self.mean, self.std = (
+            nn.Buffer(torch.tensor(linear.mean)),
+            nn.Buffer(torch.tensor(linear.std)),
+        )
+        self.weight = nn.Buffer(torch.tensor(linear.weight).view(-1, len(linear.bias)))
+        self.bias = nn.Buffer(torch.tensor(linear.bias))
+
+    def forward(self, numbers: Tensor, categories: Tensor) -> Tensor:
+        """Return raw outputs [rows, outputs].
+
+        ``numbers`` [rows, numbers] are those of the batch, ``categories`` those of TableInputs.
+        """
+        limited = numbers.clamp(self.limits[0], self.limits[1])
+        scaled = (torch.where(numbers.isnan(), self.mean, limited) - self.mean) / self.std
+        outputs = self.bias + scaled @ self.weight[: len(self.mean)]
+        return outputs + self.weight[categories + self.starts].sum(1)
+
+
 class TableEmbedding(nn.Module):
     """Embed a batch of a table as one vector per row [rows, width].
 

@@ -4,7 +4,7 @@ import tabm
 import torch
 from torch import Tensor, nn
 
-from proj.nets.layers import Dropout, TableInputs, piecewise_linear
+from proj.nets.layers import Dropout, FittedLinear, TableInputs, piecewise_linear
 from proj.schema import Schema
 
 
@@ -12,7 +12,8 @@ class TabM(nn.Module):
     """TabM with piecewise linear embeddings (Gorishniy et al. 2025, arXiv:2410.24210).
 
     The ensemble is that of the authors' package. Each member is trained by its own loss; their
-    predictions are averaged.
+    predictions are averaged. On small tables, half of the members learn what the linear model of
+    the schema leaves over.
 
     Args:
         schema: schema of the table.
@@ -49,6 +50,14 @@ class TabM(nn.Module):
             for name, child in module.named_children():
                 if isinstance(child, nn.Dropout):
                     setattr(module, name, Dropout(child.p))
+        self.linear = FittedLinear(schema) if schema.linear is not None else None
+        if self.linear is not None:
+            has_linear = torch.arange(members) < members // 2
+            # The share of the linear model in each member is trained, too.
+            self.shares = nn.Parameter(has_linear.float()[:, None])
+            with torch.no_grad():  # These members begin with what the linear model predicts.
+                for parameter in self.ensemble.output.parameters():
+                    parameter[has_linear] = 0.0
 
     def forward(self, x: dict[str, Tensor]) -> Tensor:
         """Return raw outputs of each member [rows, members, outputs]."""
@@ -62,4 +71,6 @@ class TabM(nn.Module):
         # `ensemble(…)` does the same, but torch.export would take its `len(x)` for a constant.
         hidden = ensemble.backbone(ensemble.ensemble_view(torch.cat(vectors, dim=1)))
         outputs: Tensor = ensemble.output(hidden)
+        if self.linear is not None:
+            outputs = outputs + self.shares * self.linear(x["numeric"], categories)[:, None]
         return outputs

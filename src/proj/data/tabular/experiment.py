@@ -9,6 +9,12 @@ from proj.schema import Schema
 BATCH_SIZES = ((64, 8), (500, 32), (2_000, 64), (10_000, 128), (80_000, 256), (300_000, 512))
 MAX_BATCH_SIZE = 1024
 
+# Below this number of rows, the net is smaller, learns slower and is regularized more. The values
+# are chosen with scripts/bench_tables.py.
+SMALL_ROWS = 1_000
+SMALL = {"width": 128, "dropout": 0.2, "lr": 0.0005}
+LARGE = {"width": 256, "dropout": 0.1, "lr": 0.002}
+
 # Optimizer steps without improvement before training stops.
 PATIENCE_STEPS = 700
 
@@ -23,6 +29,7 @@ def experiment_values(
         "left_out": [finding for finding in findings if finding.column not in {None, *used}],
         "batch_size": batch_size(schema.rows),
         "patience": patience(schema.rows),
+        **(SMALL if schema.rows < SMALL_ROWS else LARGE),
     }
 
 

@@ -1,7 +1,7 @@
 """Prepare a table: split the rows, fit the schema on the training split, write encoded arrays."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +29,7 @@ from proj.data.tabular.files import (
     open_table,
 )
 from proj.data.tabular.hints import find_hints
+from proj.data.tabular.linear import fit_linear
 from proj.data.tabular.overrides import Override
 from proj.data.tabular.positive import check_positive, choose_positive
 from proj.data.tabular.readings import Reading, Wish, column_readings, stored_format
@@ -71,10 +72,13 @@ def prepare_table(
     """
     with open_table(files, folder) as source:
         _check_plan(plan, source.table.collect_schema().names(), str(source.file))
+        is_new = schema is None
         schema, findings, keys, readings = _prepare_rows(plan, folder, source, test_files, schema)
     if test_files:
         with open_table(test_files, folder) as source:
             findings += _prepare_test_file(plan, folder, source, schema, keys, readings)
+    if is_new:
+        schema = replace(schema, linear=fit_linear(folder, schema))
     (folder / "schema.json").write_text(json.dumps(schema.to_dict()), encoding="utf-8")
     (folder / "findings.json").write_text(json.dumps(findings), encoding="utf-8")
 
