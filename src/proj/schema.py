@@ -46,11 +46,14 @@ class Batch(NamedTuple):
         y: class numbers [rows], labels [rows, labels] of 0 and 1, or targets [rows, targets]; None
             for rows to predict.
         row: each row's number in its source [rows].
+        weight: each row's weight in loss and metrics [rows], as ``SUM_DTYPE``; None weights all
+            rows equally.
     """
 
     x: Tensors
     y: Tensor | None
     row: Tensor
+    weight: Tensor | None = None
 
 
 class Execution(NamedTuple):
@@ -63,18 +66,17 @@ class Execution(NamedTuple):
 
     def batches(self) -> list[Batch]:
         """Return the batches; the last one may have fewer than ``batch_size`` rows."""
-        x, y, row = self.rows
+        x, *others = self.rows
 
-        def chunks(values: Tensor) -> Iterable[Tensor]:
-            return torch.split(values, self.batch_size)
+        def chunks(values: Tensor | None) -> Iterable[Any]:
+            return repeat(None) if values is None else torch.split(values, self.batch_size)
 
         if isinstance(x, dict):
             columns = zip(*map(chunks, x.values()), strict=True)
             xs: Iterable[Tensors] = (dict(zip(x, values, strict=True)) for values in columns)
         else:
             xs = chunks(x)
-        ys = repeat(None) if y is None else chunks(y)
-        return [Batch(*values) for values in zip(xs, ys, chunks(row), strict=False)]
+        return [Batch(*values) for values in zip(xs, *map(chunks, others), strict=False)]
 
 
 @dataclass(frozen=True)
@@ -136,6 +138,7 @@ class Schema:
         target_columns: how the targets of a table are read.
         net_config: architecture of a net that is read from a folder, as JSON, once it is built; so
             the checkpoint does not need the folder. Empty for other nets.
+        weight_mean: mean weight of the training rows; 0 for rows without weights.
     """
 
     task: Task
@@ -153,6 +156,7 @@ class Schema:
     columns: tuple[Column, ...]
     target_columns: tuple[Column, ...] = ()
     net_config: str = ""
+    weight_mean: float = 0.0
 
     def __post_init__(self) -> None:
         # A checkpoint holds the schema and is read with weights_only=True.
