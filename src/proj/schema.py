@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
+from torch.utils.data._utils.collate import default_collate_fn_map
 
 from proj.errors import UserError
 
@@ -54,6 +55,10 @@ class Batch(NamedTuple):
     y: Tensor | None
     row: Tensor
     weight: Tensor | None = None
+
+
+# The rows of a data set may be batches without weights, which torch does not stack by itself.
+default_collate_fn_map[type(None)] = lambda rows, **_: None
 
 
 class Execution(NamedTuple):

@@ -1,6 +1,5 @@
 """Data module for arrays: from Python, ``.npz`` files, and the data sets of scikit-learn."""
 
-import hashlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,9 +12,11 @@ from proj.data.splits import Fold, split
 from proj.data.tabular.array_source import (
     ArraySource,
     checked_inputs,
+    hash_arrays,
     load_inputs,
     read_source,
     to_inputs,
+    to_numpy,
 )
 from proj.data.tabular.positive import check_positive, choose_positive
 from proj.data.tabular.targets import Targets
@@ -118,7 +119,7 @@ class ArrayDataModule(DataModule):
             shuffle=shuffle,
         )
         arrays = {
-            f"{axis}_{name}": _to_numpy(values)
+            f"{axis}_{name}": to_numpy(values)
             for name, pair in (("train", train), ("val", val), ("test", test))
             if pair is not None
             for axis, values in zip(("x", "y", "weight")[: max(2, len(pair))], pair, strict=True)
@@ -178,12 +179,11 @@ class ArrayDataModule(DataModule):
             self.fold,
             targets.class_names,
         )
-        weights, self.findings = array_weights(arrays, rows, self.path)
+        weights, weight_mean, self.findings = array_weights(arrays, rows, self.path)
         if self.schema is None:
             train, names = _take(x["train"], rows["train"]), source.input_names
             target_fields = targets.take(rows["train"]).fit(choose_positive(targets, self.positive))
-            mean = 0.0 if weights["train"] is None else weights["train"].mean().item()
-            self.schema = _fit(train, {**target_fields, "weight_mean": mean}, names)
+            self.schema = _fit(train, {**target_fields, "weight_mean": weight_mean}, names)
         for name in SPLITS:
             inputs, numbers, split_targets = x["train"], rows[name], targets.take(rows[name])
             if name in x and name != "train":
@@ -203,24 +203,6 @@ class ArrayDataModule(DataModule):
 
 # Scripts written for version 0.1 import this name.
 Arrays = ArrayDataModule
-
-
-def hash_arrays(arrays: dict[str, Array]) -> str:
-    """Return a SHA-256 of names, types, shapes and content."""
-    digest = hashlib.sha256()
-    for name in sorted(arrays):
-        digest.update(f"{name} {arrays[name].dtype} {arrays[name].shape}".encode())
-        digest.update(np.ascontiguousarray(arrays[name]).view(np.uint8).data)
-    return digest.hexdigest()
-
-
-def _to_numpy(values: Any) -> Array:
-    """Return an array, tensor or list as an array; Python objects become text or numbers."""
-    array = values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
-    if array.dtype.kind in "OT":
-        array = np.array(array.tolist())
-    # torch.from_numpy warns about read-only arrays.
-    return array if array.flags.writeable else array.copy()
 
 
 def _take(values: Array, rows: Array) -> Array:

@@ -83,8 +83,7 @@ class StageMetrics(nn.Module):
             if self.applies_threshold:
                 limits = preds.new_tensor(thresholds) if len(thresholds) > 1 else thresholds[0]
                 preds = (preds > limits).long()
-            weighted = {} if row_weights is None else {"weight": row_weights}
-            self.counted.update(preds, target, **weighted)
+            self.counted.update(preds, target, weight=row_weights)
             self.loss.update(losses, weights)
 
     def state(self) -> dict[str, Any]:
@@ -146,12 +145,10 @@ def _counted_metrics(schema: Schema, average: Average) -> dict[str, Any]:
         kinds = {"accuracy": classification.BinaryAccuracy, **kinds}
         return {name: kind(validate_args=False) for name, kind in kinds.items()}
     count = len(schema.class_names)
-    multiclass = schema.task == "multiclass"
-    metrics: dict[str, Any] = {
-        "accuracy": classification.MulticlassAccuracy(count, average="micro", validate_args=False)
-        if multiclass
-        else classification.MultilabelExactMatch(count, validate_args=False)
-    }
+    accuracy: Any = classification.MultilabelExactMatch(count, validate_args=False)
+    if schema.task == "multiclass":
+        accuracy = classification.MulticlassAccuracy(count, average="micro", validate_args=False)
+    metrics = {"accuracy": accuracy}
     for end, kind_of_mean in (("", average), ("/", "none")):
         for name, kind in kinds.items():
             metrics[f"{name}{end}"] = kind(count, average=kind_of_mean, validate_args=False)
@@ -307,10 +304,7 @@ class MeanLoss(Metric):
 
 
 class WeightedCounts(Metric):
-    """Accuracy, precision, recall and F1 of rows with weights, which torchmetrics' do not take.
-
-    The definitions are those of torchmetrics; where all weights are 1 the values are equal.
-    """
+    """Metrics of ``_counted_metrics`` for rows with weights, which torchmetrics' do not take."""
 
     full_state_update = False
     rows: Tensor
@@ -338,11 +332,11 @@ class WeightedCounts(Metric):
 
     def compute(self) -> dict[str, Tensor]:
         true, predicted, actual = self.counts
-        sums = {"precision": (true, predicted), "recall": (true, actual)}
-        sums["f1"] = (2 * true, predicted + actual)
+        either = predicted + actual
+        sums = {"precision": (true, predicted), "recall": (true, actual), "f1": (2 * true, either)}
         share = actual if self.average == "weighted" else torch.ones_like(actual)
         if self.task != "multilabel":
-            share = share * (predicted + actual > 0)
+            share = share * (either > 0)
         values = {"accuracy": self.correct / self.rows}
         for name, (above, below) in sums.items():
             by_class = (above / below).nan_to_num(0.0)  # 0/0 is 0.
@@ -394,7 +388,6 @@ class RegressionErrors(Metric):
     def compute(self) -> dict[str, Tensor]:
         mse = self.squared / self.rows
         variation = self.sum_of_squares - self.sum.square() / self.rows
-        # Of one row, or of none, the variation is 0.
         varies = variation > 1e-12 * self.sum_of_squares
         r2 = torch.where(varies, 1 - self.squared / variation, torch.nan)
         return {"mse": mse, "rmse": mse.sqrt(), "mae": self.absolute / self.rows, "r2": r2}

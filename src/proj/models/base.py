@@ -127,10 +127,7 @@ class Model(SchemaModule):
         return {"row": batch.row, "output": predictions, "target": batch.y, **weights}
 
     def forward_loss(self, batch: Batch, split: str) -> tuple[Tensor, Tensor, Tensor | float]:
-        """Return raw outputs for a batch, their mean loss, and the weight of that mean.
-
-        With row weights, the last one is a factor and a divisor, as ``weighted_loss`` returns them.
-        """
+        """Return a batch's raw outputs, their mean loss, and its weight (see ``weighted_loss``)."""
         targets, outputs = with_targets(batch.y), self(batch.x)
         assert self.schema is not None
         check_outputs(outputs, len(batch.row), self.schema, type(self.net).__name__)

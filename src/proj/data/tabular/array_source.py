@@ -1,11 +1,13 @@
 """Arrays by name from their source: ``.npz`` files, and the data sets that scikit-learn ships."""
 
+import hashlib
 import os
 import zipfile
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from torch import Tensor
 
 from proj.data.tabular.memory import VARIABLE, check_memory, requested_limit
 from proj.errors import UserError, nearest
@@ -178,3 +180,21 @@ def checked_inputs(arrays: dict[str, Array], where: str) -> dict[str, Array]:
                 f"{train.dtype} in x_train and {x[name].shape[1:]} {x[name].dtype} in x_{name}."
             )
     return x
+
+
+def hash_arrays(arrays: dict[str, Array]) -> str:
+    """Return a SHA-256 of names, types, shapes and content."""
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        digest.update(f"{name} {arrays[name].dtype} {arrays[name].shape}".encode())
+        digest.update(np.ascontiguousarray(arrays[name]).view(np.uint8).data)
+    return digest.hexdigest()
+
+
+def to_numpy(values: Any) -> Array:
+    """Return an array, tensor or list as an array; Python objects become text or numbers."""
+    array = values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+    if array.dtype.kind in "OT":
+        array = np.array(array.tolist())
+    # torch.from_numpy warns about read-only arrays.
+    return array if array.flags.writeable else array.copy()

@@ -74,8 +74,10 @@ def check_splits(weights: dict[str, Array], what: str) -> list[Finding]:
 
 def array_weights(
     arrays: dict[str, Array], rows: dict[str, Array], where: str
-) -> tuple[dict[str, Tensor | None], list[Finding]]:
-    """Return the weights of the rows of each split, None for all without, and findings.
+) -> tuple[dict[str, Tensor | None], float, list[Finding]]:
+    """Return the weights of each split's rows, their mean over the training rows, and findings.
+
+    Without weights these are None for each split, and 0.
 
     Args:
         arrays: arrays by name, of which ``weight_train``, ``weight_val`` and ``weight_test`` are
@@ -85,7 +87,7 @@ def array_weights(
     """
     named = {name: arrays[f"weight_{name}"] for name in SPLITS if f"weight_{name}" in arrays}
     if not named:
-        return dict.fromkeys(SPLITS), []
+        return dict.fromkeys(SPLITS), 0.0, []
     chosen = {}
     for split, numbers in rows.items():
         source = split if f"x_{split}" in arrays else "train"
@@ -99,7 +101,8 @@ def array_weights(
         _check(weights, got, np.ones(count, bool), what)
         chosen[split] = weights if own else weights[numbers]
     findings = check_splits({split: v for split, v in chosen.items() if len(v)}, where)
-    return {split: to_tensor(values) for split, values in chosen.items()}, findings
+    mean = float(chosen["train"].mean())
+    return {split: to_tensor(values) for split, values in chosen.items()}, mean, findings
 
 
 def to_tensor(weights: Array) -> Tensor:

@@ -80,8 +80,8 @@ def _with_statistics(train: Batch, schema: Schema) -> Schema:
         counts = y.sum(axis=0) if weight is None else weight @ y
     else:
         counts = np.bincount(y, weight, len(schema.classes))
-    number = int if weight is None else float
-    return replace(schema, rows=len(y), class_counts=tuple(number(count) for count in counts))
+    exact = counts.astype(np.int64) if weight is None else counts
+    return replace(schema, rows=len(y), class_counts=tuple(exact.tolist()))
 
 
 def fit_baseline(

@@ -61,7 +61,8 @@ def short(name: str, limit: int = 18) -> str:
 def confusion_matrix(matrix: Array, names: Sequence[str], shares: bool) -> Figure:
     """Draw a confusion matrix [targets, predictions] of 2 to 50 classes.
 
-    The cells show numbers of rows or sums of their weights, or with ``shares`` percents of the target's rows.
+    The cells show numbers of rows or sums of their weights, or with ``shares`` percents of the
+    target's rows.
     """
     count = len(names)
     side = 1.6 + (0.32 if count <= MAX_NUMBERED_CLASSES else 0.14) * max(count, 4)
