@@ -47,8 +47,7 @@ class Batch(NamedTuple):
         y: class numbers [rows], labels [rows, labels] of 0 and 1, or targets [rows, targets]; None
             for rows to predict.
         row: each row's number in its source [rows].
-        weight: each row's weight in loss and metrics [rows], as ``SUM_DTYPE``; None weights all
-            rows equally.
+        weight: each row's weight in loss and metrics [rows]; None weights all equally.
     """
 
     x: Tensors

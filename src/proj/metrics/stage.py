@@ -66,12 +66,11 @@ class StageMetrics(nn.Module):
 
         Args:
             preds: what ``Model.predict_proba`` returns for all their rows.
-            target: targets of all their rows.
+            target: targets of all their rows, and ``row_weights`` their weights.
             losses: mean loss of each batch [batches].
             weights: weight of each mean loss [batches], or its factor and its divisor [batches, 2].
             thresholds: probability above which a row is of the positive class, or has a label: one
                 value or one for each label.
-            row_weights: weights of all their rows.
         """
         # An empty shard too: all processes gather their scores together at the end.
         if self.ranking is not None:
@@ -213,8 +212,7 @@ class RankingMetrics(Metric):
 
         Args:
             preds: probabilities [rows] or [rows, columns].
-            target: class numbers [rows] or labels [rows, columns].
-            weight: weights of the rows [rows].
+            target: class numbers [rows] or labels [rows, columns]; ``weight`` [rows] for each.
         """
         self.scores.append(preds)
         self.targets.append(target)
@@ -258,8 +256,7 @@ def ranking_areas(score: Tensor, positive: Tensor, weight: Tensor | None = None)
 
     Args:
         score: scores [rows].
-        positive: whether a row is positive [rows], bool.
-        weight: weights of the rows [rows]; None weights all equally.
+        positive: whether a row is positive [rows], bool; ``weight`` [rows] for each.
     """
     weight = torch.ones_like(score, dtype=torch.int64) if weight is None else weight
     if not 0 < (positive * weight).sum() < weight.sum():

@@ -196,15 +196,20 @@ def weighted_loss(
     """
     if not (mean := model.schema.weight_mean):
         raise UserError(
-            "data.weight: expected rows without weights, as in training, got weights; leave it "
-            "out, or train a run with it (a data module of your own sets Schema.weight_mean)."
+            "data.weight: expected rows without weights, as in training, got weights; leave it out."
         )
-    # The loss of each row alone, whatever module computes it.
-    row_loss = torch.vmap(lambda o, y: model.compute_loss(o[None], y[None]), randomness="different")
+
+    def row_loss(output: Tensor, target: Tensor) -> Any:
+        return model.compute_loss(output[None], target[None])
+
+    try:
+        losses = torch.vmap(row_loss, randomness="different")(outputs, targets)
+    except RuntimeError:  # vmap does not support the loss, such as that of smoothed labels.
+        losses = torch.stack([row_loss(*row) for row in zip(outputs, targets, strict=True)])
     total = model.loss_weight(targets)  # a tensor with the weights of classes
     if isinstance(total, Tensor):
         weight = weight * torch.vmap(lambda y: model.loss_weight(y[None]))(targets)
-    loss = (row_loss(outputs, targets) * weight.to(outputs.dtype)).sum() / (total * mean)
+    loss = (losses * weight.to(outputs.dtype)).sum() / (total * mean)
     factor = torch.as_tensor(total * mean, dtype=weight.dtype, device=weight.device)
     return loss.to(outputs.dtype), torch.stack([factor, weight.sum()])
 
