@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
+from torch.utils.data._utils.collate import default_collate_fn_map
 
 from proj.errors import UserError
 
@@ -46,11 +47,17 @@ class Batch(NamedTuple):
         y: class numbers [rows], labels [rows, labels] of 0 and 1, or targets [rows, targets]; None
             for rows to predict.
         row: each row's number in its source [rows].
+        weight: each row's weight in loss and metrics [rows]; None weights all equally.
     """
 
     x: Tensors
     y: Tensor | None
     row: Tensor
+    weight: Tensor | None = None
+
+
+# The rows of a data set may be batches without weights, which torch does not stack by itself.
+default_collate_fn_map[type(None)] = lambda rows, **_: None
 
 
 class Execution(NamedTuple):
@@ -63,18 +70,17 @@ class Execution(NamedTuple):
 
     def batches(self) -> list[Batch]:
         """Return the batches; the last one may have fewer than ``batch_size`` rows."""
-        x, y, row = self.rows
+        x, *others = self.rows
 
-        def chunks(values: Tensor) -> Iterable[Tensor]:
-            return torch.split(values, self.batch_size)
+        def chunks(values: Tensor | None) -> Iterable[Any]:
+            return repeat(None) if values is None else torch.split(values, self.batch_size)
 
         if isinstance(x, dict):
             columns = zip(*map(chunks, x.values()), strict=True)
             xs: Iterable[Tensors] = (dict(zip(x, values, strict=True)) for values in columns)
         else:
             xs = chunks(x)
-        ys = repeat(None) if y is None else chunks(y)
-        return [Batch(*values) for values in zip(xs, ys, chunks(row), strict=False)]
+        return [Batch(*values) for values in zip(xs, *map(chunks, others), strict=False)]
 
 
 @dataclass(frozen=True)
@@ -157,6 +163,7 @@ class Schema:
         net_config: architecture of a net that is read from a folder, as JSON, once it is built; so
             the checkpoint does not need the folder. Empty for other nets.
         linear: a linear model of a small table, from inputs to raw outputs of a net.
+        weight_mean: mean weight of the training rows; 0 for rows without weights.
     """
 
     task: Task
@@ -175,6 +182,7 @@ class Schema:
     target_columns: tuple[Column, ...] = ()
     net_config: str = ""
     linear: LinearModel | None = None
+    weight_mean: float = 0.0
 
     def __post_init__(self) -> None:
         # A checkpoint holds the schema and is read with weights_only=True.

@@ -43,7 +43,8 @@ def assert_same(data: ArrayDataModule, reference: ArrayDataModule) -> None:
     assert data.schema == reference.schema
     assert data.fingerprint == reference.fingerprint
     for name, split in reference.splits.items():
-        for tensor, expected in zip(data.splits[name], split, strict=True):
+        assert (data.splits[name].weight is None) == (split.weight is None)
+        for tensor, expected in zip(data.splits[name][:3], split[:3], strict=True):
             assert tensor.dtype == expected.dtype
             assert torch.equal(tensor, expected)
 

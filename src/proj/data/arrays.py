@@ -1,6 +1,5 @@
 """Data module for arrays: from Python, ``.npz`` files, and the data sets of scikit-learn."""
 
-import hashlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,13 +9,21 @@ from torch import Tensor
 
 from proj.data.base import DataModule
 from proj.data.splits import Fold, split
-from proj.data.tabular.array_source import ArraySource, load_inputs, read_source
+from proj.data.tabular.array_source import (
+    ArraySource,
+    checked_inputs,
+    hash_arrays,
+    load_inputs,
+    read_source,
+    to_inputs,
+    to_numpy,
+)
 from proj.data.tabular.positive import check_positive, choose_positive
 from proj.data.tabular.targets import Targets
+from proj.data.tabular.weights import array_weights
 from proj.errors import UserError
 from proj.schema import SPLITS, Array, Batch, Label, Schema, Task, mean_and_std
 
-CHANNELS = (1, 3, 4)  # of images
 CHUNK = 2**14  # rows; statistics of all rows at once take several times the memory
 
 
@@ -25,7 +32,8 @@ class ArrayDataModule(DataModule):
 
     Args:
         path: an ``.npz`` file with ``x_train`` and ``y_train`` (or ``x`` and ``y``) and optional
-            ``x_val``, ``y_val``, ``x_test``, ``y_test``, or a data set of scikit-learn:
+            ``x_val``, ``y_val``, ``x_test``, ``y_test``, and ``weight_train``, … for weights of
+            rows, or a data set of scikit-learn:
             breast_cancer, diabetes, digits, iris, linnerud, wine.
             uint8 arrays of 3 or 4 dimensions are images: [rows, height, width] or [rows, height,
             width, channels] (channels may also come first). Other arrays: [rows, features] or
@@ -69,9 +77,9 @@ class ArrayDataModule(DataModule):
     @classmethod
     def from_arrays(
         cls,
-        train: tuple[Any, Any],
-        val: tuple[Any, Any] | None = None,
-        test: tuple[Any, Any] | None = None,
+        train: tuple[Any, ...],
+        val: tuple[Any, ...] | None = None,
+        test: tuple[Any, ...] | None = None,
         *,
         task: Task | None = None,
         positive: Label | None = None,
@@ -87,10 +95,10 @@ class ArrayDataModule(DataModule):
 
         Args:
             train: ``(x, y)``, NumPy arrays or torch tensors of the shapes that ``path`` describes.
-                Targets may be numbers, booleans or text.
-            val: ``(x, y)`` of the validation split; None takes ``val_fraction`` off train, and 0
+                Targets may be numbers, booleans or text. ``(x, y, weight)`` has weights [rows].
+            val: the same of the validation split; None takes ``val_fraction`` off train, and 0
                 means no validation.
-            test: ``(x, y)`` of the test split; None takes ``test_fraction`` off train.
+            test: the same of the test split; None takes ``test_fraction`` off train.
             input_names: names of the features or channels.
             target_names: names of the target columns.
 
@@ -111,10 +119,10 @@ class ArrayDataModule(DataModule):
             shuffle=shuffle,
         )
         arrays = {
-            f"{axis}_{name}": _to_numpy(values)
+            f"{axis}_{name}": to_numpy(values)
             for name, pair in (("train", train), ("val", val), ("test", test))
             if pair is not None
-            for axis, values in zip("xy", pair, strict=True)
+            for axis, values in zip(("x", "y", "weight")[: max(2, len(pair))], pair, strict=True)
         }
         data._source = ArraySource(arrays, tuple(input_names), tuple(target_names))
         return data
@@ -156,7 +164,7 @@ class ArrayDataModule(DataModule):
             own = f"_{self.fold[0]}"
             arrays = {name: values for name, values in arrays.items() if not name.endswith(own)}
         self.fingerprint = hash_arrays(arrays)
-        x = _checked_inputs(arrays, self.path)
+        x = checked_inputs(arrays, self.path)
         y = {name: arrays[f"y_{name}"] for name in x}
         targets = Targets.from_array(y["train"], self.task, source.target_names, self.path)
         targets.check()
@@ -171,10 +179,11 @@ class ArrayDataModule(DataModule):
             self.fold,
             targets.class_names,
         )
+        weights, weight_mean, self.findings = array_weights(arrays, rows, self.path)
         if self.schema is None:
             train, names = _take(x["train"], rows["train"]), source.input_names
             target_fields = targets.take(rows["train"]).fit(choose_positive(targets, self.positive))
-            self.schema = _fit(train, target_fields, names)
+            self.schema = _fit(train, {**target_fields, "weight_mean": weight_mean}, names)
         for name in SPLITS:
             inputs, numbers, split_targets = x["train"], rows[name], targets.take(rows[name])
             if name in x and name != "train":
@@ -182,89 +191,18 @@ class ArrayDataModule(DataModule):
                 split_targets = Targets.from_array(y[name], targets.task, (), self.path)
             encoded = split_targets.encode(self.schema, name, numbers)
             tensors = map(torch.from_numpy, (_take(inputs, numbers), encoded, numbers))
-            self.splits[name] = Batch(*tensors)
+            self.splits[name] = Batch(*tensors)._replace(weight=weights[name])
 
     def _predict_rows(self) -> Batch:
         assert self.schema is not None
         if self.predict_path is None:
-            return self.splits["test"]._replace(y=None)
+            return self.splits["test"]._replace(y=None, weight=None)
         x = self.encode(load_inputs(self.predict_path), self.schema)
         return Batch(x, None, torch.arange(len(x)))
 
 
 # Scripts written for version 0.1 import this name.
 Arrays = ArrayDataModule
-
-
-def hash_arrays(arrays: dict[str, Array]) -> str:
-    """Return a SHA-256 of names, types, shapes and content."""
-    digest = hashlib.sha256()
-    for name in sorted(arrays):
-        digest.update(f"{name} {arrays[name].dtype} {arrays[name].shape}".encode())
-        digest.update(np.ascontiguousarray(arrays[name]).view(np.uint8).data)
-    return digest.hexdigest()
-
-
-def to_inputs(x: Array, what: str) -> Array:
-    """Return numbers as float32 [rows, ...], and images as uint8 [rows, channels, height, width].
-
-    Raises UserError for other arrays and for numbers that are not finite; ``what`` names the array.
-    """
-    if x.ndim < 2 or 0 in x.shape or x.dtype.kind not in "biuf":
-        raise UserError(
-            f"{what}: expected numbers with a first axis of at least one row, and at least one "
-            f"more axis, got {x.dtype} of shape {x.shape}."
-        )
-    if x.dtype == np.uint8 and x.ndim in (3, 4):
-        if x.ndim == 3:
-            return np.ascontiguousarray(x[:, None])
-        if x.shape[3] in CHANNELS:
-            return np.ascontiguousarray(x.transpose(0, 3, 1, 2))
-        if x.shape[1] in CHANNELS:
-            return np.ascontiguousarray(x)
-        raise UserError(
-            f"{what}: expected images with 1, 3 or 4 channels first or last, got shape {x.shape}."
-        )
-    x = np.ascontiguousarray(x, dtype=np.float32)
-    if not (finite := np.isfinite(x).all(axis=tuple(range(1, x.ndim)))).all():
-        raise UserError(
-            f"{what}: expected finite numbers, got a missing or infinite one in row "
-            f"{int(np.argmin(finite))} ({int((~finite).sum())} rows in all); fill or drop them."
-        )
-    return x
-
-
-def check_rows(x: Array, y: Array, split_name: str, where: str) -> None:
-    """Raise UserError unless there is a target for each row."""
-    if y.shape[:1] != (len(x),):
-        raise UserError(
-            f"{where}: expected a target for each of the {len(x)} rows of x_{split_name}, got an "
-            f"array of shape {y.shape} in y_{split_name}."
-        )
-
-
-def _checked_inputs(arrays: dict[str, Array], where: str) -> dict[str, Array]:
-    """Return the inputs of each split, of one shape and type."""
-    x: dict[str, Array] = {}
-    for name in ArraySource(arrays).splits:
-        x[name] = to_inputs(arrays[f"x_{name}"], f"{where}: x_{name}")
-        check_rows(x[name], arrays[f"y_{name}"], name, where)
-        train = x["train"]
-        if (x[name].shape[1:], x[name].dtype) != (train.shape[1:], train.dtype):
-            raise UserError(
-                f"{where}: expected rows of one shape and type, got {train.shape[1:]} "
-                f"{train.dtype} in x_train and {x[name].shape[1:]} {x[name].dtype} in x_{name}."
-            )
-    return x
-
-
-def _to_numpy(values: Any) -> Array:
-    """Return an array, tensor or list as an array; Python objects become text or numbers."""
-    array = values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
-    if array.dtype.kind in "OT":
-        array = np.array(array.tolist())
-    # torch.from_numpy warns about read-only arrays.
-    return array if array.flags.writeable else array.copy()
 
 
 def _take(values: Array, rows: Array) -> Array:

@@ -127,9 +127,8 @@ def to_device(split: Batch, device: torch.device) -> Batch:
 
 def nbytes(split: Batch) -> int:
     """Return the memory that the tensors of a split take, in bytes."""
-    inputs = list(split.x.values()) if isinstance(split.x, dict) else [split.x]
-    targets = [] if split.y is None else [split.y]
-    return sum(values.nbytes for values in (*inputs, *targets, split.row))
+    inputs = split.x.values() if isinstance(split.x, dict) else [split.x]
+    return sum(values.nbytes for values in (*inputs, *split[1:]) if values is not None)
 
 
 def map_tensors(function: Callable[[Tensor], Tensor], batch: Batch) -> Batch:
@@ -139,4 +138,5 @@ def map_tensors(function: Callable[[Tensor], Tensor], batch: Batch) -> Batch:
         if isinstance(batch.x, dict)
         else function(batch.x)
     )
-    return Batch(x, None if batch.y is None else function(batch.y), function(batch.row))
+    y, weight = (None if part is None else function(part) for part in (batch.y, batch.weight))
+    return Batch(x, y, function(batch.row), weight)

@@ -10,21 +10,8 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torchmetrics import Metric, MetricCollection
-from torchmetrics.classification import (
-    BinaryAccuracy,
-    BinaryF1Score,
-    BinaryPrecision,
-    BinaryRecall,
-    MulticlassAccuracy,
-    MulticlassF1Score,
-    MulticlassPrecision,
-    MulticlassRecall,
-    MultilabelExactMatch,
-    MultilabelF1Score,
-    MultilabelPrecision,
-    MultilabelRecall,
-)
+from torch.nn.functional import one_hot
+from torchmetrics import Metric, MetricCollection, classification
 from torchmetrics.utilities import dim_zero_cat
 
 from proj.errors import UserError
@@ -58,6 +45,11 @@ class StageMetrics(nn.Module):
         ranked = schema.task != "regression" and split != "train"
         self.ranking = RankingMetrics(schema.num_outputs, average) if ranked else None
         self.counted = MetricCollection(_counted_metrics(schema, average))
+        if extra and schema.weight_mean:
+            raise UserError(
+                f"model.metrics: expected none beside data.weight, got {', '.join(extra)}; metrics "
+                "of torchmetrics take no weights of rows, so leave one of the two out."
+            )
         copies = {name: deepcopy(metric) for name, metric in (extra or {}).items()}
         self.extra = nn.ModuleDict(copies)
 
@@ -68,20 +60,21 @@ class StageMetrics(nn.Module):
         losses: Tensor,
         weights: Tensor,
         thresholds: tuple[float, ...] = DEFAULT_THRESHOLD,
+        row_weights: Tensor | None = None,
     ) -> None:
         """Add batches.
 
         Args:
             preds: what ``Model.predict_proba`` returns for all their rows.
-            target: targets of all their rows.
+            target: targets of all their rows, and ``row_weights`` their weights.
             losses: mean loss of each batch [batches].
-            weights: weight of each mean loss [batches].
+            weights: weight of each mean loss [batches], or its factor and its divisor [batches, 2].
             thresholds: probability above which a row is of the positive class, or has a label: one
                 value or one for each label.
         """
         # An empty shard too: all processes gather their scores together at the end.
         if self.ranking is not None:
-            self.ranking.update(preds, target)
+            self.ranking.update(preds, target, row_weights)
         if len(target):
             for metric in self._extra_metrics():
                 metric.update(preds, target)
@@ -89,7 +82,7 @@ class StageMetrics(nn.Module):
             if self.applies_threshold:
                 limits = preds.new_tensor(thresholds) if len(thresholds) > 1 else thresholds[0]
                 preds = (preds > limits).long()
-            self.counted.update(preds, target)
+            self.counted.update(preds, target, weight=row_weights)
             self.loss.update(losses, weights)
 
     def state(self) -> dict[str, Any]:
@@ -140,25 +133,21 @@ def _counted_metrics(schema: Schema, average: Average) -> dict[str, Any]:
     """Return the metrics that need no scores; those named with ``/`` have a value per class."""
     if schema.task == "regression":
         return {"errors": RegressionErrors(schema.target_mean)}
+    if schema.weight_mean:
+        return {"counts": WeightedCounts(schema, average)}
+    prefix = schema.task.capitalize()
+    kinds = {
+        name: getattr(classification, f"{prefix}{kind}")
+        for name, kind in (("precision", "Precision"), ("recall", "Recall"), ("f1", "F1Score"))
+    }
     if schema.task == "binary":
-        return {
-            "accuracy": BinaryAccuracy(validate_args=False),
-            "precision": BinaryPrecision(validate_args=False),
-            "recall": BinaryRecall(validate_args=False),
-            "f1": BinaryF1Score(validate_args=False),
-        }
+        kinds = {"accuracy": classification.BinaryAccuracy, **kinds}
+        return {name: kind(validate_args=False) for name, kind in kinds.items()}
     count = len(schema.class_names)
-    multiclass = schema.task == "multiclass"
-    metrics: dict[str, Any] = {
-        "accuracy": MulticlassAccuracy(count, average="micro", validate_args=False)
-        if multiclass
-        else MultilabelExactMatch(count, validate_args=False)
-    }
-    kinds: dict[str, Any] = {
-        "precision": MulticlassPrecision if multiclass else MultilabelPrecision,
-        "recall": MulticlassRecall if multiclass else MultilabelRecall,
-        "f1": MulticlassF1Score if multiclass else MultilabelF1Score,
-    }
+    accuracy: Any = classification.MultilabelExactMatch(count, validate_args=False)
+    if schema.task == "multiclass":
+        accuracy = classification.MulticlassAccuracy(count, average="micro", validate_args=False)
+    metrics = {"accuracy": accuracy}
     for end, kind_of_mean in (("", average), ("/", "none")):
         for name, kind in kinds.items():
             metrics[f"{name}{end}"] = kind(count, average=kind_of_mean, validate_args=False)
@@ -209,22 +198,25 @@ class RankingMetrics(Metric):
     full_state_update = False
     scores: list[Tensor]
     targets: list[Tensor]
+    weights: list[Tensor]
 
     def __init__(self, columns: int, average: Average = "macro") -> None:
         super().__init__()
         self.columns, self.average = columns, average
         self.add_state("scores", default=[], dist_reduce_fx="cat")
         self.add_state("targets", default=[], dist_reduce_fx="cat")
+        self.add_state("weights", default=[], dist_reduce_fx="cat")
 
-    def update(self, preds: Tensor, target: Tensor) -> None:
+    def update(self, preds: Tensor, target: Tensor, weight: Tensor | None = None) -> None:
         """Add rows.
 
         Args:
             preds: probabilities [rows] or [rows, columns].
-            target: class numbers [rows] or labels [rows, columns].
+            target: class numbers [rows] or labels [rows, columns]; ``weight`` [rows] for each.
         """
         self.scores.append(preds)
         self.targets.append(target)
+        self.weights += [] if weight is None else [weight]
 
     def compute(self) -> dict[str, Tensor]:
         scores = dim_zero_cat(self.scores).view(-1, self.columns)
@@ -233,16 +225,19 @@ class RankingMetrics(Metric):
             positives = [target == i for i in range(self.columns)]
         else:
             positives = [column == 1 for column in target.view(-1, self.columns).T]
+        weight = dim_zero_cat(self.weights) if len(self.weights) else None
         areas = [
-            ranking_areas(score, positive)
+            ranking_areas(score, positive, weight)
             for score, positive in zip(scores.T, positives, strict=True)
         ]
         names = ("auroc", "average_precision")
         per_class = torch.stack(areas)  # [columns, 2]
         if self.average == "micro":
-            means = ranking_areas(scores.T.flatten(), torch.cat(positives))
+            repeated = None if weight is None else weight.repeat(self.columns)
+            means = ranking_areas(scores.T.flatten(), torch.cat(positives), repeated)
         elif self.average == "weighted":
-            rows = torch.stack([p.sum() for p in positives]) * per_class[:, 0].isfinite()
+            each = 1 if weight is None else weight
+            rows = torch.stack([(p * each).sum() for p in positives]) * per_class[:, 0].isfinite()
             means = (per_class.nan_to_num() * rows[:, None]).sum(0) / rows.sum()
         else:
             means = per_class.nanmean(0)
@@ -252,7 +247,7 @@ class RankingMetrics(Metric):
         return values | {f"{name}/": v for name, v in zip(names, per_class.T, strict=True)}
 
 
-def ranking_areas(score: Tensor, positive: Tensor) -> Tensor:
+def ranking_areas(score: Tensor, positive: Tensor, weight: Tensor | None = None) -> Tensor:
     """Return the area under the ROC curve and the average precision: [2], float64.
 
     Rows of equal score count as one threshold. The area is the Mann-Whitney statistic by the
@@ -261,20 +256,22 @@ def ranking_areas(score: Tensor, positive: Tensor) -> Tensor:
 
     Args:
         score: scores [rows].
-        positive: whether a row is positive [rows], bool.
+        positive: whether a row is positive [rows], bool; ``weight`` [rows] for each.
     """
-    if not positive.any() or positive.all():
+    weight = torch.ones_like(score, dtype=torch.int64) if weight is None else weight
+    if not 0 < (positive * weight).sum() < weight.sum():
         return torch.full((2,), torch.nan, dtype=SUM_DTYPE, device=score.device)
     score, order = score.sort(descending=True)
     end = torch.ones(1, dtype=torch.bool, device=score.device)
     last_of_equal_scores = torch.cat([score.diff() != 0, end])
-    true = positive[order].cumsum(0)[last_of_equal_scores]
-    predicted = torch.arange(1, len(score) + 1, device=score.device)[last_of_equal_scores]
-    true, false = true.to(SUM_DTYPE), (predicted - true).to(SUM_DTYPE)
+    true, false = (
+        (rows * weight)[order].cumsum(0)[last_of_equal_scores].to(SUM_DTYPE)
+        for rows in (positive == 1, positive == 0)
+    )
     gained = true.diff(prepend=true.new_zeros(1))
     steps = false.diff(prepend=false.new_zeros(1))
     area = (steps * (true - gained / 2)).sum() / (true[-1] * false[-1])
-    precision = (gained * true / (true + false)).sum() / true[-1]
+    precision = (gained * true / (true + false)).nan_to_num(0.0).sum() / true[-1]
     return torch.stack([area, precision])
 
 
@@ -294,12 +291,56 @@ class MeanLoss(Metric):
         self.add_state("weight", torch.zeros((), dtype=SUM_DTYPE), dist_reduce_fx="sum")
 
     def update(self, losses: Tensor, weights: Tensor) -> None:
-        """Add mean losses [batches] with their weights [batches]."""
-        self.total = _add_in_order(self.total, losses.to(SUM_DTYPE) * weights)
-        self.weight = _add_in_order(self.weight, weights)
+        """Add mean losses [batches] with their weights, as ``StageMetrics.update`` gets them."""
+        factors, divisors = weights.T if weights.ndim == 2 else (weights, weights)
+        self.total = _add_in_order(self.total, losses.to(SUM_DTYPE) * factors)
+        self.weight = _add_in_order(self.weight, divisors)
 
     def compute(self) -> Tensor:
         return self.total / self.weight
+
+
+class WeightedCounts(Metric):
+    """Metrics of ``_counted_metrics`` for rows with weights, which torchmetrics' do not take."""
+
+    full_state_update = False
+    rows: Tensor
+    correct: Tensor
+    counts: Tensor
+
+    def __init__(self, schema: Schema, average: Average) -> None:
+        super().__init__()
+        self.task, self.average, self.columns = schema.task, average, schema.num_outputs
+        # True positives, predicted positives and actual positives of each class or label.
+        for name, shape in (("rows", ()), ("correct", ()), ("counts", (3, self.columns))):
+            self.add_state(name, torch.zeros(shape, dtype=SUM_DTYPE), dist_reduce_fx="sum")
+
+    def update(self, preds: Tensor, target: Tensor, weight: Tensor | None = None) -> None:
+        """Add rows: probabilities [rows, classes] or decisions, targets and weights [rows]."""
+        if self.task == "multiclass":
+            preds, target = (one_hot(v, self.columns) for v in (preds.argmax(1), target))
+        predicted, actual = preds.reshape(len(target), -1), target.reshape(len(target), -1)
+        weight = torch.ones(len(target), device=target.device) if weight is None else weight
+        weight, correct = weight.to(SUM_DTYPE), (predicted == actual).all(1)
+        counts = torch.stack([predicted * actual, predicted, actual], dim=1)
+        self.rows = _add_in_order(self.rows, weight)
+        self.correct = _add_in_order(self.correct, weight * correct)
+        self.counts = _add_in_order(self.counts, weight[:, None, None] * counts)
+
+    def compute(self) -> dict[str, Tensor]:
+        true, predicted, actual = self.counts
+        either = predicted + actual
+        sums = {"precision": (true, predicted), "recall": (true, actual), "f1": (2 * true, either)}
+        share = actual if self.average == "weighted" else torch.ones_like(actual)
+        if self.task != "multilabel":
+            share = share * (either > 0)
+        values = {"accuracy": self.correct / self.rows}
+        for name, (above, below) in sums.items():
+            by_class = (above / below).nan_to_num(0.0)  # 0/0 is 0.
+            mean = above.sum() / below.sum(), (by_class * share).sum() / share.sum()
+            values[name] = mean[self.average != "micro"].nan_to_num(0.0)
+            values |= {f"{name}/": by_class} if self.columns > 1 else {}
+        return values
 
 
 class RegressionErrors(Metric):
@@ -328,20 +369,23 @@ class RegressionErrors(Metric):
             zeros = torch.zeros(len(center), dtype=SUM_DTYPE)
             self.add_state(name, zeros, dist_reduce_fx="sum")
 
-    def update(self, preds: Tensor, target: Tensor) -> None:
-        """Add predictions and targets, both [rows, targets]."""
+    def update(self, preds: Tensor, target: Tensor, weight: Tensor | None = None) -> None:
+        """Add predictions and targets, both [rows, targets], and weights [rows]."""
         preds, target = preds.to(SUM_DTYPE), target.to(SUM_DTYPE)
         error, centered = preds - target, target - self.center
-        self.rows += len(target)
-        self.squared = _add_in_order(self.squared, error.square())
-        self.absolute = _add_in_order(self.absolute, error.abs())
-        self.sum = _add_in_order(self.sum, centered)
-        self.sum_of_squares = _add_in_order(self.sum_of_squares, centered.square())
+        if weight is None:
+            self.rows, each = self.rows + len(target), torch.ones_like(target[:1])
+        else:
+            self.rows, each = _add_in_order(self.rows, weight), weight[:, None]
+        self.squared = _add_in_order(self.squared, each * error.square())
+        self.absolute = _add_in_order(self.absolute, each * error.abs())
+        self.sum = _add_in_order(self.sum, each * centered)
+        self.sum_of_squares = _add_in_order(self.sum_of_squares, each * centered.square())
 
     def compute(self) -> dict[str, Tensor]:
         mse = self.squared / self.rows
         variation = self.sum_of_squares - self.sum.square() / self.rows
-        varies = (variation > 1e-12 * self.sum_of_squares) & (self.rows > 1)
+        varies = variation > 1e-12 * self.sum_of_squares
         r2 = torch.where(varies, 1 - self.squared / variation, torch.nan)
         return {"mse": mse, "rmse": mse.sqrt(), "mae": self.absolute / self.rows, "r2": r2}
 

@@ -9,7 +9,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from proj.models.checks import check_outputs, with_targets
+from proj.models.checks import check_outputs, weighted_loss, with_targets
 from proj.models.module import SchemaModule, to_inputs
 from proj.models.optim import build_optimizer, build_scheduler, keep_group_rates
 from proj.schema import SUM_DTYPE, Batch, Execution, Inputs, Schema
@@ -105,7 +105,7 @@ class Model(SchemaModule):
             return self.run_execution(self, batch)
         batch = self.to_batch(batch)
         outputs, loss, weight = self.forward_loss(batch, "train")
-        self.update_metrics(outputs, batch.y, [loss], [weight], "train")
+        self.update_metrics(outputs, batch.y, [loss], [weight], "train", batch.weight)
         return loss
 
     def validation_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
@@ -122,21 +122,25 @@ class Model(SchemaModule):
     def _evaluate(self, batch: Any, split: str) -> dict[str, Tensor]:
         batch = self.to_batch(batch)
         outputs, loss, weight = self.forward_loss(batch, split)
-        predictions = self.update_metrics(outputs, batch.y, [loss], [weight], split)
-        return {"row": batch.row, "output": predictions, "target": batch.y}
+        predictions = self.update_metrics(outputs, batch.y, [loss], [weight], split, batch.weight)
+        weights = {} if batch.weight is None else {"weight": batch.weight}
+        return {"row": batch.row, "output": predictions, "target": batch.y, **weights}
 
     def forward_loss(self, batch: Batch, split: str) -> tuple[Tensor, Tensor, Tensor | float]:
-        """Return raw outputs for a batch, their mean loss, and the weight of that mean."""
+        """Return a batch's raw outputs, their mean loss, and its weight (see ``weighted_loss``)."""
         targets, outputs = with_targets(batch.y), self(batch.x)
         assert self.schema is not None
         check_outputs(outputs, len(batch.row), self.schema, type(self.net).__name__)
         outputs = outputs.float() if split == "train" else self.eval_outputs(outputs)
-        if outputs.ndim == 2:
-            return outputs, self.compute_loss(outputs, targets), self.loss_weight(targets)
-        # Each member of an ensemble is trained by its own loss.
-        each_target = targets.repeat_interleave(outputs.shape[1], dim=0)
-        loss = self.compute_loss(outputs.flatten(0, 1), each_target)
-        return outputs, loss, self.loss_weight(each_target)
+        raw, row_weights = outputs, batch.weight
+        if outputs.ndim == 3:
+            # Each member of an ensemble is trained by its own loss.
+            raw, members = outputs.flatten(0, 1), outputs.shape[1]
+            targets = targets.repeat_interleave(members, dim=0)
+            row_weights = None if row_weights is None else row_weights.repeat_interleave(members)
+        if row_weights is not None and len(raw):
+            return outputs, *weighted_loss(self, raw, targets, row_weights)
+        return outputs, self.compute_loss(raw, targets), self.loss_weight(targets)
 
     def eval_outputs(self, outputs: Tensor) -> Tensor:
         """Return raw outputs [rows, outputs] for evaluation: averaged, divided by temperature."""

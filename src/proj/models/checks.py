@@ -185,6 +185,35 @@ def check_outputs(outputs: Tensor, rows: int, schema: Schema, net: str) -> None:
         )
 
 
+def weighted_loss(
+    model: Any, outputs: Tensor, targets: Tensor, weight: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return the loss of a batch with row weights [rows], and its factor and divisor [2].
+
+    Weights are divided by their mean over the training split, not over the batch. So the expected
+    gradient of a random batch is that of the whole split, and weights of 1 change nothing. The mean
+    loss of an epoch is the sum of the losses, each times its factor, over the sum of the divisors.
+    """
+    if not (mean := model.schema.weight_mean):
+        raise UserError(
+            "data.weight: expected rows without weights, as in training, got weights; leave it out."
+        )
+
+    def row_loss(output: Tensor, target: Tensor) -> Any:
+        return model.compute_loss(output[None], target[None])
+
+    try:
+        losses = torch.vmap(row_loss, randomness="different")(outputs, targets)
+    except RuntimeError:  # vmap does not support the loss, such as that of smoothed labels.
+        losses = torch.stack([row_loss(*row) for row in zip(outputs, targets, strict=True)])
+    total = model.loss_weight(targets)  # a tensor with the weights of classes
+    if isinstance(total, Tensor):
+        weight = weight * torch.vmap(lambda y: model.loss_weight(y[None]))(targets)
+    loss = (losses * weight.to(outputs.dtype)).sum() / (total * mean)
+    factor = torch.as_tensor(total * mean, dtype=weight.dtype, device=weight.device)
+    return loss.to(outputs.dtype), torch.stack([factor, weight.sum()])
+
+
 def check_targets(y: Any, schema: Schema) -> Tensor:
     """Return the targets of a batch in our form, as ``Batch`` describes it.
 

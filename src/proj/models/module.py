@@ -146,7 +146,8 @@ class SchemaModule(LightningModule, ABC):
 
     def to_batch(self, batch: Any) -> Batch:
         """Return a user's ``(x, y)`` or ``x`` with numbered rows, and targets in our form."""
-        x, y, row = batch if isinstance(batch, Batch) else (*split_batch(batch), None)
+        ours = isinstance(batch, Batch)
+        x, y, row, weight = batch if ours else (*split_batch(batch), None, None)
         if y is not None:
             assert self.schema is not None
             y = check_targets(y, self.schema)
@@ -155,7 +156,7 @@ class SchemaModule(LightningModule, ABC):
             row = torch.arange(self._rows_seen, self._rows_seen + count, device=self.device)
             row = row * self.trainer.world_size + self.trainer.global_rank
             self._rows_seen += count
-        return Batch(x, y, row)
+        return Batch(x, y, row, weight)
 
     # Metrics
 
@@ -167,6 +168,7 @@ class SchemaModule(LightningModule, ABC):
         losses: list[Tensor],
         weights: list[Tensor | float],
         split: str,
+        row_weights: Tensor | None = None,
     ) -> Tensor:
         """Add batches to the metrics of a split; return the predictions for their rows."""
         averaged = self.average_members(outputs) if outputs.ndim == 3 else outputs
@@ -177,10 +179,8 @@ class SchemaModule(LightningModule, ABC):
             if numbers
             else torch.stack(cast(list[Tensor], weights))
         )
-        losses_of_batches = torch.stack(losses).detach()
-        self._metrics_of(split).update(
-            predictions, targets, losses_of_batches, weight.to(SUM_DTYPE), self.thresholds
-        )
+        sums = torch.stack(losses).detach(), weight.to(SUM_DTYPE)
+        self._metrics_of(split).update(predictions, targets, *sums, self.thresholds, row_weights)
         return predictions
 
     def _metrics_of(self, split: str) -> StageMetrics:

@@ -12,11 +12,10 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from proj.data.arrays import check_rows, to_inputs
 from proj.data.images.decode import FORMATS, AnyImage
 from proj.data.images.file_checks import check_files
 from proj.data.splits import SPLIT_WORDS
-from proj.data.tabular.array_source import load_inputs, read_source
+from proj.data.tabular.array_source import check_rows, load_inputs, read_source, to_inputs
 from proj.data.tabular.fingerprint import fingerprint
 from proj.errors import UserError, nearest
 from proj.schema import SPLITS, Array
@@ -86,6 +85,11 @@ def read_images(path: str, folder: ImageFolder | None, predict: bool) -> ImageSe
         return ImageSet(list(x), names, np.empty(0), np.full(len(x), "predict"), rows)
     source = read_source(path)
     arrays = source.arrays
+    if weights := [name for name in arrays if name.startswith("weight")]:
+        raise UserError(
+            f"{path}: no use for an array named {weights[0]}, because images take no weights of "
+            "rows; leave it out, or repeat the rows that count more."
+        )
     x_by_split = {
         name: to_images(arrays[f"x_{name}"], f"{path}: x_{name}") for name in source.splits
     }

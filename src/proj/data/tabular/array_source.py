@@ -1,11 +1,13 @@
 """Arrays by name from their source: ``.npz`` files, and the data sets that scikit-learn ships."""
 
+import hashlib
 import os
 import zipfile
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from torch import Tensor
 
 from proj.data.tabular.memory import VARIABLE, check_memory, requested_limit
 from proj.errors import UserError, nearest
@@ -14,10 +16,14 @@ from proj.schema import SPLITS, Array
 BUNDLED = ("breast_cancer", "diabetes", "digits", "iris", "linnerud", "wine")
 # A compressed file that unpacks to more than this size and ratio is probably meant to fill memory.
 BOMB_SIZE, BOMB_RATIO = 2**30, 200
+CHANNELS = (1, 3, 4)  # of images
 
 
 class ArraySource(NamedTuple):
-    """``x_train``, ``y_train`` and optionally x and y of val and test, by name."""
+    """Arrays by name: ``x_train``, ``y_train``, and optionally those of val and test.
+
+    With ``weight_train``, the rows of each split have weights.
+    """
 
     arrays: dict[str, Array]
     input_names: tuple[str, ...] = ()
@@ -54,7 +60,8 @@ def _load_bundled(name: str) -> ArraySource:
 def _read_npz(path: str) -> ArraySource:
     arrays = load_npz(path)
     listed = ", ".join(arrays) or "none"
-    named = {f"{name}_train" if name in ("x", "y") else name: v for name, v in arrays.items()}
+    short = ("x", "y", "weight")
+    named = {f"{name}_train" if name in short else name: v for name, v in arrays.items()}
     if len(named) < len(arrays):
         raise UserError(
             f"{path}: expected x and y or x_train and y_train, got both; the arrays are {listed}."
@@ -68,7 +75,7 @@ def _read_npz(path: str) -> ArraySource:
             raise UserError(
                 f"{path}: expected an array named x_{name} beside y_{name}, got {listed}."
             )
-    valid = [f"{axis}_{name}" for name in SPLITS for axis in "xy"]
+    valid = [f"{axis}_{name}" for name in SPLITS for axis in ("x", "y", "weight")]
     if unknown := [name for name in named if name not in valid]:
         raise UserError(
             f"{path}: no use for an array named {unknown[0]}.{nearest(unknown[0], valid)}"
@@ -120,3 +127,74 @@ def load_inputs(path: str) -> Array:
     if "x" not in arrays:
         raise UserError(f"{path}: expected an array named x, got {', '.join(arrays) or 'none'}.")
     return arrays["x"]
+
+
+def to_inputs(x: Array, what: str) -> Array:
+    """Return numbers as float32 [rows, ...], and images as uint8 [rows, channels, height, width].
+
+    Raises UserError for other arrays and for numbers that are not finite; ``what`` names the array.
+    """
+    if x.ndim < 2 or 0 in x.shape or x.dtype.kind not in "biuf":
+        raise UserError(
+            f"{what}: expected numbers with a first axis of at least one row, and at least one "
+            f"more axis, got {x.dtype} of shape {x.shape}."
+        )
+    if x.dtype == np.uint8 and x.ndim in (3, 4):
+        if x.ndim == 3:
+            return np.ascontiguousarray(x[:, None])
+        if x.shape[3] in CHANNELS:
+            return np.ascontiguousarray(x.transpose(0, 3, 1, 2))
+        if x.shape[1] in CHANNELS:
+            return np.ascontiguousarray(x)
+        raise UserError(
+            f"{what}: expected images with 1, 3 or 4 channels first or last, got shape {x.shape}."
+        )
+    x = np.ascontiguousarray(x, dtype=np.float32)
+    if not (finite := np.isfinite(x).all(axis=tuple(range(1, x.ndim)))).all():
+        raise UserError(
+            f"{what}: expected finite numbers, got a missing or infinite one in row "
+            f"{int(np.argmin(finite))} ({int((~finite).sum())} rows in all); fill or drop them."
+        )
+    return x
+
+
+def check_rows(x: Array, y: Array, split_name: str, where: str) -> None:
+    """Raise UserError unless there is a target for each row."""
+    if y.shape[:1] != (len(x),):
+        raise UserError(
+            f"{where}: expected a target for each of the {len(x)} rows of x_{split_name}, got an "
+            f"array of shape {y.shape} in y_{split_name}."
+        )
+
+
+def checked_inputs(arrays: dict[str, Array], where: str) -> dict[str, Array]:
+    """Return the inputs of each split, of one shape and type."""
+    x: dict[str, Array] = {}
+    for name in ArraySource(arrays).splits:
+        x[name] = to_inputs(arrays[f"x_{name}"], f"{where}: x_{name}")
+        check_rows(x[name], arrays[f"y_{name}"], name, where)
+        train = x["train"]
+        if (x[name].shape[1:], x[name].dtype) != (train.shape[1:], train.dtype):
+            raise UserError(
+                f"{where}: expected rows of one shape and type, got {train.shape[1:]} "
+                f"{train.dtype} in x_train and {x[name].shape[1:]} {x[name].dtype} in x_{name}."
+            )
+    return x
+
+
+def hash_arrays(arrays: dict[str, Array]) -> str:
+    """Return a SHA-256 of names, types, shapes and content."""
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        digest.update(f"{name} {arrays[name].dtype} {arrays[name].shape}".encode())
+        digest.update(np.ascontiguousarray(arrays[name]).view(np.uint8).data)
+    return digest.hexdigest()
+
+
+def to_numpy(values: Any) -> Array:
+    """Return an array, tensor or list as an array; Python objects become text or numbers."""
+    array = values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+    if array.dtype.kind in "OT":
+        array = np.array(array.tolist())
+    # torch.from_numpy warns about read-only arrays.
+    return array if array.flags.writeable else array.copy()

@@ -1,7 +1,6 @@
 """Data module for tables: CSV, TSV and Parquet files, prepared once and memory-mapped."""
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +69,8 @@ class Tabular(DataModule):
             validation split.
         split: a column with train, val or test for each row. Without val, validation rows are
             taken from the training rows by val_fraction.
+        weight: a column of numbers from 0, the weight of each row in loss, metrics and baselines.
+            It is no input.
         split_seed: seed of the split only, so that runs with different seeds have the same test
             rows.
         fold: one fold as a split. [test, 0, 5] tests on the first of five folds and takes
@@ -94,6 +95,7 @@ class Tabular(DataModule):
         group: str | None = None,
         time: str | None = None,
         split: str | None = None,
+        weight: str | None = None,
         split_seed: int = 0,
         fold: Fold | None = None,
         shuffle: bool = True,
@@ -120,6 +122,7 @@ class Tabular(DataModule):
             split_by={"group": group, "time": time, "split": split},
             split_seed=split_seed,
             fold=fold,
+            weight=weight,
         )
 
     @classmethod
@@ -194,7 +197,8 @@ class Tabular(DataModule):
     def left_out_columns(self) -> list[str]:
         assert self.schema is not None
         used = {column.source for column in self.schema.columns}
-        used |= {*self.plan.targets, *filter(None, self.plan.split_by.values())}
+        keys = [*self.plan.split_by.values(), self.plan.weight]
+        used |= {*self.plan.targets, *filter(None, keys)}
         names = read_names(self._files("test_path") or self._files("path"))
         return [name for name in names if name not in used]
 
@@ -204,7 +208,8 @@ class Tabular(DataModule):
         if len(kinds) > 1:
             # Values of one kind of file do not equal those of another, such as text.
             return None
-        ignored = [*self.plan.targets, *filter(None, [self.plan.split_by["split"]])]
+        keys = [self.plan.split_by["split"], self.plan.weight]
+        ignored = [*self.plan.targets, *filter(None, keys)]
 
         def build(folder: Path) -> None:
             for name in ("path", "test_path"):
@@ -249,7 +254,7 @@ class Tabular(DataModule):
         self.fingerprint = fingerprint(sources, self.cache)
         self.prepared["path"] = self.prepared["test_path"] = sources, self.fingerprint
         counts = [len(files), len(test_files)]
-        key = {"source": self.fingerprint, "files": counts, **asdict(self.plan)}
+        key = {"source": self.fingerprint, "files": counts, **self.plan.to_dict()}
         fitted = entry_folder(self.cache, key)
         # A run's schema is usually the one that was fitted on these files.
         if schema is not None and not (is_complete(fitted) and _read_schema(fitted) == schema):
@@ -263,7 +268,7 @@ class Tabular(DataModule):
 
     def _predict_rows(self) -> Batch:
         if self.predict_path is None:
-            return self.splits["test"]._replace(y=None)
+            return self.splits["test"]._replace(y=None, weight=None)
         assert self.schema is not None
         files, schema = self._files("predict_path"), self.schema
         content = fingerprint(files, self.cache)
@@ -292,5 +297,7 @@ def _read_findings(folder: Path) -> list[Finding]:
 def _map_split(folder: Path, split: str) -> Batch:
     """Return a prepared split, whose rows stay on disk until they are used."""
     x = {kind: map_array(folder / f"{split}_{kind}.npy") for kind in ("numeric", "categorical")}
-    y = folder / f"{split}_y.npy"
-    return Batch(x, map_array(y) if y.exists() else None, map_array(folder / f"{split}_row.npy"))
+    files = (folder / f"{split}_{name}.npy" for name in ("y", "row", "weight"))
+    y, row, weight = (map_array(file) if file.exists() else None for file in files)
+    assert row is not None
+    return Batch(x, y, row, weight)

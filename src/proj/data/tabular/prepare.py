@@ -1,8 +1,9 @@
 """Prepare a table: split the rows, fit the schema on the training split, write encoded arrays."""
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -37,6 +38,7 @@ from proj.data.tabular.split_column import name_splits
 from proj.data.tabular.splits import split_by_time, split_groups
 from proj.data.tabular.targets import Targets
 from proj.data.tabular.typed import TypedTable, apply_readings, conform, read_text
+from proj.data.tabular.weights import check_splits, column_weights, to_tensor
 from proj.errors import UserError, quoted
 from proj.schema import SPLITS, Array, Column, Label, Schema, Task
 
@@ -60,6 +62,12 @@ class TablePlan:
     split_by: dict[str, str | None]  # the column for each of group, time and split
     split_seed: int
     fold: Fold | None
+    weight: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the options as a key of the cache, which has no weight if there is none."""
+        values = asdict(self)
+        return {name: v for name, v in values.items() if name != "weight" or v is not None}
 
 
 def prepare_table(
@@ -104,8 +112,10 @@ def _prepare_rows(
     row_splits, findings = _assign_splits(plan, targets, keys, where)
     if schema is None:
         _check_classes(targets, row_splits)
+    weight, weight_findings = _read_weights(plan, source, row_splits, SPLITS)
     train_keys = keys.filter(row_splits == 0)
     findings += [
+        *weight_findings,
         *source.findings,
         *typed.general,
         *_find_missing_targets(targets),
@@ -119,6 +129,8 @@ def _prepare_rows(
         findings += _find_leaks(plan, train_keys, keys.filter(row_splits == number), SPLITS[number])
     if schema is None:
         schema, column_findings = _fit_schema(plan, source, typed, inputs, targets, row_splits)
+        if weight is not None:
+            schema = replace(schema, weight_mean=float(weight[row_splits == 0].mean()))
         table = typed.table
         if not test_files and not any(plan.split_by.values()):
             undecided = [name for name in inputs if name not in plan.columns]
@@ -127,7 +139,7 @@ def _prepare_rows(
         table, column_findings = conform(source, schema.columns, where)
     y = _encode_targets(targets, schema, row_splits)
     splits = SPLITS[:2] if test_files else SPLITS
-    _write_splits(folder, source._replace(table=table), schema, splits, row_splits, y)
+    _write_splits(folder, source._replace(table=table), schema, splits, row_splits, y, weight)
     return schema, findings + column_findings, train_keys, typed.readings
 
 
@@ -137,7 +149,7 @@ def prepare_new_rows(folder: Path, files: list[Path], schema: Schema) -> None:
         table, findings = conform(source, schema.columns, str(source.file))
         rows = int(collect_table(source, table.select(pl.len())).item())
         source = source._replace(table=table)
-        _write_splits(folder, source, schema, ("predict",), np.zeros(rows, np.uint8), None)
+        _write_splits(folder, source, schema, ("predict",), np.zeros(rows, np.uint8))
         (folder / "findings.json").write_text(
             json.dumps([*source.findings, *findings]), encoding="utf-8"
         )
@@ -154,7 +166,7 @@ def _prepare_test_file(
     """Write the arrays of a test split with files of its own, and return findings."""
     where = str(source.file)
     names = source.table.collect_schema().names()
-    keys = [plan.split_by[option] for option in ("group", "time")]
+    keys = [plan.split_by["group"], plan.split_by["time"], plan.weight]
     wanted = [*plan.targets, *(name for name in keys if name is not None)]
     check_names(names, wanted, "data.test_path", where)
     table, findings = conform(source, schema.columns, where)
@@ -167,13 +179,15 @@ def _prepare_test_file(
     targets, test_keys = _read_targets(plan, source, typed, schema, with_split=False)
     y = targets.encode(schema, "test")
     row_splits = np.where(targets.missing, LEFT_OUT, 0).astype(np.uint8)
-    _write_splits(folder, source._replace(table=table), schema, ("test",), row_splits, y)
+    weight, weight_findings = _read_weights(plan, source, row_splits, ("test",))
+    _write_splits(folder, source._replace(table=table), schema, ("test",), row_splits, y, weight)
     leaks = _find_leaks(plan, train_keys, test_keys, "test")
-    return [*source.findings, *leaks, *_find_missing_targets(targets), *findings]
+    missing = _find_missing_targets(targets)
+    return [*source.findings, *leaks, *weight_findings, *missing, *findings]
 
 
 def _input_names(plan: TablePlan, names: list[str]) -> list[str]:
-    not_inputs = (*plan.targets, plan.split_by["split"], plan.split_by["group"])
+    not_inputs = (*plan.targets, plan.split_by["split"], plan.split_by["group"], plan.weight)
     return [name for name in names if name not in not_inputs]
 
 
@@ -211,6 +225,14 @@ def _check_plan(plan: TablePlan, names: list[str], where: str) -> None:
     for option, name in plan.split_by.items():
         if name is not None:
             check_names(names, [name], f"data.{option}", where)
+    if plan.weight is not None:
+        check_names(names, [plan.weight], "data.weight", where)
+        others = [("target", name) for name in plan.targets] + list(plan.split_by.items())
+        if other := next((option for option, name in others if name == plan.weight), None):
+            raise UserError(
+                f"data.weight: expected a column of its own, got {plan.weight}, which is also "
+                f"data.{other}."
+            )
     if plan.split_by["group"] is not None and plan.split_by["time"] is not None:
         raise UserError(
             "expected data.group or data.time, got both; keep one, or give each row's split in "
@@ -306,6 +328,20 @@ def _assign_splits(
     for number, name in enumerate(SPLITS):
         row_splits[chosen[name]] = number
     return row_splits, findings
+
+
+def _read_weights(
+    plan: TablePlan, source: Source, row_splits: Array, splits: tuple[str, ...]
+) -> tuple[Array | None, list[Finding]]:
+    """Return the weight of each row [rows], None for rows without weights, and findings."""
+    if plan.weight is None:
+        return None, []
+    table = collect_table(source, source.table.select(by_name(plan.weight)))
+    where = str(source.file)
+    weight = column_weights(table.to_series(), row_splits < len(splits), plan.weight, where)
+    by_split = {name: weight[row_splits == number] for number, name in enumerate(splits)}
+    present = {name: values for name, values in by_split.items() if len(values)}
+    return weight, check_splits(present, f"{where}: column {plan.weight}")
 
 
 def _check_classes(targets: Targets, row_splits: Array) -> None:
@@ -430,7 +466,8 @@ def _write_splits(
     schema: Schema,
     splits: tuple[str, ...],
     row_splits: Array,
-    y: Array | None,
+    y: Array | None = None,
+    weight: Array | None = None,
 ) -> None:
     """Encode all rows in one streaming pass, each into the arrays of its split.
 
@@ -460,6 +497,8 @@ def _write_splits(
         save_array(folder / f"{name}_row.npy", rows)
         if y is not None:
             save_array(folder / f"{name}_y.npy", y[rows])
+        if weight is not None:
+            save_array(folder / f"{name}_weight.npy", to_tensor(weight[rows]).numpy())
 
 
 def _create_arrays(

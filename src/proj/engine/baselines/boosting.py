@@ -39,10 +39,13 @@ class LightGBM(Boosting):
         if problem.val is not None:
             settings["n_estimators"] = MAX_TREES
             options |= dict(zip(("eval_X", "eval_y"), problem.val, strict=True))
+            if problem.val_weight is not None:
+                options["eval_sample_weight"] = [problem.val_weight]
             options["callbacks"] = [lightgbm.early_stopping(PATIENCE, verbose=False)]
         kind = lightgbm.LGBMClassifier if problem.classes else lightgbm.LGBMRegressor
         columns = np.flatnonzero(self.categories).tolist()
         estimator = kind(**settings, n_jobs=problem.threads)
+        options["sample_weight"] = problem.weight
         estimator.fit(problem.x, problem.y, categorical_feature=columns, **options)
         # The scikit-learn interface warns of matrices without names of columns.
         booster, best = estimator.booster_, estimator.best_iteration_ or None
@@ -70,9 +73,12 @@ class XGBoost(Boosting):
         if problem.val is not None:
             settings |= {"n_estimators": MAX_TREES, "early_stopping_rounds": PATIENCE}
             options["eval_set"] = [problem.val]
+            if problem.val_weight is not None:
+                options["sample_weight_eval_set"] = [problem.val_weight]
         kind = xgboost.XGBClassifier if problem.classes else xgboost.XGBRegressor
         types = ["c" if is_category else "q" for is_category in self.categories]
         estimator = kind(**settings, feature_types=types, n_jobs=problem.threads)
+        options["sample_weight"] = problem.weight
         estimator.fit(problem.x, problem.y, verbose=False, **options)
 
         def predict(x: Any) -> Array:
@@ -101,10 +107,10 @@ class CatBoost(Boosting):
         options: dict[str, Any] = {}
         if problem.val is not None:
             settings |= {"iterations": MAX_TREES, "early_stopping_rounds": PATIENCE}
-            options["eval_set"] = self._pool(*problem.val)
+            options["eval_set"] = self._pool(*problem.val, problem.val_weight)
         kind = catboost.CatBoostClassifier if problem.classes else catboost.CatBoostRegressor
         estimator = kind(**settings, thread_count=problem.threads)
-        estimator.fit(self._pool(problem.x, problem.y), **options)
+        estimator.fit(self._pool(problem.x, problem.y, problem.weight), **options)
 
         def predict(x: Any) -> Array:
             data = self._pool(x)
@@ -114,7 +120,7 @@ class CatBoost(Boosting):
 
         return Fitted(predict, settings, int(estimator.tree_count_))
 
-    def _pool(self, x: Array, y: Array | None = None) -> Any:
+    def _pool(self, x: Array, y: Array | None = None, weight: Array | None = None) -> Any:
         """Return rows as numbers and categories; a category is text, here its code."""
         import catboost
 
@@ -125,7 +131,7 @@ class CatBoost(Boosting):
             num_feature_data=numbers if numbers.shape[1] else None,
             cat_feature_data=texts if texts.shape[1] else None,
         )
-        return catboost.Pool(data, y)
+        return catboost.Pool(data, y, weight=weight)
 
 
 def _standardized(problem: Problem) -> tuple[Problem, Callable[[Array], Array]]:

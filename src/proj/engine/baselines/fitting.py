@@ -70,13 +70,18 @@ def constant(train: Batch, schema: Schema) -> FittedBaseline:
 
 def _with_statistics(train: Batch, schema: Schema) -> Schema:
     """Return the schema with the statistics of the training split, which it may not have."""
-    y = targets_of(train)
+    y, weight = targets_of(train), weights_of(train)
     if schema.task == "regression":
         mean, std = mean_and_std([y])
+        if weight is not None:
+            mean = tuple(np.average(y, axis=0, weights=weight).tolist())
         return replace(schema, rows=len(y), target_mean=mean, target_std=std)
-    is_multilabel = schema.task == "multilabel"
-    counts = y.sum(axis=0) if is_multilabel else np.bincount(y, minlength=len(schema.classes))
-    return replace(schema, rows=len(y), class_counts=tuple(int(count) for count in counts))
+    if schema.task == "multilabel":
+        counts = y.sum(axis=0) if weight is None else weight @ y
+    else:
+        counts = np.bincount(y, weight, len(schema.classes))
+    exact = counts.astype(np.int64) if weight is None else counts
+    return replace(schema, rows=len(y), class_counts=tuple(exact.tolist()))
 
 
 def fit_baseline(
@@ -90,12 +95,13 @@ def fit_baseline(
     several = schema.task in ("multilabel", "regression")
     columns = zip(y.T, y_val.T, strict=True) if several else [(y, y_val)]
     classes = {"regression": 0, "multiclass": len(schema.classes)}.get(schema.task, 2)
+    weights = weights_of(train), weights_of(val)
     threads = 1 if np.prod(x.shape) < MIN_PARALLEL_VALUES else None
     fitted = []
     for target, target_val in columns:
         held_out = None if x_val is None else (x_val, target_val)
         with threadpool_limits(threads, "openmp"):
-            problem = Problem(x, target, held_out, classes, seed, threads)
+            problem = Problem(x, target, held_out, classes, seed, threads, *weights)
             fitted.append(_fit_one(learner, problem))
 
     def predict(batch: Batch) -> Array:
@@ -120,11 +126,13 @@ def _fit_one(learner: Learner, problem: Problem) -> Fitted:
     if len(present) == 1:
         only = np.eye(problem.classes)[present]
         return Fitted(lambda x: np.repeat(only, x.shape[0], axis=0), {})
-    val = None
+    val, val_weight = None, None
     if problem.val is not None and (known := np.isin(problem.val[1], present)).any():
         x_val, y_val = problem.val
         val = (x_val[known], np.searchsorted(present, y_val[known]))
-    fitted = learner.fit(problem._replace(y=y, val=val, classes=len(present)))
+        val_weight = None if problem.val_weight is None else problem.val_weight[known]
+    present_only = problem._replace(y=y, val=val, val_weight=val_weight, classes=len(present))
+    fitted = learner.fit(present_only)
     if len(present) == problem.classes:
         return fitted
 
@@ -158,3 +166,11 @@ def _joined_settings(settings: list[dict[str, Any]]) -> dict[str, Any]:
 def targets_of(batch: Batch) -> Array:
     assert isinstance(batch.y, Tensor)
     return np.asarray(batch.y.numpy())
+
+
+def weights_of(batch: Batch) -> Array | None:
+    """Return the weights of rows, divided by their mean; None for rows without."""
+    if batch.weight is None:
+        return None
+    weight = batch.weight.double().numpy()
+    return np.asarray(weight / weight.mean()) if len(weight) else weight

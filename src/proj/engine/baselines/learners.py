@@ -36,6 +36,8 @@ class Problem(NamedTuple):
         classes: number of classes; 0 for a number.
         seed: of every random choice.
         threads: number of threads of packages without OpenMP; None means one for each processor.
+        weight: weights of the training rows [rows]; None weights all equally.
+        val_weight: those of the validation rows.
     """
 
     x: Any
@@ -44,6 +46,8 @@ class Problem(NamedTuple):
     classes: int
     seed: int
     threads: int | None
+    weight: Array | None = None
+    val_weight: Array | None = None
 
 
 class Fitted(NamedTuple):
@@ -130,7 +134,8 @@ def _search_part(problem: Problem) -> Problem:
         # scikit-learn has no probability for a class that it has not seen.
         chosen = np.union1d(chosen, np.unique(problem.y, return_index=True)[1])
     chosen = np.sort(chosen)
-    return problem._replace(x=problem.x[chosen], y=problem.y[chosen])
+    weight = None if problem.weight is None else problem.weight[chosen]
+    return problem._replace(x=problem.x[chosen], y=problem.y[chosen], weight=weight)
 
 
 def _fit_linear(problem: Problem, settings: dict[str, Any]) -> Any:
@@ -138,7 +143,7 @@ def _fit_linear(problem: Problem, settings: dict[str, Any]) -> Any:
     with warnings.catch_warnings():
         # Weights that still grow after so many iterations no longer change the loss.
         warnings.simplefilter("ignore", ConvergenceWarning)
-        return estimator.fit(problem.x, problem.y)
+        return estimator.fit(problem.x, problem.y, sample_weight=problem.weight)
 
 
 def _predictor(problem: Problem, estimator: Any) -> Callable[[Any], Array]:
@@ -150,11 +155,12 @@ def _predictor(problem: Problem, estimator: Any) -> Callable[[Any], Array]:
 def _validation_loss(problem: Problem, estimator: Any) -> float:
     if problem.val is None:
         return 0.0
-    x, y = problem.val
+    (x, y), weight = problem.val, problem.val_weight
     predicted = _predictor(problem, estimator)(x)
     if problem.classes:
-        return float(log_loss(y, predicted, labels=np.arange(problem.classes)))
-    return float(mean_squared_error(y, predicted))
+        labels = np.arange(problem.classes)
+        return float(log_loss(y, predicted, labels=labels, sample_weight=weight))
+    return float(mean_squared_error(y, predicted, sample_weight=weight))
 
 
 class HistGradientBoosting(Learner):
@@ -175,11 +181,12 @@ class HistGradientBoosting(Learner):
     def fit(self, problem: Problem) -> Fitted:
         kind = HistGradientBoostingClassifier if problem.classes else HistGradientBoostingRegressor
         settings: dict[str, Any] = {"early_stopping": False, "random_state": problem.seed}
-        val = {}
+        val: dict[str, Any] = {}
         if problem.val is not None:
             settings["early_stopping"] = True
             settings |= {"max_iter": MAX_TREES, "n_iter_no_change": PATIENCE}
             val = dict(zip(("X_val", "y_val"), problem.val, strict=True))
+            val["sample_weight_val"] = problem.val_weight
         estimator = kind(**settings, categorical_features=self.categories)
-        estimator.fit(problem.x, problem.y, **val)
+        estimator.fit(problem.x, problem.y, problem.weight, **val)
         return Fitted(_predictor(problem, estimator), settings, int(estimator.n_iter_))

@@ -90,7 +90,8 @@ def _write_results(
     """Write predictions, metrics and artifacts of a split, as `validate` and `test` do."""
     batch, verb = data.splits[split], VERBS[split]
     output, target = baseline.predict(batch), targets_of(batch)
-    table = frame(schema, batch.row.numpy(), output, target)
+    weight = None if batch.weight is None else batch.weight.numpy()
+    table = frame(schema, batch.row.numpy(), output, target, weight=weight)
     table = add_source_columns(table, data, split)
     predictions = predictions_in(table, run, schema, None)
     metrics = _metrics(run, predictions, schema, split)
@@ -107,11 +108,13 @@ def _metrics(run: Run, predictions: PredictionSet, schema: Schema, split: str) -
     """Return the metrics of predictions as a model logs them, with the loss without options."""
     metrics = StageMetrics(schema, split, average=average_of(run))
     loss, rows = _loss(predictions, schema), len(predictions)
+    weight = None if predictions.weight is None else torch.tensor(predictions.weight)
     metrics.update(
         torch.tensor(predictions.output),
         torch.tensor(predictions.target),
         torch.tensor([loss], dtype=torch.float64),
         torch.tensor([rows], dtype=torch.float64),
+        row_weights=weight,
     )
     return metric_entries({name: value.item() for name, value in metrics.compute().items()})
 
@@ -119,6 +122,6 @@ def _metrics(run: Run, predictions: PredictionSet, schema: Schema, split: str) -
 def _loss(predictions: PredictionSet, schema: Schema) -> float:
     """Return the mean log loss, or the mean squared error of standardized targets."""
     if predictions.task != "regression":
-        return float(log_losses(predictions).mean())
+        return predictions.mean(log_losses(predictions))
     error = (predictions.output - predictions.target) / np.array(schema.target_std)
-    return float((error**2).mean())
+    return predictions.mean((error**2).mean(axis=1))

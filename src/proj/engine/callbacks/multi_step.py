@@ -61,9 +61,11 @@ def run_execution(model: Any, execution: Execution) -> Tensor:
         outputs.append(output.detach())
         losses.append(loss if is_last else loss.detach())
         weights.append(weight)
-    assert execution.rows.y is not None
-    targets = execution.rows.y[: sum(len(output) for output in outputs)]
-    model.update_metrics(torch.cat(outputs), targets, losses, weights, "train")
+    _, y, _, row_weights = execution.rows
+    assert y is not None
+    used = sum(len(output) for output in outputs)
+    row_weights = None if row_weights is None else row_weights[:used]
+    model.update_metrics(torch.cat(outputs), y[:used], losses, weights, "train", row_weights)
     return losses[-1]
 
 

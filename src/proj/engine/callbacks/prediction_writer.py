@@ -133,7 +133,7 @@ class PredictionWriter(Callback):
             is_ours = isinstance(getattr(trainer, "datamodule", None), DataModule)
             assert not is_ours or (np.diff(rows) > 0).all(), "a row was predicted twice"
             self.has_answers = True
-            others = [_without(chunk, ("output", "target")) for chunk in chunks]
+            others = [_without(chunk, ("output", "target", "weight")) for chunk in chunks]
             more = table_of(others).drop("row")
             table = table.hstack(_rename_taken(more, table.columns))
         else:

@@ -26,7 +26,7 @@ def as_arrays(outputs: dict[str, Tensor]) -> dict[str, Array]:
 
 
 # What the steps of our models return. A user's subclass may return more.
-ANSWERS = ("row", "output", "target")
+ANSWERS = ("row", "output", "target", "weight")
 
 
 def answers_in(outputs: Any) -> dict[str, Any] | None:

@@ -102,7 +102,7 @@ def _read(run: Run) -> PredictionSet:
 
 
 def check_same_rows(first_name: str, first: PredictionSet, name: str, other: PredictionSet) -> None:
-    """Raise UserError unless both runs have finite predictions of the same rows and targets."""
+    """Raise UserError unless both runs have finite predictions of the same weighted rows."""
     if first.task != other.task or first.names != other.names:
         raise UserError(
             f"compare: expected runs of one task, got {first_name} "
@@ -120,6 +120,11 @@ def check_same_rows(first_name: str, first: PredictionSet, name: str, other: Pre
         raise UserError(
             f"compare: expected the same targets, got different ones in {first_name} and {name}; "
             "test both on one source."
+        )
+    if not np.array_equal(first.weights, other.weights):
+        raise UserError(
+            f"compare: expected the same weights of rows, got different ones in {first_name} and "
+            f"{name}; test both with one data.weight."
         )
     if first.missing or other.missing:
         run = first_name if first.missing else name

@@ -69,6 +69,11 @@ def _set_up_data(run: Run, cli: ExperimentCLI) -> None:
     assert isinstance(data, DataModule)
     data.prepare_data()
     data.setup("fit")
+    if data.splits["train"].weight is not None:
+        raise UserError(
+            "data.weight: expected rows without weights, got weights, which a script does not "
+            "repeat; `eject` does not write a script for this run."
+        )
     recorded = run.manifest.get("data", "")
     if data.fingerprint != recorded:
         raise UserError(

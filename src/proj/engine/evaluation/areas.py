@@ -12,6 +12,7 @@ import numpy as np
 from proj.engine.evaluation.limits import (
     MIN_UNITS,
     Interval,
+    effective_rows,
     hanley,
     newcombe,
     student_quantile,
@@ -27,33 +28,38 @@ from proj.schema import Array
 PRIOR_ROWS = 2
 
 
-def auroc(score: Array, hit: Array) -> tuple[float, Array]:
+def auroc(score: Array, hit: Array, weight: Array | None = None) -> tuple[float, Array]:
     """Return the area under the ROC curve and each row's influence [rows].
 
     ``score`` is [rows], ``hit`` is 0 and 1, [rows]. Both results are NaN unless there are rows of
     both kinds. The variance by the influences is that of DeLong, DeLong and Clarke-Pearson (1988,
     Biometrics 44:837), with components from midranks as in Sun and Xu (2014, IEEE Signal
-    Processing Letters 21:1389).
+    Processing Letters 21:1389). With weights [rows], each row's component counts by its weight.
     """
     positive = hit == 1
     m, k = int(positive.sum()), int((~positive).sum())
     influence = np.full(len(score), np.nan)
     if not m or not k:
         return np.nan, influence
-    ranks = midranks(score)
+    ranks, share = midranks(score, weight), np.empty(len(score))
+    (w1, w0), sums = (None, None), (m, k)
+    if weight is not None:
+        w1, w0 = weight[positive], weight[~positive]
+        sums = w1.sum(), w0.sum()
     # For each row, the share of rows of the other kind that it is ranked correctly against.
-    share = np.empty(len(score))
-    share[positive] = (ranks[positive] - midranks(score[positive])) / k
-    share[~positive] = 1 - (ranks[~positive] - midranks(score[~positive])) / m
-    area = float(share[positive].mean())
+    share[positive] = (ranks[positive] - midranks(score[positive], w1)) / sums[1]
+    share[~positive] = 1 - (ranks[~positive] - midranks(score[~positive], w0)) / sums[0]
+    area = float(np.average(share[positive], weights=w1))
     # The variance is not known from a single row of one kind: its influence is infinite or NaN.
     with np.errstate(divide="ignore", invalid="ignore"):
-        weight = np.where(positive, 1 / np.sqrt(m * (m - 1.0)), 1 / np.sqrt(k * (k - 1.0)))
-        influence = (share - area) * weight * len(score)
+        part = np.where(positive, 1 / np.sqrt(m * (m - 1.0)), 1 / np.sqrt(k * (k - 1.0)))
+        influence = (share - area) * part * len(score)
+    if weight is not None:
+        influence = influence * weight * np.where(positive, m / sums[0], k / sums[1])
     return area, influence
 
 
-def average_precision(score: Array, hit: Array) -> tuple[float, Array]:
+def average_precision(score: Array, hit: Array, weight: Array | None = None) -> tuple[float, Array]:
     """Return the average precision and each row's influence [rows].
 
     Both are NaN unless there are rows of both kinds. The value is the sum over thresholds of
@@ -62,14 +68,16 @@ def average_precision(score: Array, hit: Array) -> tuple[float, Array]:
     by the precision at its threshold, and every row changes the precision at its own threshold
     and at all lower ones.
     """
-    rows, positives = len(score), int(hit.sum())
-    if not 0 < positives < rows:
+    rows = len(score)
+    if not 0 < hit.sum() < rows:
         return np.nan, np.full(rows, np.nan)
+    counted = hit if weight is None else hit * weight
+    positives = counted.sum()
     # The levels descend from the highest score.
     levels, level_of_row = np.unique(-score, return_inverse=True)
-    gained = np.bincount(level_of_row, hit, len(levels))
+    gained = np.bincount(level_of_row, counted, len(levels))
     true = gained.cumsum()
-    accepted = np.bincount(level_of_row, minlength=len(levels)).cumsum()
+    accepted = np.bincount(level_of_row, weight, len(levels)).cumsum()
     precision = true / accepted
     value = float((gained * precision).sum() / positives)
     # The change of the precision at a row's own and lower thresholds, by a positive and by a
@@ -79,7 +87,8 @@ def average_precision(score: Array, hit: Array) -> tuple[float, Array]:
     )
     moved = np.where(hit == 1, raised[level_of_row], -lowered[level_of_row])
     influence = hit * (precision[level_of_row] - value) + moved
-    return value, np.asarray(influence * rows / positives)
+    times = 1 if weight is None else weight
+    return value, np.asarray(influence * times * rows / positives)
 
 
 class Area(NamedTuple):
@@ -88,17 +97,22 @@ class Area(NamedTuple):
     Attributes:
         value: the area.
         influence: that of each row, [rows].
-        counts: numbers of positive and negative rows of each area.
+        counts: numbers of positive and negative rows of each area; of rows with weights, the
+            numbers of rows of equal weight that carry as much information (Kish 1965).
     """
 
     value: float
     influence: Array
-    counts: tuple[tuple[int, int], ...]
+    counts: tuple[tuple[float, float], ...]
 
 
-def midranks(values: Array) -> Array:
-    """Return the ranks of values from 1 up: [rows]. Equal values share the mean of their ranks."""
+def midranks(values: Array, weight: Array | None = None) -> Array:
+    """Return the ranks of values from 1 up: [rows]. Equal values share the mean of their ranks.
+
+    A row with a weight takes as many ranks as its weight says.
+    """
     _, level, counts = np.unique(values, return_inverse=True, return_counts=True)
+    counts = counts if weight is None else np.bincount(level, weight)
     return np.asarray((counts.cumsum() - (counts - 1) / 2)[level])
 
 
@@ -137,8 +151,12 @@ def area_intervals(predictions: PredictionSet) -> Iterator[tuple[str, Interval]]
 
 def class_areas(predictions: PredictionSet, kind: str) -> list[Area]:
     """Return the area of each class or label, NaN where it is undefined."""
+    weight = predictions.weight
     return [
-        Area(*AREAS[kind](score, hit), ((int(hit.sum()), int((1 - hit).sum())),))
+        Area(
+            *AREAS[kind](score, hit, weight),
+            ((effective_rows(hit == 1, weight), effective_rows(hit == 0, weight)),),
+        )
         for score, hit in zip(predictions.scores.T, predictions.hits.T, strict=True)
     ]
 
@@ -148,9 +166,10 @@ def mean_area(
 ) -> Area | None:
     """Return the average of the areas of the classes that have one, None if none has."""
     by_class = class_areas(predictions, kind) if by_class is None else by_class
-    hits = predictions.hits
+    hits, weight = predictions.hits, predictions.weight
     if predictions.average == "micro" and len(by_class) > 1:
-        value, influence = AREAS[kind](predictions.scores.ravel(), hits.ravel())
+        repeated = None if weight is None else weight.repeat(hits.shape[1])
+        value, influence = AREAS[kind](predictions.scores.ravel(), hits.ravel(), repeated)
         counts = tuple(area.counts[0] for area in by_class)
         # The pairs of one row are drawn together.
         of_rows = influence.reshape(hits.shape).mean(axis=1)
@@ -163,10 +182,11 @@ def mean_area(
     influences = np.stack([by_class[i].influence for i in known], axis=1)
     if predictions.average == "macro":
         return Area(float(values.mean()), influences.mean(axis=1), counts)
-    weights = hits[:, known].sum(axis=0) / hits[:, known].sum()
+    counted = hits[:, known] if weight is None else hits[:, known] * weight[:, None]
+    weights = counted.sum(axis=0) / counted.sum()
     value = float(values @ weights)
     # A row changes the areas, and by its class also their weights.
-    by_weight = hits[:, known] @ (values - value) * len(hits) / hits[:, known].sum()
+    by_weight = counted @ (values - value) * len(hits) / counted.sum()
     return Area(value, influences @ weights + by_weight, counts)
 
 
@@ -196,7 +216,7 @@ def _area_interval(predictions: PredictionSet, name: str, area: Area) -> Interva
         low = float(wilson(value, m * units / len(predictions))[0])
         return Interval(value, low, 1.0, rows, "Wilson")
     if np.isnan(influence).any() or units < MIN_UNITS:
-        fewest = min(units, *(count for pair in counts for count in pair))
+        fewest = int(min(units, *(count for pair in counts for count in pair)))
         unit = "rows of a class" if predictions.group is None else "groups, or rows of a class"
         return Interval(value, None, None, rows, "", too_few(unit, fewest))
     if predictions.group is not None:

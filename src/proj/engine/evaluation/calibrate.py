@@ -91,7 +91,8 @@ def fit_calibration(
     if request.rule is not None:
         columns = zip(threshold_names(schema), after.scores.T, after.hits.T, strict=True)
         thresholds = {
-            name: fit_threshold(score, hit, request.rule, name) for name, score, hit in columns
+            name: fit_threshold(score, hit, request.rule, name, after.weight)
+            for name, score, hit in columns
         }
     return Calibration(
         checkpoint=checkpoint.name,
@@ -197,18 +198,24 @@ def _derivatives(predictions: PredictionSet, z: Array, inverse: float) -> tuple[
     if predictions.task == "multiclass":
         p = apply_temperature(predictions, 1 / inverse).output
         mean, square = (p * z).sum(axis=1), (p * z**2).sum(axis=1)
-        slope = (mean - z[np.arange(len(z)), predictions.target]).mean()
-        return float(slope), float((square - mean**2).mean())
+        slope = mean - z[np.arange(len(z)), predictions.target]
+        return predictions.mean(slope), predictions.mean(square - mean**2)
     p = _sigmoid(z * inverse)
-    return float(((p - predictions.hits) * z).mean()), float((p * (1 - p) * z**2).mean())
+    slopes, curvatures = (p - predictions.hits) * z, p * (1 - p) * z**2
+    if predictions.weight is None:
+        return float(slopes.mean()), float(curvatures.mean())
+    return predictions.mean(slopes.mean(axis=1)), predictions.mean(curvatures.mean(axis=1))
 
 
-def fit_threshold(score: Array, hit: Array, rule: str, name: str) -> float:
+def fit_threshold(
+    score: Array, hit: Array, rule: str, name: str, weight: Array | None = None
+) -> float:
     """Return the threshold that a rule chooses for probabilities ``score`` [rows].
 
-    ``hit`` [rows] is 0 and 1. The rule ``f1`` chooses the highest threshold with the largest F1,
-    ``precision=P`` the lowest one with at least that precision, and so with the largest recall.
-    The threshold is halfway between two probabilities, so that rounding moves no row across it.
+    ``hit`` [rows] is 0 and 1, ``weight`` [rows] the weights of the rows. The rule ``f1`` chooses
+    the highest threshold with the largest F1, ``precision=P`` the lowest one with at least that
+    precision, and so with the largest recall. The threshold is halfway between two probabilities,
+    so that rounding moves no row across it.
 
     Raises:
         UserError: if no threshold fulfils the rule.
@@ -218,7 +225,7 @@ def fit_threshold(score: Array, hit: Array, rule: str, name: str) -> float:
             f"--threshold: expected validation rows with and without {name}, and probabilities "
             f"above 0, got {int(hit.sum())} rows with it of {len(hit)}; leave --threshold out."
         )
-    curve = curves.thresholds(score, hit)
+    curve = curves.thresholds(score, hit, weight)
     # Leave out the threshold that accepts no row, and those that accept probability 0.
     usable = slice(1, int((curve.at > 0).sum()))
     levels, precision = curve.at[usable], curve.precision[usable]
@@ -249,7 +256,7 @@ def compare_calibration(
     rows = []
     pair = (before, after)
     if calibration.temperature is not None:
-        losses = [float(curves.log_losses(predictions).mean()) for predictions in pair]
+        losses = [predictions.mean(curves.log_losses(predictions)) for predictions in pair]
         errors = [curves.reliability(*curves.confidence(predictions)).error for predictions in pair]
         rows = [
             ("negative log likelihood", losses[0], losses[1]),

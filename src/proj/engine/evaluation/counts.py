@@ -40,7 +40,8 @@ def metric_names(predictions: PredictionSet) -> list[str]:
 def sums_of(predictions: PredictionSet, unit: Array, units: int) -> Array:
     """Return sums over the rows of each unit: [units, sums].
 
-    ``unit`` [rows] is the number of each row's unit. The first sum is the number of rows.
+    ``unit`` [rows] is the number of each row's unit. The first sum is the number of rows. A row
+    with a weight counts as often as its weight says.
 
     For classes and labels, the next one is the number of correct rows. For each class (binary: the
     positive one) follow the numbers of true positives, predicted positives and actual positives.
@@ -54,20 +55,23 @@ def sums_of(predictions: PredictionSet, unit: Array, units: int) -> Array:
     correct = target == predicted
     if predictions.task == "multilabel":
         correct = correct.all(axis=1)
-    first = [np.bincount(unit, minlength=units), np.bincount(unit, correct, units)]
+    weight = predictions.weight
+    times = np.ones(len(unit), np.int64) if weight is None else weight
+    first = [np.bincount(unit, weight, units), np.bincount(unit, correct * times, units)]
     if predictions.task == "multiclass":
         classes = len(predictions.names)
 
         def count(rows: Array, values: Array) -> Array:
             cell = unit[rows] * classes + values[rows]
-            return np.bincount(cell, minlength=units * classes).reshape(units, classes)
+            each = None if weight is None else weight[rows]
+            return np.bincount(cell, each, units * classes).reshape(units, classes)
 
         all_rows = np.ones(len(predictions), bool)
         counts = [count(correct, target), count(all_rows, predicted), count(all_rows, target)]
     else:
         actual, predicted = predictions.hits, predicted.reshape(len(predictions), -1)
         counts = [
-            np.column_stack([np.bincount(unit, column, units) for column in indicator.T])
+            np.column_stack([np.bincount(unit, column * times, units) for column in indicator.T])
             for indicator in (actual * predicted, predicted, actual)
         ]
     per_class = np.stack(counts, axis=2).reshape(units, -1)
@@ -76,9 +80,11 @@ def sums_of(predictions: PredictionSet, unit: Array, units: int) -> Array:
 
 def _error_sums(predictions: PredictionSet, unit: Array, units: int) -> Array:
     error = predictions.output - predictions.target
-    centered = predictions.target - predictions.target.mean(axis=0)
+    weight = predictions.weight
+    centered = predictions.target - np.average(predictions.target, axis=0, weights=weight)
     terms = np.stack([error**2, np.abs(error), centered, centered**2], axis=2)
     columns = [np.ones(len(predictions)), *terms.reshape(len(predictions), -1).T]
+    columns = columns if weight is None else [column * weight for column in columns]
     return np.column_stack([np.bincount(unit, column, units) for column in columns])
 
 
@@ -120,7 +126,8 @@ def _error_scores(sums: Array) -> Array:
     squared, absolute, total, squares = np.moveaxis(per_target, -1, 0)
     with np.errstate(divide="ignore", invalid="ignore"):
         variation = squares - total**2 / rows
-        varies = (variation > 1e-12 * squares) & (rows > 1)
+        # Of one row, the variation is 0.
+        varies = variation > 1e-12 * squares
         r2 = np.where(varies, 1 - squared / variation, np.nan)
         mse = squared / rows
         by_target = [mse, np.sqrt(mse), absolute / rows, r2]

@@ -17,13 +17,16 @@ MAX_SPIKE = 4
 
 
 class Thresholds(NamedTuple):
-    """Numbers of rows with a score of at least ``at``, by threshold, from the highest down."""
+    """Rows with a score of at least ``at``, by threshold, from the highest down.
+
+    Rows are counted, or the sums of their weights.
+    """
 
     at: Array  # [thresholds]
     true: Array  # positive rows [thresholds]
     false: Array  # negative rows [thresholds]
-    positives: int
-    negatives: int
+    positives: float
+    negatives: float
 
     @property
     def recall(self) -> Array:
@@ -52,25 +55,29 @@ class Reliability(NamedTuple):
 
 
 def confusion(predictions: PredictionSet) -> Array:
-    """Return the number of rows by target and predicted class: [targets, predictions]."""
+    """Return the number of rows by target and predicted class: [targets, predictions].
+
+    With weights, return the sums of the rows' weights.
+    """
     classes = len(predictions.names)
     cell = predictions.target * classes + predictions.predicted
-    counts = np.bincount(cell, minlength=classes**2)
+    counts = np.bincount(cell, predictions.weight, classes**2)
     return np.asarray(counts.reshape(classes, classes))
 
 
-def thresholds(score: Array, hit: Array) -> Thresholds:
+def thresholds(score: Array, hit: Array, weight: Array | None = None) -> Thresholds:
     """Return all thresholds that change a decision. The first one accepts no row."""
     levels, level_of_row = np.unique(-score, return_inverse=True)
-    accepted = np.bincount(level_of_row, minlength=len(levels)).cumsum()
-    true = np.bincount(level_of_row, hit, len(levels)).cumsum()
-    positives = int(hit.sum())
+    times = np.ones(len(hit), np.int64) if weight is None else weight
+    true, false = (
+        np.bincount(level_of_row, kind * times, len(levels)).cumsum() for kind in (hit, 1 - hit)
+    )
     return Thresholds(
         at=np.append(np.inf, -levels),
         true=np.append(0, true),
-        false=np.append(0, accepted - true),
-        positives=positives,
-        negatives=len(hit) - positives,
+        false=np.append(0, false),
+        positives=(hit * times).sum(),
+        negatives=((1 - hit) * times).sum(),
     )
 
 
@@ -81,17 +88,21 @@ def thinned(*curves: Array) -> list[Array]:
     return [curve[chosen] for curve in curves]
 
 
-def reliability(score: Array, hit: Array, bins: int = 10) -> Reliability:
+def reliability(
+    score: Array, hit: Array, weight: Array | None = None, bins: int = 10
+) -> Reliability:
     """Return the reliability of probabilities ``score`` in bins of equal width.
 
     Guo et al. (2017, arXiv:1706.04599, equations 1 to 3).
     """
     bin_of = np.minimum((score * bins).astype(int), bins - 1)
-    rows = np.bincount(bin_of, minlength=bins)
+    rows, times = np.bincount(bin_of, weight, bins), 1 if weight is None else weight
     with np.errstate(invalid="ignore"):
-        predicted, observed = (np.bincount(bin_of, values, bins) / rows for values in (score, hit))
+        predicted, observed = (
+            np.bincount(bin_of, values * times, bins) / rows for values in (score, hit)
+        )
     gaps = np.abs(predicted - observed)[rows > 0]
-    error = float((gaps * rows[rows > 0]).sum() / len(score))
+    error = float((gaps * rows[rows > 0]).sum() / rows.sum())
     return Reliability(predicted, observed, rows, error)
 
 
@@ -106,8 +117,8 @@ def log_losses(predictions: PredictionSet) -> Array:
         return np.asarray(-np.log(probability).mean(axis=1))
 
 
-def confidence(predictions: PredictionSet) -> tuple[Array, Array]:
-    """Return the arguments of `reliability`: probabilities, and whether each event occurred.
+def confidence(predictions: PredictionSet) -> tuple[Array, Array, Array | None]:
+    """Return the arguments of `reliability`: probabilities, whether each event occurred, weights.
 
     For several classes, these are the probability of the prediction, and whether it is correct
     [rows]. For other tasks, they are the probability of the positive class or of each label, and
@@ -115,8 +126,10 @@ def confidence(predictions: PredictionSet) -> tuple[Array, Array]:
     """
     if predictions.task == "multiclass":
         correct = (predictions.predicted == predictions.target).astype(np.int64)
-        return predictions.output.max(axis=1), correct
-    return predictions.scores.ravel(), predictions.hits.ravel()
+        return predictions.output.max(axis=1), correct, predictions.weight
+    weight = predictions.weight
+    repeated = None if weight is None else weight.repeat(predictions.hits.shape[1])
+    return predictions.scores.ravel(), predictions.hits.ravel(), repeated
 
 
 class Deciles(NamedTuple):
@@ -128,16 +141,20 @@ class Deciles(NamedTuple):
     mean: Array  # mean error [tenths], above 0 where predictions are too high
 
 
-def deciles(target: Array, predicted: Array, count: int = 10) -> Deciles:
+def deciles(
+    target: Array, predicted: Array, weight: Array | None = None, count: int = 10
+) -> Deciles:
     """Return the errors by tenths of the targets, or by single rows if there are fewer."""
     order = np.argsort(target, kind="stable")
     groups = [rows for rows in np.array_split(order, count) if len(rows)]
     errors = [predicted[rows] - target[rows] for rows in groups]
+    weights = [None if weight is None else weight[rows] for rows in groups]
+    pairs = list(zip(errors, weights, strict=True))
     return Deciles(
         low=np.array([target[rows[0]] for rows in groups]),
         high=np.array([target[rows[-1]] for rows in groups]),
-        absolute=np.array([np.abs(error).mean() for error in errors]),
-        mean=np.array([error.mean() for error in errors]),
+        absolute=np.array([np.average(np.abs(error), weights=each) for error, each in pairs]),
+        mean=np.array([np.average(error, weights=each) for error, each in pairs]),
     )
 
 

@@ -70,11 +70,15 @@ def contributions(predictions: PredictionSet, name: str) -> tuple[Array, str]:
     values = np.abs(error) if kind == "mae" else error**2
     if kind == "r2":
         # A target counts by its share of unexplained variance.
-        variance = predictions.target.var(axis=0)
+        mean = np.average(predictions.target, axis=0, weights=predictions.weight)
+        squares = (predictions.target - mean) ** 2
+        variance = np.average(squares, axis=0, weights=predictions.weight)
         values = values / np.where(variance > 0, variance, 1.0)
     if target:
         values = values[:, [predictions.names.index(target)]]
-    return values.sum(axis=1), "absolute error" if kind == "mae" else "squared error"
+    return values.sum(
+        axis=1
+    ) * predictions.weights, "absolute error" if kind == "mae" else "squared error"
 
 
 def without_dominant_rows(

@@ -35,7 +35,7 @@ def figures_of(predictions: PredictionSet) -> Iterator[NamedFigure]:
         for i, name in enumerate(predictions.names[:MAX_NAMES]):
             shown = name if len(predictions.names) > 1 else ""
             yield from _regression_figures(
-                predictions.target[:, i], predictions.output[:, i], shown
+                predictions.target[:, i], predictions.output[:, i], shown, predictions.weight
             )
         return
     if predictions.task != "multilabel" and len(predictions.names) <= MAX_CLASSES:
@@ -45,8 +45,9 @@ def figures_of(predictions: PredictionSet) -> Iterator[NamedFigure]:
     if predictions.task == "multiclass":
         yield NamedFigure(
             "probability",
-            figures.score_histogram(*curves.confidence(predictions), ("wrong", "correct")),
-            "Probability of the prediction, for wrong and for correct predictions.",
+            figures.score_histogram(*curves.confidence(predictions)[:2], ("wrong", "correct")),
+            "Probability of the prediction, for wrong and for correct predictions."
+            f"{_unweighted(predictions.weight)}",
         )
     else:
         yield from _probability_figures(predictions)
@@ -57,7 +58,9 @@ def _confusion_figures(predictions: PredictionSet) -> Iterator[NamedFigure]:
     yield NamedFigure(
         "confusion",
         figures.confusion_matrix(matrix, names, shares=False),
-        "Confusion matrix: rows of each class.",
+        "Confusion matrix: rows of each class."
+        if predictions.weight is None
+        else "Confusion matrix: weights of the rows of each class.",
     )
     yield NamedFigure(
         "confusion_percent",
@@ -79,12 +82,12 @@ def _probability_figures(predictions: PredictionSet) -> Iterator[NamedFigure]:
         yield NamedFigure(
             f"probability{suffix}",
             figures.score_histogram(score, hit, pair),
-            f"Predicted probability of {pair[1]}, by the target.",
+            f"Predicted probability of {pair[1]}, by the target.{_unweighted(predictions.weight)}",
         )
         used = predictions.thresholds[i if len(predictions.thresholds) > 1 else 0]
         yield NamedFigure(
             f"threshold{suffix}",
-            figures.threshold_curves(curves.thresholds(score, hit), used),
+            figures.threshold_curves(curves.thresholds(score, hit, predictions.weight), used),
             f"Metrics{of_name} by threshold; {used:.3g} is used.",
         )
 
@@ -96,9 +99,9 @@ def _curve_figures(predictions: PredictionSet) -> Iterator[NamedFigure]:
     for i, (score, hit) in enumerate(zip(predictions.scores.T, predictions.hits.T, strict=True)):
         if hit.any() and not hit.all():
             names.append(predictions.names[-1 if predictions.task == "binary" else i])
-            thresholds.append(curves.thresholds(score, hit))
+            thresholds.append(curves.thresholds(score, hit, predictions.weight))
             for kind, area in AREAS.items():
-                areas[kind].append(area(score, hit)[0])
+                areas[kind].append(area(score, hit, predictions.weight)[0])
     if not names:
         return
     means = {kind: number(float(np.mean(values))) for kind, values in areas.items()}
@@ -138,23 +141,30 @@ def reliability(predictions: PredictionSet, title: str = "Reliability") -> tuple
     )
 
 
-def _regression_figures(target: Array, predicted: Array, name: str) -> Iterator[NamedFigure]:
+def _unweighted(weight: Array | None) -> str:
+    """Return a sentence about a figure of single rows, empty for rows without weights."""
+    return "" if weight is None else " Each row counts once, whatever its weight."
+
+
+def _regression_figures(
+    target: Array, predicted: Array, name: str, weight: Array | None
+) -> Iterator[NamedFigure]:
     of_name, suffix = (f" of {name}", f"/{name}") if name else ("", "")
     limit = figures.MAX_SCATTER_ROWS
     sample = f", a random sample of {limit} rows" if len(target) > limit else ""
     yield NamedFigure(
         f"prediction{suffix}",
         figures.predicted_against_actual(target, predicted),
-        f"Prediction by target{of_name}{sample}.",
+        f"Prediction by target{of_name}{sample}.{_unweighted(weight)}",
     )
     yield NamedFigure(
         f"error{suffix}",
         figures.residuals(target, predicted),
-        f"Errors{of_name} by prediction{sample}, and their distribution.",
+        f"Errors{of_name} by prediction{sample}, and their distribution.{_unweighted(weight)}",
     )
     yield NamedFigure(
         f"error_by_target{suffix}",
-        figures.error_by_decile(curves.deciles(target, predicted)),
+        figures.error_by_decile(curves.deciles(target, predicted, weight)),
         f"Errors{of_name} by tenths of the rows, from the smallest targets to the largest.",
     )
 

@@ -61,7 +61,8 @@ def short(name: str, limit: int = 18) -> str:
 def confusion_matrix(matrix: Array, names: Sequence[str], shares: bool) -> Figure:
     """Draw a confusion matrix [targets, predictions] of 2 to 50 classes.
 
-    The cells show numbers of rows, or with ``shares`` percents of the target's rows.
+    The cells show numbers of rows or sums of their weights, or with ``shares`` percents of the
+    target's rows.
     """
     count = len(names)
     side = 1.6 + (0.32 if count <= MAX_NUMBERED_CLASSES else 0.14) * max(count, 4)
@@ -82,7 +83,8 @@ def confusion_matrix(matrix: Array, names: Sequence[str], shares: bool) -> Figur
     if count <= MAX_NUMBERED_CLASSES:
         for i, j in np.ndindex(count, count):
             if matrix[i, j]:
-                text = f"{100 * share[i, j]:.0f}" if shares else f"{matrix[i, j]}"
+                cell = f"{matrix[i, j]:.4g}" if matrix.dtype.kind == "f" else str(matrix[i, j])
+                text = f"{100 * share[i, j]:.0f}" if shares else cell
                 axes.text(j, i, text, ha="center", va="center", fontsize=7 if len(text) > 4 else 8)
     return figure
 

@@ -21,6 +21,7 @@ from proj.engine.evaluation.dominant_rows import contributions, without_dominant
 from proj.engine.evaluation.limits import (
     MIN_UNITS,
     Interval,
+    effective_rows,
     support,
     too_few,
     unit_count,
@@ -58,12 +59,18 @@ def intervals(predictions: PredictionSet, seed: int = 0, areas: bool = True) -> 
     return dict([*counts, *(area_intervals(predictions) if areas else [])])
 
 
-def mean_interval(values: Array, group: Array | None = None, seed: int = 0) -> Interval:
+def mean_interval(
+    values: Array, group: Array | None = None, seed: int = 0, weight: Array | None = None
+) -> Interval:
     """Return the interval of the mean of a positive value of each row [rows], such as the loss."""
     rng = np.random.default_rng(seed)
     unit, count = resampling_units(len(values), group, rng)
-    sums = np.column_stack([np.bincount(unit, minlength=count), np.bincount(unit, values, count)])
-    mean, kind = np.array([values.mean()]), "rows" if group is None else "groups"
+    weighted = values if weight is None else values * weight
+    sums = np.column_stack(
+        [np.bincount(unit, weight, count), np.bincount(unit, weighted, count)],
+    )
+    mean = np.atleast_1d(np.average(values, weights=weight))
+    kind = "rows" if group is None else "groups"
     return _bootstrap_t(
         mean, units_of(sums), lambda s: s[..., 1:] / s[..., :1], rng, len(values), kind
     )[0]
@@ -98,17 +105,22 @@ def _count_intervals(
 ) -> Iterator[tuple[str, Interval]]:
     """Yield the name and interval of each metric of counts.
 
-    The limits are Wilson's, or BCa limits for averages over classes and for grouped rows.
+    The limits are Wilson's, or BCa limits for averages over classes and for rows that are grouped
+    or have weights.
     """
     task, grouped, names = (
         predictions.task,
-        predictions.group is not None,
+        predictions.group is not None or predictions.weight is not None,
         metric_names(predictions),
     )
     units = _count_units(predictions, rng)
     values = scores(units.total, predictions)
-    # Grouped rows carry as much information as there are groups.
+    # Grouped rows carry as much information as there are groups, and rows with weights as much as
+    # their effective number.
     share = units.times.sum() / len(predictions) if grouped else 1.0
+    if predictions.weight is not None:
+        sums = units.sums[:, 0]
+        share = effective_rows(np.ones(len(sums), bool), sums) / sums.sum()
     low, high = _wilson_limits(units.total, predictions, share)
     averaged = np.array([task != "binary" and name in KINDS for name in names])
     resampled = averaged | grouped
@@ -141,7 +153,8 @@ def _zero_by_convention(name: str) -> str:
 
 def _count_units(predictions: PredictionSet, rng: np.random.Generator) -> Units:
     """Return rows as units; rows with equal target and prediction are one unit, with its count."""
-    if predictions.task == "multilabel" or predictions.group is not None:
+    is_plain = predictions.group is None and predictions.weight is None
+    if predictions.task == "multilabel" or not is_plain:
         unit, count = resampling_units(len(predictions), predictions.group, rng)
         return units_of(sums_of(predictions, unit, count))
     cell = predictions.target * len(predictions.names) + predictions.predicted

@@ -93,7 +93,7 @@ def rivals_of(run: Run, predictions: PredictionSet) -> list[Rival]:
 
 
 def has_same_rows(predictions: PredictionSet, other: Run) -> bool:
-    """Return whether a run has finite predictions of the same test rows and targets."""
+    """Return whether a run has finite predictions of the same rows, targets and weights."""
     if not is_present(other.path / "test" / "predictions.parquet"):
         return False
     others = _test_predictions(other)
@@ -103,6 +103,7 @@ def has_same_rows(predictions: PredictionSet, other: Run) -> bool:
         and not others.missing
         and np.array_equal(others.row, predictions.row)
         and np.array_equal(others.target, predictions.target)
+        and np.array_equal(others.weights, predictions.weights)
     )
 
 

@@ -62,6 +62,17 @@ def unit_count(predictions: PredictionSet) -> int:
     return len(predictions) if group is None else int(group.max()) + 1
 
 
+def effective_rows(chosen: Array, weight: Array | None) -> float:
+    """Return the number of the ``chosen`` rows [rows]; with weights, their effective number.
+
+    That is the squared sum of their weights over the sum of squares: so many rows of equal weight
+    determine a mean as well (Kish 1965, Survey Sampling, section 11.7).
+    """
+    if weight is None:
+        return int(chosen.sum())
+    return float(weight[chosen].sum() ** 2 / max((weight[chosen] ** 2).sum(), np.finfo(float).tiny))
+
+
 def student_quantile(freedom: float) -> float:
     """Return the 0.975 quantile of Student's t distribution.
 

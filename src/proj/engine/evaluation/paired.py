@@ -39,8 +39,8 @@ def differences(first: PredictionSet, other: PredictionSet, seed: int = 0) -> di
 
     A difference that is undefined, or whose variance is unknown, is left out. Metrics of counts
     and of errors are compared by a paired bootstrap, which draws the same rows or groups for both;
-    accuracy of ungrouped rows by McNemar's test; areas by the paired test of DeLong et al. (1988)
-    and its equivalent for average precision.
+    accuracy of rows without groups and weights by McNemar's test; areas by the paired test of
+    DeLong et al. (1988) and its equivalent for average precision.
     """
     rng, names = np.random.default_rng(seed), metric_names(first)
     unit, count = resampling_units(len(first), first.group, rng)
@@ -58,7 +58,7 @@ def differences(first: PredictionSet, other: PredictionSet, seed: int = 0) -> di
     }
     if first.task == "regression":
         return by_name
-    if first.group is None:
+    if first.group is None and first.weight is None:
         p = _mcnemar_of(first, other)
         by_name["accuracy"] = by_name["accuracy"]._replace(p=p, test="McNemar, mid-p")
     areas = {kind: area_difference(first, other, kind) for kind in AREAS}

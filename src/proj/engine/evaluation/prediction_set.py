@@ -35,6 +35,7 @@ class PredictionSet:
             of one group are not independent. None if each row is independent.
         thresholds: threshold of the positive class, one of all labels, or one of each label.
         average: how the model's metrics of several classes or labels become one.
+        weight: the rows' weights [rows], all above 0; None weights all rows equally.
         columns: the columns of the predictions file other than probabilities: row numbers, targets
             and predictions in the user's own labels, and columns of the source. None if the
             predictions were not read from a file.
@@ -48,6 +49,7 @@ class PredictionSet:
     group: Array | None = None
     thresholds: tuple[float, ...] = DEFAULT_THRESHOLD
     average: Average = "macro"
+    weight: Array | None = None
     columns: pl.DataFrame | None = None
 
     def __len__(self) -> int:
@@ -62,8 +64,22 @@ class PredictionSet:
             target=self.target[rows],
             output=self.output[rows],
             group=group,
+            weight=None if self.weight is None else self.weight[rows],
             columns=None if self.columns is None else self.columns[np.arange(len(self))[rows]],
         )
+
+    @property
+    def weights(self) -> Array:
+        """The rows' weights, or ones: [rows]."""
+        return np.ones(len(self)) if self.weight is None else self.weight
+
+    def mean(self, values: Array) -> float:
+        """Return the mean of a value of each row [rows]."""
+        return float(values.mean() if self.weight is None else self.weight @ values / self._total)
+
+    @property
+    def _total(self) -> float:
+        return float(self.weights.sum())
 
     @property
     def predicted(self) -> Array:
@@ -105,8 +121,9 @@ def read_prediction_set(
 ) -> PredictionSet:
     """Return the predictions in a table that `test` or `validate` wrote.
 
-    ``group`` names a column of the table.
+    ``group`` names a column of the table. Rows with weight 0 are left out.
     """
+    table = weighted_rows(schema, table)
     if table.is_empty():
         raise ValueError("expected rows, got none")
     suffixes = (
@@ -131,7 +148,30 @@ def read_prediction_set(
     if group is not None:
         # Methods of series would read the name of the column as a pattern.
         groups = table[group].alias("").rank("dense").to_numpy().astype(np.int64) - 1
-    return PredictionSet(schema.task, names, table["row"].to_numpy(), target, output, groups)
+    return PredictionSet(
+        schema.task,
+        names,
+        table["row"].to_numpy(),
+        target,
+        output,
+        groups,
+        weight=table["weight"].to_numpy() if _has_weights(schema, table) else None,
+    )
+
+
+def weighted_rows(schema: Schema, table: pl.DataFrame) -> pl.DataFrame:
+    """Return the rows of a predictions file whose weight is above 0, or all without weights."""
+    if not _has_weights(schema, table):
+        return table
+    weight = table["weight"]
+    if not weight.dtype.is_float() or not (weight.is_finite() & (weight >= 0)).all():
+        raise TypeError("expected finite weights from 0, got others")
+    return table.filter(weight > 0)
+
+
+def _has_weights(schema: Schema, table: pl.DataFrame) -> bool:
+    # Without weights, a column of this name comes from the source.
+    return schema.weight_mean > 0 and "weight" in table.columns
 
 
 def load_predictions(run: Run, verb: str, schema: Schema) -> PredictionSet:
@@ -167,7 +207,7 @@ def predictions_in(
         schema: the schema of its data.
         fitted: the calibration that was applied.
     """
-    group = _init_args(run, "data").get("group")
+    table, group = weighted_rows(schema, table), _init_args(run, "data").get("group")
     # A column of the source has a prefix if its name is that of a column of predictions.
     column = next((name for name in (f"kept_{group}", group) if name in table.columns), None)
     shown = [name for name in table.columns if not name.startswith("probability")]

@@ -80,7 +80,7 @@ def _loss_interval(
         if np.isinf(values).any():
             why = "the predictions file gives probability 0 to the target of a row"
             return Interval(reported, None, None, rows, "", why)
-        if abs(values.mean() - reported) <= TOLERANCE * abs(reported):
+        if abs(predictions.mean(values) - reported) <= TOLERANCE * abs(reported):
             return _mean_interval(values, predictions, seed)
     why = (
         "the loss has options, such as weights, so it is not a plain mean over the rows of the "
@@ -94,10 +94,11 @@ def _mean_interval(values: Array, predictions: PredictionSet, seed: int) -> Inte
 
     def of(kept: Array) -> dict[str, Interval]:
         rows = predictions if len(kept) == len(predictions) else predictions[kept]
-        return {"loss": mean_interval(values[kept], rows.group, seed)}
+        return {"loss": mean_interval(values[kept], rows.group, seed, rows.weight)}
 
     interval = of(np.arange(len(values)))["loss"]
-    return without_dominant_rows(interval, "loss", "loss", values, predictions.row, of)
+    counted = values * predictions.weights
+    return without_dominant_rows(interval, "loss", "loss", counted, predictions.row, of)
 
 
 def _row_losses(predictions: PredictionSet, schema: Schema) -> Iterator[Array]:

@@ -73,7 +73,7 @@ def slices(
         code, labels = binned(column.alias(""))
         sums = sums_of(predictions, code, len(labels))
         rows, values = (
-            sums[:, 0].astype(int),
+            np.bincount(code, minlength=len(labels)),
             scores(sums, predictions)[:, index],
         )
         if (rows > 0).sum() < 2:

@@ -40,10 +40,12 @@ def frame(
     output: Array,
     target: Array | None = None,
     thresholds: tuple[float, ...] = DEFAULT_THRESHOLD,
+    weight: Array | None = None,
 ) -> pl.DataFrame:
     """Return targets, predictions and probabilities as a table in row order.
 
-    The columns are ``row``, ``target`` if it is known, ``prediction`` and ``probability_CLASS``.
+    The columns are ``row``, ``weight`` and ``target`` if they are known, ``prediction`` and
+    ``probability_CLASS``.
     With several targets or labels, each name is appended: ``prediction_NAME``.
 
     Args:
@@ -53,8 +55,9 @@ def frame(
             [rows, labels] or [rows, targets].
         target: class numbers [rows], or [rows, labels] or [rows, targets].
         thresholds: see ``apply_thresholds``.
+        weight: the rows' weights [rows].
     """
-    columns = {"row": row}
+    columns = {"row": row} if weight is None else {"row": row, "weight": weight}
     if schema.task in ("binary", "multiclass"):
         columns |= _class_columns(schema, output, target, thresholds)
     else:

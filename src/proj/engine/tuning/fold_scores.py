@@ -123,8 +123,10 @@ def _pooled_scores(folds: list[PredictionSet]) -> Array:
         # Counts add up, and each fold may have thresholds of its own.
         return scores(np.sum([_total(fold) for fold in folds], axis=0), folds[0])
     # The sums of a regression are centered on the mean target, which must be that of all folds.
+    weights = [fold.weights for fold in folds]
     pooled = replace(
         folds[0],
+        weight=None if folds[0].weight is None else np.concatenate(weights),
         row=np.concatenate([fold.row for fold in folds]),
         target=np.concatenate([fold.target for fold in folds]),
         output=np.concatenate([fold.output for fold in folds]),
