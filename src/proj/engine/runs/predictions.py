@@ -8,6 +8,7 @@ import numpy as np
 import polars as pl
 
 from proj.engine.escaping import FORMULA, NUMBER, csv_cell
+from proj.engine.runs.conformal import uncertainty_columns
 from proj.errors import UserError
 from proj.schema import DEFAULT_THRESHOLD, Array, Schema
 
@@ -40,11 +41,13 @@ def frame(
     output: Array,
     target: Array | None = None,
     thresholds: tuple[float, ...] = DEFAULT_THRESHOLD,
+    conformal_limits: tuple[float, ...] = (),
 ) -> pl.DataFrame:
     """Return targets, predictions and probabilities as a table in row order.
 
-    The columns are ``row``, ``target`` if it is known, ``prediction`` and ``probability_CLASS``.
-    With several targets or labels, each name is appended: ``prediction_NAME``.
+    The columns are ``row``, ``target`` if it is known, ``prediction`` and ``probability_CLASS``,
+    and with conformal limits ``low`` and ``high``, or ``set``. With several targets or labels, each
+    name is appended: ``prediction_NAME``.
 
     Args:
         schema: the schema of the model's data.
@@ -53,12 +56,14 @@ def frame(
             [rows, labels] or [rows, targets].
         target: class numbers [rows], or [rows, labels] or [rows, targets].
         thresholds: see ``apply_thresholds``.
+        conformal_limits: see ``uncertainty_columns``.
     """
-    columns = {"row": row}
+    columns: dict[str, Array | pl.Series] = {"row": row}
     if schema.task in ("binary", "multiclass"):
         columns |= _class_columns(schema, output, target, thresholds)
     else:
         columns |= _target_columns(schema, output, target, thresholds)
+    columns |= uncertainty_columns(schema, output, conformal_limits)
     return pl.DataFrame(columns).sort("row", maintain_order=True)
 
 
