@@ -31,8 +31,8 @@ class Predictor:
 
     Attributes:
         model: the model in evaluation mode, on the CPU; move it with ``.model.to(device)``.
-        calibration: the temperature and thresholds that were fitted for the checkpoint and are
-            applied; None if there are none.
+        calibration: the temperature, thresholds and conformal limits that were fitted for the
+            checkpoint and are applied; None if there are none.
     """
 
     def __init__(self, checkpoint: dict[str, Any], path: Path) -> None:
@@ -56,7 +56,8 @@ class Predictor:
 
         Returns:
             A table with the columns ``row``, ``prediction`` and ``probability_CLASS``; predictions
-            are labels, or numbers in the unit of the target.
+            are labels, or numbers in the unit of the target. If conformal limits were fitted, also
+            ``low`` and ``high``, or ``set``.
 
         Raises:
             UserError: if the rows do not have the form of the training data.
@@ -73,7 +74,11 @@ class Predictor:
                 batch = self.model.transfer_batch_to_device(batch, self.model.device, 0)
                 outputs.append(self.model.predict_step(batch, 0)["output"].cpu())
         return frame(
-            schema, row.numpy(), torch.cat(outputs).numpy(), thresholds=self.model.thresholds
+            schema,
+            row.numpy(),
+            torch.cat(outputs).numpy(),
+            thresholds=self.model.thresholds,
+            conformal_limits=self.model.conformal_limits,
         )
 
 

@@ -52,6 +52,7 @@ class SchemaModule(LightningModule, ABC):
         mode: direction of ``monitor`` that is better.
         temperature: divisor of the raw outputs in ``test`` and ``predict``; 1 if not calibrated.
         thresholds: probabilities above which a row is positive, in ``test`` and ``predict``.
+        conformal_limits: limits of intervals or sets, in ``test`` and ``predict``; may be empty.
     """
 
     task: ClassVar[Task]
@@ -74,6 +75,7 @@ class SchemaModule(LightningModule, ABC):
         self.mode = METRIC_INFO[self.monitor.split("/")[1]].mode
         self.temperature = 1.0
         self.thresholds: tuple[float, ...] = DEFAULT_THRESHOLD
+        self.conformal_limits: tuple[float, ...] = ()
         # Rows of this epoch so far, to number the rows of batches that carry no row numbers.
         self._rows_seen = 0
         # The metrics of this training epoch from its last batch to its end, and if they are logged.

@@ -175,7 +175,8 @@ def _answer_table(model: Model, chunks: list[Any]) -> pl.DataFrame:
     """Return the outputs of one of our models as a table."""
     assert model.schema is not None
     columns = {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
-    return frame(model.schema, **columns, thresholds=model.thresholds)
+    limits = model.conformal_limits
+    return frame(model.schema, **columns, thresholds=model.thresholds, conformal_limits=limits)
 
 
 def _without(chunk: dict[str, Values], names: tuple[str, ...]) -> dict[str, Values]:

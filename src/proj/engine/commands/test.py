@@ -5,6 +5,7 @@ from proj.engine import console
 from proj.engine.callbacks.prediction_writer import PredictionWriter
 from proj.engine.evaluation.artifacts import save_artifacts
 from proj.engine.evaluation.baseline import constant_baseline
+from proj.engine.evaluation.conformal import conformal_metrics
 from proj.engine.evaluation.leaderboard import compare_with_best
 from proj.engine.evaluation.loggers import log_results
 from proj.engine.evaluation.own_metrics import own_metrics
@@ -66,6 +67,9 @@ def _score(
     predictions = predictions_in(writer.table, run, schema, applied)
     own = own_metrics(cli.model)
     metrics = add_intervals(metrics, predictions, schema, run_seed(run), own)
+    if applied is not None:
+        limits = applied.conformal_limits(schema)
+        metrics |= conformal_metrics(predictions, limits, schema.target_names, run_seed(run))
     warnings = small_sample_warnings(metrics, schema.task, "test")
     with replace_results(run, "test"):
         _write_predictions(run, writer, applied)

@@ -12,7 +12,7 @@ from proj.engine import console
 from proj.engine.callbacks.prediction_writer import PredictionWriter
 from proj.engine.config.experiment import ExperimentCLI, first_process
 from proj.engine.console import number
-from proj.engine.evaluation import calibrate
+from proj.engine.evaluation import calibrate, conformal
 from proj.engine.evaluation.artifacts import row_positions
 from proj.engine.evaluation.calibrate import CalibrationRequest
 from proj.engine.evaluation.counts import headline_metric
@@ -105,19 +105,21 @@ def _calibration_request(
     cli: ExperimentCLI, checkpoint: Path, fast_dev_run: bool
 ) -> CalibrationRequest | None:
     """Return what the flags ask to fit; None if they are not given."""
-    flags = cli.option("calibrate"), cli.option("threshold")
-    if flags == (None, None):
+    calibrated, threshold, coverage = map(cli.option, ("calibrate", "threshold", "coverage"))
+    if calibrated is threshold is coverage is None:
         path = checkpoint.with_name(calibration.FILE)
         if path.is_file() and first_process():
             console.say(f"{path} is not applied to the split it was fitted on")
         return None
     if fast_dev_run:
         raise UserError(
-            "--calibrate, --threshold: expected the whole validation split, got "
+            "--calibrate, --threshold, --coverage: expected the whole validation split, got "
             "--trainer.fast_dev_run; leave it out."
         )
     task = cli.model.task if isinstance(cli.model, Model) else None
-    return calibrate.parse_request(*flags, task)
+    if coverage is not None and isinstance(cli.model, Model):
+        conformal.check_metric_names(cli.model.extra_metrics)
+    return calibrate.parse_request(calibrated, threshold, task, coverage)
 
 
 def show_calibration(fitted: Calibration, predictions: PredictionSet, schema: Schema) -> None:
@@ -128,11 +130,16 @@ def show_calibration(fitted: Calibration, predictions: PredictionSet, schema: Sc
     table = Table("on the validation split", *headings)
     for name, *values in calibrate.compare_calibration(predictions, after, fitted):
         table.add_row(name, *map(number, values))
-    console.show(table)
-    console.say(
-        "the calibration was fitted on these rows, so this table is too optimistic; `test` gives "
-        "an unbiased result."
-    )
+    if table.row_count:
+        console.show(table)
+        console.say(
+            "the calibration was fitted on these rows, so this table is too optimistic; `test` "
+            "gives an unbiased result."
+        )
+    if fitted.coverage is not None:
+        limits = fitted.conformal_limits(schema)
+        for line in conformal.fit_remarks(after, limits, fitted.coverage):
+            console.say(line)
     for name, count in calibrate.rarely_predicted(after, fitted):
         console.warn(
             f"--threshold: only {console.plural(count, 'validation row')} "

@@ -107,6 +107,11 @@ OPTIONS: dict[str, tuple[Option, ...]] = {
             "precision=0.9 maximizes recall at a precision of at least 0.9.",
         ),
         Option(
+            "coverage",
+            "Fit intervals of numbers, or sets of classes, that contain the target with this "
+            "probability, such as 0.9; `test` measures and `predict` writes them.",
+        ),
+        Option(
             "importance",
             "Measure how much worse the metric becomes when the values of a column are permuted.",
             bool,

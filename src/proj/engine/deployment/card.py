@@ -178,6 +178,11 @@ def _outputs(outputs: dict[str, Any]) -> Iterator[str]:
         )
     if outputs.get("temperature", 1.0) != 1.0:
         yield f"The probabilities are calibrated: temperature {outputs['temperature']:.4g}."
+    if outputs.get("conformal_limits"):
+        is_interval = outputs["task"] == "regression"
+        interval = "The numbers from `low` to `high` are a conformal interval"
+        kind = interval if is_interval else "The classes in `set` are a conformal set"
+        yield f"{kind}, fitted on the validation split; see its coverage in the results."
 
 
 def _data(trained: Trained) -> Iterator[str]:

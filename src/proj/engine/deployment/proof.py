@@ -91,10 +91,11 @@ def _copied(files: list[Path], folder: Path) -> list[str]:
     return names
 
 
-def answer_columns(schema: Schema) -> list[str]:
-    """Return the names of predictions and probabilities in the run's predictions file."""
+def answer_columns(schema: Schema, conformal_limits: tuple[float, ...] = ()) -> list[str]:
+    """Return the names of predictions, probabilities, intervals and sets in a predictions file."""
     shape = (0,) if schema.task == "binary" else (0, schema.num_outputs)
-    columns = frame(schema, np.zeros(0, np.int64), np.zeros(shape)).columns
+    row, output = np.zeros(0, np.int64), np.zeros(shape)
+    columns = frame(schema, row, output, conformal_limits=conformal_limits).columns
     return [name for name in columns if name != "row"]
 
 

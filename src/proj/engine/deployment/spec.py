@@ -47,6 +47,7 @@ def describe_outputs(model: Model) -> dict[str, Any]:
         "names": list(schema.class_names or schema.target_names),
         "thresholds": list(model.thresholds),
         "temperature": model.temperature,
+        "conformal_limits": list(model.conformal_limits),
         "target_mean": list(schema.target_mean),
         "target_std": list(schema.target_std),
     }
@@ -71,9 +72,11 @@ def comparison(
     ``scales`` are the standard deviations of numbers without a schema.
     """
     is_regression = schema is None or schema.task == "regression"
-    labels = [] if is_regression else [n for n in columns if n.startswith("prediction")]
+    labels = [] if is_regression else [n for n in columns if n.startswith(("prediction", "set"))]
     numbers = [name for name in columns if name not in labels]
     if schema is not None:
-        scales = schema.target_std if is_regression else (1.0,) * len(numbers)
+        # The limits of intervals follow the predictions, in the same order of targets.
+        repeats = len(numbers) // len(schema.target_std) if is_regression else 1
+        scales = schema.target_std * repeats if is_regression else (1.0,) * len(numbers)
     absolute = {name: ABSOLUTE * float(scale) for name, scale in zip(numbers, scales, strict=True)}
     return {"labels": labels, "relative": RELATIVE, "absolute": absolute}

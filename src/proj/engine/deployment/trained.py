@@ -119,7 +119,7 @@ def _tested(run: Run, model: Model, schema: Schema, checkpoint: Path) -> tuple[A
             f"{run.path} was tested with another calibration ({then or 'none'}) than the present "
             f"one ({applied or 'none'}): expected the same; {again}."
         )
-    names = answer_columns(schema)
+    names = answer_columns(schema, model.conformal_limits)
     if missing := [name for name in ["row", *names] if name not in table.columns]:
         raise UserError(
             f"{run.path}/test/predictions.parquet: expected the column {missing[0]}, found none; "

@@ -1,6 +1,6 @@
-"""Fit a temperature and thresholds on the validation split.
+"""Fit a temperature, thresholds and conformal limits on the validation split.
 
-This is what ``validate --calibrate temperature --threshold f1`` does.
+This is what ``validate --calibrate temperature --threshold f1 --coverage 0.9`` does.
 """
 
 import re
@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from proj.engine.evaluation import curves
+from proj.engine.evaluation.conformal import fit_limits, parse_coverage
 from proj.engine.evaluation.counts import metric_names, scores, sums_of
 from proj.engine.evaluation.prediction_set import PredictionSet
 from proj.engine.runs.calibration import HIGHEST, LOWEST, Calibration, file_sha256, threshold_names
@@ -24,17 +25,22 @@ TINY, NEARLY_ONE = np.finfo(np.float64).tiny, 1 - np.finfo(np.float64).epsneg
 
 
 class CalibrationRequest(NamedTuple):
-    """Request to fit a temperature, thresholds or both.
+    """Request to fit a temperature, thresholds, conformal limits or several of them.
 
-    ``rule`` chooses the thresholds: ``f1``, ``precision=P`` or None.
+    ``rule`` chooses the thresholds: ``f1``, ``precision=P`` or None. ``coverage`` is that of
+    intervals or sets, or None.
     """
 
     temperature: bool
     rule: str | None
+    coverage: float | None = None
+
+
+NOTHING = CalibrationRequest(False, None)
 
 
 def parse_request(
-    calibrate: str | None, threshold: str | None, task: Task | None
+    calibrate: str | None, threshold: str | None, task: Task | None, coverage: str | None = None
 ) -> CalibrationRequest | None:
     """Return what the flags ask for; None if they are not given.
 
@@ -51,8 +57,14 @@ def parse_request(
             )
     if calibrate not in (None, "temperature"):
         raise UserError(f"--calibrate: expected temperature, got {calibrate}.")
+    if coverage is not None and task is None:
+        raise UserError(
+            "--coverage: expected a model of this package, got a model of your own; leave it out."
+        )
+    share = None if coverage is None else parse_coverage(coverage)
     if threshold is None:
-        return CalibrationRequest(True, None) if calibrate else None
+        request = CalibrationRequest(calibrate is not None, None, share)
+        return None if request == NOTHING else request
     if task == "multiclass":
         raise UserError(
             "--threshold: expected a model of two classes or of labels, got one of several "
@@ -64,25 +76,25 @@ def parse_request(
             f"--threshold: expected f1, or precision=P with P between 0 and 1, got {threshold}."
         )
     rule = f"precision={float(precision[1])}" if precision else threshold
-    return CalibrationRequest(calibrate is not None, rule)
+    return CalibrationRequest(calibrate is not None, rule, share)
 
 
 def fit_calibration(
     request: CalibrationRequest, predictions: PredictionSet, schema: Schema, checkpoint: Path
 ) -> Calibration:
-    """Fit the temperature, and then the thresholds of the calibrated probabilities.
+    """Fit the temperature, and then the thresholds and limits of the calibrated probabilities.
 
     Raises:
         UserError: if the predictions do not determine them.
     """
     if len(predictions) < MIN_ROWS:
         raise UserError(
-            f"--calibrate, --threshold: expected {MIN_ROWS} validation rows or more, got "
-            f"{len(predictions)}."
+            f"--calibrate, --threshold, --coverage: expected {MIN_ROWS} validation rows or more, "
+            f"got {len(predictions)}."
         )
     if predictions.missing:
         raise UserError(
-            "--calibrate, --threshold: expected finite probabilities, got other values in "
+            "--calibrate, --threshold, --coverage: expected finite outputs, got other values in "
             f"{predictions.missing} of {len(predictions)} validation rows; look at "
             "validate/predictions.parquet."
         )
@@ -94,6 +106,10 @@ def fit_calibration(
             name: fit_threshold(score, hit, request.rule, name, after.weight)
             for name, score, hit in columns
         }
+    limits = None
+    if request.coverage is not None:
+        fitted = fit_limits(after, request.coverage)
+        limits = dict(zip(schema.target_names, fitted, strict=True))
     return Calibration(
         checkpoint=checkpoint.name,
         sha256=file_sha256(checkpoint),
@@ -101,6 +117,8 @@ def fit_calibration(
         temperature=temperature,
         thresholds=thresholds,
         rule=request.rule,
+        coverage=request.coverage,
+        limits=limits,
     )
 
 

@@ -109,7 +109,8 @@ def _calibration(run: Run, predictions: PredictionSet) -> Iterator[Html]:
     changes = calibrate.compare_calibration(before, predictions, fitted)
     rows = [[name, number(old), number(new)] for name, old, new in changes]
     caption, header = "The test split without and with calibration", ["metric", "before", "after"]
-    yield html.table(caption, header, rows, numbers=2)
+    if rows:
+        yield html.table(caption, header, rows, numbers=2)
     if fitted.thresholds is not None and len(fitted.thresholds) > 1:
         lines = [[name, f"{threshold:.3g}"] for name, threshold in fitted.thresholds.items()]
         yield html.table("Thresholds", ["label", "threshold"], lines, numbers=1)

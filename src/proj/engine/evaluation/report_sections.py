@@ -83,7 +83,8 @@ def _prediction_cells(predictions: PredictionSet, indices: Array) -> pl.DataFram
     assert predictions.columns is not None
     rows = predictions.columns[indices]
     cells = {
-        name: [_cell_text(value) for value in rows[name]] for name in rows.columns[:MAX_VALUES]
+        name: [_cell_text(value) for value in rows[name].to_list()]
+        for name in rows.columns[:MAX_VALUES]
     }
     if predictions.task != "regression":
         cells["probability"] = [f"{_certainty(predictions, index):.3f}" for index in indices]
@@ -91,6 +92,8 @@ def _prediction_cells(predictions: PredictionSet, indices: Array) -> pl.DataFram
 
 
 def _cell_text(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(_cell_text, value))
     return number(value) if isinstance(value, float) else str(value)
 
 

@@ -1,7 +1,8 @@
-"""A model's temperature and thresholds, stored beside its checkpoint in ``calibration.json``."""
+"""A model's temperature, thresholds and conformal limits, stored in ``calibration.json``."""
 
 import hashlib
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,14 +17,16 @@ FILE = "calibration.json"
 # Temperatures outside this range make no sense.
 LOWEST, HIGHEST = 0.01, 100.0
 REMEDY = "delete the file, or fit it again"
-MAX_THRESHOLDS_SHOWN = 10
+MAX_SHOWN = 10
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """A temperature and thresholds that ``validate`` has fitted to a model's outputs.
+    """What ``validate`` has fitted to a model's outputs: temperature, thresholds, conformal limits.
 
-    Raw outputs are divided by the temperature. A probability above its threshold is a yes.
+    Raw outputs are divided by the temperature. A probability above its threshold is a yes. An
+    interval reaches from the prediction to its limit on both sides. A set holds the classes whose
+    probability is not below the limit.
 
     Attributes:
         checkpoint: name of the checkpoint's file.
@@ -33,6 +36,9 @@ class Calibration:
             None if not fitted.
         thresholds: by name of the positive class or of each label; None if not fitted, so 0.5.
         rule: rule that chose the thresholds: ``f1`` or ``precision=P``.
+        coverage: share of rows whose interval or set contains the target; None if not fitted.
+        limits: by name of each target or label, or of the target of all classes; None if not
+            fitted.
     """
 
     checkpoint: str
@@ -41,19 +47,18 @@ class Calibration:
     temperature: float | None
     thresholds: dict[str, float] | None
     rule: str | None
+    coverage: float | None = None
+    limits: dict[str, float] | None = None
 
     def __str__(self) -> str:
         parts = [] if self.temperature is None else [f"temperature {self.temperature:.3g}"]
         if self.thresholds is not None:
-            several = len(self.thresholds) > 1
-            shown = list(self.thresholds.items())[:MAX_THRESHOLDS_SHOWN]
-            values = [
-                f"{name} {threshold:.3g}" if several else f"{threshold:.3g}"
-                for name, threshold in shown
-            ]
-            more = ", …" if len(self.thresholds) > MAX_THRESHOLDS_SHOWN else ""
+            plural = "s" if len(self.thresholds) > 1 else ""
             rule = f" ({self.rule})" if self.rule else ""
-            parts.append(f"threshold{'s' if several else ''} {', '.join(values)}{more}{rule}")
+            parts.append(f"threshold{plural} {_listed(self.thresholds)}{rule}")
+        if self.limits is not None:
+            plural = "s" if len(self.limits) > 1 else ""
+            parts.append(f"coverage {self.coverage:g} (limit{plural} {_listed(self.limits)})")
         return ", ".join(parts)
 
     def settings(self, schema: Schema) -> tuple[float, tuple[float, ...]]:
@@ -61,7 +66,8 @@ class Calibration:
 
         Raises UserError if they are for another kind of model.
         """
-        if schema.task == "regression":
+        fits_classes = self.temperature is not None or self.thresholds is not None
+        if schema.task == "regression" and fits_classes:
             raise UserError(
                 f"{FILE}: expected a model of classes or labels, got one of numbers; {REMEDY}."
             )
@@ -77,9 +83,32 @@ class Calibration:
             raise UserError(f"{FILE}: expected {expected}, got thresholds for {got}; {REMEDY}.")
         return temperature, tuple(float(self.thresholds[name]) for name in names)
 
+    def conformal_limits(self, schema: Schema) -> tuple[float, ...]:
+        """Return the conformal limits in the schema's order; none if they are not fitted.
+
+        Raises UserError if they are for another kind of model.
+        """
+        names = schema.target_names
+        if self.limits is None:
+            return ()
+        is_share = schema.task != "regression"
+        if set(names) != set(self.limits) or (is_share and max(self.limits.values()) > 1):
+            kind = "probabilities" if is_share else "numbers"
+            got = str(self.limits)[:200]
+            raise UserError(f"{FILE}: expected limits of {kind} for {names}, got {got}; {REMEDY}.")
+        return tuple(float(self.limits[name]) for name in names)
+
     def write(self, path: Path) -> None:
-        """Write the calibration as JSON."""
-        write_json(path, asdict(self))
+        """Write the calibration as JSON, without a coverage as programs before it did."""
+        unused = OPTIONAL if self.limits is None else ()
+        write_json(path, {k: value for k, value in asdict(self).items() if k not in unused})
+
+
+def _listed(values: dict[str, float]) -> str:
+    """Return the values for a reader, with their names if there are several."""
+    shown = list(values.items())[:MAX_SHOWN]
+    texts = [f"{name} {value:.3g}" if len(values) > 1 else f"{value:.3g}" for name, value in shown]
+    return f"{', '.join(texts)}{', …' if len(values) > MAX_SHOWN else ''}"
 
 
 def threshold_names(schema: Schema) -> tuple[str, ...]:
@@ -123,6 +152,18 @@ def _are_thresholds(value: Any) -> bool:
     )
 
 
+def _is_coverage(value: Any) -> bool:
+    return _is_number(value, 0, 1) and 0 < value < 1
+
+
+def _are_limits(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and bool(value)
+        and all(_is_number(limit, 0, sys.float_info.max) for limit in value.values())
+    )
+
+
 def _is_rule(value: Any) -> bool:
     return value is None or (isinstance(value, str) and value.isprintable() and len(value) < 40)
 
@@ -135,28 +176,37 @@ KEYS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "temperature": (f"a number from {LOWEST:g} to {HIGHEST:g}, or null", _is_temperature),
     "thresholds": ("a number from 0 to 1 for each name, or null", _are_thresholds),
     "rule": ("f1, precision=P or null", _is_rule),
+    "coverage": ("a number between 0 and 1", _is_coverage),
+    "limits": ("a number of 0 or more for each name", _are_limits),
 }
+# The keys that are in the file together, or not at all.
+OPTIONAL = ("coverage", "limits")
 
 
 def read(path: Path) -> Calibration:
     """Read a calibration; raise UserError if the file is damaged or cannot be applied."""
     values = read_json(path, Any, REMEDY)
-    if not isinstance(values, dict) or values.keys() != KEYS.keys():
+    keys = [key for key in KEYS if key not in OPTIONAL]
+    if isinstance(values, dict) and values.keys() & {*OPTIONAL}:
+        keys = [*KEYS]
+    if not isinstance(values, dict) or values.keys() != {*keys}:
         got = ", ".join(values) if isinstance(values, dict) else type(values).__name__
         raise UserError(
-            f"{path}: expected the keys {', '.join(KEYS)}, got {got[:200]!r}; {REMEDY}."
+            f"{path}: expected the keys {', '.join(keys)}, got {got[:200]!r}; {REMEDY}."
         )
-    for key, (expected, is_valid) in KEYS.items():
+    for key in keys:
+        expected, is_valid = KEYS[key]
         if not is_valid(values[key]):
             got = repr(values[key])[:80]
             raise UserError(f"{path}: {key}: expected {expected}, got {got}; {REMEDY}.")
-    if values["temperature"] is None and values["thresholds"] is None:
+    calibration = Calibration(**values)
+    if not str(calibration):
         raise UserError(f"{path}: expected a temperature or thresholds, got neither; {REMEDY}.")
-    return Calibration(**values)
+    return calibration
 
 
 def apply(model: Model, checkpoint: Path) -> tuple[Calibration | None, str]:
-    """Set the temperature and thresholds that were fitted for the model's checkpoint.
+    """Set the temperature, thresholds and limits that were fitted for the model's checkpoint.
 
     The model needs its schema.
 
@@ -177,6 +227,7 @@ def apply(model: Model, checkpoint: Path) -> tuple[Calibration | None, str]:
         )
     assert model.schema is not None
     model.temperature, model.thresholds = calibration.settings(model.schema)
+    model.conformal_limits = calibration.conformal_limits(model.schema)
     return calibration, ""
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import polars as pl
 
 from proj.engine.escaping import FORMULA, NUMBER, csv_cell
+from proj.engine.runs.conformal import uncertainty_columns
 from proj.errors import UserError
 from proj.schema import DEFAULT_THRESHOLD, Array, Schema
 
@@ -41,12 +42,13 @@ def frame(
     target: Array | None = None,
     thresholds: tuple[float, ...] = DEFAULT_THRESHOLD,
     weight: Array | None = None,
+    conformal_limits: tuple[float, ...] = (),
 ) -> pl.DataFrame:
     """Return targets, predictions and probabilities as a table in row order.
 
     The columns are ``row``, ``weight`` and ``target`` if they are known, ``prediction`` and
-    ``probability_CLASS``.
-    With several targets or labels, each name is appended: ``prediction_NAME``.
+    ``probability_CLASS``, and with conformal limits ``low`` and ``high``, or ``set``. With several
+    targets or labels, each name is appended: ``prediction_NAME``.
 
     Args:
         schema: the schema of the model's data.
@@ -56,12 +58,15 @@ def frame(
         target: class numbers [rows], or [rows, labels] or [rows, targets].
         thresholds: see ``apply_thresholds``.
         weight: the rows' weights [rows].
+        conformal_limits: see ``uncertainty_columns``.
     """
-    columns = {"row": row} if weight is None else {"row": row, "weight": weight}
+    columns: dict[str, Array | pl.Series] = {"row": row}
+    columns |= {} if weight is None else {"weight": weight}
     if schema.task in ("binary", "multiclass"):
         columns |= _class_columns(schema, output, target, thresholds)
     else:
         columns |= _target_columns(schema, output, target, thresholds)
+    columns |= uncertainty_columns(schema, output, conformal_limits)
     return pl.DataFrame(columns).sort("row", maintain_order=True)
 
 

@@ -93,7 +93,7 @@ class Comparison:
             for i in np.argsort(-excess)[:MAX_WORST]:
                 if excess[i] > 1:
                     cell = {"row": numbers[i], "column": name, "expected": expected[name][i]}
-                    entry = float(excess[i]), {**cell, "got": values[i].item()}
+                    entry = float(excess[i]), {**cell, "got": values[i : i + 1].tolist()[0]}
                     self.cells[numbers[i], name] = entry
 
     def worst(self) -> list[dict[str, Any]]:

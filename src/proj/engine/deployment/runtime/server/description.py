@@ -46,7 +46,25 @@ def _columns(inputs: Spec) -> list[Json]:
 
 
 def _answers(outputs: Spec) -> list[Json]:
-    """Return name, type and possible labels of each answer."""
+    """Return name, type and possible labels of each answer; of a set those of its items."""
+    return [*_predictions(outputs), *_uncertainty(outputs)]
+
+
+def _uncertainty(outputs: Spec) -> list[Json]:
+    """Return the answers that are intervals or sets."""
+    task, names = outputs["task"], outputs["names"]
+    several = task in ("regression", "multilabel") and len(names) > 1
+    suffixes = [f"_{name}" for name in names] if several else [""]
+    if not outputs.get("conformal_limits"):
+        return []
+    if task == "regression":
+        limits = [f"{side}{suffix}" for side in ("low", "high") for suffix in suffixes]
+        return [{"name": name, "type": "number", "labels": []} for name in limits]
+    labels = [0, 1] if task == "multilabel" else list(outputs["classes"])
+    return [{"name": f"set{suffix}", "type": "array", "labels": labels} for suffix in suffixes]
+
+
+def _predictions(outputs: Spec) -> list[Json]:
     task, names = outputs["task"], outputs["names"]
     if task in ("binary", "multiclass"):
         labels = list(outputs["classes"])
@@ -165,7 +183,9 @@ def response(description: Json) -> Json:
     properties: Json = {}
     for answer in description["answers"]:
         properties[answer["name"]] = {"type": answer["type"]}
-        if answer["labels"]:
+        if answer["type"] == "array":
+            properties[answer["name"]]["items"] = {"enum": answer["labels"]}
+        elif answer["labels"]:
             properties[answer["name"]]["enum"] = answer["labels"]
     row = {"type": "object", "properties": properties, "required": list(properties)}
     body = {
