@@ -95,19 +95,20 @@ def test_a_logger_elsewhere_is_checked_where_it_is_used(
 def test_the_run_of_a_service_goes_on_in_test_and_resume(experiment: Any, cli: Cli) -> None:
     """The metrics of the test split would be in another run of the service than the curves."""
     Path("own.py").write_text(SERVICE)
-    cli("fit", "--config", experiment(), "--name", "a", "--trainer.logger", "own.MLFlowLogger")
+    cli("fit", "--config", experiment(), "--name", "a", "--trainer.logger", "[own.MLFlowLogger]")
     recorded = json.loads((RUN / "manifest.json").read_text())["loggers"]
     assert recorded == {"MLFlowLogger": "id-1"}
     source = Path("own.py").read_text().replace("id-1", "id-2")
     Path("own.py").write_text(source)
     cli("fit", "--resume", "a", "--trainer.max_epochs", "3")
     cli("test", "--run", "a")
+    cli("test", "--run", "a", "--trainer.logger", "own.MLFlowLogger")  # no list, but the same
     entries = [json.loads(line) for line in Path("service.jsonl").read_text().splitlines()]
     assert {(entry["run"], entry["id"]) for entry in entries} == {("a", "id-1")}
     experiments = [entry["params"] for entry in entries if "model.net" in entry.get("params", {})]
     assert len(experiments) == 1
     tested = [entry["metrics"] for entry in entries if "test/f1" in entry.get("metrics", {})]
-    assert len(tested) == 1
+    assert len(tested) == 2
 
 
 OWN_TEST = """

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from lightning.pytorch.loggers import Logger
 
@@ -39,9 +40,12 @@ def _named_or_recorded(cli: ExperimentCLI, run: Run) -> list[Logger]:
     """
     value, name = cli.config.trainer.logger, run.path.name
     trainer = {"logger": cli.experiment["trainer"].get("logger")}
-    is_recorded = trainer["logger"] == run.config["trainer"].get("logger")
-    ids = run.manifest.get("loggers", {}) if is_recorded else {}
-    if not is_recorded or any(word.startswith("--trainer.logger") for word in cli.flags):
+    recorded = _as_list(run.config["trainer"].get("logger"))
+    # Of several loggers of one class, the manifest has one identity.
+    ids = run.manifest.get("loggers", {})
+    ids = ids if all(spec in recorded for spec in _as_list(trainer["logger"])) else {}
+    is_named = any(word.startswith("--trainer.logger") for word in cli.flags)
+    if is_named or trainer["logger"] != run.config["trainer"].get("logger"):
         check_paths({"trainer": trainer}, cli.flags)
         return build_loggers(value, name, ids)
     loggers: list[Logger] = []
@@ -58,6 +62,10 @@ def _named_or_recorded(cli: ExperimentCLI, run: Run) -> list[Logger]:
                 "to use it."
             )
     return loggers
+
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
 
 
 def log_results(loggers: Iterable[Logger], run: Run, checkpoint: Path, metrics: Metrics) -> None:
