@@ -8,7 +8,7 @@ import sys
 from importlib import import_module
 from types import ModuleType
 
-from proj.engine import PACKAGE, security
+from proj.engine import PACKAGE, clock, security
 from proj.engine.config.arguments import check_configs
 from proj.engine.config.flag_index import check_flags
 from proj.engine.config.options import COMMON_OPTIONS, OPTIONS
@@ -31,6 +31,7 @@ def main(args: list[str] | None = None) -> int:
     Returns:
         0 done, 2 the input is wrong, 3 training failed, 130 and 143 stopped by SIGINT and SIGTERM.
     """
+    clock.start()
     args = sys.argv[1:] if args is None else args
     # Under DDP, Lightning starts the other processes with sys.argv.
     outer_argv, sys.argv = sys.argv, [sys.argv[0], *args]

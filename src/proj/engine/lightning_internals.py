@@ -241,6 +241,15 @@ def base_rates(trainer: Trainer) -> Iterator[list[float]]:
         yield from (vars(scheduler)[k] for k in ("base_lrs", "max_lrs") if k in vars(scheduler))
 
 
+def replace_scheduler(config: Any, scheduler: Any) -> None:
+    """Let ``scheduler`` take the place of the one in an entry of ``lr_scheduler_configs``.
+
+    Lightning calls its ``step``, ``state_dict`` and ``load_state_dict``, and reads its
+    ``optimizer``.
+    """
+    config.scheduler = scheduler
+
+
 def steps_between_schedules(trainer: Trainer) -> int:
     """Return the largest number of steps from one step of a scheduler by steps to its next one."""
     configs = trainer.lr_scheduler_configs

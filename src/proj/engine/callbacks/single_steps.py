@@ -19,6 +19,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from proj.data.base import DataModule
 from proj.engine.callbacks.best_checkpoint import BestCheckpoint
+from proj.engine.callbacks.deadline import Deadline, StopAt
 from proj.engine.callbacks.divergence import Divergence
 from proj.engine.callbacks.monitoring import StepLogger
 from proj.engine.callbacks.non_finite import StopOnNonFinite
@@ -65,6 +66,8 @@ COMPATIBLE_CALLBACKS: tuple[type[Callback], ...] = (
     ResumeCheckpoint,
     StopOnNonFinite,
     StepLogger,
+    Deadline,
+    StopAt,
     Divergence,
     EarlyStopping,
     Timer,

@@ -16,10 +16,12 @@ from proj.engine.config.placeholders import show_not_recorded
 from proj.engine.config.without_effect import settings_without_effect
 from proj.engine.evaluation.tensorboard import FigureLogger
 from proj.engine.exit_codes import DISK_ERRORS, as_user_error, signal_exit_codes
+from proj.engine.runs.contents import PlanFacts
 from proj.engine.runs.files import atomic_write, write_json
 from proj.engine.runs.locks import lock_run
 from proj.engine.runs.run import Run, check_name, create_run
 from proj.engine.training.data_checks import check_data, describe_positive
+from proj.engine.training.deadline import deadline
 from proj.engine.training.initial_weights import (
     check_classes,
     checkpoint_to_continue,
@@ -73,8 +75,13 @@ def train_experiment(
     folder: Path | None = None,
     callbacks: Sequence[Callback] = (),
     lr_figure: "Figure | None" = None,
+    plan: PlanFacts | None = None,
 ) -> Run | None:
-    """Check an experiment, create its run folder and train; see ``fit``."""
+    """Check an experiment, create its run folder and train; see ``fit``.
+
+    ``plan`` is that of a run with ``--within`` that is repeated.
+    """
+    callbacks = [*callbacks, *deadline(cli, plan)]
     initial, checkpoint = initial_weights(cli), checkpoint_to_continue(cli)
     root, name = (folder.parent, folder.name) if folder else (cli.root, cli.option("name"))
     findings: list[Finding] = []

@@ -59,7 +59,7 @@ def reproduce(args: list[str]) -> None:
     words = ["--config", str(run.path / "config.yaml")]
     experiment, _ = parse_experiment(read_arguments(words, "fit"))
     _check_data(run, experiment)
-    train_experiment(experiment, words, again.path)
+    train_experiment(experiment, words, again.path, plan=run.manifest.get("within"))
     changes = [*_changes(run, again)]
     reason = f"not as recorded: {_listed(changes)}" if changes else "all that is recorded is equal"
     if difference := first_difference(run, again):

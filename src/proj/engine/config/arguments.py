@@ -15,13 +15,13 @@ from proj.engine.class_paths import (
     resolve_flag,
 )
 from proj.engine.config.included_files import include_files, include_in_flag
-from proj.engine.config.options import OPTIONS
+from proj.engine.config.options import FIT_KEYS, OPTIONS
 from proj.engine.config.parser import VerbParser
 from proj.engine.config.yaml_file import read_yaml
 from proj.errors import UserError, nearest, quoted
 
 SECTIONS = ("trainer", "model", "data", "checkpoint", "early_stopping")
-EXPERIMENT_KEYS = ("seed_everything", *SECTIONS, "init_from")
+EXPERIMENT_KEYS = ("seed_everything", *SECTIONS, *FIT_KEYS)
 
 
 class Arguments(NamedTuple):

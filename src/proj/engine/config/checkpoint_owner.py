@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from proj.engine.config.experiment import differences
+from proj.engine.config.options import FIT_KEYS
 from proj.engine.runs.files import is_present
 from proj.engine.runs.find import digest
 from proj.engine.runs.run import Run
@@ -21,6 +22,7 @@ LENGTH_SETTINGS = (
 # of a run may differ in them.
 CHANGEABLE_SETTINGS = (
     *LENGTH_SETTINGS,
+    "within",
     "trainer.min_epochs",
     "trainer.min_steps",
     "trainer.enable_progress_bar",
@@ -83,7 +85,7 @@ def check_same_run(
             )
         return
     # Runs without initial weights record no `init_from`.
-    own, other = ({"init_from": None} | config for config in (recorded, checkpoint["config"]))
+    own, other = (dict.fromkeys(FIT_KEYS) | config for config in (recorded, checkpoint["config"]))
     changes = [line for line in differences(own, other) if not may_change(line)]
     if changes and digest(own) != digest(other):
         more = f" and {len(changes) - MAX_SHOWN} more" if len(changes) > MAX_SHOWN else ""

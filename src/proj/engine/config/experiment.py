@@ -27,7 +27,7 @@ from proj.engine.config.arguments import keep_text
 from proj.engine.config.build_errors import explain_unbuilt
 from proj.engine.config.callbacks import fit_callbacks, monitor_options, monitored_metrics
 from proj.engine.config.experiment_parser import ExperimentParser
-from proj.engine.config.options import OPTIONS
+from proj.engine.config.options import FIT_KEYS, OPTIONS
 from proj.engine.config.parser_errors import explain_parser_error
 from proj.engine.config.placeholders import fill_placeholders
 from proj.engine.config.unsupported import check_supported
@@ -338,7 +338,7 @@ def _inline(configs: list[dict[str, Any]], recorded_options: set[str]) -> list[s
         known = {
             key: value
             for key, value in config.items()
-            if key != "init_from" or key in recorded_options
+            if key not in FIT_KEYS or key in recorded_options
         }
         data = known.get("data")
         if isinstance(data, dict) and isinstance(options := data.get("init_args"), dict):

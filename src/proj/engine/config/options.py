@@ -55,6 +55,9 @@ _RUN = Option(
 )
 _CKPT_PATH = Option("ckpt_path", "Checkpoint to use: best (the default), last, or a file.")
 
+# Keys of a config that are options of `fit`; other verbs leave them out.
+FIT_KEYS = ("init_from", "within")
+
 # Every verb takes these; `cli` reads them before it calls the verb.
 COMMON_OPTIONS = (
     Option("debug", "Show the traceback of an error.", bool),
@@ -87,6 +90,13 @@ OPTIONS: dict[str, tuple[Option, ...]] = {
             metavar="RUN",
         ),
         Option("lr_find", "Find a learning rate first, and train with it.", bool),
+        Option(
+            "within",
+            "Time for the whole command, such as 30m or 1h30m; training and its schedule end in "
+            "it, and max_epochs and max_steps stay limits.",
+            recorded=True,
+            metavar="TIME",
+        ),
     ),
     "check": (
         _INIT_FROM,

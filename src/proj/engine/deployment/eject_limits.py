@@ -78,6 +78,8 @@ def obstacles(run: Run, cli: ExperimentCLI) -> Iterator[str]:
         yield "--ckpt_path: expected a training from the start, got one that continues another"
     if cli.option("init_from") is not None:
         yield f"init_from: expected random initial weights, got {cli.option('init_from')}"
+    if run.manifest.get("within"):
+        yield "within: expected a run without --within, whose schedule follows no clock, got one"
     yield from _model(cli)
     yield from _monitors(cli)
 

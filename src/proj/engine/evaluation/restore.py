@@ -17,6 +17,7 @@ from proj.engine.config.experiment import (
     first_process,
     without_loggers,
 )
+from proj.engine.config.options import FIT_KEYS
 from proj.engine.config.without_effect import flags_without_effect
 from proj.engine.evaluation.loggers import evaluation_loggers
 from proj.engine.exit_codes import as_user_error, signal_exit_codes
@@ -171,7 +172,7 @@ def _restore_model(cli: ExperimentCLI, checkpoint: dict[str, Any], path: Path) -
 def _show_differences(verb: str, run: Run, recorded: dict[str, Any], cli: ExperimentCLI) -> None:
     """Print the changes of the recorded experiment; warn of an unfinished run and of other rows."""
     old, new = without_loggers(recorded), without_loggers(cli.experiment)
-    for line in differences({**old, "init_from": None}, new):
+    for line in differences({**old, **dict.fromkeys(FIT_KEYS)}, new):
         console.say(f"not as recorded: {line}")
     status = run.manifest["status"]
     if status != "finished":

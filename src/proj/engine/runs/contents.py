@@ -27,6 +27,14 @@ class BaselineFacts(TypedDict):
     seconds: float
 
 
+class PlanFacts(TypedDict):
+    """What ``fit --within`` has planned; see ``callbacks.stretch.StepPlan``."""
+
+    seconds: float
+    steps: int | None
+    changes: list[list[float]]
+
+
 class Manifest(TypedDict):
     """What `fit` or `baseline` records about a run."""
 
@@ -47,6 +55,8 @@ class Manifest(TypedDict):
     warnings: NotRequired[list[str]]
     loggers: NotRequired[dict[str, str]]
     baseline: NotRequired[BaselineFacts]
+    within: NotRequired[PlanFacts]
+    out_of_time: NotRequired[bool]
 
 
 class ClassSection(TypedDict):

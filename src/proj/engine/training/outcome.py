@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from lightning.pytorch import Trainer
 
 from proj.engine.callbacks.best_checkpoint import BestCheckpoint
+from proj.engine.callbacks.deadline import Deadline
 from proj.engine.callbacks.divergence import Divergence
 from proj.engine.lightning_internals import start_method
 from proj.engine.runs.checkpoint_file import read_checkpoint
@@ -45,7 +46,7 @@ def restore_callbacks(run: Run, trainer: Any) -> None:
         return
     for callback in trainer.callbacks:
         state = checkpoint["callbacks"].get(callback.state_key)
-        if state is not None and isinstance(callback, BestCheckpoint | Divergence):
+        if state is not None and isinstance(callback, BestCheckpoint | Deadline | Divergence):
             callback.load_state_dict(state)
         if isinstance(callback, Divergence):
             # The checkpoint was written before the end of the last epoch was recorded.

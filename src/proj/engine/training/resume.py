@@ -24,6 +24,7 @@ from proj.engine.runs.find import and_skipped, find_run, list_runs, warn_of_skip
 from proj.engine.runs.locks import lock_run
 from proj.engine.runs.run import LAST, PREVIOUS, Run
 from proj.engine.runs.weights import give_schema, weight_type
+from proj.engine.training.deadline import deadline
 from proj.engine.training.preflight import preflight
 from proj.engine.training.train import RUN_VARIABLE, train
 from proj.engine.write_paths import check_links
@@ -66,7 +67,7 @@ def resume(arguments: Arguments, args: list[str], callbacks: Sequence[Callback] 
     check_same_run(run, recorded, checkpoint, path)
     _check_epochs(run, cli, checkpoint)
     _restore_schema(cli, checkpoint)
-    command = ["fit", *args]
+    command, callbacks = ["fit", *args], [*callbacks, *deadline(cli)]
     if not first_process():
         train(cli, run, command, callbacks, path, resumed=True)
         return run

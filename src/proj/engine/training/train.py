@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
@@ -13,6 +14,7 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from proj.data.base import Finding
 from proj.engine import PACKAGE, console
 from proj.engine.callbacks.best_checkpoint import BestCheckpoint
+from proj.engine.callbacks.deadline import Deadline
 from proj.engine.callbacks.divergence import DIVERGED, divergence
 from proj.engine.callbacks.loggers import finish, log_files
 from proj.engine.callbacks.monitoring import RunLogger
@@ -131,6 +133,8 @@ def _epoch(run: Run, trainer: Trainer) -> int:
 def _record_result(run: Run, trainer: Trainer) -> None:
     for saver in _best_checkpoints(trainer):
         run.write_manifest(best_epoch=saver.best_epoch)
+    for deadline in _deadlines(trainer):
+        run.write_manifest(within=deadline.facts())
     _record_divergence(run, divergence(trainer))
 
 
@@ -177,6 +181,10 @@ def _best_checkpoints(trainer: Trainer) -> list[BestCheckpoint]:
     return [saver for saver in savers if saver.best_metrics]
 
 
+def _deadlines(trainer: Any) -> list[Deadline]:
+    return [callback for callback in trainer.callbacks if isinstance(callback, Deadline)]
+
+
 def _show_result(run: Run, trainer: Trainer) -> None:
     """Print the metrics of the best epoch, the length of the training, and the run's folder."""
     reached = outcome(run, trainer)
@@ -194,6 +202,8 @@ def _show_result(run: Run, trainer: Trainer) -> None:
         title = title if saver.monitor else "last epoch"
         console.show_metrics(title, metric_entries(metrics), task, average)
     console.say(f"trained: {epochs} (counted from 0), {console.plural(reached.steps, 'step')}")
+    for deadline in _deadlines(trainer):
+        console.say(deadline.result(reached.steps))
     console.say(f"run: {run.path}")
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):

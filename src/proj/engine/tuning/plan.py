@@ -13,6 +13,7 @@ from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
 
 from proj import metrics
+from proj.engine import clock
 from proj.engine.config.arguments import as_flags, read_arguments
 from proj.engine.config.experiment import ExperimentCLI
 from proj.engine.config.parser import VerbParser
@@ -72,6 +73,7 @@ class StudyPlan(NamedTuple):
         workers: number of trials at the same time.
         one_process_per_job: start a new process for each training run. Runs on several devices need
             this, because Lightning starts their further processes with the same arguments.
+        within: seconds for the whole command; None: as long as the budget takes.
         escape_formulas: write trials.csv for a spreadsheet that would compute some of its texts.
     """
 
@@ -91,6 +93,7 @@ class StudyPlan(NamedTuple):
     storage: str | None
     workers: int
     one_process_per_job: bool
+    within: float | None
     escape_formulas: bool
 
     def make_sampler(self, seed: int) -> BaseSampler:
@@ -146,10 +149,12 @@ def read_plan(args: list[str]) -> StudyPlan:
         storage=options.storage,
         workers=options.workers,
         one_process_per_job=uses_several_devices(cli.experiment),
+        within=clock.read_duration(options.within, "--within") if options.within else None,
         escape_formulas=options.escape_formulas,
     )
-    if (plan.n_trials is None) == (plan.minutes is None):
-        budgets = "both" if plan.n_trials else "neither"
+    is_counted, is_timed = plan.n_trials is not None, plan.minutes is not None
+    if is_counted == is_timed and (is_counted or plan.within is None):
+        budgets = "both" if is_counted else "neither"
         raise UserError(f"{file}: expected a budget, either trials or minutes, got {budgets}.")
     # Build both now, so that a mistake in the study file ends the command before the first trial.
     plan.make_sampler(0)
@@ -168,6 +173,12 @@ def _parse(args: list[str]) -> tuple[argparse.Namespace, list[str]]:
     )
     parser.add_argument(
         "--n_trials", type=positive_int, help="total number of trials, instead of the file's"
+    )
+    parser.add_argument(
+        "--within",
+        metavar="TIME",
+        help="time for the whole command, such as 30m or 1h30m: no trial starts that cannot end in "
+        "it, and running trials stop then with their best score",
     )
     parser.add_argument(
         "--storage",

@@ -4,12 +4,13 @@ import math
 import statistics
 import time
 from contextlib import nullcontext
+from pathlib import Path
 
 import optuna
 from optuna import Study, Trial
 from optuna.trial import FrozenTrial, TrialState
 
-from proj.engine import console
+from proj.engine import clock, console
 from proj.engine.config.arguments import as_flags
 from proj.engine.exit_codes import stop_signals
 from proj.engine.runs.files import as_plain
@@ -32,6 +33,9 @@ from proj.engine.tuning.worker import Job, make_job
 from proj.engine.write_paths import check_links
 from proj.errors import TrainingError, UserError
 
+# Seconds for the end of the command: the last validation of a trial, the table and the report.
+END_SECONDS = 4.0
+
 
 def tune(args: list[str]) -> None:
     """Search for better hyperparameters."""
@@ -46,6 +50,7 @@ def tune(args: list[str]) -> None:
         with stop_signals(pool.stop), search.display.live():
             search.run()
         write_results(study, plan)
+        search.show_number()
     if pool.signal:
         console.say(f"stopped; run the same command again to continue: {plan.folder}")
         raise SystemExit(128 + pool.signal)
@@ -71,6 +76,9 @@ class Search:
         # Seconds of work on the study, including earlier commands, up to ``clock``.
         self.seconds = float(study.user_attrs.get("seconds", 0.0))
         self.clock = time.monotonic()
+        self.end = math.inf
+        if plan.within is not None:
+            self.end = clock.began() + plan.within - END_SECONDS
 
     def run(self) -> None:
         """Run trials until the budget of the whole study is used up or a signal stops the pool."""
@@ -91,9 +99,28 @@ class Search:
 
     def _trials_to_start(self) -> int | None:
         """Return how many trials to start; None for as many as there is time for."""
+        if not self._another_fits():
+            return 0
         if self.plan.minutes is None:
             return remaining_trials(self.study, self.plan.n_trials)
         return None if self.seconds < 60 * self.plan.minutes else 0
+
+    def _another_fits(self) -> bool:
+        """Return whether the shortest trial so far would end within the time of the command."""
+        left = self.end - time.monotonic()
+        complete = self.study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
+        times = [trial.duration.total_seconds() for trial in complete if trial.duration is not None]
+        return left > min(times, default=0.0)
+
+    def show_number(self) -> None:
+        """Print how many trials the time was enough for, if it has ended the command."""
+        if self.plan.within is None or self._another_fits():
+            return
+        trials = self.study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
+        stopped = sum("out_of_time" in trial.user_attrs for trial in trials)
+        early = f", {stopped} stopped before the end" if stopped else ""
+        within = clock.duration(self.plan.within)
+        console.say(f"within {within}: {console.plural(len(trials), 'trial')} complete{early}.")
 
     def _others_are_running(self) -> bool:
         """Return whether processes on other machines still work on trials of a counted budget."""
@@ -123,7 +150,8 @@ class Search:
         self.seconds, self.clock = self.seconds + now - self.clock, now
         study.set_user_attr("seconds", self.seconds)
         self.display.trial_ended(trial)
-        if self.pool.signal or remaining_trials(study, self.plan.n_trials) == 0:
+        is_used_up = remaining_trials(study, self.plan.n_trials) == 0
+        if self.pool.signal or is_used_up or not self._another_fits():
             study.stop()
 
     def objective(self, trial: Trial) -> float:
@@ -144,12 +172,16 @@ class Search:
                 [*plan.fit_args, *as_flags(settings), *repeat.flags],
                 # With repeats, pruning compares the means over repeats instead of the epochs.
                 metric=None if has_repeats else plan.metric,
+                end=None if plan.within is None else self.end,
             )
             reporter = PruningReporter(self.study, trial)
             scores.append(self._score(job, trial, reporter))
             if has_repeats:
                 reporter(number, statistics.fmean(scores))
             is_last = number + 1 == len(plan.repeats)
+            if not is_last and time.monotonic() >= self.end:
+                # The mean of some repeats is not comparable with that of all.
+                raise optuna.TrialPruned
             if reporter.pruned and not (has_repeats and is_last):
                 raise optuna.TrialPruned
         value = statistics.fmean(scores)
@@ -169,6 +201,8 @@ class Search:
             # A retry inherits this value, so it must identify the interrupted attempt.
             trial.set_user_attr("interrupted", trial.number)
             raise
+        if Run(Path(job["folder"])).manifest.get("out_of_time"):
+            trial.set_user_attr("out_of_time", True)
         if self.plan.metric not in metrics and not reporter.pruned:
             raise UserError(
                 f"metric: expected a metric that the model logs ({', '.join(metrics)}), got "

@@ -9,6 +9,7 @@ further processes with the same arguments.
 """
 
 import json
+import math
 import os
 import queue
 import shutil
@@ -22,7 +23,8 @@ from typing import Any, TypedDict
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from proj.engine import security
+from proj.engine import clock, security
+from proj.engine.callbacks.deadline import StopAt
 from proj.engine.cli import replace_unprintable
 from proj.engine.commands.fit import fit
 from proj.engine.commands.test import test
@@ -53,6 +55,7 @@ class Job(TypedDict):
         log: file for everything that training prints.
         metric: metric to report after each validation; None: report nothing.
         test: whether to run ``test`` after training.
+        end: time of ``time.monotonic`` at which training must be over; None: no limit.
         allow: packages that the experiment may import, as in ``--allow``.
     """
 
@@ -61,11 +64,16 @@ class Job(TypedDict):
     log: str
     metric: str | None
     test: bool
+    end: float | None
     allow: list[str]
 
 
 def make_job(
-    folder: Path, fit_args: list[str], metric: str | None = None, test: bool = False
+    folder: Path,
+    fit_args: list[str],
+    metric: str | None = None,
+    test: bool = False,
+    end: float | None = None,
 ) -> Job:
     """Return a job that logs beside the run's folder and may import this process's packages."""
     return Job(
@@ -74,6 +82,7 @@ def make_job(
         log=f"{folder}.txt",
         metric=metric,
         test=test,
+        end=end,
         allow=security.allowed_packages,
     )
 
@@ -131,7 +140,12 @@ def train(job: Job, channel: Channel | None) -> None:
     A run that was interrupted is resumed. A run that is finished stays as it is.
     """
     folder = Path(job["folder"])
-    callbacks = [MetricReporter(job["metric"], channel)] if job["metric"] else []
+    callbacks: list[Callback] = []
+    if job["metric"]:
+        callbacks.append(MetricReporter(job["metric"], channel))
+    stop_at = StopAt(math.inf if job["end"] is None else job["end"])
+    if job["end"] is not None:
+        callbacks.append(stop_at)
     _wait_for_lock(folder)
     checkpoints = [folder / "checkpoints" / name for name in (LAST, PREVIOUS)]
     resumable = any(path.is_file() and checkpoint_file.is_whole(path) for path in checkpoints)
@@ -141,6 +155,8 @@ def train(job: Job, channel: Channel | None) -> None:
         fit([*job["fit_args"], *QUIET], folder, callbacks)
     elif Run(folder).manifest["status"] != "finished":
         fit(["--resume", str(folder), *_secret_flags(job), *QUIET], folder, callbacks)
+    if stop_at.stopped and first_process():
+        Run(folder).write_manifest(out_of_time=True)
     if job["test"] and not _is_tested(folder):
         test(["--run", str(folder), *_secret_flags(job), *QUIET])
 
@@ -185,6 +201,7 @@ def execute(job: Job, channel: Channel | None) -> dict[str, Any]:
         ``code``, the exit code that the verb would have; with code 0 ``metrics``, the metrics of
         the best epoch, otherwise ``reason``, the error message.
     """
+    clock.start()
     _redirect_output(Path(job["log"]))
     hide(split_words(job["fit_args"])[1])
     for package in job["allow"]:
