@@ -1,6 +1,6 @@
 """Load a run's model for predictions in Python."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from proj.engine.class_paths import add_working_directory
 from proj.engine.config.parser_errors import explain_parser_error
 from proj.engine.runs import calibration
 from proj.engine.runs.checkpoint_file import read_checkpoint
+from proj.engine.runs.ensemble import average_tables, members_of, require_models
 from proj.engine.runs.find import find_run
 from proj.engine.runs.predictions import frame
 from proj.engine.runs.run import Run
@@ -82,12 +83,34 @@ class Predictor:
         )
 
 
-def load(run: Run | str | Path, *, allow: Iterable[str] = ()) -> Predictor:
-    """Load a trained model for prediction.
+class EnsemblePredictor:
+    """Weighted mean of several trained models. Made by ``proj.load`` for an ensemble.
+
+    Attributes:
+        members: the predictors of the members.
+        weights: their weights, with the sum 1.
+    """
+
+    def __init__(self, members: Sequence[Predictor], weights: Sequence[float]) -> None:
+        self.members, self.weights = list(members), list(weights)
+
+    def predict(self, rows: Any, batch_size: int = 1024) -> pl.DataFrame:
+        """Predict raw rows: the weighted mean of the members' probabilities or numbers.
+
+        Arguments, columns and errors are those of ``Predictor.predict``.
+        """
+        schema = self.members[0].model.schema
+        assert schema is not None
+        tables = [member.predict(rows, batch_size) for member in self.members]
+        return average_tables(schema, tables, self.weights)
+
+
+def load(run: Run | str | Path, *, allow: Iterable[str] = ()) -> Predictor | EnsemblePredictor:
+    """Load a trained model, or an ensemble, for prediction.
 
     Args:
         run: a run, its name in ``lightning_logs``, its folder, or a checkpoint file (``.ckpt``).
-            Of a run, the best checkpoint is loaded.
+            Of a run, the best checkpoint is loaded; of an ensemble, all members.
         allow: packages whose classes the checkpoint may name, such as that of its optimizer; see
             the flag ``--allow``.
 
@@ -95,12 +118,19 @@ def load(run: Run | str | Path, *, allow: Iterable[str] = ()) -> Predictor:
         UserError: if there is no such run or file, the checkpoint is of another model, or it names
             a class that is not allowed.
     """
-    if isinstance(run, Run):
-        path = run.checkpoint("best")
-    elif Path(run).suffix == ".ckpt":
-        path = Path(run)
-    else:
-        path = find_run(Path("lightning_logs"), str(run)).checkpoint("best")
+    if not isinstance(run, Run) and Path(run).suffix == ".ckpt":
+        return _load_file(Path(run), allow)
+    found = run if isinstance(run, Run) else find_run(Path("lightning_logs"), str(run))
+    if found.ensemble is None:
+        return _load_file(found.checkpoint("best"), allow)
+    members = members_of(found)
+    require_models(found, members)
+    predictors = [_load_file(member.run.checkpoint("best"), allow) for member in members]
+    return EnsemblePredictor(predictors, [member.weight for member in members])
+
+
+def _load_file(path: Path, allow: Iterable[str]) -> Predictor:
+    """Load the model of a checkpoint file."""
     checkpoint = read_checkpoint(path)
     if "config" not in checkpoint or checkpoint.get("schema") is None:
         raise UserError(

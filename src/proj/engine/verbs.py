@@ -19,6 +19,10 @@ VERBS = {
         "commands.baseline:baseline",
         "fit standard learners on the splits of an experiment, to compare a run with",
     ),
+    "ensemble": (
+        "commands.ensemble:ensemble",
+        "average runs of one task, with weights fitted on the validation split",
+    ),
     "report": ("commands.report:report", "write the HTML report of a run that has been tested"),
     "compare": ("commands.compare:compare", "test whether runs differ on the same test rows"),
     "runs": ("commands.runs:runs", "list runs with their headline metrics"),

@@ -2,14 +2,13 @@
 
 from typing import Any
 
-import numpy as np
 import torch
 
 from proj.data.base import DataModule
 from proj.engine.baselines.fitting import FittedBaseline, targets_of
 from proj.engine.callbacks.prediction_writer import add_source_columns
 from proj.engine.evaluation.artifacts import save_artifacts
-from proj.engine.evaluation.curves import log_losses
+from proj.engine.evaluation.ensemble_weights import row_losses
 from proj.engine.evaluation.prediction_set import PredictionSet, average_of, predictions_in
 from proj.engine.evaluation.results import run_seed
 from proj.engine.evaluation.scoring import Metrics, add_intervals
@@ -94,7 +93,7 @@ def _write_results(
     table = frame(schema, batch.row.numpy(), output, target, weight=weight)
     table = add_source_columns(table, data, split)
     predictions = predictions_in(table, run, schema, None)
-    metrics = _metrics(run, predictions, schema, split)
+    metrics = metrics_of(run, predictions, schema, split)
     metrics = add_intervals(metrics, predictions, schema, run_seed(run))
     with replace_results(run, verb):
         atomic_write(run.path / verb / "predictions.parquet", table.write_parquet)
@@ -104,10 +103,17 @@ def _write_results(
         write_metrics(run.path / verb / "metrics.json", metrics)
 
 
-def _metrics(run: Run, predictions: PredictionSet, schema: Schema, split: str) -> Metrics:
-    """Return the metrics of predictions as a model logs them, with the loss without options."""
+def metrics_of(run: Run, predictions: PredictionSet, schema: Schema, split: str) -> Metrics:
+    """Return the metrics of predictions as a model logs them, with the loss without options.
+
+    Args:
+        run: the run, for the average of its metrics.
+        predictions: predictions of the split.
+        schema: the schema of the data.
+        split: ``val`` or ``test``.
+    """
     metrics = StageMetrics(schema, split, average=average_of(run))
-    loss, rows = _loss(predictions, schema), len(predictions)
+    loss, rows = predictions.mean(row_losses(predictions, schema)), len(predictions)
     weight = None if predictions.weight is None else torch.tensor(predictions.weight)
     metrics.update(
         torch.tensor(predictions.output),
@@ -117,11 +123,3 @@ def _metrics(run: Run, predictions: PredictionSet, schema: Schema, split: str) -
         row_weights=weight,
     )
     return metric_entries({name: value.item() for name, value in metrics.compute().items()})
-
-
-def _loss(predictions: PredictionSet, schema: Schema) -> float:
-    """Return the mean log loss, or the mean squared error of standardized targets."""
-    if predictions.task != "regression":
-        return predictions.mean(log_losses(predictions))
-    error = (predictions.output - predictions.target) / np.array(schema.target_std)
-    return predictions.mean((error**2).mean(axis=1))

@@ -45,7 +45,7 @@ complete --command {name} --arguments \\
 
 # Flags whose value is a run, and verbs whose first words are runs.
 RUN_FLAGS = ("--run", "--resume", "--init_from")
-RUN_VERBS = ("compare", "report", "reproduce", "eject")
+RUN_VERBS = ("compare", "ensemble", "report", "reproduce", "eject")
 # Folders in the folder of runs that are no runs.
 NO_RUNS = ("studies", "cv")
 

@@ -6,6 +6,7 @@ from proj.engine.callbacks.prediction_writer import PredictionWriter
 from proj.engine.evaluation.artifacts import save_artifacts
 from proj.engine.evaluation.baseline import constant_baseline
 from proj.engine.evaluation.conformal import conformal_metrics
+from proj.engine.evaluation.ensemble import evaluate_ensemble, named_ensemble
 from proj.engine.evaluation.leaderboard import compare_with_best
 from proj.engine.evaluation.loggers import log_results
 from proj.engine.evaluation.own_metrics import own_metrics
@@ -30,6 +31,9 @@ from proj.models.base import Model
 
 def test(args: list[str]) -> None:
     """Compute a run's metrics on the test split, save the predictions and write the report."""
+    if ensemble := named_ensemble("test", args):
+        evaluate_ensemble("test", ensemble)
+        return
     restored = restore("test", args)
     run, cli, checkpoint, _ = restored
     applied = apply_calibration(cli.model, checkpoint)
@@ -46,7 +50,7 @@ def test(args: list[str]) -> None:
     else:
         with replace_results(run, "test"):
             _write_predictions(run, writer, applied)
-            save_metrics(run, "test", checkpoint, metrics, [], writer.table is not None)
+            save_metrics(run, "test", checkpoint.name, metrics, [], writer.table is not None)
     log_results(trainer.loggers, run, checkpoint, metrics)
     show_location(run)
 
@@ -79,7 +83,7 @@ def _score(
         remarks = [] if baseline is None else [str(baseline)]
         if is_ours:
             remarks.append(compare_with_best(run, predictions))
-        save_metrics(run, "test", checkpoint, metrics, warnings, True, schema.task, remarks)
+        save_metrics(run, "test", checkpoint.name, metrics, warnings, True, schema.task, remarks)
         for omission in omissions:
             console.say(omission)
         tensorboard_step = step if has_tensorboard(run) else None

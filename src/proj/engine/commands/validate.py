@@ -16,6 +16,7 @@ from proj.engine.evaluation import calibrate, conformal
 from proj.engine.evaluation.artifacts import row_positions
 from proj.engine.evaluation.calibrate import CalibrationRequest
 from proj.engine.evaluation.counts import headline_metric
+from proj.engine.evaluation.ensemble import evaluate_ensemble, named_ensemble
 from proj.engine.evaluation.importance import REPEATS, Rows, importances, inputs_of, predictor
 from proj.engine.evaluation.own_metrics import own_metrics
 from proj.engine.evaluation.prediction_set import PredictionSet, predictions_in
@@ -37,6 +38,9 @@ def validate(args: list[str]) -> None:
 
     Depending on the flags, also fit a calibration and compute the importance of the columns.
     """
+    if ensemble := named_ensemble("validate", args):
+        evaluate_ensemble("validate", ensemble)
+        return
     restored = restore("validate", args)
     run, cli, checkpoint, _ = restored
     wants_importance = bool(cli.config.get("importance"))
@@ -58,7 +62,7 @@ def validate(args: list[str]) -> None:
     else:
         with replace_results(run, "validate"):
             _write_predictions(run, writer)
-            save_metrics(run, "validate", checkpoint, metrics, [], writer.table is not None)
+            save_metrics(run, "validate", checkpoint.name, metrics, [], writer.table is not None)
     show_location(run)
 
 
@@ -82,7 +86,7 @@ def _score(
     warnings = small_sample_warnings(metrics, schema.task, "validation")
     with replace_results(run, "validate"):
         _write_predictions(run, writer)
-        save_metrics(run, "validate", checkpoint, metrics, warnings, True, schema.task)
+        save_metrics(run, "validate", checkpoint.name, metrics, warnings, True, schema.task)
     if fitted is not None:
         show_calibration(fitted, predictions, schema)
         _save_calibration(fitted, checkpoint)

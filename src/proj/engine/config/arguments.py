@@ -240,6 +240,11 @@ def _check_keys(path: Path, config: dict[Any, Any]) -> None:
             f"{path}: expected an experiment, got the config of a baseline, whose model is a "
             "standard learner; use the config of the run that it is compared with."
         )
+    if "ensemble" in config:
+        raise UserError(
+            f"{path}: expected an experiment, got the config of an ensemble, which is not trained; "
+            "use the config of one of its members."
+        )
     for key, value in config.items():
         if key not in EXPERIMENT_KEYS:
             hint = nearest(str(key), EXPERIMENT_KEYS)

@@ -136,6 +136,11 @@ def compare_with_best(run: Run, predictions: PredictionSet) -> str:
     """Return one line that compares a run with the best baseline, or how to fit baselines."""
     rivals = rivals_of(run, predictions)
     if not rivals:
+        if facts := run.ensemble:
+            return (
+                "not compared with standard learners: fit them with `baseline --run`, for a "
+                f"trained member of {', '.join(member['name'] for member in facts['members'])}"
+            )
         name = run.path.name if run.path.parent.name == "lightning_logs" else run.path
         return f"compare with standard learners: python -m {PACKAGE} baseline --run {name}"
     return _sentence(predictions, rivals)

@@ -202,6 +202,10 @@ def _reproduce(run: Run) -> Iterator[Html]:
         words = shlex.join(manifest.get("command", []))
         yield html.text("Fit the baselines again, with the experiment that they are of:")
         yield html.code(f"python -m {PACKAGE} {words}")
+    elif run.ensemble:
+        words = shlex.join(manifest.get("command", []))
+        yield html.text("Make the ensemble again, from the runs of its members:")
+        yield html.code(f"python -m {PACKAGE} {words}")
     else:
         yield html.text("Save the configuration as experiment.yaml and train again:")
         yield html.code(f"python -m {PACKAGE} fit --config experiment.yaml")

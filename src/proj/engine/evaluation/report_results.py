@@ -15,6 +15,7 @@ from proj.engine.evaluation.prediction_set import PredictionSet
 from proj.engine.evaluation.scoring import Metrics, small_sample_warnings
 from proj.engine.html import Html
 from proj.engine.runs.contents import LOST, FindingEntry, flatten_config
+from proj.engine.runs.ensemble import described
 from proj.engine.runs.files import is_present, read_json
 from proj.engine.runs.run import Run
 from proj.schema import Schema, Task
@@ -71,6 +72,9 @@ def _training(run: Run) -> str:
     manifest = run.manifest
     if facts := run.baseline:
         return f"Fitting took {facts['seconds']:.1f} seconds."
+    if ensemble := run.ensemble:
+        fitted = ", with weights fitted on the validation split" * (ensemble["kind"] == "runs")
+        return f"Average of {described(ensemble['members'])}{fitted}."
     status: str = manifest["status"]
     if end := manifest.get("end"):
         status += f" on {end[:16].replace('T', ' at ')} UTC"

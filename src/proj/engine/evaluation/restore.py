@@ -60,8 +60,13 @@ class RestoredRun(NamedTuple):
         return bool(self.cli.config_init.trainer.fast_dev_run)
 
 
-def restore(verb: str, args: list[str]) -> RestoredRun:
+def restore(verb: str, args: list[str], check_rows: bool = True) -> RestoredRun:
     """Find the run that the command line names, and build its experiment and model.
+
+    Args:
+        verb: the verb.
+        args: its words.
+        check_rows: warn if rows that the run was trained on may be scored.
 
     Raises:
         UserError: if there is no such run or checkpoint, or the checkpoint does not fit the model.
@@ -90,7 +95,9 @@ def restore(verb: str, args: list[str]) -> RestoredRun:
         for sentence in flags_without_effect(verb, arguments.flags):
             console.warn(sentence)
         console.say(f"run: {run.path}, {path.name} of epoch {checkpoint['epoch']}")
-        _show_differences(verb, run, recorded, cli)
+        _show_differences(run, recorded, cli)
+        if verb != "predict" and check_rows:
+            warn_of_other_rows(run, recorded.get("data") or {}, cli)
     return RestoredRun(run, cli, path, checkpoint["global_step"])
 
 
@@ -169,16 +176,14 @@ def _restore_model(cli: ExperimentCLI, checkpoint: dict[str, Any], path: Path) -
         cli.datamodule.schema = Schema.from_dict(checkpoint["schema"])
 
 
-def _show_differences(verb: str, run: Run, recorded: dict[str, Any], cli: ExperimentCLI) -> None:
-    """Print the changes of the recorded experiment; warn of an unfinished run and of other rows."""
+def _show_differences(run: Run, recorded: dict[str, Any], cli: ExperimentCLI) -> None:
+    """Print the changes of the recorded experiment; warn of an unfinished run."""
     old, new = without_loggers(recorded), without_loggers(cli.experiment)
     for line in differences({**old, **dict.fromkeys(FIT_KEYS)}, new):
         console.say(f"not as recorded: {line}")
     status = run.manifest["status"]
     if status != "finished":
         console.warn(f"{run.path} is not finished; its status is {status}.")
-    if verb != "predict":
-        warn_of_other_rows(run, recorded.get("data") or {}, cli)
 
 
 def warn_of_other_rows(run: Run, recorded: dict[str, Any], cli: ExperimentCLI) -> None:
@@ -215,15 +220,20 @@ def apply_calibration(model: LightningModule, checkpoint: Path) -> Calibration |
 
 
 def run_loop(
-    verb: Literal["validate", "test", "predict"], restored: RestoredRun, writer: PredictionWriter
+    verb: Literal["validate", "test", "predict"],
+    restored: RestoredRun,
+    writer: PredictionWriter,
+    log: bool = True,
 ) -> Trainer:
     """Run Lightning's loop of a verb with the restored checkpoint, and return its Trainer.
 
-    ``writer`` writes the predictions, except with ``fast_dev_run``.
+    ``writer`` writes the predictions, except with ``fast_dev_run``. Without ``log``, no logger gets
+    the metrics.
     """
     cli = restored.cli
     callbacks: list[Callback] = [] if restored.fast_dev_run else [writer]
-    loggers = [] if restored.fast_dev_run else evaluation_loggers(cli, restored.run)
+    logs = log and not restored.fast_dev_run
+    loggers = evaluation_loggers(cli, restored.run) if logs else []
     trainer = cli.build_trainer(restored.run.path, callbacks, loggers=loggers)
     keep_freed_memory(trainer.strategy.root_device)
     options = {"return_predictions": False} if verb == "predict" else {"verbose": False}

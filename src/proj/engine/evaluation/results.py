@@ -71,7 +71,7 @@ def logged_metrics(logged: Mapping[str, Tensor], split: str) -> Metrics:
 def save_metrics(
     run: Run,
     verb: str,
-    checkpoint: Path,
+    model: str,
     metrics: Metrics,
     warnings: Iterable[str],
     has_predictions: bool,
@@ -80,11 +80,12 @@ def save_metrics(
 ) -> None:
     """Write ``metrics.json`` into the folder of a verb, and show the metrics with warnings.
 
-    Also print the ``remarks``, and the paths of the metrics and of the predictions, if written.
+    ``model`` names the checkpoint. Also print the ``remarks``, and the paths of the metrics and of
+    the predictions, if written.
     """
     path = run.path / verb / "metrics.json"
     write_metrics(path, metrics)
-    title = f"{verb}, {run.path.name}, {checkpoint.name}"
+    title = f"{verb}, {run.path.name}, {model}"
     console.show_metrics(title, metrics, task, average_of(run))
     for remark in remarks:
         console.say(remark)

@@ -27,6 +27,25 @@ class BaselineFacts(TypedDict):
     seconds: float
 
 
+class MemberFacts(TypedDict):
+    """A member of an ensemble: the name of its run, and the title of a baseline's learner."""
+
+    name: str
+    weight: float
+    baseline: NotRequired[str | None]
+
+
+class EnsembleFacts(TypedDict):
+    """What `ensemble` and ``cv --ensemble`` record about the members of an ensemble.
+
+    ``kind`` is ``runs`` if the weights were fitted on the validation split that all members share,
+    and ``folds`` for the models of a cross-validation, which have equal weights.
+    """
+
+    kind: Literal["runs", "folds"]
+    members: list[MemberFacts]
+
+
 class PlanFacts(TypedDict):
     """What ``fit --within`` has planned; see ``callbacks.stretch.StepPlan``."""
 
@@ -36,7 +55,7 @@ class PlanFacts(TypedDict):
 
 
 class Manifest(TypedDict):
-    """What `fit` or `baseline` records about a run."""
+    """What `fit`, `baseline` or `ensemble` records about a run."""
 
     start: str
     status: Literal["running", "finished", "stopped", "failed"]
@@ -55,6 +74,7 @@ class Manifest(TypedDict):
     warnings: NotRequired[list[str]]
     loggers: NotRequired[dict[str, str]]
     baseline: NotRequired[BaselineFacts]
+    ensemble: NotRequired[EnsembleFacts]
     within: NotRequired[PlanFacts]
     out_of_time: NotRequired[bool]
 

@@ -39,7 +39,7 @@ def _newest_first(root: Path, skipped: list[str]) -> list[tuple[str, Manifest]]:
     readable = [
         (name, facts)
         for name, (facts, error) in outcomes.items()
-        if error is None and "baseline" not in facts
+        if error is None and not {"baseline", "ensemble"} & facts.keys()
     ]
     return sorted(readable, key=lambda run: (run[1]["start"], run[0]), reverse=True)
 
@@ -54,13 +54,18 @@ def without_manifest(root: Path, names: Iterable[str]) -> dict[str, str]:
 
 
 def manifest_index(root: Path) -> FileIndex:
-    """Return the index of the runs' start, end and status, and the learner of baselines."""
+    """Return the index of the runs' start, end and status, and what is no trained run.
+
+    A baseline has the name of its learner, an ensemble the number of its members.
+    """
 
     def parse(content: bytes, path: Path) -> dict[str, Any]:
         manifest = parse_manifest(content, path)
         facts: dict[str, Any] = {key: manifest.get(key) for key in ("start", "end", "status")}
         if "baseline" in manifest:
             facts["baseline"] = manifest["baseline"]["learner"]
+        if "ensemble" in manifest:
+            facts["ensemble"] = len(manifest["ensemble"]["members"])
         return facts
 
     return FileIndex(root, "manifest.json", parse, LOST)
@@ -74,8 +79,9 @@ def find_run(
 ) -> Run:
     """Return the run with this name or path.
 
-    Without a name, return the newest finished run that has the ``checkpoint``, no baseline. Runs
-    for which ``read`` raises UserError, because a file is damaged, are skipped with a warning.
+    Without a name, return the newest finished run that has the ``checkpoint``, no baseline and no
+    ensemble. Runs for which ``read`` raises UserError, because a file is damaged, are skipped with
+    a warning.
     """
     if name is not None:
         return _named_run(root, name)

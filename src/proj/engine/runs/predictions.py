@@ -101,6 +101,21 @@ def _target_columns(
     return columns
 
 
+def outputs_in(schema: Schema, table: pl.DataFrame) -> Array:
+    """Return the outputs in a table of predictions, as ``frame`` takes them.
+
+    Raises the errors of polars for a missing column.
+    """
+    if schema.task in ("binary", "multiclass"):
+        output = table[[f"probability_{name}" for name in schema.class_names]].to_numpy()
+        return output[:, 1] if schema.task == "binary" else output
+    names, prefix = schema.target_names, "prediction"
+    if schema.task == "multilabel":
+        prefix = "probability"
+    suffixes = [f"_{name}" for name in names] if len(names) > 1 else [""]
+    return table[[f"{prefix}{suffix}" for suffix in suffixes]].to_numpy()
+
+
 def escape_formulas(table: pl.DataFrame) -> pl.DataFrame:
     """Return a table whose names and texts a spreadsheet shows and does not compute."""
     columns = []

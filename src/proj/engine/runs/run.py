@@ -9,6 +9,7 @@ from proj.engine.runs.contents import (
     COMPUTED,
     LOST,
     BaselineFacts,
+    EnsembleFacts,
     Manifest,
     parse_config,
     parse_manifest,
@@ -43,8 +44,19 @@ class Run:
         """The standard learner in a run that `baseline` wrote; None in a trained run."""
         return self.manifest.get("baseline") if is_present(self.path / "manifest.json") else None
 
+    @property
+    def ensemble(self) -> EnsembleFacts | None:
+        """The members of an ensemble; None in another run."""
+        return self.manifest.get("ensemble") if is_present(self.path / "manifest.json") else None
+
     def require_trained(self) -> None:
-        """Raise UserError for a run that `baseline` wrote: it has no net and no checkpoint."""
+        """Raise UserError for a baseline and for an ensemble: they have no checkpoint."""
+        if self.ensemble:
+            raise UserError(
+                f"{self.path}: expected a run that `fit` trained, got an ensemble, which has no "
+                "checkpoint of its own; name one of its members. `test`, `validate`, `predict`, "
+                "`proj.load`, `runs`, `compare` and `report` take ensembles."
+            )
         if facts := self.baseline:
             raise UserError(
                 f"{self.path}: expected a run that `fit` trained, got a baseline "
