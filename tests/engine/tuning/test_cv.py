@@ -11,6 +11,7 @@ from scipy import stats
 from sklearn import metrics as sklearn_metrics
 from sklearn.model_selection import KFold, StratifiedKFold, TimeSeriesSplit, train_test_split
 
+import proj
 from conftest import Cli
 from engine.tuning.conftest import run
 from proj.data.splits import split
@@ -233,3 +234,31 @@ def test_the_refit_trains_on_all_rows(experiment: Any) -> None:
     run("cv", "--config", str(experiment(rows=90)), "--folds", "2", "--refit")
     assert (FOLDER / "refit" / "checkpoints" / "last.ckpt").exists()
     run("test", "--run", str(FOLDER / "seed_1_fold_0"))
+
+
+@pytest.mark.long
+def test_the_models_of_all_folds_and_seeds_become_one_ensemble(work: Path, cli: Cli) -> None:
+    """Of a table with a test file, its test equals the mean of what the folds predict for it."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(160, 3))
+    y = x @ [3.0, 2.0, -1.0] + rng.normal(size=160)
+    table = pl.DataFrame({"a": x[:, 0], "b": x[:, 1], "c": x[:, 2], "y": y})
+    table[:120].write_csv("train.csv")
+    table[120:].write_csv("test.csv")
+    cli("init", "train.csv", "--target", "y", "--output", "table.yaml")
+    flags = ["--trainer.max_epochs", "3", "--data.test_path", "test.csv"]
+    words = ["cv", "--config", "table.yaml", "--folds", "2", "--seeds", "2", "--ensemble", *flags]
+    assert "ensemble: lightning_logs/studies/table_cv/ensemble" in run(*words)
+    folder = Path("lightning_logs/studies/table_cv")
+    manifest = (folder / "ensemble" / "manifest.json").read_bytes()
+    output = cli("test", "--run", folder / "ensemble")
+    assert "may be among those scored" not in output
+    tested = pl.read_parquet(folder / "ensemble" / "test" / "predictions.parquet")
+    assert tested["target"].to_list() == pytest.approx(y[120:].tolist(), rel=1e-5)
+    runs = sorted(folder.glob("seed_*"))
+    assert len(runs) == 4
+    alone = [proj.load(one).predict(table[120:])["prediction"].to_numpy() for one in runs]
+    np.testing.assert_allclose(tested["prediction"].to_numpy(), np.mean(alone, axis=0), rtol=1e-4)
+    run(*words)  # A second call keeps the ensemble with its results.
+    assert (folder / "ensemble" / "manifest.json").read_bytes() == manifest
+    assert (folder / "ensemble" / "test" / "metrics.json").is_file()

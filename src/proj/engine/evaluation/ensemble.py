@@ -77,13 +77,15 @@ def _whole_data(verb: Verb, run: Run, arguments: Arguments) -> list[str]:
     Raises UserError unless these are rows on which no member was trained.
     """
     recorded = ((run.config.get("data") or {}).get("init_args")) or {}
-    option = {"test": "test_path", "predict": "predict_path"}.get(verb)
-    if option is None or (arguments.flag(f"--data.{option}") or recorded.get(option)) is None:
-        remedy = f"give other rows with --data.{option}" if option else "use `test`"
+    option = "predict_path" if verb == "predict" else "test_path"
+    given = arguments.flag(f"--data.{option}") or recorded.get(option)
+    if verb == "validate" or given is None:
+        is_option = verb != "validate" and option in recorded
+        call = f"--data.{option} FILE" if is_option else "`predict --data.predict_path FILE`"
         raise UserError(
             f"{run.path}: expected rows that no member was trained on, got those of the "
-            f"cross-validation, each of which trained some member; {remedy}. Its own results are "
-            "in metrics.json."
+            f"cross-validation, each of which trained some member; give other rows with {call}. "
+            "The metrics of the cross-validation are in its metrics.json."
         )
     return ["--data.fold=null"]
 

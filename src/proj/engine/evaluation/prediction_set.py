@@ -10,7 +10,7 @@ import polars as pl
 from proj.engine.runs import calibration
 from proj.engine.runs.calibration import Calibration
 from proj.engine.runs.files import is_present, open_regular
-from proj.engine.runs.predictions import apply_thresholds
+from proj.engine.runs.predictions import apply_thresholds, outputs_in
 from proj.engine.runs.run import Run
 from proj.errors import UserError
 from proj.schema import DEFAULT_THRESHOLD, Array, Average, Schema, Task
@@ -126,20 +126,15 @@ def read_prediction_set(
     table = weighted_rows(schema, table)
     if table.is_empty():
         raise ValueError("expected rows, got none")
-    suffixes = (
-        [f"_{name}" for name in schema.target_names] if len(schema.target_names) > 1 else [""]
-    )
-    prefixes = {"regression": "prediction", "multilabel": "probability"}
-    if schema.task in prefixes:
+    if schema.task in ("regression", "multilabel"):
         names = schema.target_names
+        suffixes = [f"_{name}" for name in names] if len(names) > 1 else [""]
         target = table[[f"target{suffix}" for suffix in suffixes]].to_numpy()
-        output = table[[f"{prefixes[schema.task]}{suffix}" for suffix in suffixes]].to_numpy()
     else:
         names = schema.class_names
         labels, numbers = pl.Series(list(schema.classes)), pl.Series(range(len(names)))
         target = table["target"].replace_strict(labels, numbers, return_dtype=pl.Int64).to_numpy()
-        output = table[[f"probability_{name}" for name in names]].to_numpy()
-        output = output[:, 1] if schema.task == "binary" else output
+    output = outputs_in(schema, table)
     for name, values in (("row", table["row"]), ("target", target), ("prediction", output)):
         kind = np.asarray(values).dtype.kind
         if kind not in ("iu" if name == "row" else "iuf"):

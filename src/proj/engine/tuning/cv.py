@@ -3,6 +3,7 @@
 import argparse
 import json
 import shlex
+import shutil
 import signal
 import statistics
 from collections.abc import Iterator
@@ -19,6 +20,8 @@ from proj.engine.config.experiment import ExperimentCLI, differences
 from proj.engine.config.parser import VerbParser
 from proj.engine.config.placeholders import show_not_recorded
 from proj.engine.config.yaml_file import read_yaml
+from proj.engine.evaluation.ensemble_folder import check_same_outputs, write_ensemble
+from proj.engine.evaluation.results import read_schema
 from proj.engine.exit_codes import stop_signals
 from proj.engine.runs.checkpoint_file import read_checkpoint
 from proj.engine.runs.files import atomic_write
@@ -53,6 +56,11 @@ def cv(args: list[str]) -> None:
             "data: expected a data module with the option fold, which those of this package have, "
             f"got {data['class_path']}; use one of this package."
         )
+    if options.ensemble and not isinstance(cli.model, Model):
+        raise UserError(
+            f"--ensemble: expected a model of this package, got {type(cli.model).__name__}, whose "
+            "outputs cannot be averaged; leave it out."
+        )
     show_not_recorded(cli.secrets)
     test_path = options_of_data.get("test_path")
     if test_path is not None:
@@ -68,6 +76,8 @@ def cv(args: list[str]) -> None:
         fold_runs = list(_plan_runs(cli.experiment, folder, options.folds, options.seeds))
         _train(fold_runs, fit_args, options.workers, one_process_per_job)
         _write_results(folder, fold_runs, options.folds, isinstance(cli.model, Model))
+        if options.ensemble:
+            _write_ensemble(folder, fold_runs, args)
         if options.refit:
             _refit(folder, fold_runs, fit_args, one_process_per_job, cli.experiment["data"])
 
@@ -92,6 +102,11 @@ def _parse(args: list[str]) -> tuple[argparse.Namespace, list[str]]:
         "--refit",
         action="store_true",
         help="afterwards train on all rows, for the median of the folds' best numbers of epochs",
+    )
+    parser.add_argument(
+        "--ensemble",
+        action="store_true",
+        help="keep the models of all folds and seeds as one ensemble with equal weights",
     )
     parser.add_argument(
         "--output", help="folder of the results; default: lightning_logs/studies/NAME_cv"
@@ -193,6 +208,21 @@ def _write_results(
         table = pl.concat(tables, how="diagonal_relaxed").sort("seed", "row")
         atomic_write(folder / "predictions.parquet", table.write_parquet)
         console.say(f"predictions: {folder / 'predictions.parquet'}")
+
+
+def _write_ensemble(folder: Path, fold_runs: list[FoldRun], args: list[str]) -> None:
+    """Keep the models of all folds and seeds as an ensemble, unless an earlier call has done so."""
+    run, sources = Run(folder / "ensemble"), [Run(fold_run.folder) for fold_run in fold_runs]
+    is_written = (run.path / "manifest.json").is_file() and run.manifest["status"] == "finished"
+    if not is_written:
+        names = [source.path.name for source in sources]
+        check_same_outputs(names, [read_schema(source) for source in sources])
+        if run.path.exists():  # An earlier call was killed while it wrote.
+            shutil.rmtree(run.path)
+        run.path.mkdir()
+        weights = [1 / len(sources)] * len(sources)
+        write_ensemble(run, "folds", sources, weights, ["cv", *args])
+    console.say(f"ensemble: {run.path}; `predict --run {run.path}` and proj.load take it")
 
 
 def _summarize(fold_runs: list[FoldRun], folds: int, out_of_fold: dict[str, float]) -> Metrics:
