@@ -255,7 +255,7 @@ def test_the_models_of_all_folds_and_seeds_become_one_ensemble(work: Path, cli: 
     assert "may be among those scored" not in output
     tested = pl.read_parquet(folder / "ensemble" / "test" / "predictions.parquet")
     assert tested["target"].to_list() == pytest.approx(y[120:].tolist(), rel=1e-5)
-    runs = sorted(folder.glob("seed_*"))
+    runs = sorted(path for path in folder.glob("seed_*") if path.is_dir())
     assert len(runs) == 4
     alone = [proj.load(one).predict(table[120:])["prediction"].to_numpy() for one in runs]
     np.testing.assert_allclose(tested["prediction"].to_numpy(), np.mean(alone, axis=0), rtol=1e-4)
