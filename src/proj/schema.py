@@ -33,10 +33,6 @@ SUM_DTYPE = torch.float32 if torch.backends.mps.is_available() else torch.float6
 # one for all labels or one for each.
 DEFAULT_THRESHOLD = (0.5,)
 
-# Labels of a pair of which one kind is the positive class, in lower case.
-POSITIVE = ("yes", "y", "true", "t", "1", "positive", "pos", "+")
-NEGATIVE = ("no", "n", "false", "f", "0", "-1", "negative", "neg", "-")
-
 
 class Batch(NamedTuple):
     """Rows of a data set. A whole split has the same form.
@@ -119,26 +115,6 @@ class Column:
 
 
 @dataclass(frozen=True)
-class LinearModel:
-    """A linear model of a small table, fitted on the training split.
-
-    Its inputs are the numbers, limited to their range in training and scaled, and an indicator of
-    each code of the categories and of the flags of missing numbers.
-
-    Attributes:
-        mean: mean of each number; it stands for missing values.
-        std: standard deviation of each number.
-        weight: weights [inputs × outputs], flattened.
-        bias: biases [outputs].
-    """
-
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    weight: tuple[float, ...]
-    bias: tuple[float, ...]
-
-
-@dataclass(frozen=True)
 class Schema:
     """What is known of the data after fitting on the training split. All values are plain JSON.
 
@@ -162,7 +138,7 @@ class Schema:
         target_columns: how the targets of a table are read.
         net_config: architecture of a net that is read from a folder, as JSON, once it is built; so
             the checkpoint does not need the folder. Empty for other nets.
-        linear: a linear model of a small table, from inputs to raw outputs of a net.
+        linear: a linear model of a small table, as data/tabular/linear.py fits it; may be empty.
         weight_mean: mean weight of the training rows; 0 for rows without weights.
     """
 
@@ -181,13 +157,13 @@ class Schema:
     columns: tuple[Column, ...]
     target_columns: tuple[Column, ...] = ()
     net_config: str = ""
-    linear: LinearModel | None = None
+    linear: tuple[tuple[float, ...], ...] = ()
     weight_mean: float = 0.0
 
     def __post_init__(self) -> None:
         # A checkpoint holds the schema and is read with weights_only=True.
         for leaf in _leaves(asdict(self)):
-            if leaf is not None and type(leaf) not in (str, int, float, bool):
+            if type(leaf) not in (str, int, float, bool):
                 raise TypeError(f"expected plain values in a schema, got {leaf!r}")
 
     def _check_statistics(self) -> None:
@@ -329,8 +305,7 @@ class Schema:
                 for part in (values["columns"], values.get("target_columns", []))
             )
             fields = {**_tuples(values), "columns": columns, "target_columns": target_columns}
-            if (linear := values.get("linear")) is not None:
-                fields["linear"] = LinearModel(**_tuples(linear))
+            fields["linear"] = tuple(map(tuple, values.get("linear", ())))
             schema = cls(**fields)
             schema._check_statistics()
             return schema
@@ -339,17 +314,6 @@ class Schema:
                 f"expected a checkpoint whose schema has this version's fields, got {error}; train "
                 "the run again."
             ) from error
-
-
-def is_pair(positive: Label, negative: Label) -> bool:
-    """Return whether two labels say themselves which one is the positive class."""
-    return label_word(positive) in POSITIVE and label_word(negative) in NEGATIVE
-
-
-def label_word(label: Label) -> str:
-    """Return a label as a word in lower case. The numbers 1 and 1.0 are one word."""
-    is_whole = isinstance(label, float) and label.is_integer()
-    return str(int(label) if is_whole else label).strip().lower()
 
 
 def mean_and_std(chunks: list[Array]) -> tuple[tuple[float, ...], tuple[float, ...]]:

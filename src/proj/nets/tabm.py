@@ -50,7 +50,7 @@ class TabM(nn.Module):
             for name, child in module.named_children():
                 if isinstance(child, nn.Dropout):
                     setattr(module, name, Dropout(child.p))
-        self.linear = FittedLinear(schema) if schema.linear is not None else None
+        self.linear = FittedLinear(schema) if schema.linear else None
         if self.linear is not None:
             has_linear = torch.arange(members) < members // 2
             # The share of the linear model in each member is trained, too.
