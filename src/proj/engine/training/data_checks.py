@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from proj.data.base import DataModule, Finding
+from proj.data.tabular.positive import is_pair
 from proj.engine.console import plural
 from proj.engine.yaml_text import yaml_value
 from proj.schema import Array, Batch, Schema, Task
