@@ -240,9 +240,8 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     tables = read_tables(folder, options.only, options.add)
     path = folder / "results.jsonl"
-    results = (
-        [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.exists() else []
-    )
+    path.touch()
+    results = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     done = {(result["table"], result["seed"]) for result in results}
     jobs = [(t, s) for s in options.seeds for t in tables if (t.name, s) not in done]
     os.environ["OMP_NUM_THREADS"] = "1"

@@ -34,6 +34,11 @@ SUM_DTYPE = torch.float32 if torch.backends.mps.is_available() else torch.float6
 DEFAULT_THRESHOLD = (0.5,)
 
 
+# Labels of a pair of which one kind is the positive class, in lower case.
+POSITIVE = ("yes", "y", "true", "t", "1", "positive", "pos", "+")
+NEGATIVE = ("no", "n", "false", "f", "0", "-1", "negative", "neg", "-")
+
+
 class Batch(NamedTuple):
     """Rows of a data set. A whole split has the same form.
 
@@ -314,6 +319,17 @@ class Schema:
                 f"expected a checkpoint whose schema has this version's fields, got {error}; train "
                 "the run again."
             ) from error
+
+
+def is_pair(positive: Label, negative: Label) -> bool:
+    """Return whether two labels say themselves which one is the positive class."""
+    return label_word(positive) in POSITIVE and label_word(negative) in NEGATIVE
+
+
+def label_word(label: Label) -> str:
+    """Return a label as a word in lower case. The numbers 1 and 1.0 are one word."""
+    is_whole = isinstance(label, float) and label.is_integer()
+    return str(int(label) if is_whole else label).strip().lower()
 
 
 def mean_and_std(chunks: list[Array]) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from proj.data.base import DataModule
-from proj.data.splits import Fold, split
 from proj.data.tabular.array_source import (
     ArraySource,
     checked_inputs,
@@ -21,6 +20,7 @@ from proj.data.tabular.array_source import (
     to_numpy,
 )
 from proj.data.tabular.positive import check_positive, choose_positive
+from proj.data.tabular.row_splits import Fold, split
 from proj.data.tabular.targets import Targets
 from proj.data.tabular.weights import array_weights
 from proj.schema import SPLITS, Array, Batch, Label, Schema, Task

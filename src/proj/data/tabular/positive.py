@@ -2,11 +2,7 @@
 
 from proj.data.tabular.targets import Targets, listed
 from proj.errors import UserError
-from proj.schema import Label, Schema, Task
-
-# Labels of a pair of which one kind is the positive class, in lower case.
-POSITIVE = ("yes", "y", "true", "t", "1", "positive", "pos", "+")
-NEGATIVE = ("no", "n", "false", "f", "0", "-1", "negative", "neg", "-")
+from proj.schema import Label, Schema, Task, is_pair, label_word
 
 # Words that YAML reads as booleans where they stand without quotes.
 BOOLEANS = {True: ("true", "yes", "on"), False: ("false", "no", "off")}
@@ -54,14 +50,3 @@ def check_positive(stated: Label | None, schema: Schema) -> None:
             f"data.positive: expected {schema.classes[1]!r}, as in training, got {label!r}; leave "
             "it out, or train another run."
         )
-
-
-def is_pair(positive: Label, negative: Label) -> bool:
-    """Return whether two labels say themselves which one is the positive class."""
-    return label_word(positive) in POSITIVE and label_word(negative) in NEGATIVE
-
-
-def label_word(label: Label) -> str:
-    """Return a label as a word in lower case. The numbers 1 and 1.0 are one word."""
-    is_whole = isinstance(label, float) and label.is_integer()
-    return str(int(label) if is_whole else label).strip().lower()

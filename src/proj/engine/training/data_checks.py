@@ -7,10 +7,9 @@ import torch
 from torch import Tensor
 
 from proj.data.base import DataModule, Finding
-from proj.data.tabular.positive import is_pair
 from proj.engine.console import plural
 from proj.engine.yaml_text import yaml_value
-from proj.schema import Array, Batch, Schema, Task
+from proj.schema import Array, Batch, Schema, Task, is_pair
 
 # A class with fewer training rows is too rare to learn.
 MIN_CLASS_ROWS = 10
