@@ -172,7 +172,7 @@ def test_an_ensemble_is_a_run(two_runs: Callable[[str], None], cli: Cli) -> None
     page = (LOGS / "moved" / "report.html").read_text()
     assert "with weights fitted on the validation split" in page
     assert "ensemble a b a_linear --name e" in page
-    assert "ensemble" in cli("runs", "--where", f"ensemble={len(facts['members'])}")
+    assert "Ensemble" in cli("runs", "--where", f"ensemble={len(facts['members'])}")
     validated = cli("validate", "--run", "moved")
     assert "the weights were fitted on these rows" in validated
     by_name = {member["name"]: member for member in facts["members"]}

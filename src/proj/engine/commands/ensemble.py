@@ -74,7 +74,7 @@ def _validation_predictions(
         facts = run.baseline
         member = Member(run, name, 1.0, facts["title"] if facts else None)
         tables.append(predict_member("validate", member, QUIET, True).table)
-        check_rows("ensemble", names[0], tables[0], name, tables[-1])
+        check_rows("ensemble", schema, names[0], tables[0], name, tables[-1])
         candidates.append(predictions_in(tables[-1], run, schema, None))
         if count := candidates[-1].missing:
             raise UserError(

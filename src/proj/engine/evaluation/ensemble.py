@@ -158,21 +158,28 @@ def predict_ensemble(
     assert facts is not None
     members, schema = members_of(run), read_schema(run)
     predicted: list[MemberTable] = []
+    first = members[0]
     for member in members:
         console.say(f"member: {member.weight:.3g} of {member.name}")
         predicted.append(predict_member(verb, member, flags, facts["kind"] == "runs"))
-        check_rows(verb, members[0].name, predicted[0].table, member.name, predicted[-1].table)
+        check_rows(verb, schema, first.name, predicted[0].table, member.name, predicted[-1].table)
     tables = [one.table for one in predicted]
     averaged = average_tables(schema, tables, [member.weight for member in members])
     return averaged, next((one.restored for one in predicted if one.restored), None)
 
 
 def check_rows(
-    verb: str, first_name: str, first: pl.DataFrame, name: str, other: pl.DataFrame
+    verb: str,
+    schema: Schema,
+    first_name: str,
+    first: pl.DataFrame,
+    name: str,
+    other: pl.DataFrame,
 ) -> None:
     """Raise UserError unless two tables have the same rows, targets and weights of rows."""
-    columns = [c for c in first.columns if c in ("row", "weight") or c.startswith("target")]
-    for column in columns:
+    # A column of the source may begin with "target_", too.
+    targets = ["target", *(f"target_{target}" for target in schema.target_names)]
+    for column in (c for c in ("row", "weight", *targets) if c in first.columns):
         same = column in other.columns and np.array_equal(
             first[column].to_numpy(), other[column].to_numpy()
         )

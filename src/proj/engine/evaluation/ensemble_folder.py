@@ -62,7 +62,7 @@ def _config(first: Run, members: Sequence[MemberFacts]) -> dict[str, Any]:
         "ensemble": {member["name"]: member["weight"] for member in members},
         "seed_everything": recorded.get("seed_everything"),
         "trainer": {},
-        "model": {"class_path": "ensemble"},
+        "model": {"class_path": "Ensemble"},
         "data": recorded.get("data"),
         "average": average_of(first),
     }

@@ -3,7 +3,6 @@
 import argparse
 import json
 import shlex
-import shutil
 import signal
 import statistics
 from collections.abc import Iterator
@@ -20,13 +19,12 @@ from proj.engine.config.experiment import ExperimentCLI, differences
 from proj.engine.config.parser import VerbParser
 from proj.engine.config.placeholders import show_not_recorded
 from proj.engine.config.yaml_file import read_yaml
-from proj.engine.evaluation.ensemble_folder import check_same_outputs, write_ensemble
-from proj.engine.evaluation.results import read_schema
 from proj.engine.exit_codes import stop_signals
 from proj.engine.runs.checkpoint_file import read_checkpoint
 from proj.engine.runs.files import atomic_write
 from proj.engine.runs.locks import lock_run
 from proj.engine.runs.run import Run
+from proj.engine.tuning.fold_ensemble import write_fold_ensemble
 from proj.engine.tuning.fold_scores import (
     FoldRun,
     Metrics,
@@ -77,7 +75,7 @@ def cv(args: list[str]) -> None:
         _train(fold_runs, fit_args, options.workers, one_process_per_job)
         _write_results(folder, fold_runs, options.folds, isinstance(cli.model, Model))
         if options.ensemble:
-            _write_ensemble(folder, fold_runs, args)
+            write_fold_ensemble(folder, fold_runs, args)
         if options.refit:
             _refit(folder, fold_runs, fit_args, one_process_per_job, cli.experiment["data"])
 
@@ -208,21 +206,6 @@ def _write_results(
         table = pl.concat(tables, how="diagonal_relaxed").sort("seed", "row")
         atomic_write(folder / "predictions.parquet", table.write_parquet)
         console.say(f"predictions: {folder / 'predictions.parquet'}")
-
-
-def _write_ensemble(folder: Path, fold_runs: list[FoldRun], args: list[str]) -> None:
-    """Keep the models of all folds and seeds as an ensemble, unless an earlier call has done so."""
-    run, sources = Run(folder / "ensemble"), [Run(fold_run.folder) for fold_run in fold_runs]
-    is_written = (run.path / "manifest.json").is_file() and run.manifest["status"] == "finished"
-    if not is_written:
-        names = [source.path.name for source in sources]
-        check_same_outputs(names, [read_schema(source) for source in sources])
-        if run.path.exists():  # An earlier call was killed while it wrote.
-            shutil.rmtree(run.path)
-        run.path.mkdir()
-        weights = [1 / len(sources)] * len(sources)
-        write_ensemble(run, "folds", sources, weights, ["cv", *args])
-    console.say(f"ensemble: {run.path}; `predict --run {run.path}` and proj.load take it")
 
 
 def _summarize(fold_runs: list[FoldRun], folds: int, out_of_fold: dict[str, float]) -> Metrics:
