@@ -45,7 +45,7 @@ SOURCES = {
 
 
 class Tabular(DataModule):
-    """A table of numbers, categories and dates, with one target column or several.
+    """A table of numbers, categories, dates and texts, with one target column or several.
 
     Args:
         path: a table in text (.csv, .tsv, .txt, also compressed), .parquet, JSON lines (.json) or
@@ -58,8 +58,8 @@ class Tabular(DataModule):
             columns hold numbers to predict.
         positive: the positive class of two, whose precision, recall and F1 are computed; null
             means yes, true or 1 against no, false or 0, else the rarer class.
-        columns: the kind of a column, if the inferred one is wrong: number, category, date, or
-            drop to leave it out. {kind: date, format: "%d/%m/%Y"} states a form as well, and
+        columns: the kind of a column, if the inferred one is wrong: number, category, date, text,
+            or drop to leave it out. {kind: date, format: "%d/%m/%Y"} states a form as well, and
             {kind: number, format: "1.234,5"} decimal commas.
         batch_size: rows per batch and device; null means all rows of a split in one batch.
         val_fraction: share of the rows for validation.
