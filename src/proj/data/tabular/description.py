@@ -79,11 +79,11 @@ def _number(column: Column) -> dict[str, Any]:
     return {
         "source": column.source,
         "kind": column.kind,
-        "word": "".join(column.categories),
         "format": form,
         "center": column.center,
         "low": low,
         "high": high,
+        **({"word": column.categories[0]} if column.kind == "word" else {}),
     }
 
 
