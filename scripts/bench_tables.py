@@ -27,7 +27,6 @@ import os
 import shutil
 import time
 from collections import defaultdict
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -90,8 +89,9 @@ def from_scikit_learn(package: str, file: str, folder: Path) -> Path:
 # One table with one seed
 
 
-def run_job(table: Table, seed: int, folder: Path) -> list[dict[str, Any]]:
+def run_job(job: tuple[Table, int, Path]) -> list[dict[str, Any]]:
     """Train the net and fit the baselines; return one result for each."""
+    table, seed, folder = job
     from proj.engine.cli import main
 
     work = folder / "work" / f"{table.name}_{seed}"
@@ -240,22 +240,21 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     tables = read_tables(folder, options.only, options.add)
     path = folder / "results.jsonl"
-    results = (
-        [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.exists() else []
-    )
+    path.touch()
+    results = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     done = {(result["table"], result["seed"]) for result in results}
     jobs = [(t, s) for s in options.seeds for t in tables if (t.name, s) not in done]
     os.environ["OMP_NUM_THREADS"] = "1"
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(options.processes, context, max_tasks_per_child=10)
-    with pool, path.open("a", encoding="utf-8") as file:
-        futures = [pool.submit(run_job, table, seed, folder) for table, seed in jobs]
-        for future in futures:
-            for result in future.result():
-                file.write(json.dumps(result) + "\n")
-                results.append(result)
+    with (
+        context.Pool(options.processes, maxtasksperchild=1) as pool,
+        path.open("a", encoding="utf-8") as file,
+    ):
+        for new in pool.imap_unordered(run_job, [(*job, folder) for job in jobs]):
+            file.writelines(json.dumps(result) + "\n" for result in new)
             file.flush()
-            print(f"{results[-1]['table']}, seed {results[-1]['seed']}", flush=True)
+            results += new
+            print(f"{new[0]['table']}, seed {new[0]['seed']}", flush=True)
     summarize(results)
 
 

@@ -33,6 +33,7 @@ SUM_DTYPE = torch.float32 if torch.backends.mps.is_available() else torch.float6
 # one for all labels or one for each.
 DEFAULT_THRESHOLD = (0.5,)
 
+
 # Labels of a pair of which one kind is the positive class, in lower case.
 POSITIVE = ("yes", "y", "true", "t", "1", "positive", "pos", "+")
 NEGATIVE = ("no", "n", "false", "f", "0", "-1", "negative", "neg", "-")
@@ -119,26 +120,6 @@ class Column:
 
 
 @dataclass(frozen=True)
-class LinearModel:
-    """A linear model of a small table, fitted on the training split.
-
-    Its inputs are the numbers, limited to their range in training and scaled, and an indicator of
-    each code of the categories and of the flags of missing numbers.
-
-    Attributes:
-        mean: mean of each number; it stands for missing values.
-        std: standard deviation of each number.
-        weight: weights [inputs × outputs], flattened.
-        bias: biases [outputs].
-    """
-
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    weight: tuple[float, ...]
-    bias: tuple[float, ...]
-
-
-@dataclass(frozen=True)
 class Schema:
     """What is known of the data after fitting on the training split. All values are plain JSON.
 
@@ -162,7 +143,7 @@ class Schema:
         target_columns: how the targets of a table are read.
         net_config: architecture of a net that is read from a folder, as JSON, once it is built; so
             the checkpoint does not need the folder. Empty for other nets.
-        linear: a linear model of a small table, from inputs to raw outputs of a net.
+        linear: a linear model of a small table, as data/tabular/linear.py fits it; may be empty.
         weight_mean: mean weight of the training rows; 0 for rows without weights.
     """
 
@@ -181,13 +162,13 @@ class Schema:
     columns: tuple[Column, ...]
     target_columns: tuple[Column, ...] = ()
     net_config: str = ""
-    linear: LinearModel | None = None
+    linear: tuple[tuple[float, ...], ...] = ()
     weight_mean: float = 0.0
 
     def __post_init__(self) -> None:
         # A checkpoint holds the schema and is read with weights_only=True.
         for leaf in _leaves(asdict(self)):
-            if leaf is not None and type(leaf) not in (str, int, float, bool):
+            if type(leaf) not in (str, int, float, bool):
                 raise TypeError(f"expected plain values in a schema, got {leaf!r}")
 
     def _check_statistics(self) -> None:
@@ -329,8 +310,7 @@ class Schema:
                 for part in (values["columns"], values.get("target_columns", []))
             )
             fields = {**_tuples(values), "columns": columns, "target_columns": target_columns}
-            if (linear := values.get("linear")) is not None:
-                fields["linear"] = LinearModel(**_tuples(linear))
+            fields["linear"] = tuple(map(tuple, values.get("linear", ())))
             schema = cls(**fields)
             schema._check_statistics()
             return schema

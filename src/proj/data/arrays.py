@@ -8,23 +8,22 @@ import torch
 from torch import Tensor
 
 from proj.data.base import DataModule
-from proj.data.splits import Fold, split
 from proj.data.tabular.array_source import (
     ArraySource,
     checked_inputs,
+    encode_rows,
+    fit_schema,
     hash_arrays,
     load_inputs,
     read_source,
-    to_inputs,
+    take_rows,
     to_numpy,
 )
 from proj.data.tabular.positive import check_positive, choose_positive
+from proj.data.tabular.row_splits import Fold, split
 from proj.data.tabular.targets import Targets
 from proj.data.tabular.weights import array_weights
-from proj.errors import UserError
-from proj.schema import SPLITS, Array, Batch, Label, Schema, Task, mean_and_std
-
-CHUNK = 2**14  # rows; statistics of all rows at once take several times the memory
+from proj.schema import SPLITS, Array, Batch, Label, Schema, Task
 
 
 class ArrayDataModule(DataModule):
@@ -130,19 +129,7 @@ class ArrayDataModule(DataModule):
     @classmethod
     def encode(cls, rows: Any, schema: Schema) -> Tensor:
         """Return ``rows`` [rows, ...] of numbers as ``x``: uint8 for images, else float32."""
-        rows = np.asarray(rows)
-        x = to_inputs(rows, "rows")
-        if str(x.dtype) != schema.input_type:
-            raise UserError(
-                f"expected rows of {schema.input_type}, as in training, got {rows.dtype} of shape "
-                f"{rows.shape}; images are uint8 [rows, height, width] or with channels."
-            )
-        if x.shape[1:] != schema.input_shape:
-            raise UserError(
-                f"expected rows of shape {schema.input_shape}, as in training, got "
-                f"{tuple(x.shape[1:])}; rows of another shape need a model trained on them."
-            )
-        return torch.from_numpy(x)
+        return encode_rows(rows, schema)
 
     def raw_rows(self, rows: Array, split: str) -> Array:
         arrays = (self._source or read_source(self.path)).arrays
@@ -181,16 +168,16 @@ class ArrayDataModule(DataModule):
         )
         weights, weight_mean, self.findings = array_weights(arrays, rows, self.path)
         if self.schema is None:
-            train, names = _take(x["train"], rows["train"]), source.input_names
+            train, names = take_rows(x["train"], rows["train"]), source.input_names
             target_fields = targets.take(rows["train"]).fit(choose_positive(targets, self.positive))
-            self.schema = _fit(train, {**target_fields, "weight_mean": weight_mean}, names)
+            self.schema = fit_schema(train, {**target_fields, "weight_mean": weight_mean}, names)
         for name in SPLITS:
             inputs, numbers, split_targets = x["train"], rows[name], targets.take(rows[name])
             if name in x and name != "train":
                 inputs, numbers = x[name], np.arange(len(x[name]))
                 split_targets = Targets.from_array(y[name], targets.task, (), self.path)
             encoded = split_targets.encode(self.schema, name, numbers)
-            tensors = map(torch.from_numpy, (_take(inputs, numbers), encoded, numbers))
+            tensors = map(torch.from_numpy, (take_rows(inputs, numbers), encoded, numbers))
             self.splits[name] = Batch(*tensors)._replace(weight=weights[name])
 
     def _predict_rows(self) -> Batch:
@@ -203,23 +190,3 @@ class ArrayDataModule(DataModule):
 
 # Scripts written for version 0.1 import this name.
 Arrays = ArrayDataModule
-
-
-def _take(values: Array, rows: Array) -> Array:
-    """Return some rows of an array, or the array itself if these are all rows."""
-    return values if len(rows) == len(values) else values[rows]
-
-
-def _fit(x: Array, target_fields: dict[str, Any], names: tuple[str, ...]) -> Schema:
-    """Return the schema of the training split, ``x`` [rows, features or channels, ...]."""
-    mean, std = mean_and_std([x[start : start + CHUNK] for start in range(0, len(x), CHUNK)])
-    return Schema(
-        input_shape=tuple(x.shape[1:]),
-        input_type=str(x.dtype),
-        input_names=names if len(names) == x.shape[1] else tuple(str(i) for i in range(x.shape[1])),
-        input_mean=mean,
-        input_std=std,
-        rows=len(x),
-        columns=(),
-        **target_fields,
-    )

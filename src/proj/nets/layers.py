@@ -130,11 +130,7 @@ class TableInputs(nn.Module):
 
 
 class FittedLinear(nn.Module):
-    """The linear model of the schema. Its weights are buffers, which training leaves as they are.
-
-    Args:
-        schema: schema of a table, with a linear model.
-    """
+    """The linear model of a table's schema. Its weights are buffers, which are not trained."""
 
     mean: Tensor  # [numbers]
     std: Tensor  # [numbers]
@@ -143,19 +139,14 @@ class FittedLinear(nn.Module):
 
     def __init__(self, schema: Schema) -> None:
         super().__init__()
-        linear = schema.linear
-        assert linear is not None
+        for name, values in zip(("mean", "std", "weight", "bias"), schema.linear, strict=True):
+            self.register_buffer(name, torch.tensor(values))
+        self.weight = self.weight.view(-1, len(self.bias))
         counts = TableInputs(schema).cardinalities
-        starts = [len(linear.mean) + sum(counts[:i]) for i in range(len(counts))]
+        starts = [len(self.mean) + sum(counts[:i]) for i in range(len(counts))]
         limits = [(column.edges[0], column.edges[-1]) for column in schema.numeric]
         self.starts = nn.Buffer(torch.tensor(starts, dtype=torch.int64))
         self.limits = nn.Buffer(torch.tensor(limits).view(-1, 2).T.contiguous())
-        self.mean, self.std = (
-            nn.Buffer(torch.tensor(linear.mean)),
-            nn.Buffer(torch.tensor(linear.std)),
-        )
-        self.weight = nn.Buffer(torch.tensor(linear.weight).view(-1, len(linear.bias)))
-        self.bias = nn.Buffer(torch.tensor(linear.bias))
 
     def forward(self, numbers: Tensor, categories: Tensor) -> Tensor:
         """Return raw outputs [rows, outputs].

@@ -12,8 +12,7 @@ class TabM(nn.Module):
     """TabM with piecewise linear embeddings (Gorishniy et al. 2025, arXiv:2410.24210).
 
     The ensemble is that of the authors' package. Each member is trained by its own loss; their
-    predictions are averaged. On small tables, half of the members learn what the linear model of
-    the schema leaves over.
+    predictions are averaged.
 
     Args:
         schema: schema of the table.
@@ -22,6 +21,8 @@ class TabM(nn.Module):
         blocks: hidden layers.
         dropout: share of hidden units that are set to zero in each training step.
         embedding: width of the embedding of a number.
+        linear: whether half of the members begin with the linear model of a small table, which is
+            in the schema, and learn what it leaves over.
     """
 
     def __init__(
@@ -32,6 +33,7 @@ class TabM(nn.Module):
         blocks: int = 2,
         dropout: float = 0.1,
         embedding: int = 16,
+        linear: bool = False,
     ) -> None:
         super().__init__()
         self.table = TableInputs(schema)
@@ -50,7 +52,7 @@ class TabM(nn.Module):
             for name, child in module.named_children():
                 if isinstance(child, nn.Dropout):
                     setattr(module, name, Dropout(child.p))
-        self.linear = FittedLinear(schema) if schema.linear is not None else None
+        self.linear = FittedLinear(schema) if linear and schema.linear else None
         if self.linear is not None:
             has_linear = torch.arange(members) < members // 2
             # The share of the linear model in each member is trained, too.

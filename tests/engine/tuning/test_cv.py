@@ -13,7 +13,7 @@ from sklearn.model_selection import KFold, StratifiedKFold, TimeSeriesSplit, tra
 
 from conftest import Cli
 from engine.tuning.conftest import run
-from proj.data.splits import split
+from proj.data.tabular.row_splits import split
 from proj.data.tabular.splits import split_by_time, split_groups
 from proj.engine.tuning import cv
 from proj.engine.tuning.fold_scores import FoldRun, out_of_fold_metrics, summarize_folds

@@ -240,6 +240,20 @@ def test_the_budget_can_be_a_time(study: Study) -> None:
 
 
 @pytest.mark.slow
+def test_a_study_ends_within_the_time_of_the_command(study: Study) -> None:
+    """A trial without an end would exceed the time, or its score so far would be lost."""
+    command = study(None, space={"trainer.max_epochs": {"int": [100_000, 100_001]}})
+    start_time = time.monotonic()
+    output = run(*command, "--within", "15s")
+    assert time.monotonic() - start_time < 25
+    (trial,) = trials()
+    assert trial["state"] == "complete"
+    assert trial["val/f1"] > 0.5
+    assert "within 15 s: 1 trial complete, 1 stopped before the end" in output
+    assert Run(STUDY_FOLDER / "trial_0").manifest["out_of_time"]
+
+
+@pytest.mark.slow
 def test_several_devices(study: Study) -> None:
     """Trials on several devices report their metric and can be pruned."""
     trainer = {"accelerator": "cpu", "devices": 2, "strategy": "ddp"}

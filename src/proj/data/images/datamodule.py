@@ -33,10 +33,10 @@ from proj.data.images.sources import (
     read_images,
     to_images,
 )
-from proj.data.splits import Fold
 from proj.data.tabular.array_source import read_source
 from proj.data.tabular.cache import build_once
 from proj.data.tabular.positive import check_positive, find_positive
+from proj.data.tabular.row_splits import Fold
 from proj.data.tabular.targets import Targets
 from proj.errors import UserError
 from proj.schema import SPLITS, Batch, Label, Schema, Task

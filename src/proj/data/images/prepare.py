@@ -13,9 +13,9 @@ from torch import Tensor
 from proj.data.base import Finding
 from proj.data.images.decode import Shape, decode, read_shape, run_parallel, sixteen_bit_range
 from proj.data.images.sources import ImageFolder, ImageSet
-from proj.data.splits import Fold, split
 from proj.data.tabular.cache import create_array, map_array, save_array
 from proj.data.tabular.positive import choose_positive
+from proj.data.tabular.row_splits import Fold, split
 from proj.data.tabular.targets import Targets
 from proj.errors import UserError
 from proj.schema import SPLITS, Array, Batch, Schema, Task

@@ -14,9 +14,9 @@ from PIL import Image
 
 from proj.data.images.decode import FORMATS, AnyImage
 from proj.data.images.file_checks import check_files
-from proj.data.splits import SPLIT_WORDS
 from proj.data.tabular.array_source import check_rows, load_inputs, read_source, to_inputs
 from proj.data.tabular.fingerprint import fingerprint
+from proj.data.tabular.row_splits import SPLIT_WORDS
 from proj.errors import UserError, nearest
 from proj.schema import SPLITS, Array
 

@@ -7,16 +7,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from proj.data.tabular.memory import VARIABLE, check_memory, requested_limit
 from proj.errors import UserError, nearest
-from proj.schema import SPLITS, Array
+from proj.schema import SPLITS, Array, Schema, mean_and_std
 
 BUNDLED = ("breast_cancer", "diabetes", "digits", "iris", "linnerud", "wine")
 # A compressed file that unpacks to more than this size and ratio is probably meant to fill memory.
 BOMB_SIZE, BOMB_RATIO = 2**30, 200
 CHANNELS = (1, 3, 4)  # of images
+CHUNK = 2**14  # rows; statistics of all rows at once take several times the memory
 
 
 class ArraySource(NamedTuple):
@@ -198,3 +200,40 @@ def to_numpy(values: Any) -> Array:
         array = np.array(array.tolist())
     # torch.from_numpy warns about read-only arrays.
     return array if array.flags.writeable else array.copy()
+
+
+def encode_rows(rows: Any, schema: Schema) -> Tensor:
+    """Return new ``rows`` [rows, ...] as inputs, which must be of the schema's type and shape."""
+    rows = np.asarray(rows)
+    x = to_inputs(rows, "rows")
+    if str(x.dtype) != schema.input_type:
+        raise UserError(
+            f"expected rows of {schema.input_type}, as in training, got {rows.dtype} of shape "
+            f"{rows.shape}; images are uint8 [rows, height, width] or with channels."
+        )
+    if x.shape[1:] != schema.input_shape:
+        raise UserError(
+            f"expected rows of shape {schema.input_shape}, as in training, got "
+            f"{tuple(x.shape[1:])}; rows of another shape need a model trained on them."
+        )
+    return torch.from_numpy(x)
+
+
+def take_rows(values: Array, rows: Array) -> Array:
+    """Return some rows of an array, or the array itself if these are all rows."""
+    return values if len(rows) == len(values) else values[rows]
+
+
+def fit_schema(x: Array, target_fields: dict[str, Any], names: tuple[str, ...]) -> Schema:
+    """Return the schema of the training split, ``x`` [rows, features or channels, ...]."""
+    mean, std = mean_and_std([x[start : start + CHUNK] for start in range(0, len(x), CHUNK)])
+    return Schema(
+        input_shape=tuple(x.shape[1:]),
+        input_type=str(x.dtype),
+        input_names=names if len(names) == x.shape[1] else tuple(str(i) for i in range(x.shape[1])),
+        input_mean=mean,
+        input_std=std,
+        rows=len(x),
+        columns=(),
+        **target_fields,
+    )

@@ -11,7 +11,6 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from proj.data.base import DataModule, Finding, split_names
-from proj.data.splits import Fold
 from proj.data.tabular.cache import build_once, entry_folder, is_complete, map_array, save_array
 from proj.data.tabular.columns import encode_column
 from proj.data.tabular.description import describe, plain_values
@@ -31,6 +30,7 @@ from proj.data.tabular.fingerprint import check_unchanged, fingerprint
 from proj.data.tabular.overrides import OverrideKind, StatedColumn, parse_overrides
 from proj.data.tabular.prepare import TablePlan, prepare_new_rows, prepare_table
 from proj.data.tabular.row_hashes import columns_of_text, hash_rows
+from proj.data.tabular.row_splits import Fold
 from proj.data.tabular.rows import to_frame
 from proj.data.tabular.typed import conform
 from proj.errors import UserError

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from proj.schema import Array, LinearModel, Schema
+from proj.schema import Array, Schema
 
 # Larger tables (training rows; training rows × inputs) train nets well without it.
 MAX_ROWS, MAX_VALUES = 20_000, 5_000_000
@@ -22,41 +22,49 @@ MAX_ITERATIONS = 200
 
 
 class Rows(NamedTuple):
-    """Rows of a split: inputs [rows, inputs] in float64, and targets in the form of a batch."""
+    """Rows of a split: inputs [rows, inputs] in float64, targets as in a batch, and weights."""
 
     x: Array
     y: Array
+    weight: Array | None
 
 
-def fit_linear(folder: Path, schema: Schema) -> LinearModel | None:
-    """Return a linear model from the prepared arrays in ``folder``, or None.
+def fit_linear(folder: Path, schema: Schema) -> tuple[tuple[float, ...], ...]:
+    """Return a linear model from the prepared arrays in ``folder``, as plain values.
 
-    Logistic regression for each class or label, ridge regression for each number in standard
+    Logistic regression for the classes or each label, ridge regression for each number in standard
     deviations of the target. The validation split chooses the strength of the regularization.
-    None for large tables, and if a class or label has no training rows of its own.
+
+    The inputs are the numbers, limited to their range in training and scaled, and an indicator of
+    each code of the categories and of the flags of missing numbers. The values are the mean and the
+    standard deviation of each number, the weights [inputs × outputs], flattened, and the biases
+    [outputs]. The mean stands for missing numbers. Large tables get none, and so do tables in which
+    a class or label has no training rows of its own.
     """
     rows, inputs = schema.rows, len(schema.numeric) + sum(_code_counts(schema))
     if not 0 < rows <= MAX_ROWS or rows * inputs > MAX_VALUES or not _has_all_classes(schema):
-        return None
-    arrays = [_read(folder, split) for split in ("train", "val")]
+        return ()
+    arrays = [_read(folder, split, schema) for split in ("train", "val")]
     limited = _limit(arrays[0][0], schema)
     mean, std = np.nanmean(limited, axis=0), np.nanstd(limited, axis=0)
     std[std == 0] = 1.0
     train, val = (
-        Rows(_encode(_limit(numbers, schema), codes, mean, std, schema), _targets(y, schema))
-        for numbers, codes, y in arrays
+        Rows(
+            _encode(_limit(numbers, schema), codes, mean, std, schema), _targets(y, schema), weight
+        )
+        for numbers, codes, y, weight in arrays
     )
     columns = [(train.y, val.y)] if train.y.ndim == 1 else zip(train.y.T, val.y.T, strict=True)
-    fitted = [_fit(Rows(train.x, a), Rows(val.x, b), schema) for a, b in columns]
+    fitted = [_fit(train._replace(y=a), val._replace(y=b), schema) for a, b in columns]
     weight = np.concatenate([weight for weight, _ in fitted], axis=1)
     bias = np.concatenate([bias for _, bias in fitted])
-    return LinearModel(*(tuple(part.ravel().tolist()) for part in (mean, std, weight, bias)))
+    return tuple(tuple(part.ravel().tolist()) for part in (mean, std, weight, bias))
 
 
-def _read(folder: Path, split: str) -> tuple[Array, Array, Array]:
-    names = ("numeric", "categorical", "y")
-    numbers, codes, y = (np.load(folder / f"{split}_{name}.npy") for name in names)
-    return np.asarray(numbers, np.float64), codes, y
+def _read(folder: Path, split: str, schema: Schema) -> tuple[Array, Array, Array, Array | None]:
+    names = ("numeric", "categorical", "y", *(["weight"] if schema.weight_mean else []))
+    numbers, codes, y, *weight = (np.load(folder / f"{split}_{name}.npy") for name in names)
+    return np.asarray(numbers, np.float64), codes, y, weight[0] if weight else None
 
 
 def _has_all_classes(schema: Schema) -> bool:
@@ -121,12 +129,14 @@ def _estimate(train: Rows, strength: float, schema: Schema) -> tuple[Any, Callab
 
     if schema.task == "regression":
         ridge = Ridge(alpha=1 / strength).fit(*train)
-        return ridge, lambda rows: float(mean_squared_error(rows.y, ridge.predict(rows.x)))
+        return ridge, lambda rows: float(
+            mean_squared_error(rows.y, ridge.predict(rows.x), sample_weight=rows.weight)
+        )
     with warnings.catch_warnings():
         # Weights that still grow after so many iterations no longer change the loss.
         warnings.simplefilter("ignore", ConvergenceWarning)
         logistic = LogisticRegression(C=strength, max_iter=MAX_ITERATIONS).fit(*train)
     labels = np.arange(len(logistic.classes_))
     return logistic, lambda rows: float(
-        log_loss(rows.y, logistic.predict_proba(rows.x), labels=labels)
+        log_loss(rows.y, logistic.predict_proba(rows.x), labels=labels, sample_weight=rows.weight)
     )

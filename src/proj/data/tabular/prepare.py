@@ -11,7 +11,6 @@ from rich.console import Console
 from rich.progress import Progress
 
 from proj.data.base import Finding
-from proj.data.splits import Fold, split
 from proj.data.tabular.cache import create_array, save_array
 from proj.data.tabular.columns import (
     encode_column,
@@ -34,6 +33,7 @@ from proj.data.tabular.linear import fit_linear
 from proj.data.tabular.overrides import Override
 from proj.data.tabular.positive import check_positive, choose_positive
 from proj.data.tabular.readings import Reading, Wish, column_readings, stored_format
+from proj.data.tabular.row_splits import Fold, split
 from proj.data.tabular.split_column import name_splits
 from proj.data.tabular.splits import split_by_time, split_groups
 from proj.data.tabular.targets import Targets

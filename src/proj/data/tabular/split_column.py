@@ -2,7 +2,7 @@
 
 import polars as pl
 
-from proj.data.splits import SPLIT_WORDS
+from proj.data.tabular.row_splits import SPLIT_WORDS
 from proj.errors import UserError, quoted
 
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from proj.data.splits import Fold, Rows, check_fractions, num_rows, split
+from proj.data.tabular.row_splits import Fold, Rows, check_fractions, num_rows, split
 from proj.errors import UserError
 
 

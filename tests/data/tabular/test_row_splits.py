@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from proj.data.splits import split
+from proj.data.tabular.row_splits import split
 from proj.data.tabular.splits import split_by_time, split_groups
 from proj.errors import UserError
 
