@@ -91,12 +91,12 @@ class Column:
     Attributes:
         source: name of the column in the table.
         type: type of the values in the table.
-        kind: what the input is. A date gives several inputs: days since 1970, month, weekday, hour.
+        kind: what the input is. A date has several: days since 1970, month, …; a text one per word.
         missing: whether values are missing in the training split.
         edges: for numbers, quantiles in ascending order. The net normalizes by them.
         shares: for numbers, the share of training values below each edge, ties counted half.
-        categories: the known categories. They are encoded as 2, 3, …; a missing value is 0 and any
-            other value, rare in training or never seen there, is 1.
+        categories: the known categories. They are 2, 3, …; a missing value is 0 and any other, rare
+            in training or never seen there, is 1. Of a word, the word or pair of words.
         format: how numbers or dates are written in text, or which dates numbers are.
         placeholders: words among numbers or dates in training that count as missing.
         center: subtracted from numbers before float32 rounds them; ``edges`` are differences.
@@ -104,7 +104,7 @@ class Column:
 
     source: str
     type: Literal["number", "text", "boolean", "date"]
-    kind: Literal["number", "category", "days", "month", "weekday", "hour"]
+    kind: Literal["number", "category", "days", "month", "weekday", "hour", "length", "word"]
     missing: bool
     edges: tuple[float, ...]
     shares: tuple[float, ...]
@@ -115,8 +115,8 @@ class Column:
 
     @property
     def name(self) -> str:
-        whole = self.kind in ("number", "category", "days")
-        return self.source if whole else f"{self.source}.{self.kind}"
+        part = f"'{self.categories[0]}'" if self.kind == "word" else self.kind
+        return self.source if part in ("number", "category", "days") else f"{self.source}.{part}"
 
 
 @dataclass(frozen=True)

@@ -275,13 +275,21 @@ def _columns(schema: "Schema") -> str:
         "number": ["number"],
         "category": ["category"],
         "part of a date": ["days", "month", "weekday", "hour"],
+        "length of a text": ["length"],
     }
-    plurals = {"category": "categories", "part of a date": "parts of dates"}
+    plurals = {
+        "category": "categories",
+        "part of a date": "parts of dates",
+        "length of a text": "lengths of texts",
+    }
     texts = []
     for noun, kinds in columns_by_kind.items():
         if names := [column.name for column in schema.columns if column.kind in kinds]:
             count = plural(len(names), noun, plurals.get(noun))
             texts.append(f"{count} ({_listed(names, MAX_NAMES_SHOWN)})")
+    if words := [column.source for column in schema.columns if column.kind == "word"]:
+        sources = list(dict.fromkeys(words))
+        texts.append(f"{plural(len(words), 'word')} of texts ({_listed(sources, MAX_NAMES_SHOWN)})")
     if missing := [column.name for column in schema.columns if column.missing]:
         texts.append(f"missing values in {', '.join(missing[:MAX_NAMES_SHOWN])}")
     return "; ".join(texts)

@@ -226,7 +226,7 @@ def test_a_stated_number_format_is_followed_silently() -> None:
         ("date", "data.columns: w: expected dates, got 'x'"),
         ({"kind": "date", "format": "%d/%m/%Y"}, "expected dates in the format %d/%m/%Y, got 'x'"),
         ({"kind": "number", "format": "1-2"}, "expected the format of numbers, 1,234.5 or 1.234,5"),
-        ({"kind": "amount"}, "w: expected number, category, date, drop, or one of them"),
+        ({"kind": "amount"}, "w: expected number, category, date, text, drop, or one of them"),
     ],
 )
 def test_a_kind_that_cannot_be_followed_is_an_error(stated: Any, message: str) -> None:

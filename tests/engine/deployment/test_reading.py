@@ -248,6 +248,32 @@ def _category_text(category: Column) -> pl.Expr:
     return columns._category_text(category)
 
 
+TEXTS = (
+    "It is not good.",
+    "Don’t! ÉTÉ don't",
+    "很好 吃",
+    "ΟΔΟΣ Straße İx",
+    "",
+    " ",
+    "a 🙂good good",
+)
+TERMS = ("good", "not good", "don't", "été don't", "很 好", "straße", "🙂 good", "x", "7", "e")
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.one_of(st.none(), texts_like(*TEXTS), st.text()), min_size=1, max_size=10),
+)
+@example(["\u1680a\x1cb\u3000c", "e\u0301 e", "7_7", "''good''", "ⅷ ² º", None, "!?"])
+def test_words_of_texts_are_found_as_in_training(texts: list[str | None]) -> None:
+    """A word that the runtime finds elsewhere, or does not find, gives another prediction."""
+    words = [column("text", "word", categories=(term,)) for term in TERMS]
+    inputs = [*words, column("text", "length")]
+    frame = pl.DataFrame({"c": texts}, schema={"c": pl.String})
+    expected = Tabular.encode(frame, schema_of(*inputs))["numeric"].numpy()
+    np.testing.assert_array_equal(by_runtime(texts, *inputs), expected)
+
+
 TYPED: list[tuple[Column, list[Any]]] = [
     (column("number", "number"), [1, 2.5, None, math.nan, np.float32(0.1), np.int64(7)]),
     (column("number", "number", center=1.7e9), [1_700_000_001, 1.7e9, None]),

@@ -24,10 +24,11 @@ from proj.data.tabular.readings import (
     stored_format,
 )
 from proj.data.tabular.targets import TargetColumn
+from proj.data.tabular.words import Outcomes, choose_words, count_words, has_word, is_free_text
 from proj.errors import UserError, quoted
 from proj.schema import Array, Column
 
-NumberKind: TypeAlias = Literal["number", "days", "month", "weekday", "hour"]
+NumberKind: TypeAlias = Literal["number", "days", "month", "weekday", "hour", "length"]
 
 # The number of bins that rtdl_num_embeddings uses by default.
 BINS = 48
@@ -64,10 +65,12 @@ def fit_columns(
     rows: pl.DataFrame,
     overrides: Mapping[str, Override],
     readings: Mapping[str, Reading],
+    outcomes: Outcomes | None = None,
 ) -> tuple[tuple[Column, ...], dict[str, str], list[Finding]]:
     """Return the inputs made from training ``rows``.
 
-    Also returns the reason for each column left out, and findings about the columns used.
+    Also returns the reason for each column left out, and findings about the columns used. Words of
+    texts are chosen by ``outcomes``; without them texts are left out.
     """
     columns: list[Column] = []
     left_out: dict[str, str] = {}
@@ -78,7 +81,14 @@ def fit_columns(
             left_out[name] = "as data.columns says"
             continue
         form = _date_form(name, values, override)
-        if override is None and (reason := _why_useless(name, values, form)):
+        reason = None if override else _why_useless(name, values, form)
+        is_stated = override is not None and override.kind == "text"
+        is_text = is_stated or (reason and is_free_text(values))
+        if is_text and (texts := _fit_text(name, values, outcomes, is_stated)):
+            columns += texts
+            findings += [] if is_stated else [_text_finding(name, texts)]
+            continue
+        if reason:
             left_out[name] = reason
             continue
         is_number_date = bool(form)
@@ -126,6 +136,46 @@ def _code_finding(name: str, values: pl.Series) -> Finding:
         "are categories",
         "its name says that they are codes",
         f"to confirm, set {state(name, 'category')}; to use them as numbers, set number",
+        name,
+    )
+
+
+def _fit_text(
+    name: str, values: pl.Series, outcomes: Outcomes | None, is_stated: bool
+) -> list[Column]:
+    """Return an input for each informative word of a text column, and its length in words.
+
+    The list is empty if no word is frequent enough. Raises UserError then, if data.columns states
+    that the column is text.
+    """
+    if type_of(values.dtype) != "text":
+        assert is_stated
+        raise UserError(
+            f"data.columns: {name}: expected text, got {values.dtype}; choose another kind."
+        )
+    words = choose_words(values, outcomes) if outcomes is not None else {}
+    if is_stated and not words:
+        raise UserError(
+            f"data.columns: {name}: expected text with a word that is in {MIN_CATEGORY_ROWS} "
+            "training rows, but not in all, got none; choose another kind, or drop."
+        )
+    if not words:
+        return []
+    columns = [
+        Column(name, "text", "word", False, (0.0, 1.0), ((1 - s) / 2, 1 - s / 2), (word,))
+        for word, s in words.items()
+    ]
+    length = _fit_numbers(name, values, "text", "length", "")
+    return [*columns, length] if len(length.edges) > 1 or length.missing else columns
+
+
+def _text_finding(name: str, columns: list[Column]) -> Finding:
+    words = [quoted(column.categories[0]) for column in columns if column.kind == "word"]
+    return Finding(
+        f"column {name} is text: the {len(words)} most informative words and pairs of words in the "
+        "training rows are inputs",
+        f"the first are {', '.join(words[:5])}; other words and the order of words have no effect",
+        f"to confirm, set {state(name, 'text')}; to leave it out, set drop",
         name,
     )
 
@@ -249,6 +299,10 @@ def _number(column: Column) -> pl.Expr:
     values = by_name(column.source)
     if column.kind == "number":
         return values
+    if column.kind == "length":
+        return count_words(values)
+    if column.kind == "word":
+        return has_word(values, column.categories[0])
     is_number = column.type == "number" and column.format
     date = read_number_dates(values, column.format) if is_number else values
     date = date.cast(pl.Datetime("us"))

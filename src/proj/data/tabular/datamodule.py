@@ -29,7 +29,7 @@ from proj.data.tabular.files import (
 from proj.data.tabular.fingerprint import check_unchanged, fingerprint
 from proj.data.tabular.overrides import OverrideKind, StatedColumn, parse_overrides
 from proj.data.tabular.prepare import TablePlan, prepare_new_rows, prepare_table
-from proj.data.tabular.row_hashes import hash_rows
+from proj.data.tabular.row_hashes import columns_of_text, hash_rows
 from proj.data.tabular.row_splits import Fold
 from proj.data.tabular.rows import to_frame
 from proj.data.tabular.typed import conform
@@ -45,7 +45,7 @@ SOURCES = {
 
 
 class Tabular(DataModule):
-    """A table of numbers, categories and dates, with one target column or several.
+    """A table of numbers, categories, dates and texts, with one target column or several.
 
     Args:
         path: a table in text (.csv, .tsv, .txt, also compressed), .parquet, JSON lines (.json) or
@@ -58,8 +58,8 @@ class Tabular(DataModule):
             columns hold numbers to predict.
         positive: the positive class of two, whose precision, recall and F1 are computed; null
             means yes, true or 1 against no, false or 0, else the rarer class.
-        columns: the kind of a column, if the inferred one is wrong: number, category, date, or
-            drop to leave it out. {kind: date, format: "%d/%m/%Y"} states a form as well, and
+        columns: the kind of a column, if the inferred one is wrong: number, category, date, text,
+            or drop to leave it out. {kind: date, format: "%d/%m/%Y"} states a form as well, and
             {kind: number, format: "1.234,5"} decimal commas.
         batch_size: rows per batch and device; null means all rows of a split in one batch.
         val_fraction: share of the rows for validation.
@@ -167,8 +167,10 @@ class Tabular(DataModule):
             ("categorical", schema.categorical, np.int32),
         ):
             x = np.empty((len(frame), len(columns)), dtype)
-            for i, column in enumerate(columns):
-                x[:, i] = frame.select(encode_column(column)).to_series().to_numpy()
+            # In one query, which finds the words of a text once for all inputs made from them.
+            query = (encode_column(c).alias(str(i)) for i, c in enumerate(columns))
+            for i, values in enumerate(frame.lazy().select(query).collect()):
+                x[:, i] = values.to_numpy()
             inputs[kind] = torch.from_numpy(x)
         return inputs
 
@@ -204,19 +206,23 @@ class Tabular(DataModule):
 
     def source_hashes(self, split: str) -> Array | None:
         option = next(option for option in SOURCES.get(split, ("path",)) if getattr(self, option))
-        kinds = {suffix_of(file) for name in ("path", "test_path") for file in self._files(name)}
-        if len(kinds) > 1:
-            # Values of one kind of file do not equal those of another, such as text.
-            return None
+        assert self.schema is not None
+        files = {name: self._files(name) for name in ("path", "test_path") if self._files(name)}
         keys = [self.plan.split_by["split"], self.plan.weight]
         ignored = [*self.plan.targets, *filter(None, keys)]
+        if len({suffix_of(file) for part in files.values() for file in part}) > 1:
+            # Of values in different kinds of files, only those that both have as text are alike.
+            names = {name for part in files.values() for name in read_names(part)}
+            for part in files.values():
+                ignored += sorted(names - columns_of_text(part))
+        texts = sorted({column.source for column in self.schema.columns if column.kind == "word"})
 
         def build(folder: Path) -> None:
-            for name in ("path", "test_path"):
-                if files := self._files(name):
-                    save_array(folder / f"{name}.npy", hash_rows(files, ignored))
+            for name, part in files.items():
+                save_array(folder / f"{name}.npy", hash_rows(part, ignored, texts))
 
         key = {"hashes": self.fingerprint, "polars": pl.__version__, "ignored": ignored}
+        key |= {"texts": texts} if texts else {}
         folder = build_once(self.cache, key, build)
         rows = self.splits[split].row.numpy()
         hashes: Array = np.load(folder / f"{option}.npy")[rows]

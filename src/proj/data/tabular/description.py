@@ -65,7 +65,7 @@ def _source(columns: list[Column]) -> dict[str, Any]:
         "numbers_as_text": bool(plain_numbers(texts).is_not_null().any()),
         "days_only": bool((texts.str.len_chars() == DAY_LENGTH).all()),
         "missing": any(c.missing for c in columns),
-        "example": _example(columns[0]),
+        "example": _example(columns),
     }
 
 
@@ -83,11 +83,18 @@ def _number(column: Column) -> dict[str, Any]:
         "center": column.center,
         "low": low,
         "high": high,
+        **({"word": column.categories[0]} if column.kind == "word" else {}),
     }
 
 
-def _example(column: Column) -> float | int | str | None:
-    """Return a value that the column may hold: the median of training, or the first category."""
+def _example(columns: list[Column]) -> float | int | str | None:
+    """Return a value that the column may hold.
+
+    It is the median of training, the first category, or the most informative words.
+    """
+    column = columns[0]
+    if column.kind == "word":
+        return " ".join(c.categories[0] for c in columns[:3] if c.kind == "word")
     if column.kind == "category":
         return column.categories[0] if column.categories else None
     median = column.center + column.edges[len(column.edges) // 2]

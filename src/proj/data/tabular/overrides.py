@@ -4,7 +4,7 @@ from typing import Any, Literal, NamedTuple, NotRequired, TypeAlias, TypedDict, 
 
 from proj.errors import UserError
 
-OverrideKind: TypeAlias = Literal["number", "category", "date", "drop"]
+OverrideKind: TypeAlias = Literal["number", "category", "date", "text", "drop"]
 
 
 class StatedColumn(TypedDict):

@@ -39,6 +39,7 @@ from proj.data.tabular.splits import split_by_time, split_groups
 from proj.data.tabular.targets import Targets
 from proj.data.tabular.typed import TypedTable, apply_readings, conform, read_text
 from proj.data.tabular.weights import check_splits, column_weights, to_tensor
+from proj.data.tabular.words import Outcomes
 from proj.errors import UserError, quoted
 from proj.schema import SPLITS, Array, Column, Label, Schema, Task
 
@@ -414,7 +415,8 @@ def _fit_schema(
         chunk.filter(in_sample[start : start + len(chunk)])
         for start, chunk in iter_chunks(source, typed.table.select(map(by_name, inputs)))
     )
-    columns, left_out, findings = fit_columns(sample, plan.columns, typed.readings)
+    outcomes = Outcomes.of(targets.take(np.flatnonzero(in_sample)))
+    columns, left_out, findings = fit_columns(sample, plan.columns, typed.readings, outcomes)
     if not columns:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in left_out.items())
         raise UserError(f"{source.file}: expected a column to learn from, got none: {reasons}.")
@@ -555,7 +557,7 @@ def _left_out_finding(name: str, reason: str) -> Finding:
     return Finding(
         f"column {name} is left out",
         reason,
-        f"to confirm, set {state(name, 'drop')}; to use it, set number, category or date",
+        f"to confirm, set {state(name, 'drop')}; to use it, set number, category, date or text",
         name,
     )
 

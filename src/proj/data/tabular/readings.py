@@ -302,7 +302,7 @@ class _Values:
 
 def _find_one(name: str, values: _Values, wish: Wish, use_comma: bool) -> FoundReading:
     kind, stated = (wish.override.kind, wish.override.format) if wish.override else (None, "")
-    if kind == "drop" or not values.rows:
+    if kind in ("drop", "text") or not values.rows:
         return FoundReading(Reading("text"))
     style = values.style() or ("1.234,5" if use_comma else DEFAULT_FORMAT)
     if kind == "number" and stated:

@@ -1,5 +1,6 @@
 """Hashes of a table's rows as its files have them, to find rows that are exact copies."""
 
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -14,16 +15,18 @@ from proj.data.tabular.files import (
     open_table,
 )
 from proj.data.tabular.identifiers import names_time
+from proj.data.tabular.words import normalize
 from proj.schema import Array
 
 # First values of a column that show that it does not count the rows.
 COUNTER_SAMPLE = 1_000
 
 
-def hash_rows(files: list[Path], ignored: list[str]) -> Array:
+def hash_rows(files: list[Path], ignored: list[str], texts: Collection[str] = ()) -> Array:
     """Return a 64-bit hash of each row: [rows] uint64.
 
-    Columns in ``ignored`` and columns that count the rows do not matter.
+    Columns in ``ignored`` and columns that count the rows do not matter. Of those in ``texts``, the
+    words do, but not capitals, spaces and punctuation.
     """
     with open_table(files) as source:
         dtypes = source.table.collect_schema()
@@ -32,7 +35,11 @@ def hash_rows(files: list[Path], ignored: list[str]) -> Array:
         hashed = [n for n in names if not dtypes[n].is_nested() and dtypes[n] != pl.Object]
         # The values of categories are numbered in each file anew.
         columns = [
-            by_name(n).cast(pl.String) if dtypes[n] in (pl.Categorical, pl.Enum) else by_name(n)
+            normalize(by_name(n))
+            if n in texts
+            else by_name(n).cast(pl.String)
+            if dtypes[n] in (pl.Categorical, pl.Enum)
+            else by_name(n)
             for n in hashed
         ]
         numbered = [column.alias(str(i)) for i, column in enumerate(columns)]
@@ -60,3 +67,10 @@ def _is_counter(source: Source, name: str) -> bool:
             return False
         span = int(numbers.max()) - int(numbers.min())  # type: ignore[arg-type]
     return span < 4 * len(numbers)
+
+
+def columns_of_text(files: list[Path]) -> set[str]:
+    """Return the names of the columns that are read as text. In text files these are all."""
+    with open_table(files) as source:
+        dtypes = source.table.collect_schema()
+        return {name for name, dtype in dtypes.items() if dtype == pl.String}

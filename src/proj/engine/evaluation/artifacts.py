@@ -54,7 +54,9 @@ def save_artifacts(
 def _save_columns(
     run: Run, split: Batch, schema: Schema, predictions: PredictionSet
 ) -> Iterator[str]:
-    count, rows = len(schema.columns), len(predictions)
+    # The words of texts are not saved.
+    count = sum(column.kind != "word" for column in schema.columns)
+    rows = len(predictions)
     if count > MAX_COLUMNS or count * rows > MAX_VALUES:
         limit = f"{MAX_COLUMNS} columns" if count > MAX_COLUMNS else f"{MAX_VALUES:,} values"
         yield (
@@ -113,6 +115,8 @@ def columns(rows: Batch, schema: Schema) -> pl.DataFrame:
     decoded = {}
     for kind, described in (("numeric", schema.numeric), ("categorical", schema.categorical)):
         for column, values in zip(described, rows.x[kind].numpy().T, strict=True):
+            if column.kind == "word":
+                continue  # Of texts, the length is shown.
             if column.kind not in ("month", "weekday", "hour") or column.source not in dated:
                 decoded[column.name] = _column(column, values)
     names = [column.name for column in schema.columns if column.name in decoded]

@@ -47,7 +47,7 @@ def check_data(data: DataModule) -> list[Finding]:
         inputs, targets = hash_splits(labelled, source)
     findings = [
         *data.findings,
-        *find_duplicates(inputs, targets),
+        *find_duplicates(inputs, targets, has_texts=_has_texts(schema)),
         *find_rare_classes(schema),
         *find_classes_without_rows(schema, labelled),
         *find_rounded_inputs(schema),
@@ -146,17 +146,26 @@ def _targets(split: Batch) -> Array:
     return np.ascontiguousarray(split.y.numpy().reshape(len(split.row), -1))
 
 
-def find_duplicates(inputs: Hashes, targets: Hashes) -> list[Finding]:
-    """Find rows that occur in an earlier split, too, with the same target."""
+def _has_texts(schema: Schema) -> bool:
+    return any(column.kind == "word" for column in schema.columns)
+
+
+def find_duplicates(inputs: Hashes, targets: Hashes, has_texts: bool = False) -> list[Finding]:
+    """Find rows that occur in an earlier split, too, with the same target.
+
+    With ``has_texts``, the hashes of the inputs are equal for texts of the same words.
+    """
+    exact = "" if has_texts else "exact "
+    same = " with the same words in texts" if has_texts else ""
     hashes = {name: inputs[name] + targets[name] for name in inputs}
     findings = []
     for later, earlier in (("val", "train"), ("test", "train"), ("test", "val")):
         if later not in hashes or earlier not in hashes:
             continue
         if copies := int(np.isin(hashes[later], hashes[earlier]).sum()):
-            equal = f"is an exact copy of a {earlier} row"
+            equal = f"is {'a' if has_texts else 'an'} {exact}copy of a {earlier} row{same}"
             if copies > 1:
-                equal = f"are exact copies of {earlier} rows"
+                equal = f"are {exact}copies of {earlier} rows{same}"
             finding = Finding(
                 f"{copies} of {len(hashes[later])} {later} rows {equal}",
                 "if they are records of one thing, the model may have memorized them, and the "

@@ -12,8 +12,10 @@ import numpy as np
 from .dates import DAY, read_date, read_number_date
 from .numbers import SPACES, read_number
 from .rows import Columns, InputError, UnreadableWarning, count_rows, is_missing, match_names
+from .words import normalize
 
 MISSING_CODE, OTHER_CODE, FIRST_CODE = 0, 1, 2
+TEXT_KINDS = ("word", "length")
 BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
 EPOCH = datetime(1970, 1, 1)
 MICROSECOND = timedelta(microseconds=1)
@@ -62,6 +64,9 @@ class Table:
         given = match_names(columns, list(self.sources))
         rows = count_rows(given)
         values = {n: s.read(given[n], strict, first) for n, s in self.sources.items()}
+        texts = {c["source"] for c in self.numeric if c["kind"] in TEXT_KINDS}
+        for name in texts:
+            values[name] = [None if v is None else normalize(v) for v in values[name]]
         numeric = np.empty((rows, len(self.numeric)), np.float32)
         for i, column in enumerate(self.numeric):
             numeric[:, i] = self._numbers(column, values[column["source"]], first)
@@ -76,7 +81,13 @@ class Table:
 
     def _numbers(self, column: Spec, values: list[Any], first: int) -> Array:
         kind, form = column["kind"], column["format"]
-        if kind == "number":
+        if kind == "word":
+            found = [v is not None and f" {column['word']} " in v for v in values]
+            numbers = np.array(found, np.float64)
+        elif kind == "length":
+            lengths = [len(v.split()) if v else 0 for v in values]
+            numbers = np.array([length or math.nan for length in lengths], np.float64)
+        elif kind == "number":
             numbers = np.array([math.nan if v is None else float(v) for v in values], np.float64)
         else:
             dates = values
