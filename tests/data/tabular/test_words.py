@@ -156,6 +156,7 @@ def test_data_columns_states_texts(work: Path) -> None:
     data = ready("t.parquet", columns={"review": "text", "code": "drop"})
     assert text_inputs(data)
     assert data.findings == []
+    assert data.experiment_template("t.parquet")[1]["embedding"] == 4
     with pytest.raises(UserError, match=r"data\.columns: size: expected text, got Float64"):
         ready("t.parquet", columns={"size": "text"})
     with pytest.raises(UserError, match=r"data\.columns: code: expected text with a word"):
