@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from torch.utils.data._utils.collate import default_collate_fn_map
 
 from proj.errors import UserError
 
@@ -48,17 +47,18 @@ class Batch(NamedTuple):
         y: class numbers [rows], labels [rows, labels] of 0 and 1, or targets [rows, targets]; None
             for rows to predict.
         row: each row's number in its source [rows].
-        weight: each row's weight in loss and metrics [rows]; None weights all equally.
+        weights: each row's weight in loss and metrics [rows], alone in a tuple; empty if all count
+            equally. A None would be a row for Lightning when it looks for the batch size.
     """
 
     x: Tensors
     y: Tensor | None
     row: Tensor
-    weight: Tensor | None = None
+    weights: tuple[Tensor, ...] = ()
 
-
-# The rows of a data set may be batches without weights, which torch does not stack by itself.
-default_collate_fn_map[type(None)] = lambda rows, **_: None
+    @property
+    def weight(self) -> Tensor | None:
+        return self.weights[0] if self.weights else None
 
 
 class Execution(NamedTuple):
@@ -71,7 +71,7 @@ class Execution(NamedTuple):
 
     def batches(self) -> list[Batch]:
         """Return the batches; the last one may have fewer than ``batch_size`` rows."""
-        x, *others = self.rows
+        x, y, row, weights = self.rows
 
         def chunks(values: Tensor | None) -> Iterable[Any]:
             return repeat(None) if values is None else torch.split(values, self.batch_size)
@@ -81,7 +81,8 @@ class Execution(NamedTuple):
             xs: Iterable[Tensors] = (dict(zip(x, values, strict=True)) for values in columns)
         else:
             xs = chunks(x)
-        return [Batch(*values) for values in zip(xs, *map(chunks, others), strict=False)]
+        each: Iterable[Any] = zip(*map(chunks, weights), strict=True) if weights else repeat(())
+        return [Batch(*values) for values in zip(xs, chunks(y), chunks(row), each, strict=False)]
 
 
 @dataclass(frozen=True)

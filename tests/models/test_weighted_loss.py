@@ -59,7 +59,7 @@ def test_a_weight_of_2_is_a_doubled_row(task: str) -> None:
     repeated = Batch(*(values.repeat_interleave(times, dim=0) for values in batch[:3]))
     expected_gradient, expected, _ = gradient(model_of(task, 0.0), repeated)
     model = model_of(task, times.double().mean().item())
-    found, loss, (factor, divisor) = gradient(model, batch._replace(weight=times.double()))
+    found, loss, (factor, divisor) = gradient(model, batch._replace(weights=(times.double(),)))
     assert float(loss * factor / divisor) == pytest.approx(float(expected), rel=1e-5)
     assert torch.allclose(found * factor / divisor, expected_gradient, rtol=1e-4, atol=1e-6)
 
@@ -69,7 +69,7 @@ def test_equal_weights_change_nothing(task: str) -> None:
     """Only ratios of weights matter: weights of 8 with mean 8 are no weights."""
     batch = batch_of(task)
     plain, loss, _ = gradient(model_of(task), batch)
-    eight = batch._replace(weight=torch.full((24,), 8.0, dtype=torch.float64))
+    eight = batch._replace(weights=(torch.full((24,), 8.0, dtype=torch.float64),))
     found, weighted, _ = gradient(model_of(task, 8.0), eight)
     assert torch.allclose(found, plain, rtol=1e-4, atol=1e-6)
     assert float(weighted) == pytest.approx(float(loss), rel=1e-5)
@@ -80,9 +80,9 @@ def test_the_mean_gradient_of_batches_is_that_of_the_split() -> None:
     batch = batch_of("regression")
     weight = torch.rand(24, dtype=torch.float64) ** 3
     model = model_of("regression", weight.mean().item())
-    whole, *_ = gradient(model, batch._replace(weight=weight))
+    whole, *_ = gradient(model, batch._replace(weights=(weight,)))
     parts = [
-        gradient(model, Batch(*(v[i : i + 6] for v in batch[:3]), weight[i : i + 6]))[0]
+        gradient(model, Batch(*(v[i : i + 6] for v in batch[:3]), (weight[i : i + 6],)))[0]
         for i in range(0, 24, 6)
     ]
     assert torch.allclose(torch.stack(parts).mean(0), whole, rtol=1e-4, atol=1e-6)
@@ -90,6 +90,6 @@ def test_the_mean_gradient_of_batches_is_that_of_the_split() -> None:
 
 def test_a_model_without_weights_refuses_them() -> None:
     """The loss would be of another scale than in training."""
-    batch = batch_of("binary")._replace(weight=torch.ones(24))
+    batch = batch_of("binary")._replace(weights=(torch.ones(24),))
     with pytest.raises(UserError, match=r"data.weight: expected rows without weights"):
         model_of("binary", 0.0).forward_loss(batch, "val")

@@ -177,13 +177,17 @@ class ArrayDataModule(DataModule):
                 inputs, numbers = x[name], np.arange(len(x[name]))
                 split_targets = Targets.from_array(y[name], targets.task, (), self.path)
             encoded = split_targets.encode(self.schema, name, numbers)
-            tensors = map(torch.from_numpy, (take_rows(inputs, numbers), encoded, numbers))
-            self.splits[name] = Batch(*tensors)._replace(weight=weights[name])
+            x_rows, y_rows, row = map(
+                torch.from_numpy, (take_rows(inputs, numbers), encoded, numbers)
+            )
+            weight = weights[name]
+            row_weights = () if weight is None else (weight,)
+            self.splits[name] = Batch(x_rows, y_rows, row, row_weights)
 
     def _predict_rows(self) -> Batch:
         assert self.schema is not None
         if self.predict_path is None:
-            return self.splits["test"]._replace(y=None, weight=None)
+            return self.splits["test"]._replace(y=None, weights=())
         x = self.encode(load_inputs(self.predict_path), self.schema)
         return Batch(x, None, torch.arange(len(x)))
 

@@ -128,7 +128,8 @@ def to_device(split: Batch, device: torch.device) -> Batch:
 def nbytes(split: Batch) -> int:
     """Return the memory that the tensors of a split take, in bytes."""
     inputs = split.x.values() if isinstance(split.x, dict) else [split.x]
-    return sum(values.nbytes for values in (*inputs, *split[1:]) if values is not None)
+    others = (split.y, split.row, *split.weights)
+    return sum(values.nbytes for values in (*inputs, *others) if values is not None)
 
 
 def map_tensors(function: Callable[[Tensor], Tensor], batch: Batch) -> Batch:
@@ -138,5 +139,5 @@ def map_tensors(function: Callable[[Tensor], Tensor], batch: Batch) -> Batch:
         if isinstance(batch.x, dict)
         else function(batch.x)
     )
-    y, weight = (None if part is None else function(part) for part in (batch.y, batch.weight))
-    return Batch(x, y, function(batch.row), weight)
+    y = None if batch.y is None else function(batch.y)
+    return Batch(x, y, function(batch.row), tuple(map(function, batch.weights)))

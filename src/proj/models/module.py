@@ -149,7 +149,7 @@ class SchemaModule(LightningModule, ABC):
     def to_batch(self, batch: Any) -> Batch:
         """Return a user's ``(x, y)`` or ``x`` with numbered rows, and targets in our form."""
         ours = isinstance(batch, Batch)
-        x, y, row, weight = batch if ours else (*split_batch(batch), None, None)
+        x, y, row, weights = batch if ours else (*split_batch(batch), None, ())
         if y is not None:
             assert self.schema is not None
             y = check_targets(y, self.schema)
@@ -158,7 +158,7 @@ class SchemaModule(LightningModule, ABC):
             row = torch.arange(self._rows_seen, self._rows_seen + count, device=self.device)
             row = row * self.trainer.world_size + self.trainer.global_rank
             self._rows_seen += count
-        return Batch(x, y, row, weight)
+        return Batch(x, y, row, tuple(weights))
 
     # Metrics
 

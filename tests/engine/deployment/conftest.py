@@ -103,6 +103,8 @@ def table_run(work: Path, cli: Cli, once: Once) -> Callable[..., None]:
             if net == "TabM":
                 small += ["--model.net.members", 3, "--model.net.width", 8, "--model.net.blocks", 1]
                 small += ["--model.net.embedding", 4]
+            else:
+                small += ["--model.net.dropout", 0]
             cli("fit", "--config", "table.yaml", *small, "--data.columns", columns, *FEW_EPOCHS)
             cli("test")
 

@@ -301,7 +301,7 @@ class Images(DataModule):
 
     def _setup_predict(self) -> None:
         if self.predict_path is None:
-            self.splits["predict"] = self.splits["test"]._replace(y=None, weight=None)
+            self.splits["predict"] = self.splits["test"]._replace(y=None, weights=())
             self.files["predict"] = self.files["test"]
             return
         prepared = self._prepare(self.predict_path, predict=True)

@@ -274,7 +274,7 @@ class Tabular(DataModule):
 
     def _predict_rows(self) -> Batch:
         if self.predict_path is None:
-            return self.splits["test"]._replace(y=None, weight=None)
+            return self.splits["test"]._replace(y=None, weights=())
         assert self.schema is not None
         files, schema = self._files("predict_path"), self.schema
         content = fingerprint(files, self.cache)
@@ -306,4 +306,4 @@ def _map_split(folder: Path, split: str) -> Batch:
     files = (folder / f"{split}_{name}.npy" for name in ("y", "row", "weight"))
     y, row, weight = (map_array(file) if file.exists() else None for file in files)
     assert row is not None
-    return Batch(x, y, row, weight)
+    return Batch(x, y, row, () if weight is None else (weight,))

@@ -61,7 +61,7 @@ def run_execution(model: Any, execution: Execution) -> Tensor:
         outputs.append(output.detach())
         losses.append(loss if is_last else loss.detach())
         weights.append(weight)
-    _, y, _, row_weights = execution.rows
+    y, row_weights = execution.rows.y, execution.rows.weight
     assert y is not None
     used = sum(len(output) for output in outputs)
     row_weights = None if row_weights is None else row_weights[:used]

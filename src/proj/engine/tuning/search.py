@@ -201,7 +201,8 @@ class Search:
             # A retry inherits this value, so it must identify the interrupted attempt.
             trial.set_user_attr("interrupted", trial.number)
             raise
-        if Run(Path(job["folder"])).manifest.get("out_of_time"):
+        timed = self.plan.within is not None
+        if timed and Run(Path(job["folder"])).manifest.get("out_of_time"):
             trial.set_user_attr("out_of_time", True)
         if self.plan.metric not in metrics and not reporter.pruned:
             raise UserError(
