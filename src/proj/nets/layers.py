@@ -130,19 +130,23 @@ class TableInputs(nn.Module):
 
 
 class FittedLinear(nn.Module):
-    """The linear model of a table's schema. Its weights are buffers, which are not trained."""
+    """The linear model of a table's schema. Its weights are buffers, which are not trained.
+
+    Args:
+        schema: schema of the table, with a linear model.
+        counts: number of values of each category, as TableInputs has them.
+    """
 
     mean: Tensor  # [numbers]
     std: Tensor  # [numbers]
     weight: Tensor  # [inputs, outputs]
     bias: Tensor  # [outputs]
 
-    def __init__(self, schema: Schema) -> None:
+    def __init__(self, schema: Schema, counts: list[int]) -> None:
         super().__init__()
         for name, values in zip(("mean", "std", "weight", "bias"), schema.linear, strict=True):
             self.register_buffer(name, torch.tensor(values))
         self.weight = self.weight.view(-1, len(self.bias))
-        counts = TableInputs(schema).cardinalities
         starts = [len(self.mean) + sum(counts[:i]) for i in range(len(counts))]
         limits = [(column.edges[0], column.edges[-1]) for column in schema.numeric]
         self.starts = nn.Buffer(torch.tensor(starts, dtype=torch.int64))

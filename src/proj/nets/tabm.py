@@ -52,7 +52,8 @@ class TabM(nn.Module):
             for name, child in module.named_children():
                 if isinstance(child, nn.Dropout):
                     setattr(module, name, Dropout(child.p))
-        self.linear = FittedLinear(schema) if linear and schema.linear else None
+        has_model = linear and schema.linear
+        self.linear = FittedLinear(schema, self.table.cardinalities) if has_model else None
         if self.linear is not None:
             has_linear = torch.arange(members) < members // 2
             # The share of the linear model in each member is trained, too.

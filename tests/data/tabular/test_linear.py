@@ -12,7 +12,7 @@ from sklearn.preprocessing import StandardScaler
 
 from proj.data.tabular import linear
 from proj.data.tabular.datamodule import Tabular
-from proj.nets.layers import FittedLinear
+from proj.nets.layers import FittedLinear, TableInputs
 from proj.nets.tabm import TabM
 from proj.schema import Schema
 
@@ -117,7 +117,7 @@ def test_missing_and_unknown_values_and_far_numbers_give_bounded_outputs(tmp_pat
     write_table(tmp_path, "regression")
     schema = prepared().schema
     assert schema is not None
-    layer = FittedLinear(schema)
+    layer = FittedLinear(schema, TableInputs(schema).cardinalities)
     categories = torch.tensor([[0, 0], [1, 1], [2, 0]])
     numbers = torch.tensor([[torch.nan, torch.nan], [1e30, -1e30], [-1e30, 1e30]])
     assert layer(numbers, categories).abs().max() < 20
