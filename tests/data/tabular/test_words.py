@@ -131,9 +131,10 @@ def test_texts_predict_the_target_as_tfidf_does(work: Path) -> None:
         x, y = data.splits["test"].x, data.splits["test"].y
         assert isinstance(x, dict)
         assert y is not None
-        _, categories = TableInputs(data.schema)(x)
+        table = TableInputs(data.schema)
+        _, categories = table(x)
         with torch.no_grad():
-            outputs = FittedLinear(data.schema)(x["numeric"], categories)
+            outputs = FittedLinear(data.schema, table.cardinalities)(x["numeric"], categories)
         return float(roc_auc_score(y, outputs))
 
     data = ready("t.csv")
