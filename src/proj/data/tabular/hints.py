@@ -80,30 +80,35 @@ def find_hints(
 ) -> tuple[list[Finding], list[Candidate]]:
     """Return findings about columns of a typed table to split the rows by, and these columns.
 
-    A candidate without a missing value can be stated as ``data.group`` or ``data.time``.
+    A column of dates may be a candidate without a finding, if several rows have one date.
     """
     head = collect_table(source, table.select(map(by_name, names)).head(HEAD_ROWS))
     if len(head) < MIN_ROWS:
         return [], []
     ordered: list[tuple[Finding, Candidate]] = []
     repeating: dict[int, tuple[Finding, Candidate]] = {}
+    dates: list[Candidate] = []
     for name in names:
         values = nameless(head, name)
         if type_of(values.dtype) in (None, "boolean"):
             continue
-        if not (_is_ordered(name, values) or _repeats(name, values)):
+        if not (_is_ordered(name, values) or _ascends(values) or _repeats(name, values)):
             continue
         values = nameless(collect_table(source, table.select(by_name(name))), name)
         if _is_ordered(name, values):
             candidate = Candidate("time", name, ranks_of(values))
             ordered.append((_order_finding(name, values), candidate))
+        elif _ascends(values):
+            dates.append(Candidate("time", name, ranks_of(values)))
         elif _repeats(name, values):
-            # Of a name and a code of one thing, the first is enough.
             candidate = Candidate("group", name, ranks_of(values))
             hint = _repeat_finding(name, values), candidate
+            # Of a name and a code of one thing, the first is enough.
             repeating.setdefault(values.drop_nulls().n_unique(), hint)
     found = [*ordered[:1], *repeating.values()]
-    return [finding for finding, _ in found], [candidate for _, candidate in found]
+    candidates = [candidate for _, candidate in found]
+    # Rows of several things on one day are no hint, but may be alike.
+    return [finding for finding, _ in found], candidates + ([] if ordered else dates[:1])
 
 
 def _order_finding(name: str, values: pl.Series) -> Finding:
@@ -132,13 +137,25 @@ def _is_ordered(name: str, values: pl.Series) -> bool:
         return False
     if not (values.is_sorted() or values.is_sorted(descending=True)):
         return False
-    if type_of(values.dtype) == "date" or (values.dtype.is_integer() and days_in_numbers(values)):
+    if _is_date(values):
         return True
     if not values.dtype.is_numeric() or not _TIME.search(name):
         return False
     steps = values.cast(pl.Float64).diff().drop_nulls()
     typical = float(steps.median())  # type: ignore[arg-type]
     return int(((steps - typical).abs() <= 0.01 * abs(typical)).sum()) > 0.8 * len(steps)
+
+
+def _is_date(values: pl.Series) -> bool:
+    is_integer = values.dtype.is_integer()
+    return type_of(values.dtype) == "date" or (is_integer and bool(days_in_numbers(values)))
+
+
+def _ascends(values: pl.Series) -> bool:
+    """Return whether dates ascend or descend with the rows, of which several may have one date."""
+    if values.null_count() or values.n_unique() < MIN_VALUES or not _is_date(values):
+        return False
+    return values.is_sorted() or values.is_sorted(descending=True)
 
 
 def _repeats(name: str, values: pl.Series) -> bool:

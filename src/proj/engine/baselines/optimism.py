@@ -18,16 +18,16 @@ from proj.engine.console import plural
 from proj.engine.evaluation.paired import holm
 from proj.schema import Array, Schema
 
-# Rows, and targets or most frequent classes, that are measured at most.
-MAX_ROWS, MAX_TARGETS = 3_000, 5
+# Rows, random columns, and targets or most frequent classes that are used at most.
+MAX_ROWS, MAX_COLUMNS, MAX_TARGETS = 3_000, 60, 5
 # Of a large group, so many rows are used if that leaves room for other groups.
 GROUP_ROWS = 20
 # Folds of random rows and of groups, and how often they are drawn.
 FOLDS, REPEATS = 5, 2
 # The latest share of the rows is predicted in blocks, each from all rows before it.
 TIME_SHARE, TIME_BLOCKS = 0.4, 4
-TREES = 50
-PERMUTATIONS, BOOTSTRAPS = 1_999, 1_000
+BOOSTING = {"max_iter": 30, "learning_rate": 0.2, "max_leaf_nodes": 15}
+PERMUTATIONS = BOOTSTRAPS = 1_999
 # A split is proposed if rows are alike at this level, and the random split scores that much better.
 SIGNIFICANCE_LEVEL, MIN_GAP = 0.01, 0.02
 
@@ -74,7 +74,8 @@ class Optimism:
         honest: score of splits by the column.
         low: lower end of the 95 % interval of their difference.
         high: upper end.
-        p: p-value of the hypothesis that rows of equal groups, or near in time, are not alike.
+        p: the larger p-value of two hypotheses: rows of one group, or near in time, are not alike,
+            and the random split does not score better.
     """
 
     option: str
@@ -149,8 +150,8 @@ def measure_optimism(data: object) -> list[Optimism]:
     The baseline is scikit-learn's gradient boosting with squared errors, fitted to a sample of the
     training rows. Its score is R² for numbers and the Brier skill score for classes: the share of
     the squared errors of a constant that it avoids. The interval is a bootstrap of groups, or of
-    stretches of time. For the p-value, the residuals of the split by the column are permuted among
-    the rows of each fold (Holm's correction for several candidates).
+    stretches of time. The test of whether rows are alike permutes the residuals of the split by the
+    column among the rows of each fold. p-values have Holm's correction for several candidates.
     """
     if not isinstance(data, HasCandidates) or not isinstance(data, DataModule):
         return []
@@ -169,7 +170,7 @@ def _measure(data: DataModule, schema: Schema, candidate: Candidate) -> Optimism
     present = np.flatnonzero(candidate.ranks >= 0)
     ranks = candidate.ranks[present]
     chosen = present[_sample_groups(ranks, rng) if is_group else _latest(ranks)]
-    problem = _problem(data, schema, candidate, chosen)
+    problem = _problem(data, schema, candidate, chosen, rng)
     distinct = int(problem.ranks.max(initial=0)) + 1
     if distinct < 2 * (FOLDS if is_group else TIME_BLOCKS) or not problem.y.any():
         return None
@@ -177,7 +178,9 @@ def _measure(data: DataModule, schema: Schema, candidate: Candidate) -> Optimism
     total = scores.total.sum()
     if not total:
         return None
-    low, high = _interval(scores, rng)
+    gaps = _bootstrap(scores, rng)
+    low, high = np.quantile(gaps, (0.025, 0.975))
+    not_better = (1 + int((gaps <= 0).sum())) / (1 + BOOTSTRAPS)
     return Optimism(
         candidate.option,
         candidate.column,
@@ -186,9 +189,9 @@ def _measure(data: DataModule, schema: Schema, candidate: Candidate) -> Optimism
         len(chosen),
         float(1 - scores.random.sum() / total),
         float(1 - scores.honest.sum() / total),
-        low,
-        high,
-        alike_p_value(scores.residuals, scores.units, scores.folds, rng),
+        float(low),
+        float(high),
+        max(not_better, alike_p_value(scores.residuals, scores.units, scores.folds, rng)),
     )
 
 
@@ -214,15 +217,25 @@ def _latest(times: Array) -> Array:
     return np.sort(np.argsort(times, kind="stable")[-MAX_ROWS:])
 
 
-def _problem(data: DataModule, schema: Schema, candidate: Candidate, chosen: Array) -> _Problem:
+def _problem(
+    data: DataModule,
+    schema: Schema,
+    candidate: Candidate,
+    chosen: Array,
+    rng: np.random.Generator,
+) -> _Problem:
+    """Return the problem for chosen training rows."""
     batch = take(data.splits["train"], torch.from_numpy(chosen))
-    features = features_of(batch, schema)
-    if candidate.option == "group":
-        numeric, categorical = (
-            [i for i, column in enumerate(columns) if column.source != candidate.column]
-            for columns in (schema.numeric, schema.categorical)
-        )
-        features = Features(features.numbers[:, numeric], features.codes[:, categorical])
+    # A split by time leaves the time an input, and one by group does not.
+    left_out = candidate.column if candidate.option == "group" else None
+    columns = (*schema.numeric, *schema.categorical)
+    used = np.flatnonzero([column.source != left_out for column in columns])
+    used = np.sort(rng.permutation(used)[:MAX_COLUMNS])
+    features, numbers = features_of(batch, schema), len(schema.numeric)
+    features = Features(
+        features.numbers[:, used[used < numbers]],
+        features.codes[:, used[used >= numbers] - numbers],
+    )
     encoder = TreeEncoder(features)
     ranks = np.unique(candidate.ranks[chosen], return_inverse=True)[1]
     return _Problem(encoder(features), encoder.categories, _targets(batch, schema), ranks)
@@ -334,10 +347,12 @@ def _stretches(times: Array, blocks: Array) -> Array:
 
 def _fit(x: Array, y: Array, categories: Array) -> Callable[[Array], Array]:
     """Return the function from inputs to predictions [rows, targets] of boosting."""
+    if not x.shape[1]:
+        return lambda rows: np.repeat(y.mean(axis=0, keepdims=True), len(rows), axis=0)
     leaf = int(np.clip(len(y) // 40, 3, 20))
     models = [
         HistGradientBoostingRegressor(
-            max_iter=TREES,
+            **BOOSTING,
             min_samples_leaf=leaf,
             early_stopping=False,
             categorical_features=categories,
@@ -348,15 +363,14 @@ def _fit(x: Array, y: Array, categories: Array) -> Callable[[Array], Array]:
     return lambda rows: np.stack([model.predict(rows) for model in models], axis=1)
 
 
-def _interval(scores: _Scores, rng: np.random.Generator) -> tuple[float, float]:
-    """Return the 95 % interval of the difference of the scores, by a bootstrap of the units."""
+def _bootstrap(scores: _Scores, rng: np.random.Generator) -> Array:
+    """Return the differences of the scores for random units with replacement [BOOTSTRAPS]."""
     differences = np.bincount(scores.units, scores.honest - scores.random)
     totals = np.bincount(scores.units, scores.total)
     units = len(totals)
     counts = rng.multinomial(units, np.full(units, 1 / units), BOOTSTRAPS)
     sums = np.maximum(counts @ totals, 1e-30)
-    low, high = np.quantile(counts @ differences / sums, (0.025, 0.975))
-    return float(low), float(high)
+    return np.asarray(counts @ differences / sums)
 
 
 def alike_p_value(residuals: Array, units: Array, folds: Array, rng: np.random.Generator) -> float:
