@@ -28,7 +28,7 @@ FOLDS, REPEATS = 5, 2
 TIME_SHARE, TIME_BLOCKS = 0.4, 4
 BOOSTING = {"max_iter": 30, "learning_rate": 0.2, "max_leaf_nodes": 15}
 PERMUTATIONS = BOOTSTRAPS = 1_999
-# A split is proposed if rows are alike at this level, and the random split scores that much better.
+# A split is proposed if p is below this level, and the random split scores at least so much better.
 SIGNIFICANCE_LEVEL, MIN_GAP = 0.01, 0.02
 
 
@@ -96,8 +96,7 @@ class Optimism:
     @property
     def is_strong(self) -> bool:
         """Return whether the evidence is strong enough to split by the column."""
-        is_clear = self.low > 0 and self.gap >= MIN_GAP
-        return self.is_complete and is_clear and self.p < SIGNIFICANCE_LEVEL
+        return self.is_complete and self.gap >= MIN_GAP and self.p < SIGNIFICANCE_LEVEL
 
     def __str__(self) -> str:
         p = f"p = {self.p:.4f}" if self.p >= SIGNIFICANCE_LEVEL / 10 else "p < 0.001"

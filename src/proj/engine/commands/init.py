@@ -69,13 +69,13 @@ def _split_honestly(data: DataModule) -> DataModule:
         console.warn(f"the rows are split at random, since data.{option} is not possible: {error}")
         return data
     what, known = {
-        "group": (f"rows of one {column} are alike", f"rows of a {column} that train has"),
-        "time": ("rows near in time are alike", "rows between the times of training rows"),
+        "group": (f"rows of one {column} are alike", f"more rows of the same values of {column}"),
+        "time": ("rows near in time are alike", "rows between the times of these rows"),
     }[option]
     console.say(
-        f"the rows are split by data.{option}: {column}, because {what}, and a random split would "
-        f"claim {largest.metric} {largest.random:.3f} instead of {largest.honest:.3f}. If the "
-        f"model will predict {known}, remove `{option}` from the experiment."
+        f"the rows are split by data.{option}: {yaml_value(column)}, because {what}, and a random "
+        f"split would claim {largest.metric} {largest.random:.3f} instead of {largest.honest:.3f}. "
+        f"If the model will predict {known}, remove `{option}` from the experiment."
     )
     return honest
 
