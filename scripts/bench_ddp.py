@@ -5,8 +5,9 @@ usage: python scripts/bench_ddp.py [--work tiny mid conv] [--processes 1 2 4] [-
 All contenders train the nets of ``bench.py`` with Adam on the processor, with gloo, on the same
 number of rows per process and step, and validate after each epoch with the same metrics. A
 contender is a program of its own, and they take turns: a round starts each of them once. The first
-two epochs of a program do not count. The ratio is the median epoch of plain DDP in a round, divided by the contender's.
-More processes than cores share the cores: then the ratios are about scheduling, too.
+two epochs of a program do not count. The ratio is the median epoch of plain DDP in a round, divided
+by the contender's. More processes than cores share the cores: then the ratios are about scheduling,
+too.
 """
 
 import argparse
@@ -17,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import lightning.pytorch as L
@@ -69,10 +71,8 @@ def plain_ddp(work: Work, folder: Path, rank: int, world: int) -> None:
             optimizer.step()
         net.eval()
         with torch.no_grad():
-            rows = zip(
-                data["x_val"].split(work.batch), data["y_val"].split(work.batch), strict=True
-            )
-            for a, b in rows:
+            held_out = (data[name].split(work.batch) for name in ("x_val", "y_val"))
+            for a, b in zip(*held_out, strict=True):
                 metrics.update(net.module(a), b)
         metrics.compute()
         metrics.reset()
@@ -122,7 +122,7 @@ def run_contender(name: str, kind: str, folder: Path, world: int) -> list[float]
     codes = [process.wait() for process in started]
     assert not any(codes), (name, codes)
     starts = json.loads(times.read_text(encoding="utf-8"))
-    return [b - a for a, b in zip(starts, starts[1:], strict=False)][SKIPPED - 1 :]
+    return [b - a for a, b in pairwise(starts)][SKIPPED - 1 :]
 
 
 def work_of(kind: str) -> Work:

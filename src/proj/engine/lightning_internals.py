@@ -186,10 +186,11 @@ def averaging_method(trainer: Trainer, name: str) -> Callable[..., Any]:
     of DistributedDataParallel, which averages the gradients of one backward pass. So the steps
     inside an execution get forward passes of their own.
     """
-    strategy: Any = trainer.strategy
-    if isinstance(strategy, DDPStrategy):
-        model = trainer.lightning_module
-        return partial(strategy._forward_redirection, strategy.model, model, name)
+    if isinstance(trainer.strategy, DDPStrategy):
+        strategy: Any = trainer.strategy
+        return partial(
+            strategy._forward_redirection, strategy.model, trainer.lightning_module, name
+        )
     method: Callable[..., Any] = getattr(trainer.lightning_module, name)
     return method
 
