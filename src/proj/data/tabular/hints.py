@@ -4,11 +4,11 @@ import re
 
 import polars as pl
 
-from proj.data.base import Finding
 from proj.data.tabular.columns import type_of, yaml_name
 from proj.data.tabular.files import Source, by_name, collect_table, nameless
 from proj.data.tabular.identifiers import names_time
 from proj.data.tabular.readings import days_in_numbers
+from proj.schema import Finding
 
 # Smaller tables, and columns of fewer values, show no structure.
 MIN_ROWS, MIN_VALUES = 30, 10
