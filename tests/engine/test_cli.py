@@ -469,9 +469,10 @@ def test_check_leaves_no_run_folder(cli: Cli) -> None:
     ids=["missing", "wrong key", "none", "no value"],
 )
 def test_a_wrong_config_is_answered_without_importing_torch(
-    args: list[str], message: str, imports_torch: bool
+    args: list[str], message: str, imports_torch: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The answer to a mistyped file would take seconds; other answers come as before."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(Path("cache").resolve()))
     Path("wrong.yaml").write_text("modle: 1\n")
     program = (
         "import sys; from proj.engine.cli import main; "

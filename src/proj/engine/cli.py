@@ -7,6 +7,7 @@ import sys
 from proj.engine import PACKAGE, clock, security
 from proj.engine.config.arguments import check_configs
 from proj.engine.config.flag_index import check_flags
+from proj.engine.config.help_cache import HELP, kept_help
 from proj.engine.config.options import COMMON_OPTIONS, OPTIONS
 from proj.engine.exit_codes import exit_code, keep_interrupts
 from proj.engine.lazy_packages import import_program
@@ -82,8 +83,12 @@ def _call_verb(args: list[str]) -> None:
             f"expected a verb, got {verb!r}.{nearest(verb, [*VERBS, '--help', '--version'])}"
         )
     name, function = VERBS[verb][0].split(":")
-    if verb in OPTIONS and f"{PACKAGE}.engine.{name}" not in sys.modules:
-        # The modules of the verb import torch, which takes seconds.
+    # The modules of most verbs import torch, which takes seconds.
+    is_first = f"{PACKAGE}.engine.{name}" not in sys.modules
+    if is_first and verb_args in HELP and (text := kept_help(verb)):
+        print(text, end="")
+        return
+    if is_first and verb in OPTIONS:
         check_flags(verb, verb_args, check_configs(verb_args))
     try:
         module = import_program(f"{PACKAGE}.engine.{name}")
