@@ -7,13 +7,13 @@ tiny, mid, conv: all contenders train the same net on the same batches with Adam
 each epoch with the same metrics, and must reach the same accuracy. This project runs through
 ``main(args)`` with TensorBoard, checkpoints, progress bar and early stopping. Further programs take
 part if they are installed (``bench_peers.py``). Each contender has its own process, and the
-processes take turns, so that other load on the machine affects all alike. A turn is one epoch. The epochs of tiny take a fraction of a second, so its turn is four
-epochs. The first one does not count, because a process is slow after it has waited. The
-ratio is the time of the plain loop just before and just after, divided by the contender's own
-time: the median over all turns except the first of each round. The time before the first step,
-including compilation, is shown separately. A round starts all processes anew. With
---accelerator gpu all contenders except scikit-learn train on a GPU; the plain loops keep all
-rows there.
+processes take turns, so that other load on the machine affects all alike. A turn is one epoch. The
+epochs of tiny take a fraction of a second, so its turn is four epochs. The first one does not
+count, because a process is slow after it has waited. The ratio is the time of the plain loop just
+before and just after, divided by the contender's own time: the median over all turns except the
+first of each round. The time before the first step, including compilation, is shown separately. A
+round starts all processes anew. With --accelerator gpu all contenders except scikit-learn train on
+a GPU; the plain loops keep all rows there.
 
 test: a million rows through ``test``, from the first batch to the predictions file, compared
 with plain loops that compute the same metrics.
