@@ -14,7 +14,7 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from proj.data.base import DataModule, Finding
+from proj.data.base import DataModule
 from proj.data.loader import nbytes, take
 from proj.engine import console
 from proj.engine.baselines.optimism import measure_optimism
@@ -30,7 +30,7 @@ from proj.engine.training.preflight import preflight
 from proj.models.base import Model
 from proj.models.checks import leaf_hooks
 from proj.models.optim import build_optimizer
-from proj.schema import DEFAULT_THRESHOLD, Batch
+from proj.schema import DEFAULT_THRESHOLD, Batch, Finding
 
 # For splits with fewer rows, the precision of a share is printed.
 SMALL_SPLIT_ROWS = 100
