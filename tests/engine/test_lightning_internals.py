@@ -4,6 +4,7 @@ A test here fails when a new version of a library removes or changes such an att
 """
 
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ import torch
 from jsonargparse import ArgumentError, ArgumentParser
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, StochasticWeightAveraging
+from lightning.pytorch.callbacks.progress import rich_progress
 from lightning.pytorch.plugins import TorchCheckpointIO
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -456,3 +458,18 @@ def test_base_rates() -> None:
         lr_scheduler_configs=[SimpleNamespace(scheduler=both, interval="epoch")]
     )
     assert list(internals.base_rates(trainer)) == [[0.5], [0.5]]
+
+
+def test_the_thread_of_a_progress_bar_ends_when_it_is_stopped() -> None:
+    """Each run would wait for a tenth of a second at its end."""
+    internals.end_bars_at_once()
+    refreshed = threading.Event()
+    live: Any = SimpleNamespace(_lock=threading.Lock(), refresh=refreshed.set)
+    thread = rich_progress._RefreshThread(live, 0.001)  # once in a thousand seconds
+    thread.refresh_cond = True
+    thread.start()
+    assert refreshed.wait(60)
+    thread.stop()
+    thread.join(60)
+    assert not thread.is_alive()
+    assert not thread.refresh_cond

@@ -10,11 +10,12 @@ from contextlib import contextmanager
 from functools import partial
 from inspect import isroutine, signature
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from lightning.fabric.utilities.data import AttributeDict
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks.progress import rich_progress
 from lightning.pytorch.plugins import (
     CheckpointIO,
     DoublePrecision,
@@ -188,9 +189,9 @@ def averaging_method(trainer: Trainer, name: str) -> Callable[..., Any]:
     inside an execution get forward passes of their own.
     """
     strategy: Any = trainer.strategy
-    if isinstance(trainer.strategy, DDPStrategy):
-        model = trainer.lightning_module
-        return partial(strategy._forward_redirection, strategy.model, model, name)
+    if isinstance(strategy, DDPStrategy):
+        wrapped: Any = strategy.model
+        return partial(strategy._forward_redirection, wrapped, trainer.lightning_module, name)
     method: Callable[..., Any] = getattr(trainer.lightning_module, name)
     return method
 
@@ -230,6 +231,27 @@ def set_accumulation(trainer: Trainer, batches: int) -> None:
 def restore_metrics(trainer: Trainer, metrics: dict[str, Any]) -> None:
     """Put logged metrics back, so that callbacks and schedulers can read them after a resume."""
     trainer.callback_metrics.update(metrics)
+
+
+# Progress bar
+
+
+def end_bars_at_once() -> None:
+    """Let the thread that refreshes Lightning's progress bar end as soon as it should.
+
+    It sleeps between two refreshes, and the end of each run waits for it: a tenth of a second.
+    """
+    cast(Any, rich_progress)._RefreshThread.run = _refresh_until_done
+
+
+def _refresh_until_done(thread: Any) -> None:
+    """Do what Lightning's thread does, but wait for its end instead of sleeping."""
+    while not thread.done.is_set():
+        if thread.refresh_cond:
+            with thread.live._lock:
+                thread.live.refresh()
+            thread.refresh_cond = False
+        thread.done.wait(1 / thread.refresh_per_second)
 
 
 # Validation
