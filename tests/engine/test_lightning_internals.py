@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -18,6 +18,7 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, Stochast
 from lightning.pytorch.callbacks.progress import rich_progress
 from lightning.pytorch.plugins import TorchCheckpointIO
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from proj.engine import lightning_internals as internals
@@ -349,6 +350,23 @@ def test_ddp_runs_any_method_of_the_model_as_its_forward_pass() -> None:
     assert internals.averages_gradients(trainer)
     alone = trainer_of()
     assert not internals.averages_gradients(alone)
+
+
+def test_buffers_are_synchronized_as_before_a_forward_pass_of_ddp(tmp_path: Path) -> None:
+    """Otherwise the last step of an execution would begin with buffers of its own process."""
+    torch.distributed.init_process_group("gloo", f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        for net, count in ((nn.BatchNorm1d(1), 1), (nn.Linear(1, 1), 0)):
+            wrapper, calls = DistributedDataParallel(net), []
+            wrapper._sync_module_buffers = calls.append  # type: ignore[method-assign]
+            trainer: Any = SimpleNamespace(strategy=SimpleNamespace(model=wrapper))
+            wrapper(torch.ones(2, 1))
+            assert calls == [0] * count  # the number of the process that has the right ones
+            internals.synchronize_buffers(trainer)
+            assert calls == [0] * 2 * count
+    finally:
+        torch.distributed.destroy_process_group()
+    internals.synchronize_buffers(cast(Any, SimpleNamespace(strategy=SimpleNamespace(model=net))))
 
 
 def test_processes_that_python_starts_are_told_from_programs() -> None:

@@ -25,6 +25,7 @@ from lightning.pytorch.plugins import (
 )
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from proj.models.module import SchemaModule
@@ -193,6 +194,18 @@ def averaging_method(trainer: Trainer, name: str) -> Callable[..., Any]:
         return partial(strategy._forward_redirection, wrapped, trainer.lightning_module, name)
     method: Callable[..., Any] = getattr(trainer.lightning_module, name)
     return method
+
+
+def synchronize_buffers(trainer: Trainer) -> None:
+    """Give all processes the buffers of the first one, as DDP does before each forward pass.
+
+    A forward pass inside an execution that does not go through ``averaging_method`` needs it. With
+    one process it does nothing.
+    """
+    wrapper: Any = trainer.strategy.model
+    is_wrapper = isinstance(trainer.strategy.model, DistributedDataParallel)
+    if is_wrapper and wrapper._check_sync_bufs_pre_fwd():
+        wrapper._sync_buffers()
 
 
 def set_step_limit(trainer: Trainer, max_steps: int) -> None:
