@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -99,16 +100,19 @@ def test_a_release_is_a_tag_with_the_notes_of_its_version(tree: Path) -> None:
         assert done.returncode == code, done.stderr
         return done.stdout + done.stderr
 
-    changelog, version = tree / "CHANGELOG.md", "0.1.0"
-    assert "expected the date of 0.1.0, got unreleased" in release(2)
-    text = changelog.read_text().replace("0.1.0 (unreleased)", "0.1.0 (2030-01-02)", 1)
-    changelog.write_text(f"{text}\n## 0.0.1 (2029-01-01)\n\nOlder.\n")
+    version = tomllib.loads((tree / "pyproject.toml").read_text())["project"]["version"]
+    changelog, older = tree / "CHANGELOG.md", "## 0.0.1 (2029-01-01)\n\nOlder.\n"
+    changelog.write_text(
+        f"# Changelog\n\n## {version} (unreleased)\n\n### Runs\n\n- New.\n\n{older}"
+    )
+    assert f"expected the date of {version}, got unreleased" in release(2)
+    changelog.write_text(changelog.read_text().replace("unreleased", "2030-01-02"))
     assert "expected a clean working tree" in release(2)
     identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
     subprocess.run(["git", *identity, "commit", "-qam", "release"], cwd=tree, check=True)
     for key, value in (("user.name", "a"), ("user.email", "a@b")):
         subprocess.run(["git", "config", key, value], cwd=tree, check=True)
-    assert "tagged v0.1.0" in release(0)
+    assert f"tagged v{version}" in release(0)
     shown = subprocess.run(
         ["git", "tag", "--list", "--format=%(contents)", f"v{version}"],
         cwd=tree,
@@ -116,6 +120,5 @@ def test_a_release_is_a_tag_with_the_notes_of_its_version(tree: Path) -> None:
         text=True,
         check=True,
     ).stdout
-    assert shown.startswith("v0.1.0\n\n### ")
-    assert "Older." not in shown
-    assert "expected a new version, v0.1.0 exists" in release(2)
+    assert shown.strip() == f"v{version}\n\n### Runs\n\n- New."
+    assert f"expected a new version, v{version} exists" in release(2)

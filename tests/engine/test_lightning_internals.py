@@ -329,6 +329,26 @@ def test_weights_are_loaded_in_the_precision_of_the_trainer() -> None:
         assert torch.equal(trainer.lightning_module.layer.weight, exact) == keep
 
 
+def test_ddp_runs_any_method_of_the_model_as_its_forward_pass() -> None:
+    """Otherwise the steps inside an execution could not average their gradients."""
+    trainer = Trainer(strategy="ddp", devices=2, accelerator="cpu", logger=False, barebones=True)
+    strategy: Any = trainer.strategy
+    model = trainer.strategy._lightning_module = Line()
+    calls: list[str] = []
+
+    def wrapper(*args: Any) -> Any:
+        calls.append("wrapper")
+        return model.forward(*args)
+
+    strategy.model = wrapper
+    model.double = lambda number: 2 * number  # type: ignore[method-assign, assignment]
+    assert internals.averaging_method(trainer, "double")(21) == 42
+    assert calls == ["wrapper"]
+    assert internals.averages_gradients(trainer)
+    alone = trainer_of()
+    assert not internals.averages_gradients(alone)
+
+
 def test_processes_that_python_starts_are_told_from_programs() -> None:
     """The result of a spawned process would be looked for in this one."""
     for strategy, method in (("auto", None), ("ddp", None), ("ddp_spawn", "spawn")):

@@ -22,7 +22,7 @@ from lightning.pytorch.plugins import (
     Precision,
     TorchCheckpointIO,
 )
-from lightning.pytorch.strategies import SingleDeviceStrategy
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
@@ -168,6 +168,31 @@ def skips_optimizer_steps(trainer: Any) -> bool:
     ``StochasticWeightAveraging`` adds such an epoch for the statistics of batch normalization.
     """
     return bool(trainer.fit_loop._skip_backward)
+
+
+def averages_gradients(trainer: Trainer) -> bool:
+    """Return whether several processes average their gradients as ``averaging_method`` does it."""
+    strategy: Any = trainer.strategy
+    if type(strategy) is not DDPStrategy:
+        return False
+    is_plain = strategy._ddp_comm_hook is None and strategy._model_averaging_period is None
+    return is_plain and not strategy._ddp_kwargs.get("static_graph", False)
+
+
+def averaging_method(trainer: Trainer, name: str) -> Callable[..., Any]:
+    """Return a method of the model after whose call the backward pass averages the gradients.
+
+    With one process it is the method itself. ``training_step`` itself runs inside the forward pass
+    of DistributedDataParallel, which averages the gradients of one backward pass. So the steps
+    inside an execution get forward passes of their own.
+    """
+    if isinstance(trainer.strategy, DDPStrategy):
+        strategy: Any = trainer.strategy
+        return partial(
+            strategy._forward_redirection, strategy.model, trainer.lightning_module, name
+        )
+    method: Callable[..., Any] = getattr(trainer.lightning_module, name)
+    return method
 
 
 def set_step_limit(trainer: Trainer, max_steps: int) -> None:

@@ -1,4 +1,4 @@
-"""Layers that take their constants from the schema, a faster dropout, mixup and cutmix."""
+"""Layers that take their constants from the schema, and a faster dropout."""
 
 import warnings
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from proj.errors import UserError
-from proj.schema import Column, Inputs, Schema
+from proj.schema import Column, Schema
 
 # The smallest and the largest training number get normal scores of about -3 and 3.
 QUANTILE_MARGIN = 0.001
@@ -46,43 +46,6 @@ class Dropout(nn.Dropout):
         bits = words.view(torch.int16)[: x.numel()].view(x.shape)
         mask = bits >= round(self.p * 2**16) - 2**15
         return x * (mask.to(x.dtype) / (1 - self.p))
-
-
-def mix_rows(x: Inputs, mixup: float, cutmix: float) -> tuple[Tensor, Tensor]:
-    """Mix each row with the row before it; return the mixed batch and each row's share in it.
-
-    mixup (Zhang et al. 2018, arXiv:1710.09412) takes the weighted mean of both rows. cutmix (Yun et
-    al. 2019, arXiv:1905.04899) copies a rectangle of the other image. All rows of a batch have the
-    same share. If both options are set, each batch gets one of the two at random.
-
-    Args:
-        x: floats [rows, ...]; [rows, channels, height, width] for cutmix.
-        mixup: the share has the distribution Beta(mixup, mixup); 0 switches mixup off.
-        cutmix: the same for the share of the image outside the rectangle.
-    """
-    if not isinstance(x, Tensor) or (cutmix and x.ndim != 4):
-        option, rows = ("cutmix", "images") if cutmix else ("mixup", "one tensor of numbers")
-        got = f"shape {list(x.shape)}" if isinstance(x, Tensor) else f"a {type(x).__name__}"
-        raise UserError(f"model.{option}: expected inputs that are {rows}, got {got}; set it to 0.")
-    alpha, is_cut = torch.full((2,), mixup or cutmix, device=x.device), None
-    if mixup and cutmix:
-        is_cut = torch.rand((), device=x.device) < 0.5
-        alpha = torch.where(is_cut, cutmix, alpha)
-    gamma = torch.distributions.Gamma(alpha, torch.ones_like(alpha), validate_args=False).sample()
-    own = share = gamma[0] / gamma.sum()
-    if cutmix:
-        # The rectangle has the sides of the image, times the root of its share.
-        inside = torch.ones((), dtype=torch.bool, device=x.device)
-        for size, place in zip(x.shape[2:], torch.rand(2, device=x.device), strict=True):
-            length = (size * (1 - share).sqrt()).round()
-            start = (place * (size - length + 1)).floor()
-            pixel = torch.arange(size, device=x.device)
-            inside = inside[..., None] & (pixel >= start) & (pixel < start + length)
-        outside = (~inside).to(x.dtype)
-        own = outside if is_cut is None else torch.where(is_cut, outside, share)
-        share = own.mean()
-    own = own.to(x.dtype)
-    return own * x + (1 - own) * x.roll(1, 0), share
 
 
 class QuantileTransform(nn.Module):

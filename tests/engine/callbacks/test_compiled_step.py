@@ -76,8 +76,6 @@ def last_checkpoint(name: str) -> dict[str, Any]:
             *ONE_CYCLE,
             "--model.learning_rates",
             "{}",
-            "--model.mixup",
-            "0.4",
             "--model.freeze",
             "['4.bias']",
         ],

@@ -7,13 +7,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.strategies import DDPStrategy
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import fp16_compress_hook
 
+import processes
 from conftest import Cli
 from proj.data.loader import ArrayLoader
+from proj.engine.callbacks.single_steps import _trainer_obstacles
 from proj.engine.callbacks.steps_per_execution import StepsPerExecution
 from proj.engine.cli import main
+from proj.engine.lightning_internals import averages_gradients
 from proj.engine.runs.checkpoint_file import read_checkpoint
 from proj.errors import UserError
 from proj.schema import Batch
@@ -124,6 +130,54 @@ def test_the_bits_do_not_depend_on_the_steps_per_execution(
     assert len(single[1]["val/loss"]) >= 2
     for size in SIZES[1:]:
         assert equal(left_behind(f"by_{size}"), single), size
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("world", "flags"),
+    [
+        (2, ["--trainer.val_check_interval", "0.5", *ONE_CYCLE]),
+        (2, ["--trainer.strategy", "ddp_find_unused_parameters_true"]),
+        pytest.param(4, ["--trainer.max_steps", "19"], marks=pytest.mark.slow),
+    ],
+    ids=["two", "two, unused parameters", "four"],
+)
+def test_several_processes_average_the_gradients_of_each_step(
+    world: int, flags: list[str], work: Path
+) -> None:
+    """Batch normalization and dropout differ between processes; clipping needs the mean."""
+    config = Path(__file__).parents[3] / "configs" / "digits.yaml"
+    small = ["--model.net.width", 4, "--model.net.dropout", 0.2, "--trainer.max_epochs", 2]
+    devices = ["--trainer.devices", world, "--trainer.accelerator", "cpu"]
+    common = [*small, *devices, "--trainer.gradient_clip_val", 0.5, "--data.batch_size", 32, *flags]
+    for steps in (1, 5):
+        options = [*common, "--model.steps_per_execution", steps, "--name", f"by_{steps}"]
+        done = processes.run("proj", "fit", "--config", config, *options)
+        assert done.returncode == 0, done.stderr
+        assert "one optimizer step at a time" not in done.stdout
+    assert equal(left_behind("by_5"), left_behind("by_1"))
+    averaged = read_checkpoint(Path("lightning_logs/by_5/checkpoints/last.ckpt"))
+    alone = ["fit", "--config", config, *small, "--data.batch_size", 32, "--name", "alone"]
+    assert processes.run("proj", *alone).returncode == 0
+    other = read_checkpoint(Path("lightning_logs/alone/checkpoints/last.ckpt"))
+    assert not equal(averaged["state_dict"], other["state_dict"])
+
+
+@pytest.mark.parametrize(
+    ("strategy", "averages"),
+    [
+        (DDPStrategy(), True),
+        (DDPStrategy(static_graph=True), False),
+        (DDPStrategy(ddp_comm_hook=fp16_compress_hook), False),
+        (type("Own", (DDPStrategy,), {})(), False),
+    ],
+    ids=["ddp", "static graph", "hook", "own"],
+)
+def test_other_ways_to_exchange_gradients_need_single_steps(strategy: Any, averages: bool) -> None:
+    trainer = Trainer(accelerator="cpu", devices=2, strategy=strategy, logger=False)
+    assert averages_gradients(trainer) == averages
+    reasons = [*_trainer_obstacles(trainer)]
+    assert reasons == [] if averages else "exchanges gradients in a way of its own" in reasons[0]
 
 
 def test_images_are_augmented_batch_by_batch(cli: Cli) -> None:

@@ -207,7 +207,6 @@ def test_verbs_that_need_a_checkpoint_refuse_an_ensemble(
     two_runs("multiclass")
     cli("ensemble", "a", "b", "--name", "e")
     for words in (
-        ["export", "--run", "e"],
         ["fit", "--resume", "e"],
         ["fit", "--config", "experiment.yaml", "--init_from", "e"],
         ["reproduce", "e"],
@@ -221,6 +220,7 @@ def test_verbs_that_need_a_checkpoint_refuse_an_ensemble(
         assert f"{flags[0]}: expected a run that `fit` trained, got the ensemble" in cli(
             "validate", "--run", "e", *flags, code=2
         )
+    assert "lightning_logs/e has not been tested" in cli("export", "--run", "e", code=2)
     config = LOGS / "e" / "config.yaml"
     assert "got the config of an ensemble" in cli("fit", "--config", config, code=2)
     assert "--config: expected a run" in cli(

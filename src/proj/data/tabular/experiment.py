@@ -24,13 +24,15 @@ PATIENCE_STEPS = 700
 
 
 def experiment_values(
-    targets: list[str], schema: Schema, findings: list[Finding]
+    targets: list[str], schema: Schema, findings: list[Finding], split_by: dict[str, str | None]
 ) -> dict[str, Any]:
     """Return the values of ``templates/experiment.yaml.j2``."""
     used = {column.source for column in schema.columns}
     return {
         "target": targets[0] if len(targets) == 1 else targets,
         "left_out": [finding for finding in findings if finding.column not in {None, *used}],
+        "group": split_by["group"],
+        "time": split_by["time"],
         "batch_size": batch_size(schema.rows),
         "patience": patience(schema.rows),
         "embedding": TEXT_EMBEDDING if any(c.kind == "word" for c in schema.columns) else None,

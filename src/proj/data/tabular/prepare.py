@@ -28,7 +28,7 @@ from proj.data.tabular.files import (
     nameless,
     open_table,
 )
-from proj.data.tabular.hints import find_hints
+from proj.data.tabular.hints import Candidate, find_hints, ranks_of, save_candidates
 from proj.data.tabular.linear import fit_linear
 from proj.data.tabular.overrides import Override
 from proj.data.tabular.positive import check_positive, choose_positive
@@ -133,9 +133,17 @@ def _prepare_rows(
         if weight is not None:
             schema = replace(schema, weight_mean=float(weight[row_splits == 0].mean()))
         table = typed.table
+        candidates: list[Candidate] = []
         if not test_files and not any(plan.split_by.values()):
             undecided = [name for name in inputs if name not in plan.columns]
-            findings += find_hints(source, table, undecided)
+            hints, candidates = find_hints(source, table, undecided)
+            findings += hints
+        stated = {
+            o: column for o, column in plan.split_by.items() if o != "split" and column is not None
+        }
+        candidates += [Candidate(o, column, ranks_of(keys[o])) for o, column in stated.items()]
+        is_train = row_splits == 0
+        save_candidates(folder, [c._replace(ranks=c.ranks[is_train]) for c in candidates])
     else:
         table, column_findings = conform(source, schema.columns, where)
     y = _encode_targets(targets, schema, row_splits)

@@ -104,7 +104,8 @@ class StepsPerExecution(Callback):
             elif isinstance(requested, int):
                 loader.steps = requested
             else:
-                loader.steps = _steps_for(_step_seconds(trainer, model, data))
+                steps = _steps_for(_step_seconds(trainer, model, data))
+                loader.steps = trainer.strategy.broadcast(steps)
         last_batches = max(0, trainer.max_steps) % loader.batches
         while not _fits_max_steps(loader, last_batches):
             loader.steps -= 1
@@ -156,6 +157,9 @@ def _example_batch(trainer: Any, data: DataModule) -> Batch:
 
 def _compile(trainer: Any, model: Model, data: DataModule) -> CompiledStep | None:
     """Compile the model's step; print the reason and return None if that is not possible."""
+    if trainer.world_size > 1:
+        console.say("steps are not compiled: several processes exchange gradients.")
+        return None
     batch = data.augment_batch(_example_batch(trainer, data))
     for callback in trainer.callbacks:
         if isinstance(callback, UNCOMPILED_CALLBACKS):

@@ -17,6 +17,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from proj.data.base import DataModule, Finding
 from proj.data.loader import nbytes, take
 from proj.engine import console
+from proj.engine.baselines.optimism import measure_optimism
 from proj.engine.callbacks.check_optimizers import CheckOptimizers
 from proj.engine.callbacks.divergence import constant_loss
 from proj.engine.callbacks.multi_step import eager_step
@@ -58,6 +59,8 @@ def check(args: list[str]) -> None:
         if line := describe_positive(data):
             console.say(line)
         findings += [*check_data(data), *_check_splits(data)]
+        for optimism in measure_optimism(data):
+            console.say(f"optimism of a random split: {optimism}")
     if isinstance(data, DataModule) and isinstance(model, Model):
         with isolate_rng():
             findings += _check_net(cli, model, data, overfit=bool(cli.config.overfit))

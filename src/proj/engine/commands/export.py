@@ -1,12 +1,11 @@
-"""Export a run with its preprocessing as a bundle, and prove that it answers the same."""
+"""Export a run or an ensemble with its preprocessing as a bundle; prove that it answers alike."""
 
 from importlib.util import find_spec
 from pathlib import Path
 
 from proj.engine import console
+from proj.engine.deployment.ensemble import load_source, restore_source
 from proj.engine.deployment.export import check_output, write_bundle
-from proj.engine.deployment.trained import load_trained
-from proj.engine.evaluation.restore import restore
 from proj.errors import UserError, nearest
 
 FORMATS = ("onnx", "torch")
@@ -15,9 +14,9 @@ NEEDED = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "torch": ()}
 
 
 def export(args: list[str]) -> None:
-    """Write a bundle of a run that has been tested."""
-    restored = restore("export", args)
-    cli = restored.cli
+    """Write a bundle of a run, or of an ensemble, that has been tested."""
+    source = restore_source(args)
+    cli = source.restored[0].cli
     model_format = cli.option("format") or "onnx"
     if model_format not in FORMATS:
         raise UserError(
@@ -32,9 +31,9 @@ def export(args: list[str]) -> None:
             f"export: the package {missing[0]} is not installed; install the extra export: "
             "python -m pip install --constraint constraints.txt --editable '.[export]'."
         )
-    output = Path(cli.option("output") or restored.run.path / "bundle")
+    output = Path(cli.option("output") or source.run.path / "bundle")
     check_output(output)
-    trained = load_trained(restored, "export")
+    trained = load_source(source, "export")
     model_format = "aot" if compiles else model_format
     write_bundle(trained, output, model_format, keep_rows=not cli.option("no_rows"))
     console.say(f"bundle: {output}")

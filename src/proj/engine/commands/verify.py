@@ -10,10 +10,9 @@ from proj.engine.deployment.bundle import (
     changed_files,
     require_trust,
 )
+from proj.engine.deployment.ensemble import load_source, restore_source
 from proj.engine.deployment.export import prove
 from proj.engine.deployment.proof import ProofError, require_equal, run_check
-from proj.engine.deployment.trained import load_trained
-from proj.engine.evaluation.restore import restore
 from proj.engine.runs.files import is_present
 from proj.errors import UserError
 
@@ -35,7 +34,7 @@ def verify(args: list[str]) -> None:
     bundle = Path(options.bundle)
     require_trust(bundle, options.trust)
     if options.run is not None:
-        trained = load_trained(restore("export", ["--run", options.run]), "verify")
+        trained = load_source(restore_source(["--run", options.run]), "verify")
         prove(trained, bundle, RUNTIME, changed_hints(bundle))
     else:
         _repeat(bundle)

@@ -373,7 +373,12 @@ def first_process() -> bool:
 
 
 # Options that newer versions have added, with the value that older runs were trained with.
-ADDED = {"model.init_args.average": "macro", "model.init_args.net.init_args.linear": False}
+ADDED = {
+    "model.init_args.average": "macro",
+    "model.init_args.mixup": 0.0,
+    "model.init_args.cutmix": 0.0,
+    "model.init_args.net.init_args.linear": False,
+}
 
 
 def differences(old: dict[str, Any] | None, new: dict[str, Any] | None, key: str = "") -> list[str]:

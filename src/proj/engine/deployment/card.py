@@ -232,7 +232,7 @@ def _slices(trained: Trained) -> Iterator[str]:
 
 
 def _find_slices(trained: Trained) -> Slices | None:
-    if trained.schema is None:
+    if trained.schema is None or not _metrics(trained):
         return None
     predictions = load_predictions(trained.run, "test", trained.schema)
     columns = saved_columns(trained.run, predictions)

@@ -62,6 +62,20 @@ class Trained(NamedTuple):
     splits: Mapping[str, int] = MappingProxyType({})
 
 
+class RunInputs(NamedTuple):
+    """The inputs of a run.
+
+    Attributes:
+        raw: the raw test rows; see ``TestRows``.
+        example: ``EXAMPLE_ROWS`` rows of each input of the graph, by name.
+        section: the section ``inputs`` of ``bundle.json``.
+    """
+
+    raw: Any
+    example: dict[str, Tensor]
+    section: dict[str, Any]
+
+
 def load_trained(restored: RestoredRun, verb: str) -> Trained:
     """Load the weights of a restored run, and its test rows with its answers.
 
@@ -74,26 +88,26 @@ def load_trained(restored: RestoredRun, verb: str) -> Trained:
     if not isinstance(model, Model):
         return _load_other(run, cli, content, verb)
     check_tested(run, "metrics.json", "predictions.parquet")
-    _check_precision(cli, run)
+    check_precision(cli, run)
     model.load_state_dict(content["state_dict"])
     assert model.schema is not None
     rows, answers = _tested(run, model, model.schema, checkpoint)
-    raw, example, inputs = _read_data(cli, rows, model.schema, verb)
-    proof_rows = TestRows(raw, rows, answers, comparison(model.schema, answers.columns))
+    inputs = read_data(cli, rows, model.schema, verb)
+    proof_rows = TestRows(inputs.raw, rows, answers, comparison(model.schema, answers.columns))
     return Trained(
         run,
-        AnswerGraph(model, list(example)).eval(),
-        example,
-        inputs,
+        AnswerGraph(model, list(inputs.example)).eval(),
+        inputs.example,
+        inputs.section,
         describe_outputs(model),
         proof_rows,
         type(model.net).__name__,
         model.schema,
-        _split_rows(cli),
+        split_rows(cli),
     )
 
 
-def _check_precision(cli: ExperimentCLI, run: Run) -> None:
+def check_precision(cli: ExperimentCLI, run: Run) -> None:
     """Raise UserError unless `test` computes with the precision of a bundle."""
     precision = str(cli.config.trainer.precision or "32-true")
     if precision in ("32", "32-true", "64", "64-true"):
@@ -128,10 +142,8 @@ def _tested(run: Run, model: Model, schema: Schema, checkpoint: Path) -> tuple[A
     return table["row"].to_numpy(), table.select(names)
 
 
-def _read_data(
-    cli: ExperimentCLI, rows: Array, schema: Schema, verb: str
-) -> tuple[Any, dict[str, Tensor], dict[str, Any]]:
-    """Return the raw test rows, an example of the inputs, and the section ``inputs``."""
+def read_data(cli: ExperimentCLI, rows: Array, schema: Schema, verb: str) -> RunInputs:
+    """Return the inputs of one of our models, with the raw test rows of these numbers."""
     data = cli.datamodule
     if not isinstance(data, DataModule):
         x, _ = _loaded(cli, verb)
@@ -140,17 +152,18 @@ def _read_data(
                 f"{verb}: expected the {len(rows)} test rows of the run, got {len(x)} from "
                 "test_dataloader; run `test` again."
             )
-        return x.numpy(), _examples({"x": x}), array_inputs(x)
+        return RunInputs(x.numpy(), _examples({"x": x}), array_inputs(x))
     data.prepare_data()
     data.setup("test")
     inputs = take(data.splits["test"], torch.arange(min(EXAMPLE_ROWS, data.rows("test")))).x
     by_name = {n: inputs[n] if isinstance(inputs, dict) else inputs for n in input_names(inputs)}
     raw = data.raw_rows(rows, "test")
     raw = raw.numpy() if isinstance(raw, Tensor) else raw
-    return raw, _examples(by_name), data.describe_inputs(schema)
+    return RunInputs(raw, _examples(by_name), data.describe_inputs(schema))
 
 
-def _split_rows(cli: ExperimentCLI) -> dict[str, int]:
+def split_rows(cli: ExperimentCLI) -> dict[str, int]:
+    """Return the number of rows of each split, if it is known."""
     data = cli.datamodule
     return {s: data.rows(s) for s in data.splits} if isinstance(data, DataModule) else {}
 

@@ -27,7 +27,8 @@ from proj.engine.write_paths import check_links
 from proj.errors import UserError
 from proj.schema import Schema
 
-Verb = Literal["validate", "test", "predict"]
+Loop = Literal["validate", "test", "predict"]
+Verb = Literal["validate", "test", "predict", "export"]
 # Flags of the verbs that an ensemble does not take.
 UNSUPPORTED = ("--ckpt_path", "--calibrate", "--threshold", "--coverage", "--importance")
 
@@ -76,6 +77,8 @@ def _whole_data(verb: Verb, run: Run, arguments: Arguments) -> list[str]:
 
     Raises UserError unless these are rows on which no member was trained.
     """
+    if verb == "export":  # The proof compares answers; it scores none.
+        return ["--data.fold=null"]
     recorded = ((run.config.get("data") or {}).get("init_args")) or {}
     option = "predict_path" if verb == "predict" else "test_path"
     given = arguments.flag(f"--data.{option}") or recorded.get(option)
@@ -100,7 +103,7 @@ class MemberTable(NamedTuple):
     restored: RestoredRun | None
 
 
-def predict_member(verb: Verb, member: Member, flags: list[str], shared_rows: bool) -> MemberTable:
+def predict_member(verb: Loop, member: Member, flags: list[str], shared_rows: bool) -> MemberTable:
     """Return what a member predicts for the split of a verb, without its calibration.
 
     Args:
@@ -124,11 +127,16 @@ def predict_member(verb: Verb, member: Member, flags: list[str], shared_rows: bo
             "true; leave it out."
         )
     keep = restored.cli.option("keep") if verb == "predict" else None
-    table = _run(verb, restored, str(keep) if keep else None)
+    table = run_member(verb, restored, str(keep) if keep else None)
     return MemberTable(table, restored)
 
 
-def _run(verb: Verb, restored: RestoredRun, keep: str | None) -> pl.DataFrame:
+def run_member(verb: Loop, restored: RestoredRun, keep: str | None) -> pl.DataFrame:
+    """Run the loop of a verb, and return the predictions without the member's calibration.
+
+    Raises:
+        UserError: for several processes, and models whose outputs cannot be averaged.
+    """
     path = restored.run.path / verb / "predictions.parquet"
     writer = PredictionWriter(path, split_names(keep, "--keep") if keep else [], deferred=True)
     trainer = run_loop(verb, restored, writer, log=False)
@@ -147,7 +155,7 @@ def _run(verb: Verb, restored: RestoredRun, keep: str | None) -> pl.DataFrame:
 
 
 def predict_ensemble(
-    verb: Verb, run: Run, flags: list[str]
+    verb: Loop, run: Run, flags: list[str]
 ) -> tuple[pl.DataFrame, RestoredRun | None]:
     """Return the averaged predictions of an ensemble, and the first member that has a model.
 

@@ -1,6 +1,7 @@
 """Load a bundle and predict."""
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,12 @@ import numpy as np
 from .answers import Answers
 from .arrays import Arrays
 from .images import Images, to_list
-from .rows import count_rows, to_columns
+from .rows import UnreadableWarning, count_rows, to_columns
 from .session import open_net
 from .table import Table
 
 Array = np.ndarray[Any, Any]
+Inputs = dict[str, Array]
 
 # The version of `bundle.json` that this code reads.
 VERSION = 1
@@ -38,6 +40,9 @@ class Predictor:
         self.kind: str = inputs["kind"]
         encoders: dict[str, Any] = {"table": Table, "images": Images, "arrays": Arrays}
         self.encoder: Table | Images | Arrays = encoders[self.kind](inputs)
+        # Members of an ensemble may encode the same rows in other ways.
+        encodings = inputs.get("encodings", [])
+        self._more_encoders = [encoders[self.kind](section) for section in encodings]
         self._answers = Answers(self.spec["outputs"])
         self._net = open_net(folder, self.spec["model"], threads)
 
@@ -97,9 +102,13 @@ class Predictor:
             strict: see ``predict``.
             first: the position of the first row, for messages.
         """
-        if isinstance(self.encoder, Table):
-            return self.encoder.encode(rows, strict, first)
-        return self.encoder.encode(rows, first)
+        x = _encode(self.encoder, rows, strict, first)
+        with warnings.catch_warnings():
+            # The first encoder has given the same ones.
+            warnings.simplefilter("ignore", UnreadableWarning)
+            for number, encoder in enumerate(self._more_encoders, 1):
+                x |= _numbered(_encode(encoder, rows, strict, first), number)
+        return x
 
     def run(self, x: dict[str, Array]) -> Array:
         """Return the output of the net for encoded rows: [rows] or [rows, outputs]."""
@@ -111,16 +120,33 @@ class Predictor:
 
     def zeros(self) -> dict[str, Array]:
         """Return one row of zeros as input of the net."""
-        encoder = self.encoder
-        if isinstance(encoder, Table):
-            numbers, categories = len(encoder.numeric), len(encoder.categorical)
-            numeric, categorical = np.zeros((1, numbers)), np.zeros((1, categories))
-            return {
-                "numeric": numeric.astype(np.float32),
-                "categorical": categorical.astype(np.int32),
-            }
-        dtype = encoder.dtype if isinstance(encoder, Arrays) else np.dtype(np.uint8)
-        return {"x": np.zeros((1, *encoder.shape), dtype)}
+        x = _zeros(self.encoder)
+        for number, encoder in enumerate(self._more_encoders, 1):
+            x |= _numbered(_zeros(encoder), number)
+        return x
+
+
+def _encode(encoder: Table | Images | Arrays, rows: Any, strict: bool, first: int) -> Inputs:
+    if isinstance(encoder, Table):
+        return encoder.encode(rows, strict, first)
+    return encoder.encode(rows, first)
+
+
+def _zeros(encoder: Table | Images | Arrays) -> Inputs:
+    if isinstance(encoder, Table):
+        numbers, categories = len(encoder.numeric), len(encoder.categorical)
+        numeric, categorical = np.zeros((1, numbers)), np.zeros((1, categories))
+        return {
+            "numeric": numeric.astype(np.float32),
+            "categorical": categorical.astype(np.int32),
+        }
+    dtype = encoder.dtype if isinstance(encoder, Arrays) else np.dtype(np.uint8)
+    return {"x": np.zeros((1, *encoder.shape), dtype)}
+
+
+def _numbered(x: Inputs, number: int) -> Inputs:
+    """Return the inputs of a further encoder by the names that they have in the graph."""
+    return {f"{name}_{number}": values for name, values in x.items()}
 
 
 def load(bundle: str | Path, threads: int | None = None) -> Predictor:
