@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from proj.data.base import DataModule, Finding, split_names
+from proj.data.base import DataModule, split_names
 from proj.data.tabular.cache import build_once, entry_folder, is_complete, map_array, save_array
 from proj.data.tabular.columns import encode_column
 from proj.data.tabular.description import describe, plain_values
@@ -37,7 +37,7 @@ from proj.data.tabular.row_splits import Fold
 from proj.data.tabular.rows import to_frame
 from proj.data.tabular.typed import conform
 from proj.errors import UserError
-from proj.schema import SPLITS, Array, Batch, Label, Schema, Task
+from proj.schema import SPLITS, Array, Batch, Finding, Label, Schema, Task
 
 # The options that name the files of a split, in order of preference.
 SOURCES = {

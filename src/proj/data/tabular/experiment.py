@@ -2,8 +2,7 @@
 
 from typing import Any
 
-from proj.data.base import Finding
-from proj.schema import Schema
+from proj.schema import Finding, Schema
 
 # Limits of the number of rows and the batch sizes below them, as the authors of TabM choose them.
 BATCH_SIZES = ((64, 8), (500, 32), (2_000, 64), (10_000, 128), (80_000, 256), (300_000, 512))

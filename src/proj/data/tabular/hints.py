@@ -8,13 +8,12 @@ from typing import NamedTuple
 import numpy as np
 import polars as pl
 
-from proj.data.base import Finding
 from proj.data.tabular.cache import map_array, save_array
 from proj.data.tabular.columns import type_of, yaml_name
 from proj.data.tabular.files import Source, by_name, collect_table, nameless
 from proj.data.tabular.identifiers import names_time
 from proj.data.tabular.readings import days_in_numbers
-from proj.schema import Array
+from proj.schema import Array, Finding
 
 # Smaller tables, and columns of fewer values, show no structure.
 MIN_ROWS, MIN_VALUES = 30, 10

@@ -10,7 +10,6 @@ import polars as pl
 from rich.console import Console
 from rich.progress import Progress
 
-from proj.data.base import Finding
 from proj.data.tabular.cache import create_array, save_array
 from proj.data.tabular.columns import (
     encode_column,
@@ -41,7 +40,7 @@ from proj.data.tabular.typed import TypedTable, apply_readings, conform, read_te
 from proj.data.tabular.weights import check_splits, column_weights, to_tensor
 from proj.data.tabular.words import Outcomes
 from proj.errors import UserError, quoted
-from proj.schema import SPLITS, Array, Column, Label, Schema, Task
+from proj.schema import SPLITS, Array, Column, Finding, Label, Schema, Task
 
 # Split number of rows that are left out: without a target, or later than a fold in time.
 LEFT_OUT = len(SPLITS)

@@ -13,7 +13,12 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from proj.engine.callbacks.step_callbacks import StepCallbacks
-from proj.engine.lightning_internals import averaging_method, schedulers, skips_optimizer_steps
+from proj.engine.lightning_internals import (
+    averaging_method,
+    schedulers,
+    skips_optimizer_steps,
+    synchronize_buffers,
+)
 from proj.schema import Batch, Execution
 
 # Raw outputs, mean loss, and the weight of that mean, as ``Model.forward_loss`` returns them.
@@ -52,6 +57,8 @@ def run_execution(model: Any, execution: Execution) -> Tensor:
         if compiled_step is not None and len(batch.row) == compiled_step.rows:
             output, loss, weight = compiled_step(batch)
         elif is_last or callbacks is None:
+            if number > 1:  # Before the first step, the forward pass around this execution did it.
+                synchronize_buffers(trainer)
             output, loss, weight = model.forward_loss(batch, "train")
         else:
             output, loss, weight = eager_step(model, batch, optimizer, clip, forward_loss)

@@ -104,8 +104,7 @@ class StepsPerExecution(Callback):
             elif isinstance(requested, int):
                 loader.steps = requested
             else:
-                steps = _steps_for(_step_seconds(trainer, model, data))
-                loader.steps = trainer.strategy.broadcast(steps)
+                loader.steps = _steps_for(_step_seconds(trainer, model, data))
         last_batches = max(0, trainer.max_steps) % loader.batches
         while not _fits_max_steps(loader, last_batches):
             loader.steps -= 1
@@ -184,7 +183,9 @@ def _step_seconds(trainer: Any, model: Model, data: DataModule) -> float:
         start = time.perf_counter()
         _, loss, _ = eager_step(twin, data.augment_batch(batch))
         loss.item()  # Wait for the device.
-        seconds = min(seconds, time.perf_counter() - start)
+        # All processes make the same number of steps: synchronized batch normalization waits for
+        # all of them.
+        seconds = min(seconds, trainer.strategy.broadcast(time.perf_counter() - start))
         if seconds > EXECUTION_SECONDS:
             break
     return seconds

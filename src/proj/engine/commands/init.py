@@ -13,7 +13,6 @@ from markupsafe import Markup
 
 from proj.data.base import DataModule
 from proj.engine import PACKAGE, console
-from proj.engine.baselines.optimism import HasCandidates, measure_optimism
 from proj.engine.class_paths import own_classes
 from proj.engine.config.parser import VerbParser
 from proj.engine.escaping import visible
@@ -52,6 +51,11 @@ def init(args: list[str]) -> None:
 
 def _split_honestly(data: DataModule) -> DataModule:
     """Return the data, split by group or by time if a random split would clearly claim too much."""
+    if not getattr(data, "candidates", None):
+        return data
+    # It imports scikit-learn, which takes a second, and most data have no candidates.
+    from proj.engine.baselines.optimism import HasCandidates, measure_optimism
+
     measured = measure_optimism(data)
     for optimism in measured:
         console.say(f"optimism of a random split: {optimism}")
