@@ -1,7 +1,10 @@
 """Mixed training images: the loss by hand, steps in executions, and what is refused."""
 
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,9 +20,9 @@ CONFIG = Path(__file__).parents[2] / "configs" / "digits.yaml"
 SMALL = ["--model.net.width", "4", "--trainer.max_epochs", "1", "--data.batch_size", "32"]
 
 
-def build(mixup: float, cutmix: float) -> MulticlassClassifier:
+def build(mixup: float, cutmix: float, **options: Any) -> MulticlassClassifier:
     net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(6 * 5, 3))
-    model = MulticlassClassifier(net, mixup=mixup, cutmix=cutmix)
+    model = MulticlassClassifier(net, mixup=mixup, cutmix=cutmix, **options)
     model.schema = plain_schema("multiclass", (1, 6, 5), 3)
     model.configure_model()
     return model
@@ -69,6 +72,47 @@ def test_both_are_used_for_half_of_the_batches_each() -> None:
     torch.manual_seed(0)
     cuts = [bool((mix_images(model, x)[0] == x).any()) for _ in range(300)]
     assert np.mean(cuts) == pytest.approx(0.5, abs=0.12)
+
+
+@pytest.mark.parametrize("options", [{}, {"class_weights": [1.0, 5.0, 2.0]}])
+@torch.no_grad()
+def test_row_and_class_weights_enter_both_losses(options: dict[str, Any]) -> None:
+    """The loss is written out row by row."""
+    model = build(0.4, 0.0, **options)
+    assert model.schema is not None
+    model.schema = replace(model.schema, weight_mean=0.8)
+    x, y, weight = torch.rand(6, 1, 6, 5), torch.arange(6) % 3, torch.rand(6) + 0.1
+    torch.manual_seed(5)
+    mixed, share = mix_images(model, x)
+    torch.manual_seed(5)
+    _, loss, _ = model.forward_loss(Batch(x, y, torch.arange(6), (weight,)), "train")
+    log_p = model.net(mixed).log_softmax(1)
+    factor = torch.tensor(options.get("class_weights", [1.0, 1.0, 1.0]))
+    total = torch.zeros(())
+    for i in range(6):
+        for j, part in ((i, share), (i - 1, 1 - share)):
+            total -= part * weight[j] * factor[y[j]] * log_p[i, y[j]]
+    torch.testing.assert_close(loss, total / (0.8 * factor[y].sum()))
+
+
+def test_a_model_that_evaluates_mixes_nothing() -> None:
+    model, x = build(0.2, 1.0), torch.rand(2, 1, 6, 5)
+    assert mix_images(model.eval(), x) == (x, None)
+
+
+@pytest.mark.long
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_compiled_mixtures_have_the_bits_of_eager_ones() -> None:
+    """`model.compile: step` needs one graph with the same random numbers."""
+    model, x = build(0.4, 1.0), torch.rand(6, 1, 6, 5)
+    options = {"fallback_random": True}
+    compiled = torch.compile(lambda x: mix_images(model, x), fullgraph=True, options=options)
+    for seed in range(4):
+        results = []
+        for function in (lambda x: mix_images(model, x), compiled):
+            torch.manual_seed(seed)
+            results.append(function(x))
+        torch.testing.assert_close(results[0], results[1])
 
 
 @pytest.mark.long

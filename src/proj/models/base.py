@@ -9,7 +9,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from proj.models.checks import check_outputs, weighted_loss, with_targets
+from proj.models.checks import check_outputs, mean_loss, with_targets
 from proj.models.mixing import mix_images
 from proj.models.module import SchemaModule, to_inputs
 from proj.models.optim import build_optimizer, build_scheduler, keep_group_rates
@@ -132,25 +132,14 @@ class Model(SchemaModule):
         return {"row": batch.row, "output": predictions, "target": batch.y, **weights}
 
     def forward_loss(self, batch: Batch, split: str) -> tuple[Tensor, Tensor, Tensor | float]:
-        """Return a batch's raw outputs, their mean loss, and its weight (see ``weighted_loss``)."""
+        """Return a batch's raw outputs, their mean loss, and its weight (see ``mean_loss``)."""
         assert self.schema is not None
         targets = with_targets(batch.y)
-        x, share = mix_images(self, batch.x) if split == "train" else (batch.x, 1.0)
+        x, share = mix_images(self, batch.x) if split == "train" else (batch.x, None)
         outputs = self(x)
         check_outputs(outputs, len(batch.row), self.schema, type(self.net).__name__)
         outputs = outputs.float() if split == "train" else self.eval_outputs(outputs)
-        raw, row_weights, mixed_in = outputs, batch.weight, targets.roll(1, 0)
-        if outputs.ndim == 3:
-            # Each member of an ensemble is trained by its own loss.
-            raw, members = outputs.flatten(0, 1), outputs.shape[1]
-            targets, mixed_in = (y.repeat_interleave(members, dim=0) for y in (targets, mixed_in))
-            row_weights = None if row_weights is None else row_weights.repeat_interleave(members)
-        if row_weights is not None and len(raw):
-            return outputs, *weighted_loss(self, raw, targets, row_weights)
-        loss = self.compute_loss(raw, targets)
-        if share < 1:
-            loss = share * loss + (1 - share) * self.compute_loss(raw, mixed_in)
-        return outputs, loss, self.loss_weight(targets)
+        return outputs, *mean_loss(self, outputs, targets, batch.weight, share)
 
     def eval_outputs(self, outputs: Tensor) -> Tensor:
         """Return raw outputs [rows, outputs] for evaluation: averaged, divided by temperature."""

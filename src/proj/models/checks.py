@@ -185,6 +185,35 @@ def check_outputs(outputs: Tensor, rows: int, schema: Schema, net: str) -> None:
         )
 
 
+def mean_loss(
+    model: Any,
+    outputs: Tensor,
+    targets: Tensor,
+    row_weights: Tensor | None,
+    share: Tensor | None = None,
+) -> tuple[Tensor, Tensor | float]:
+    """Return the mean loss of a batch and its weight in the mean of an epoch.
+
+    Args:
+        outputs: raw outputs [rows, outputs], or [rows, members, outputs] of an ensemble.
+        row_weights: weights in the loss [rows]; see ``weighted_loss``.
+        share: each row's share in mixed rows; the rest is the row before it. See ``mix_images``.
+    """
+    if share is not None:
+        other = None if row_weights is None else row_weights.roll(1, 0)
+        other_loss, _ = mean_loss(model, outputs, targets.roll(1, 0), other)
+        loss, weight = mean_loss(model, outputs, targets, row_weights)
+        return share * loss + (1 - share) * other_loss, weight
+    if outputs.ndim == 3:
+        # Each member of an ensemble is trained by its own loss.
+        members = outputs.shape[1]
+        outputs, targets = outputs.flatten(0, 1), targets.repeat_interleave(members, dim=0)
+        row_weights = None if row_weights is None else row_weights.repeat_interleave(members)
+    if row_weights is not None and len(outputs):
+        return weighted_loss(model, outputs, targets, row_weights)
+    return model.compute_loss(outputs, targets), model.loss_weight(targets)
+
+
 def weighted_loss(
     model: Any, outputs: Tensor, targets: Tensor, weight: Tensor
 ) -> tuple[Tensor, Tensor]:

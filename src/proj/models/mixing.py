@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from proj.errors import UserError
 from proj.schema import Schema
@@ -19,13 +20,9 @@ def check_mixing(mixup: float, cutmix: float, schema: Schema) -> None:
                 f"model.{name}: expected images [channels, height, width], got other inputs; leave "
                 "it out."
             )
-        if alpha and schema.weight_mean:
-            raise UserError(
-                f"model.{name}: expected 0 beside data.weight, got {alpha}; leave one of them out."
-            )
 
 
-def mix_images(model: Any, x: Any) -> tuple[Any, float]:
+def mix_images(model: Any, x: Any) -> tuple[Any, Tensor | None]:
     """Mix each training image with the one before it in the batch.
 
     With mixup (Zhang et al. 2018, arXiv:1710.09412) a mixture is the weighted mean of both images.
@@ -38,23 +35,39 @@ def mix_images(model: Any, x: Any) -> tuple[Any, float]:
         x: images [rows, channels, height, width], uint8 or floats.
 
     Returns:
-        The mixtures, and the share of each image in its own mixture; ``x`` itself and 1 without
-        the options.
+        The mixtures, as floats with mixup, and the share of each image in its own mixture, a number
+        on the device; ``x`` itself and None without the options, or if the model does not train.
     """
-    if not model.mixup and not model.cutmix:
-        return x, 1.0
-    # Numbers of the CPU's generator: those of a GPU would have to be waited for.
-    use_cutmix = model.cutmix and (not model.mixup or torch.rand(()) < 0.5)
-    alpha = torch.tensor(float(model.cutmix if use_cutmix else model.mixup))
-    share = float(torch.distributions.Beta(alpha, alpha).sample())
-    other = x.roll(1, 0)
-    if not use_cutmix:
-        if not x.is_floating_point():
-            x, other = (values.to(model.dtype) / 255 for values in (x, other))
-        return torch.lerp(other, x, share), share
-    height, width = x.shape[2:]
-    rows, columns = (round(size * math.sqrt(1 - share)) for size in (height, width))
-    top, left = (int(torch.randint(n, ())) for n in (height - rows + 1, width - columns + 1))
-    x, box = x.clone(), (..., slice(top, top + rows), slice(left, left + columns))
-    x[box] = other[box]
-    return x, 1 - rows * columns / (height * width)
+    mixup, cutmix = float(model.mixup), float(model.cutmix)
+    if not model.training or not (mixup or cutmix):
+        return x, None
+    if mixup and not x.is_floating_point():
+        x = x.to(model.dtype) / 255
+    # Tensors throughout, so that a step can be compiled. The generator is the CPU's, because some
+    # devices have no gamma numbers in float64, which small alphas need.
+    draw = torch.rand(3)
+    use_cutmix = draw[0] < (0.5 if mixup and cutmix else float(cutmix > 0))
+    alpha = torch.where(use_cutmix, cutmix, mixup).double().expand(2)
+    gamma = torch.distributions.Gamma(alpha, torch.ones_like(alpha), validate_args=False).sample()
+    share, use_cutmix = (gamma[0] / gamma.sum()).float().to(x.device), use_cutmix.to(x.device)
+    if cutmix:
+        outside = ~_rectangle(x.shape[2:], 1 - share, draw[1:].to(x.device))
+        if not mixup:
+            return torch.where(outside, x, x.roll(1, 0)), outside.float().mean()
+        share = torch.where(use_cutmix, outside.float(), share)
+    own = share.to(x.dtype)
+    return own * x + (1 - own) * x.roll(1, 0), share.mean()
+
+
+def _rectangle(sizes: Any, area: Tensor, place: Tensor) -> Tensor:
+    """Return which pixels [height, width] a rectangle with the sides' ratio of the image covers.
+
+    ``area`` is its share of the image, and ``place`` [2] from 0 (first pixel) to 1 (last).
+    """
+    inside = torch.ones((), dtype=torch.bool, device=area.device)
+    for size, start in zip(sizes, place, strict=True):
+        length = (size * area.sqrt()).round()
+        first = (start * (size - length + 1)).floor()
+        pixel = torch.arange(size, device=area.device)
+        inside = inside[..., None] & (pixel >= first) & (pixel < first + length)
+    return inside
