@@ -5,15 +5,15 @@ usage: python scripts/bench.py [--work tiny mid conv test report growth start] [
 
 tiny, mid, conv: all contenders train the same net on the same batches with Adam, validate after
 each epoch with the same metrics, and must reach the same accuracy. This project runs through
-``main(args)`` with TensorBoard, checkpoints, progress bar and early stopping. Each contender
-has its own process, and the processes take turns, so that other load on the machine affects all
-alike. A turn is one epoch. The epochs of tiny take a fraction of a second, so its turn is four
-epochs. The first one does not count, because a process is slow after it has waited. The
-ratio is the time of the plain loop just before and just after, divided by the contender's own
-time: the median over all turns except the first of each round. The time before the first step,
-including compilation, is shown separately. A round starts all processes anew. With
---accelerator gpu all contenders except scikit-learn train on a GPU; the plain loops keep all
-rows there.
+``main(args)`` with TensorBoard, checkpoints, progress bar and early stopping. Further programs take
+part if they are installed (``bench_peers.py``). Each contender has its own process, and the
+processes take turns, so that other load on the machine affects all alike. A turn is one epoch. The
+epochs of tiny take a fraction of a second, so its turn is four epochs. The first one does not
+count, because a process is slow after it has waited. The ratio is the time of the plain loop just
+before and just after, divided by the contender's own time: the median over all turns except the
+first of each round. The time before the first step, including compilation, is shown separately. A
+round starts all processes anew. With --accelerator gpu all contenders except scikit-learn train on
+a GPU; the plain loops keep all rows there.
 
 test: a million rows through ``test``, from the first batch to the predictions file, compared
 with plain loops that compute the same metrics.
@@ -50,6 +50,7 @@ from typing import Any, NamedTuple
 import lightning.pytorch as L
 import numpy as np
 import torch
+from bench_peers import PEERS
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from rich.console import Console
 from rich.table import Table
@@ -405,6 +406,7 @@ def run_contender(train: Contender, work: Work, folder: Path, connection: Connec
 def measure_training(work: Work, rounds: int) -> dict[str, list[Race]]:
     """Return the races of all rounds for each contender."""
     contenders = CONTENDERS if work.net is Net else dict(list(CONTENDERS.items())[:5])
+    contenders = {**contenders, **(PEERS if work.net is Net else {})}
     if work.accelerator != "cpu":
         contenders = {
             name: train for name, train in contenders.items() if train is not scikit_learn

@@ -194,17 +194,21 @@ def save_time(set_attribute: Callable[[Any, str, Any], None] = setattr) -> None:
     from lightning.fabric.utilities import registry
 
     import quick_parser
+    from proj.engine.config import experiment, parser
     from proj.engine.config.experiment import ExperimentCLI
 
     build = ExperimentCLI.setup_parser
 
-    def keep_parser(experiment: ExperimentCLI, *arguments: Any) -> None:
-        if experiment.verb not in PARSERS:
-            build(experiment, *arguments)
-            PARSERS[experiment.verb] = experiment.parser
-        experiment.parser = PARSERS[experiment.verb]
+    def keep_parser(cli: ExperimentCLI, *arguments: Any) -> None:
+        if cli.verb not in PARSERS:
+            build(cli, *arguments)
+            PARSERS[cli.verb] = cli.parser
+        cli.parser = PARSERS[cli.verb]
 
     set_attribute(ExperimentCLI, "setup_parser", keep_parser)
+    # Tests leave the user's cache as it is.
+    for module in (experiment, parser):
+        set_attribute(module, "keep_help", lambda verb, text: None)
     set_attribute(registry, "entry_points", functools.cache(registry.entry_points))
     set_attribute(os, "fsync", lambda descriptor: None)
     # The graph in TensorBoard is traced once, not twice for a comparison.

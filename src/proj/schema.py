@@ -61,6 +61,18 @@ class Batch(NamedTuple):
         return self.weights[0] if self.weights else None
 
 
+class Finding(NamedTuple):
+    """A problem of a data set, its effect on the result, and what to change."""
+
+    what: str
+    effect: str
+    remedy: str
+    column: str | None = None  # the column of the source that the finding is about
+
+    def __str__(self) -> str:
+        return f"{self.what}: {self.effect}; {self.remedy}."
+
+
 class Execution(NamedTuple):
     """Consecutive training batches in one piece, for several optimizer steps in one
     ``training_step`` (Keras calls that ``steps_per_execution``).

@@ -4,18 +4,21 @@ A test here fails when a new version of a library removes or changes such an att
 """
 
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 from jsonargparse import ArgumentError, ArgumentParser
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, StochasticWeightAveraging
+from lightning.pytorch.callbacks.progress import rich_progress
 from lightning.pytorch.plugins import TorchCheckpointIO
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from proj.engine import lightning_internals as internals
@@ -329,6 +332,43 @@ def test_weights_are_loaded_in_the_precision_of_the_trainer() -> None:
         assert torch.equal(trainer.lightning_module.layer.weight, exact) == keep
 
 
+def test_ddp_runs_any_method_of_the_model_as_its_forward_pass() -> None:
+    """Otherwise the steps inside an execution could not average their gradients."""
+    trainer = Trainer(strategy="ddp", devices=2, accelerator="cpu", logger=False, barebones=True)
+    strategy: Any = trainer.strategy
+    model = trainer.strategy._lightning_module = Line()
+    calls: list[str] = []
+
+    def wrapper(*args: Any) -> Any:
+        calls.append("wrapper")
+        return model.forward(*args)
+
+    strategy.model = wrapper
+    model.double = lambda number: 2 * number  # type: ignore[method-assign, assignment]
+    assert internals.averaging_method(trainer, "double")(21) == 42
+    assert calls == ["wrapper"]
+    assert internals.averages_gradients(trainer)
+    alone = trainer_of()
+    assert not internals.averages_gradients(alone)
+
+
+def test_buffers_are_synchronized_as_before_a_forward_pass_of_ddp(tmp_path: Path) -> None:
+    """Otherwise the last step of an execution would begin with buffers of its own process."""
+    torch.distributed.init_process_group("gloo", f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        for net, count in ((nn.BatchNorm1d(1), 1), (nn.Linear(1, 1), 0)):
+            wrapper, calls = DistributedDataParallel(net), []
+            wrapper._sync_module_buffers = calls.append  # type: ignore[method-assign]
+            trainer: Any = SimpleNamespace(strategy=SimpleNamespace(model=wrapper))
+            wrapper(torch.ones(2, 1))
+            assert calls == [0] * count  # the number of the process that has the right ones
+            internals.synchronize_buffers(trainer)
+            assert calls == [0] * 2 * count
+    finally:
+        torch.distributed.destroy_process_group()
+    internals.synchronize_buffers(cast(Any, SimpleNamespace(strategy=SimpleNamespace(model=net))))
+
+
 def test_processes_that_python_starts_are_told_from_programs() -> None:
     """The result of a spawned process would be looked for in this one."""
     for strategy, method in (("auto", None), ("ddp", None), ("ddp_spawn", "spawn")):
@@ -418,3 +458,18 @@ def test_base_rates() -> None:
         lr_scheduler_configs=[SimpleNamespace(scheduler=both, interval="epoch")]
     )
     assert list(internals.base_rates(trainer)) == [[0.5], [0.5]]
+
+
+def test_the_thread_of_a_progress_bar_ends_when_it_is_stopped() -> None:
+    """Each run would wait for a tenth of a second at its end."""
+    internals.end_bars_at_once()
+    refreshed = threading.Event()
+    live: Any = SimpleNamespace(_lock=threading.Lock(), refresh=refreshed.set)
+    thread = rich_progress._RefreshThread(live, 0.001)  # once in a thousand seconds
+    thread.refresh_cond = True
+    thread.start()
+    assert refreshed.wait(60)
+    thread.stop()
+    thread.join(60)
+    assert not thread.is_alive()
+    assert not thread.refresh_cond

@@ -3,30 +3,18 @@
 import csv
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from lightning.pytorch import LightningDataModule
 
 from proj.data.loader import ArrayLoader, nbytes, take, to_device
 from proj.errors import UserError
-from proj.schema import Array, Batch, Schema, Task, Tensors
+from proj.schema import Array, Batch, Finding, Schema, Task, Tensors
 
 if TYPE_CHECKING:
     # Importing takes half a second, and arrays do not need it.
     import polars as pl
-
-
-class Finding(NamedTuple):
-    """A problem of a data set, its effect on the result, and what to change."""
-
-    what: str
-    effect: str
-    remedy: str
-    column: str | None = None  # the column of the source that the finding is about
-
-    def __str__(self) -> str:
-        return f"{self.what}: {self.effect}; {self.remedy}."
 
 
 def split_names(text: str, option: str) -> list[str]:

@@ -1,18 +1,16 @@
 """Command line: ``main(args)`` calls a verb and converts errors to messages and exit codes."""
 
-import atexit
-import gc
 import io
 import os
 import sys
-from importlib import import_module
-from types import ModuleType
 
 from proj.engine import PACKAGE, clock, security
 from proj.engine.config.arguments import check_configs
 from proj.engine.config.flag_index import check_flags
+from proj.engine.config.help_cache import HELP, kept_help
 from proj.engine.config.options import COMMON_OPTIONS, OPTIONS
 from proj.engine.exit_codes import exit_code, keep_interrupts
+from proj.engine.lazy_packages import import_program
 from proj.engine.secrets import hide, split_words
 from proj.engine.terminal import escape_output
 from proj.engine.verbs import EXTRAS, VERBS
@@ -85,11 +83,15 @@ def _call_verb(args: list[str]) -> None:
             f"expected a verb, got {verb!r}.{nearest(verb, [*VERBS, '--help', '--version'])}"
         )
     name, function = VERBS[verb][0].split(":")
-    if verb in OPTIONS and f"{PACKAGE}.engine.{name}" not in sys.modules:
-        # The modules of the verb import torch, which takes seconds.
+    # The modules of most verbs import torch, which takes seconds.
+    is_first = f"{PACKAGE}.engine.{name}" not in sys.modules
+    if is_first and verb_args in HELP and (text := kept_help(verb)):
+        print(text, end="")
+        return
+    if is_first and verb in OPTIONS:
         check_flags(verb, verb_args, check_configs(verb_args))
     try:
-        module = _import_verb(f"{PACKAGE}.engine.{name}")
+        module = import_program(f"{PACKAGE}.engine.{name}")
     except ModuleNotFoundError as error:
         if error.name not in EXTRAS:
             raise
@@ -100,26 +102,6 @@ def _call_verb(args: list[str]) -> None:
         ) from error
     escape_output()
     getattr(module, function)(verb_args)
-
-
-def _import_verb(module: str) -> ModuleType:
-    """Import a verb's module when it is called, so that ``--help`` answers at once.
-
-    The garbage collector is off meanwhile. Modules are not garbage, and searching through them
-    while they are imported would take a third of the CPU time of ``fit --help``.
-    """
-    if module in sys.modules or not gc.isenabled():
-        return import_module(module)
-    gc.disable()
-    try:
-        return import_module(module)
-    finally:
-        # Training need not search through the imported modules, either.
-        gc.freeze()
-        gc.enable()
-        if "triton" in sys.modules:
-            # At the end, it would report each of its objects that is not freed.
-            atexit.register(gc.unfreeze)
 
 
 def _take_allow(args: list[str]) -> list[str]:

@@ -17,8 +17,8 @@ from proj.metrics import metric_info
 
 # Importing torch takes seconds, and `runs` does not need it.
 if TYPE_CHECKING:
-    from proj.data.base import DataModule, Finding
-    from proj.schema import Average, Schema, Task
+    from proj.data.base import DataModule
+    from proj.schema import Average, Finding, Schema, Task
 
 INTERVAL = "95 % interval"
 # Names of a table's columns that are printed.

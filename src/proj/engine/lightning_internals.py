@@ -10,11 +10,12 @@ from contextlib import contextmanager
 from functools import partial
 from inspect import isroutine, signature
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from lightning.fabric.utilities.data import AttributeDict
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks.progress import rich_progress
 from lightning.pytorch.plugins import (
     CheckpointIO,
     DoublePrecision,
@@ -22,8 +23,9 @@ from lightning.pytorch.plugins import (
     Precision,
     TorchCheckpointIO,
 )
-from lightning.pytorch.strategies import SingleDeviceStrategy
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from proj.models.module import SchemaModule
@@ -170,6 +172,42 @@ def skips_optimizer_steps(trainer: Any) -> bool:
     return bool(trainer.fit_loop._skip_backward)
 
 
+def averages_gradients(trainer: Trainer) -> bool:
+    """Return whether several processes average their gradients as ``averaging_method`` does it."""
+    strategy: Any = trainer.strategy
+    if type(strategy) is not DDPStrategy:
+        return False
+    is_plain = strategy._ddp_comm_hook is None and strategy._model_averaging_period is None
+    return is_plain and not strategy._ddp_kwargs.get("static_graph", False)
+
+
+def averaging_method(trainer: Trainer, name: str) -> Callable[..., Any]:
+    """Return a method of the model after whose call the backward pass averages the gradients.
+
+    With one process it is the method itself. ``training_step`` itself runs inside the forward pass
+    of DistributedDataParallel, which averages the gradients of one backward pass. So the steps
+    inside an execution get forward passes of their own.
+    """
+    strategy: Any = trainer.strategy
+    if isinstance(strategy, DDPStrategy):
+        wrapped: Any = strategy.model
+        return partial(strategy._forward_redirection, wrapped, trainer.lightning_module, name)
+    method: Callable[..., Any] = getattr(trainer.lightning_module, name)
+    return method
+
+
+def synchronize_buffers(trainer: Trainer) -> None:
+    """Give all processes the buffers of the first one, as DDP does before each forward pass.
+
+    A forward pass inside an execution that does not go through ``averaging_method`` needs it. With
+    one process it does nothing.
+    """
+    wrapper: Any = trainer.strategy.model
+    is_wrapper = isinstance(trainer.strategy.model, DistributedDataParallel)
+    if is_wrapper and wrapper._check_sync_bufs_pre_fwd():
+        wrapper._sync_buffers()
+
+
 def set_step_limit(trainer: Trainer, max_steps: int) -> None:
     """Set the number of optimizer steps after which training ends; -1 for no limit."""
     trainer.fit_loop.epoch_loop.max_steps = max_steps
@@ -193,6 +231,27 @@ def set_accumulation(trainer: Trainer, batches: int) -> None:
 def restore_metrics(trainer: Trainer, metrics: dict[str, Any]) -> None:
     """Put logged metrics back, so that callbacks and schedulers can read them after a resume."""
     trainer.callback_metrics.update(metrics)
+
+
+# Progress bar
+
+
+def end_bars_at_once() -> None:
+    """Let the thread that refreshes Lightning's progress bar end as soon as it should.
+
+    It sleeps between two refreshes, and the end of each run waits for it: a tenth of a second.
+    """
+    cast(Any, rich_progress)._RefreshThread.run = _refresh_until_done
+
+
+def _refresh_until_done(thread: Any) -> None:
+    """Do what Lightning's thread does, but wait for its end instead of sleeping."""
+    while not thread.done.is_set():
+        if thread.refresh_cond:
+            with thread.live._lock:
+                thread.live.refresh()
+            thread.refresh_cond = False
+        thread.done.wait(1 / thread.refresh_per_second)
 
 
 # Validation

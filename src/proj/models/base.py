@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from proj.models.checks import check_outputs, weighted_loss, with_targets
+from proj.models.mixing import mix_images
 from proj.models.module import SchemaModule, to_inputs
 from proj.models.optim import build_optimizer, build_scheduler, keep_group_rates
 from proj.schema import SUM_DTYPE, Batch, Execution, Inputs, Schema
@@ -36,6 +37,7 @@ class Model(SchemaModule):
         freeze: name patterns (``layers.1.*``) of parameters that are not trained.
         learning_rates: learning rates by name pattern.
         layer_decay: factor on the learning rate for each layer below the head, for fine-tuning.
+        mixup, cutmix: alphas of mixed training images, such as 0.2 and 1; see ``mix_images``.
         compile: ``net`` compiles the net with ``torch.compile``. ``step`` compiles the whole
             optimizer step; that takes some ten seconds and pays for small nets in long runs.
         steps_per_execution: optimizer steps in one ``training_step``; auto chooses so many that
@@ -53,6 +55,8 @@ class Model(SchemaModule):
         freeze: list[str] | None = None,
         learning_rates: dict[str, float] | None = None,
         layer_decay: float | None = None,
+        mixup: float = 0.0,
+        cutmix: float = 0.0,
         compile: Literal["none", "net", "step"] = "none",
         steps_per_execution: int | Literal["auto"] = "auto",
     ) -> None:
@@ -61,6 +65,7 @@ class Model(SchemaModule):
         self.scheduler, self.scheduler_interval = scheduler, scheduler_interval
         self.loss = loss
         self.learning_rates, self.layer_decay = learning_rates or {}, layer_decay
+        self.mixup, self.cutmix = mixup, cutmix
         self.steps_per_execution = steps_per_execution
         # Set before training if the loader hands out several batches at once: see
         # engine/callbacks/steps_per_execution.py.
@@ -128,19 +133,24 @@ class Model(SchemaModule):
 
     def forward_loss(self, batch: Batch, split: str) -> tuple[Tensor, Tensor, Tensor | float]:
         """Return a batch's raw outputs, their mean loss, and its weight (see ``weighted_loss``)."""
-        targets, outputs = with_targets(batch.y), self(batch.x)
         assert self.schema is not None
+        targets = with_targets(batch.y)
+        x, share = mix_images(self, batch.x) if split == "train" else (batch.x, 1.0)
+        outputs = self(x)
         check_outputs(outputs, len(batch.row), self.schema, type(self.net).__name__)
         outputs = outputs.float() if split == "train" else self.eval_outputs(outputs)
-        raw, row_weights = outputs, batch.weight
+        raw, row_weights, mixed_in = outputs, batch.weight, targets.roll(1, 0)
         if outputs.ndim == 3:
             # Each member of an ensemble is trained by its own loss.
             raw, members = outputs.flatten(0, 1), outputs.shape[1]
-            targets = targets.repeat_interleave(members, dim=0)
+            targets, mixed_in = (y.repeat_interleave(members, dim=0) for y in (targets, mixed_in))
             row_weights = None if row_weights is None else row_weights.repeat_interleave(members)
         if row_weights is not None and len(raw):
             return outputs, *weighted_loss(self, raw, targets, row_weights)
-        return outputs, self.compute_loss(raw, targets), self.loss_weight(targets)
+        loss = self.compute_loss(raw, targets)
+        if share < 1:
+            loss = share * loss + (1 - share) * self.compute_loss(raw, mixed_in)
+        return outputs, loss, self.loss_weight(targets)
 
     def eval_outputs(self, outputs: Tensor) -> Tensor:
         """Return raw outputs [rows, outputs] for evaluation: averaged, divided by temperature."""

@@ -23,6 +23,7 @@ from proj.models.checks import (
     num_rows,
     split_batch,
 )
+from proj.models.mixing import check_mixing
 from proj.models.optim import freeze_matching
 from proj.schema import (
     DEFAULT_THRESHOLD,
@@ -47,6 +48,7 @@ class SchemaModule(LightningModule, ABC):
     Attributes:
         task: what the targets are; set by each subclass.
         average: how the metrics of several classes or labels become one.
+        mixup, cutmix: see ``mix_images``.
         schema: schema of the data: the data module's, or a checkpoint's if it is set before.
         monitor: metric that the best epoch is chosen by.
         mode: direction of ``monitor`` that is better.
@@ -57,6 +59,7 @@ class SchemaModule(LightningModule, ABC):
 
     task: ClassVar[Task]
     average: Average = "macro"
+    mixup = cutmix = 0.0
     mode: Literal["min", "max"]
 
     def __init__(
@@ -108,6 +111,7 @@ class SchemaModule(LightningModule, ABC):
                 return
             self.schema = getattr(data, "schema", None) or infer_schema(self, data)
         check_task(self.task, self.schema, type(self).__name__)
+        check_mixing(self.mixup, self.cutmix, self.schema)
         if not isinstance(self.net, nn.Module):
             self.net = build_net(self.net, self.schema)
             self.schema = replace(self.schema, net_config=getattr(self.net, "net_config", ""))

@@ -97,3 +97,25 @@ def test_init_says_what_to_set(cli: Cli, capsys: pytest.CaptureFixture[str]) -> 
     hints({"the: id": SHUFFLED})
     message = cli("init", "t.csv", "--target", "y", "--strict", code=2)
     assert "if the model will predict rows of new values, set data.group: 'the: id'." in message
+
+
+@pytest.mark.parametrize(
+    ("columns", "expected"),
+    [
+        ({"day": [DAYS[i // 10] for i in range(ROWS)]}, [("time", "day")]),
+        ({"day": [DAYS[i] for i in RNG.permutation(ROWS)]}, []),
+        ({"patient": SHUFFLED, "when": DAYS}, [("time", "when"), ("group", "patient")]),
+        ({"age": RNG.integers(18, 78, ROWS)}, []),
+    ],
+)
+def test_candidates_have_the_ranks_of_the_training_rows(
+    columns: dict[str, Any], expected: list[tuple[str, str]]
+) -> None:
+    """The optimism would be measured with the groups or times of other rows."""
+    hints(columns)
+    data = Tabular("t.csv", "y")
+    data.setup("fit")
+    assert [(option, column) for option, column, _ in data.candidates] == expected
+    rows = data.splits["train"].row.numpy()
+    for _, column, ranks in data.candidates:
+        assert ranks.tolist() == (np.unique(columns[column], return_inverse=True)[1][rows]).tolist()

@@ -4,8 +4,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from sklearn.model_selection import train_test_split
 
-from proj.data.tabular.row_splits import split
+from proj.data.tabular.row_splits import _stratified, split
 from proj.data.tabular.splits import split_by_time, split_groups
 from proj.errors import UserError
 
@@ -26,6 +27,27 @@ def test_stratified_splits_have_the_share_of_each_class() -> None:
     classes = np.array([0] * 80 + [1] * 20)
     splits = split(np.arange(100), 0.2, 0.2, 0, classes)
     assert [int(classes[rows].sum()) for rows in splits.values()] == [12, 4, 4]
+
+
+@pytest.mark.parametrize("rows", [12, 60, 1_797, 20_000])
+def test_stratified_rows_are_those_of_scikit_learn(rows: int) -> None:
+    """The splits of a run would change, and its results with them."""
+    rng = np.random.default_rng(rows)
+    for seed, classes in enumerate((2, 3, 5, 3, 2, 10)):
+        # Frequent and rare classes, numbers without a row among them, and equal remainders.
+        weights = rng.dirichlet(np.ones(classes)) if seed % 2 else np.full(classes, 1 / classes)
+        strata = 2 * np.r_[np.repeat(np.arange(classes), 2), rng.choice(classes, rows, p=weights)]
+        for count in (classes, rows // 3, rows // 2):
+            if not classes <= count <= len(strata) - classes:
+                continue
+            _, expected = train_test_split(
+                np.arange(len(strata)), test_size=count, random_state=seed, stratify=strata
+            )
+            chosen = _stratified(strata, count, seed)
+            if chosen is None:  # A class would have no training row.
+                assert len(np.unique(np.delete(strata, expected))) < classes
+            else:
+                assert np.array_equal(np.sort(chosen), np.sort(expected))
 
 
 def test_a_fraction_of_zero_gives_an_empty_split() -> None:

@@ -1,6 +1,7 @@
 """What a real TensorBoard process serves over HTTP, and shows in a real browser."""
 
 import urllib.request
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.compat.proto.graph_pb2 import GraphDef
+from torch import nn
+from torch.utils.tensorboard import _pytorch_graph
 
 from conftest import Cli, Once, ask, watched
 from proj.engine.runs.checkpoint_file import read_checkpoint
@@ -102,6 +105,20 @@ def graph_of(run: Path) -> str:
 def test_the_graph_of_the_net_is_logged(how: str, experiment: Any, cli: Cli) -> None:
     cli("fit", "--config", experiment(), "--model.compile", how)
     assert graph_of(RUN).count("aten::linear") == 2
+
+
+def test_a_traced_net_has_the_graph_of_the_net() -> None:
+    """The graph of a net that is traced once would differ from that of ``add_graph``."""
+    net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Sequential(nn.Linear(4, 2))).eval()
+    x = (torch.ones(2, 3),)
+    whole, _ = _pytorch_graph.graph(net, x)
+    traced = torch.jit.trace(net, x, check_trace=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)
+        warnings.filterwarnings("ignore", "The input to trace is already a ScriptModule")
+        once, _ = _pytorch_graph.graph(traced, x)
+    assert len(whole.node) > 5
+    assert once == whole
 
 
 def test_the_graph_of_a_net_for_tables_is_logged(work: Path, cli: Cli) -> None:

@@ -2,18 +2,26 @@
 
 import re
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.strategies import DDPStrategy
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import fp16_compress_hook
 
+import processes
 from conftest import Cli
 from proj.data.loader import ArrayLoader
+from proj.engine.callbacks import steps_per_execution
+from proj.engine.callbacks.single_steps import _trainer_obstacles
 from proj.engine.callbacks.steps_per_execution import StepsPerExecution
 from proj.engine.cli import main
+from proj.engine.lightning_internals import averages_gradients
 from proj.engine.runs.checkpoint_file import read_checkpoint
 from proj.errors import UserError
 from proj.schema import Batch
@@ -126,6 +134,101 @@ def test_the_bits_do_not_depend_on_the_steps_per_execution(
         assert equal(left_behind(f"by_{size}"), single), size
 
 
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("world", "flags"),
+    [
+        (2, ["--trainer.val_check_interval", "0.5", *ONE_CYCLE]),
+        (2, ["--trainer.strategy", "ddp_find_unused_parameters_true"]),
+        pytest.param(4, ["--trainer.max_steps", "19"], marks=pytest.mark.slow),
+    ],
+    ids=["two", "two, unused parameters", "four"],
+)
+def test_several_processes_average_the_gradients_of_each_step(
+    world: int, flags: list[str], work: Path
+) -> None:
+    """Batch normalization and dropout differ between processes; clipping needs the mean."""
+    config = Path(__file__).parents[3] / "configs" / "digits.yaml"
+    small = ["--model.net.width", 4, "--model.net.dropout", 0.2, "--trainer.max_epochs", 2]
+    devices = ["--trainer.devices", world, "--trainer.accelerator", "cpu"]
+    common = [*small, *devices, "--trainer.gradient_clip_val", 0.5, "--data.batch_size", 32, *flags]
+    for steps in (1, 5):
+        options = [*common, "--model.steps_per_execution", steps, "--name", f"by_{steps}"]
+        done = processes.run("proj", "fit", "--config", config, *options)
+        assert done.returncode == 0, done.stderr
+        assert "one optimizer step at a time" not in done.stdout
+    assert equal(left_behind("by_5"), left_behind("by_1"))
+    averaged = read_checkpoint(Path("lightning_logs/by_5/checkpoints/last.ckpt"))
+    alone = ["fit", "--config", config, *small, "--data.batch_size", 32, "--name", "alone"]
+    assert processes.run("proj", *alone).returncode == 0
+    other = read_checkpoint(Path("lightning_logs/alone/checkpoints/last.ckpt"))
+    assert not equal(averaged["state_dict"], other["state_dict"])
+
+
+@pytest.mark.long
+def test_each_step_of_several_processes_begins_with_the_same_buffers(work: Path) -> None:
+    """This net reads its buffer in training, unlike batch normalization, and each process has rows
+    of its own. So the weights show whether the last step of an execution got the first's buffer.
+    """
+    Path("carried.py").write_text(
+        "import torch\n"
+        "class Carried(torch.nn.Linear):\n"
+        "    def __init__(self, sizes: list[int]) -> None:\n"
+        "        super().__init__(*sizes)\n"
+        "        self.register_buffer('mean', torch.zeros(sizes[0]))\n"
+        "    def forward(self, x):\n"
+        "        outputs = super().forward(x.flatten(1) - self.mean)\n"
+        "        if self.training:\n"
+        "            self.mean.lerp_(x.flatten(1).mean(0), 0.3)\n"
+        "        return outputs\n"
+    )
+    config = Path(__file__).parents[3] / "configs" / "digits.yaml"
+    net = ["--model.net", "carried.Carried", "--model.net.sizes", "[64, 10]", "--allow", "carried"]
+    flags = ["--trainer.devices", 2, "--trainer.accelerator", "cpu", "--trainer.max_epochs", 1]
+    for steps in (1, 5):
+        options = [*net, *flags, "--model.steps_per_execution", steps, "--name", f"by_{steps}"]
+        done = processes.run("proj", "fit", "--config", config, *options)
+        assert done.returncode == 0, done.stderr
+        assert "one optimizer step at a time" not in done.stdout
+    assert equal(left_behind("by_5"), left_behind("by_1"))
+
+
+def test_processes_measure_equally_many_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step may wait for the other processes. So the first process's times count, here 1 s."""
+    steps = []
+
+    def step(*_: Any) -> tuple[torch.Tensor, ...]:
+        steps.append(1)
+        return (torch.zeros(()),) * 3
+
+    monkeypatch.setattr(steps_per_execution, "eager_step", step)
+    monkeypatch.setattr(steps_per_execution, "_example_batch", lambda *_: None)
+    model, data = SimpleNamespace(compiled_step=None), SimpleNamespace(augment_batch=lambda b: b)
+    for seconds, count in ((1.0, 1), (0.001, steps_per_execution.TIMINGS)):
+        steps.clear()
+        first = SimpleNamespace(broadcast=lambda _, seconds=seconds: seconds)
+        trainer: Any = SimpleNamespace(strategy=first)
+        measured = steps_per_execution._step_seconds(trainer, cast(Any, model), cast(Any, data))
+        assert (measured, len(steps)) == (seconds, count)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "averages"),
+    [
+        (DDPStrategy(), True),
+        (DDPStrategy(static_graph=True), False),
+        (DDPStrategy(ddp_comm_hook=fp16_compress_hook), False),
+        (type("Own", (DDPStrategy,), {})(), False),
+    ],
+    ids=["ddp", "static graph", "hook", "own"],
+)
+def test_other_ways_to_exchange_gradients_need_single_steps(strategy: Any, averages: bool) -> None:
+    trainer = Trainer(accelerator="cpu", devices=2, strategy=strategy, logger=False)
+    assert averages_gradients(trainer) == averages
+    reasons = [*_trainer_obstacles(trainer)]
+    assert reasons == [] if averages else "exchanges gradients in a way of its own" in reasons[0]
+
+
 def test_images_are_augmented_batch_by_batch(cli: Cli) -> None:
     rng = np.random.default_rng(0)
     for i in range(60):
@@ -145,6 +248,10 @@ def test_images_are_augmented_batch_by_batch(cli: Cli) -> None:
         "BinaryClassifier",
         "--model.net",
         "MLP",
+        "--model.mixup",
+        "0.4",
+        "--model.cutmix",
+        "0.4",
         "--trainer.max_epochs",
         "2",
         "--trainer.accelerator",

@@ -672,6 +672,9 @@ def test_models_and_data_of_the_user(parsed: ExperimentCLI) -> None:
     model, data = parsed.model, parsed.datamodule
     model.compile_mode = "step"
     assert reasons(parsed) == ["model.compile: expected none, got step"]
+    model.compile_mode, model.cutmix = "none", 1.0
+    assert reasons(parsed) == ["model.cutmix: expected 0, got 1.0"]
+    model.compile_mode, model.cutmix = "step", 0.0
     model.compile_mode = "none"
 
     class Own(type(model)):  # type: ignore[misc]

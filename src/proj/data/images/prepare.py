@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from proj.data.base import Finding
 from proj.data.images.decode import Shape, decode, read_shape, run_parallel, sixteen_bit_range
 from proj.data.images.sources import ImageFolder, ImageSet
 from proj.data.tabular.cache import create_array, map_array, save_array
@@ -18,7 +17,7 @@ from proj.data.tabular.positive import choose_positive
 from proj.data.tabular.row_splits import Fold, split
 from proj.data.tabular.targets import Targets
 from proj.errors import UserError
-from proj.schema import SPLITS, Array, Batch, Schema, Task
+from proj.schema import SPLITS, Array, Batch, Finding, Schema, Task
 
 CHANNEL_NAMES = {1: ("grey",), 3: ("red", "green", "blue")}
 # The numbers from 0 to 1 that nets receive for each uint8.

@@ -9,7 +9,6 @@ import numpy as np
 import polars as pl
 import yaml
 
-from proj.data.base import Finding
 from proj.data.tabular.dates import UNITS, read_number_dates
 from proj.data.tabular.files import by_name, nameless
 from proj.data.tabular.identifiers import MIN_CATEGORY_ROWS, holds_codes, why_left_out
@@ -26,7 +25,7 @@ from proj.data.tabular.readings import (
 from proj.data.tabular.targets import TargetColumn
 from proj.data.tabular.words import Outcomes, choose_words, count_words, has_word, is_free_text
 from proj.errors import UserError, quoted
-from proj.schema import Array, Column
+from proj.schema import Array, Column, Finding
 
 NumberKind: TypeAlias = Literal["number", "days", "month", "weekday", "hour", "length"]
 

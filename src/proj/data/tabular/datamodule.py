@@ -1,6 +1,8 @@
 """Data module for tables: CSV, TSV and Parquet files, prepared once and memory-mapped."""
 
+import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from proj.data.base import DataModule, Finding, split_names
+from proj.data.base import DataModule, split_names
 from proj.data.tabular.cache import build_once, entry_folder, is_complete, map_array, save_array
 from proj.data.tabular.columns import encode_column
 from proj.data.tabular.description import describe, plain_values
@@ -27,6 +29,7 @@ from proj.data.tabular.files import (
     suffix_of,
 )
 from proj.data.tabular.fingerprint import check_unchanged, fingerprint
+from proj.data.tabular.hints import Candidate, read_candidates
 from proj.data.tabular.overrides import OverrideKind, StatedColumn, parse_overrides
 from proj.data.tabular.prepare import TablePlan, prepare_new_rows, prepare_table
 from proj.data.tabular.row_hashes import columns_of_text, hash_rows
@@ -34,7 +37,7 @@ from proj.data.tabular.row_splits import Fold
 from proj.data.tabular.rows import to_frame
 from proj.data.tabular.typed import conform
 from proj.errors import UserError
-from proj.schema import SPLITS, Array, Batch, Label, Schema, Task
+from proj.schema import SPLITS, Array, Batch, Finding, Label, Schema, Task
 
 # The options that name the files of a split, in order of preference.
 SOURCES = {
@@ -107,6 +110,8 @@ class Tabular(DataModule):
         self.cache = Path(cache_dir)
         # The files that are prepared and their fingerprint, by the option that names them.
         self.prepared: dict[str, tuple[list[Path], str]] = {}
+        # Columns that the rows are split by, or could be.
+        self.candidates: list[Candidate] = []
         targets = [target] if isinstance(target, str) else target
         if not targets or len(set(targets)) < len(targets):
             raise UserError(
@@ -141,10 +146,18 @@ class Tabular(DataModule):
             target = split_names(target, "--target")
         return cls(path, target, task=task)
 
+    def split_by(self, option: str, column: str) -> "Tabular":
+        """Return the data module for the same source whose option group or time is a column."""
+        other = copy.copy(self)
+        other.plan = replace(self.plan, split_by={**self.plan.split_by, option: column})
+        other.splits, other.schema, other.findings, other.candidates = {}, None, [], []
+        return other
+
     def experiment_template(self, path: str) -> tuple[Path, dict[str, Any]]:
         assert self.schema is not None
         template = Path(__file__).parent / "templates" / "experiment.yaml.j2"
-        return template, experiment_values(self.plan.targets, self.schema, self.findings)
+        by = self.plan.split_by
+        return template, experiment_values(self.plan.targets, self.schema, self.findings, by)
 
     @classmethod
     def encode(cls, rows: Any, schema: Schema) -> dict[str, Tensor]:
@@ -183,6 +196,7 @@ class Tabular(DataModule):
             folder = self._prepare()
             self.schema = _read_schema(folder)
             self.findings = _read_findings(folder)
+            self.candidates = read_candidates(folder)
             self.splits = {split: _map_split(folder, split) for split in SPLITS}
         if stage == "predict" and "predict" not in self.splits:
             self.splits["predict"] = self._predict_rows()

@@ -2,8 +2,7 @@
 
 from typing import Any
 
-from proj.data.base import Finding
-from proj.schema import Schema
+from proj.schema import Finding, Schema
 
 # Limits of the number of rows and the batch sizes below them, as the authors of TabM choose them.
 BATCH_SIZES = ((64, 8), (500, 32), (2_000, 64), (10_000, 128), (80_000, 256), (300_000, 512))
@@ -24,13 +23,15 @@ PATIENCE_STEPS = 700
 
 
 def experiment_values(
-    targets: list[str], schema: Schema, findings: list[Finding]
+    targets: list[str], schema: Schema, findings: list[Finding], split_by: dict[str, str | None]
 ) -> dict[str, Any]:
     """Return the values of ``templates/experiment.yaml.j2``."""
     used = {column.source for column in schema.columns}
     return {
         "target": targets[0] if len(targets) == 1 else targets,
         "left_out": [finding for finding in findings if finding.column not in {None, *used}],
+        "group": split_by["group"],
+        "time": split_by["time"],
         "batch_size": batch_size(schema.rows),
         "patience": patience(schema.rows),
         "embedding": TEXT_EMBEDDING if any(c.kind == "word" for c in schema.columns) else None,

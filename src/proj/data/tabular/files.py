@@ -16,12 +16,12 @@ import polars as pl
 from polars import selectors
 from polars.exceptions import PolarsError
 
-from proj.data.base import Finding
 from proj.data.tabular.cache import DISK_FULL
 from proj.data.tabular.dialect import Dialect, find_dialect, free_name, plain_copy, read_head
 from proj.data.tabular.memory import check_memory
 from proj.data.tabular.numbers import parse_numbers
 from proj.errors import UserError, nearest, quoted
+from proj.schema import Finding
 
 TEXT, JSON, EXCEL = (".csv", ".tsv", ".txt"), (".json", ".jsonl", ".ndjson"), (".xlsx", ".xls")
 SUFFIXES = (*TEXT, ".parquet", *JSON, *EXCEL)

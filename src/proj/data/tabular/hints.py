@@ -1,14 +1,19 @@
 """Hints at rows that are not independent: several rows of one thing, rows in the order of time."""
 
+import json
 import re
+from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import polars as pl
 
-from proj.data.base import Finding
+from proj.data.tabular.cache import map_array, save_array
 from proj.data.tabular.columns import type_of, yaml_name
 from proj.data.tabular.files import Source, by_name, collect_table, nameless
 from proj.data.tabular.identifiers import names_time
 from proj.data.tabular.readings import days_in_numbers
+from proj.schema import Array, Finding
 
 # Smaller tables, and columns of fewer values, show no structure.
 MIN_ROWS, MIN_VALUES = 30, 10
@@ -30,27 +35,79 @@ _TIME = re.compile(
 # Names of numbers that count rows or repetitions.
 _COUNT = re.compile(r"(?i)(?:^|[^a-z])(?:season|wave|visit|trial|round|obs|index|row|rownames|rep)")
 
+CANDIDATES = "candidates.json"
 
-def find_hints(source: Source, table: pl.LazyFrame, names: list[str]) -> list[Finding]:
-    """Return findings about columns of a typed table to split the rows by."""
+
+class Candidate(NamedTuple):
+    """A column to split the rows by.
+
+    Attributes:
+        option: ``group`` or ``time``.
+        column: name of the column.
+        ranks: numbers from 0 that stand for its values, in their order [rows].
+    """
+
+    option: str
+    column: str
+    ranks: Array
+
+
+def save_candidates(folder: Path, candidates: list[Candidate]) -> None:
+    """Write the candidates for the training rows."""
+    names = [(candidate.option, candidate.column) for candidate in candidates]
+    (folder / CANDIDATES).write_text(json.dumps(names), encoding="utf-8")
+    for i, candidate in enumerate(candidates):
+        save_array(folder / f"candidate_{i}.npy", candidate.ranks)
+
+
+def read_candidates(folder: Path) -> list[Candidate]:
+    """Return the candidates for the training rows; none if the folder was written without."""
+    if not (file := folder / CANDIDATES).exists():
+        return []
+    names = json.loads(file.read_text(encoding="utf-8"))
+    arrays = (map_array(folder / f"candidate_{i}.npy").numpy() for i in range(len(names)))
+    return [Candidate(o, name, a) for (o, name), a in zip(names, arrays, strict=True)]
+
+
+def ranks_of(values: pl.Series) -> Array:
+    """Return the dense ranks of values from 0, and -1 for missing values: [rows] int64."""
+    return values.rank("dense").fill_null(0).to_numpy().astype(np.int64) - 1
+
+
+def find_hints(
+    source: Source, table: pl.LazyFrame, names: list[str]
+) -> tuple[list[Finding], list[Candidate]]:
+    """Return findings about columns of a typed table to split the rows by, and these columns.
+
+    A column of dates may be a candidate without a finding, if several rows have one date.
+    """
     head = collect_table(source, table.select(map(by_name, names)).head(HEAD_ROWS))
     if len(head) < MIN_ROWS:
-        return []
-    ordered: list[Finding] = []
-    repeating: dict[int, Finding] = {}
+        return [], []
+    ordered: list[tuple[Finding, Candidate]] = []
+    repeating: dict[int, tuple[Finding, Candidate]] = {}
+    dates: list[Candidate] = []
     for name in names:
         values = nameless(head, name)
         if type_of(values.dtype) in (None, "boolean"):
             continue
-        if not (_is_ordered(name, values) or _repeats(name, values)):
+        if not (_is_ordered(name, values) or _ascends(values) or _repeats(name, values)):
             continue
         values = nameless(collect_table(source, table.select(by_name(name))), name)
         if _is_ordered(name, values):
-            ordered.append(_order_finding(name, values))
+            candidate = Candidate("time", name, ranks_of(values))
+            ordered.append((_order_finding(name, values), candidate))
+        elif _ascends(values):
+            dates.append(Candidate("time", name, ranks_of(values)))
         elif _repeats(name, values):
+            candidate = Candidate("group", name, ranks_of(values))
+            hint = _repeat_finding(name, values), candidate
             # Of a name and a code of one thing, the first is enough.
-            repeating.setdefault(values.drop_nulls().n_unique(), _repeat_finding(name, values))
-    return [*ordered[:1], *repeating.values()]
+            repeating.setdefault(values.drop_nulls().n_unique(), hint)
+    found = [*ordered[:1], *repeating.values()]
+    candidates = [candidate for _, candidate in found]
+    # Rows of several things on one day are no hint, but may be alike.
+    return [finding for finding, _ in found], candidates + ([] if ordered else dates[:1])
 
 
 def _order_finding(name: str, values: pl.Series) -> Finding:
@@ -79,13 +136,25 @@ def _is_ordered(name: str, values: pl.Series) -> bool:
         return False
     if not (values.is_sorted() or values.is_sorted(descending=True)):
         return False
-    if type_of(values.dtype) == "date" or (values.dtype.is_integer() and days_in_numbers(values)):
+    if _is_date(values):
         return True
     if not values.dtype.is_numeric() or not _TIME.search(name):
         return False
     steps = values.cast(pl.Float64).diff().drop_nulls()
     typical = float(steps.median())  # type: ignore[arg-type]
     return int(((steps - typical).abs() <= 0.01 * abs(typical)).sum()) > 0.8 * len(steps)
+
+
+def _is_date(values: pl.Series) -> bool:
+    is_integer = values.dtype.is_integer()
+    return type_of(values.dtype) == "date" or (is_integer and bool(days_in_numbers(values)))
+
+
+def _ascends(values: pl.Series) -> bool:
+    """Return whether dates ascend or descend with the rows, of which several may have one date."""
+    if values.null_count() or values.n_unique() < MIN_VALUES or not _is_date(values):
+        return False
+    return values.is_sorted() or values.is_sorted(descending=True)
 
 
 def _repeats(name: str, values: pl.Series) -> bool:

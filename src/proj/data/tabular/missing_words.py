@@ -6,10 +6,9 @@ from typing import NamedTuple
 import numpy as np
 import polars as pl
 
-from proj.data.base import Finding
 from proj.data.tabular.files import MISSING, Source, by_name, collect_table, nameless
 from proj.errors import quoted
-from proj.schema import Array
+from proj.schema import Array, Finding
 
 # Columns and words that a finding lists.
 MAX_LISTED = 5

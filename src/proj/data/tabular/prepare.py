@@ -10,7 +10,6 @@ import polars as pl
 from rich.console import Console
 from rich.progress import Progress
 
-from proj.data.base import Finding
 from proj.data.tabular.cache import create_array, save_array
 from proj.data.tabular.columns import (
     encode_column,
@@ -28,7 +27,7 @@ from proj.data.tabular.files import (
     nameless,
     open_table,
 )
-from proj.data.tabular.hints import find_hints
+from proj.data.tabular.hints import Candidate, find_hints, ranks_of, save_candidates
 from proj.data.tabular.linear import fit_linear
 from proj.data.tabular.overrides import Override
 from proj.data.tabular.positive import check_positive, choose_positive
@@ -41,7 +40,7 @@ from proj.data.tabular.typed import TypedTable, apply_readings, conform, read_te
 from proj.data.tabular.weights import check_splits, column_weights, to_tensor
 from proj.data.tabular.words import Outcomes
 from proj.errors import UserError, quoted
-from proj.schema import SPLITS, Array, Column, Label, Schema, Task
+from proj.schema import SPLITS, Array, Column, Finding, Label, Schema, Task
 
 # Split number of rows that are left out: without a target, or later than a fold in time.
 LEFT_OUT = len(SPLITS)
@@ -133,9 +132,17 @@ def _prepare_rows(
         if weight is not None:
             schema = replace(schema, weight_mean=float(weight[row_splits == 0].mean()))
         table = typed.table
+        candidates: list[Candidate] = []
         if not test_files and not any(plan.split_by.values()):
             undecided = [name for name in inputs if name not in plan.columns]
-            findings += find_hints(source, table, undecided)
+            hints, candidates = find_hints(source, table, undecided)
+            findings += hints
+        stated = {
+            o: column for o, column in plan.split_by.items() if o != "split" and column is not None
+        }
+        candidates += [Candidate(o, column, ranks_of(keys[o])) for o, column in stated.items()]
+        is_train = row_splits == 0
+        save_candidates(folder, [c._replace(ranks=c.ranks[is_train]) for c in candidates])
     else:
         table, column_findings = conform(source, schema.columns, where)
     y = _encode_targets(targets, schema, row_splits)

@@ -108,17 +108,55 @@ def _stratified(strata: Array, count: int, seed: int) -> Rows | None:
 
     The only row of a class is not among them. Returns None if classes have too few rows.
     """
-    # Importing takes half a second, and data with splits of their own do not need it.
-    from sklearn.model_selection import train_test_split
-
     positions, strata = _several(strata)
-    classes = np.count_nonzero(np.bincount(strata))
-    if not 0 < classes <= min(count, len(positions) - count):
+    counts = np.bincount(strata)
+    counts = counts[counts > 0]
+    if not 0 < len(counts) <= min(count, len(positions) - count):
         return None
-    rest, chosen = train_test_split(
-        np.arange(len(positions)), test_size=count, random_state=seed, stratify=strata
-    )
-    return positions[chosen] if np.count_nonzero(np.bincount(strata[rest])) == classes else None
+    rest, chosen = _draw_of_each_class(np.argsort(strata, kind="stable"), counts, count, seed)
+    return positions[chosen] if len(np.unique(strata[rest])) == len(counts) else None
+
+
+def _draw_of_each_class(by_class: Rows, counts: Rows, count: int, seed: int) -> tuple[Rows, Rows]:
+    """Return the remaining positions, and ``count`` random ones with a share of each class.
+
+    They are those of ``train_test_split`` of scikit-learn 1.9, in another order. Importing
+    scikit-learn takes more than a second, which each run on a table would pay for them.
+
+    Args:
+        by_class: the positions, those of each class together.
+        counts: rows of each class.
+        count: positions to draw.
+        seed: of the draw.
+    """
+    random = np.random.RandomState(seed)
+    kept = _shares(counts, int(counts.sum()) - count, random)
+    drawn = _shares(counts - kept, count, random)
+    rest, chosen = [], []
+    for rows, stay, go in zip(np.split(by_class, counts.cumsum()[:-1]), kept, drawn, strict=True):
+        shuffled = rows[random.permutation(len(rows))]
+        rest.append(shuffled[:stay])
+        chosen.append(shuffled[stay : stay + go])
+    return np.concatenate(rest), np.concatenate(chosen)
+
+
+def _shares(counts: Rows, total: int, random: np.random.RandomState) -> Rows:
+    """Return how many of each class make ``total``: its share rounded down, and one of the rest.
+
+    The classes with the largest remainders get one more, equal remainders in random order.
+    """
+    exact = counts / counts.sum() * total
+    shares = np.floor(exact)
+    remainders, missing = exact - shares, int(total - shares.sum())
+    for remainder in np.unique(remainders)[::-1]:
+        if missing == 0:
+            break
+        equal = np.flatnonzero(remainders == remainder)
+        more = random.choice(equal, size=min(len(equal), missing), replace=False)
+        shares[more] += 1
+        missing -= len(more)
+    whole: Rows = shares.astype(np.int64)
+    return whole
 
 
 def _several(strata: Array) -> tuple[Rows, Array]:

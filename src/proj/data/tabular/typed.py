@@ -5,7 +5,6 @@ from typing import NamedTuple
 
 import polars as pl
 
-from proj.data.base import Finding
 from proj.data.tabular.columns import state, type_of, yaml_name
 from proj.data.tabular.files import (
     MISSING,
@@ -31,7 +30,7 @@ from proj.data.tabular.readings import (
     read_column,
 )
 from proj.errors import UserError, nearest, quoted
-from proj.schema import Column
+from proj.schema import Column, Finding
 
 
 class TypedTable(NamedTuple):

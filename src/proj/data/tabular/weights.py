@@ -6,9 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from proj.data.base import Finding
 from proj.errors import UserError, quoted
-from proj.schema import SPLITS, SUM_DTYPE, Array
+from proj.schema import SPLITS, SUM_DTYPE, Array, Finding
 
 if TYPE_CHECKING:
     import polars as pl

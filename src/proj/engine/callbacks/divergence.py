@@ -21,12 +21,12 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
-from proj.data.base import DataModule, Finding
+from proj.data.base import DataModule
 from proj.data.loader import take, to_device
 from proj.engine.callbacks.best_checkpoint import InitialWeights
 from proj.models.base import Model
 from proj.models.checks import evaluating
-from proj.schema import Schema
+from proj.schema import Finding, Schema
 
 FACTOR = 100
 # The effect of the finding. It distinguishes the finding from those about the data.

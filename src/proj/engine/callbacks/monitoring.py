@@ -112,6 +112,10 @@ class RunLogger(TensorBoardLogger):
     def __init__(
         self, folder: Path, purge_step: int | None = None, evaluating: bool = False
     ) -> None:
+        # Imported with the other modules of a run, not in the first moments of its training.
+        # `fit --help` does without.
+        import torch.utils.tensorboard  # noqa: F401
+
         super().__init__(
             folder.parent,
             name="",
@@ -231,7 +235,11 @@ def _log_graph(logger: TensorBoardLogger, model: Model, x: Tensors) -> None:
         ):
             # The tracer warns of branches and numbers that it records as constants.
             warnings.simplefilter("ignore")
-            logger.experiment.add_graph(net, (to_inputs(x, cast(torch.dtype, model.dtype)),))
+            inputs = (to_inputs(x, cast(torch.dtype, model.dtype)),)
+            # `add_graph` would trace twice, to compare. It takes a traced net as it is.
+            trace: Any = torch.jit.trace
+            traced = trace(net, inputs, check_trace=False)
+            logger.experiment.add_graph(traced, inputs)
     except Exception as error:  # A net may raise anything when it is traced.
         reason = " ".join(str(error).split())[:200]
         rank_zero_warn(

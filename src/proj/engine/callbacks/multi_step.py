@@ -13,7 +13,12 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from proj.engine.callbacks.step_callbacks import StepCallbacks
-from proj.engine.lightning_internals import schedulers, skips_optimizer_steps
+from proj.engine.lightning_internals import (
+    averaging_method,
+    schedulers,
+    skips_optimizer_steps,
+    synchronize_buffers,
+)
 from proj.schema import Batch, Execution
 
 # Raw outputs, mean loss, and the weight of that mean, as ``Model.forward_loss`` returns them.
@@ -29,12 +34,13 @@ def run_execution(model: Any, execution: Execution) -> Tensor:
     nothing.
 
     The result has the bits of the same steps made one at a time: weights, optimizer state,
-    schedule, metrics and ``global_step``.
+    schedule, metrics and ``global_step``. Several processes average the gradients of each step.
     """
     trainer, optimizer = model.trainer, model.optimizers(use_pl_optimizer=False)
     # Weight averaging may replace the scheduler, and its interval, between two epochs.
     step_schedulers = [s for s, interval in schedulers(trainer) if interval == "step"]
     clip, compiled_step, callbacks = gradient_clipping(model), model.compiled_step, None
+    forward_loss = averaging_method(trainer, "forward_loss")
     batches = execution.batches()
     if skips_optimizer_steps(trainer):
         compiled_step = None
@@ -51,9 +57,11 @@ def run_execution(model: Any, execution: Execution) -> Tensor:
         if compiled_step is not None and len(batch.row) == compiled_step.rows:
             output, loss, weight = compiled_step(batch)
         elif is_last or callbacks is None:
+            if number > 1:  # Before the first step, the forward pass around this execution did it.
+                synchronize_buffers(trainer)
             output, loss, weight = model.forward_loss(batch, "train")
         else:
-            output, loss, weight = eager_step(model, batch, optimizer, clip)
+            output, loss, weight = eager_step(model, batch, optimizer, clip, forward_loss)
         if callbacks is not None and not is_last:
             for scheduler in step_schedulers:
                 scheduler.step()
@@ -74,6 +82,7 @@ def eager_step(
     batch: Batch,
     optimizer: Optimizer | None = None,
     clip: ClipGradients | None = None,
+    forward_loss: Callable[..., StepResult] | None = None,
 ) -> StepResult:
     """Make one training step outside Lightning's loop: forward, backward, clip and update.
 
@@ -82,8 +91,9 @@ def eager_step(
         batch: training rows on the model's device, after augmentation.
         optimizer: None computes the gradients only.
         clip: called with the optimizer between backward and update.
+        forward_loss: called in place of the model's own.
     """
-    outputs, loss, weight = model.forward_loss(batch, "train")
+    outputs, loss, weight = (forward_loss or model.forward_loss)(batch, "train")
     if optimizer is None:
         model.zero_grad()
         torch.autograd.backward(loss)

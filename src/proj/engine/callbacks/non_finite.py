@@ -72,9 +72,10 @@ class StopOnNonFinite(Callback):
     def _repeat_steps(self, trainer: Trainer, model: Any) -> tuple[int, str] | None:
         """Repeat training from ``last.ckpt``; return the step that fails, and where in the step.
 
-        None if there is no checkpoint or no repeated step fails.
+        None if there is no checkpoint or no repeated step fails, and for several processes, whose
+        gradients a repetition does not average.
         """
-        if self.folder is None or not (self.folder / LAST).is_file():
+        if trainer.world_size > 1 or self.folder is None or not (self.folder / LAST).is_file():
             return None
         if any(isinstance(c, StochasticWeightAveraging) for c in cast(Any, trainer).callbacks):
             # It may have replaced the scheduler of the checkpoint.

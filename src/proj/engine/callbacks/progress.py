@@ -14,6 +14,7 @@ from rich.table import Column, Table
 from torch import Tensor
 
 from proj.engine import console
+from proj.engine.lightning_internals import end_bars_at_once
 
 REFRESHES_PER_SECOND = 10
 BAR_WIDTH = 10
@@ -35,6 +36,7 @@ class StepProgressBar(RichProgressBar):
     last_refresh = 0.0
 
     def __init__(self) -> None:
+        end_bars_at_once()
         super().__init__(refresh_rate=REFRESHES_PER_SECOND)
 
     @property

@@ -26,6 +26,7 @@ from proj.engine.callbacks.non_finite import StopOnNonFinite
 from proj.engine.callbacks.resume_state import ResumeCheckpoint
 from proj.engine.callbacks.step_callbacks import STEP_CALLBACKS
 from proj.engine.lightning_internals import (
+    averages_gradients,
     saves_by_steps,
     schedulers,
     steps_between_schedules,
@@ -99,8 +100,8 @@ def _trainer_obstacles(trainer: Any) -> Iterator[str]:
         yield "trainer.val_check_interval is a time"
     elif trainer.check_val_every_n_epoch is None:
         yield "trainer.val_check_interval counts single steps over several epochs"
-    if not isinstance(trainer.strategy, SingleDeviceStrategy):
-        yield "several processes exchange gradients after each step"
+    if not isinstance(trainer.strategy, SingleDeviceStrategy) and not averages_gradients(trainer):
+        yield f"{type(trainer.strategy).__name__} exchanges gradients in a way of its own"
     if trainer.precision not in ("32-true", "64-true"):
         yield f"trainer.precision {trainer.precision} is made for single steps"
 

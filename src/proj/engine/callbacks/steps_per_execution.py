@@ -156,6 +156,9 @@ def _example_batch(trainer: Any, data: DataModule) -> Batch:
 
 def _compile(trainer: Any, model: Model, data: DataModule) -> CompiledStep | None:
     """Compile the model's step; print the reason and return None if that is not possible."""
+    if trainer.world_size > 1:
+        console.say("steps are not compiled: several processes exchange gradients.")
+        return None
     batch = data.augment_batch(_example_batch(trainer, data))
     for callback in trainer.callbacks:
         if isinstance(callback, UNCOMPILED_CALLBACKS):
@@ -180,7 +183,9 @@ def _step_seconds(trainer: Any, model: Model, data: DataModule) -> float:
         start = time.perf_counter()
         _, loss, _ = eager_step(twin, data.augment_batch(batch))
         loss.item()  # Wait for the device.
-        seconds = min(seconds, time.perf_counter() - start)
+        # All processes make the same number of steps: synchronized batch normalization waits for
+        # all of them.
+        seconds = min(seconds, trainer.strategy.broadcast(time.perf_counter() - start))
         if seconds > EXECUTION_SECONDS:
             break
     return seconds

@@ -14,7 +14,7 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from proj.data.base import DataModule, Finding
+from proj.data.base import DataModule
 from proj.data.loader import nbytes, take
 from proj.engine import console
 from proj.engine.callbacks.check_optimizers import CheckOptimizers
@@ -29,7 +29,7 @@ from proj.engine.training.preflight import preflight
 from proj.models.base import Model
 from proj.models.checks import leaf_hooks
 from proj.models.optim import build_optimizer
-from proj.schema import DEFAULT_THRESHOLD, Batch
+from proj.schema import DEFAULT_THRESHOLD, Batch, Finding
 
 # For splits with fewer rows, the precision of a share is printed.
 SMALL_SPLIT_ROWS = 100
@@ -58,6 +58,12 @@ def check(args: list[str]) -> None:
         if line := describe_positive(data):
             console.say(line)
         findings += [*check_data(data), *_check_splits(data)]
+        if getattr(data, "candidates", None):
+            # It imports scikit-learn, which takes a second, and most data have no candidates.
+            from proj.engine.baselines.optimism import measure_optimism
+
+            for optimism in measure_optimism(data):
+                console.say(f"optimism of a random split: {optimism}")
     if isinstance(data, DataModule) and isinstance(model, Model):
         with isolate_rng():
             findings += _check_net(cli, model, data, overfit=bool(cli.config.overfit))

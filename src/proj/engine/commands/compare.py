@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from rich.table import Table
 
-from proj.engine import console, html
+from proj.engine import console
 from proj.engine.config.parser import VerbParser
 from proj.engine.console import number, signed_like
 from proj.engine.evaluation.limits import MIN_UNITS, unit_name
@@ -22,7 +22,6 @@ from proj.engine.evaluation.paired import (
 )
 from proj.engine.evaluation.prediction_set import PredictionSet, load_predictions
 from proj.engine.evaluation.results import check_tested, read_schema
-from proj.engine.html import Section
 from proj.engine.runs import calibration
 from proj.engine.runs.contents import flatten_config
 from proj.engine.runs.files import atomic_write
@@ -222,6 +221,9 @@ def _settings_table(names: list[str], settings: Settings) -> Table:
 def _html_report(
     names: list[str], predictions: PredictionSet, comparisons: list[Comparison], settings: Settings
 ) -> str:
+    # It imports matplotlib, which takes long and which the terminal does not need.
+    from proj.engine import html
+
     several = len(comparisons) > 1
     adjusted = f" The p-values are adjusted for {len(comparisons)} runs (Holm)." if several else ""
     lead = html.text(
@@ -232,7 +234,7 @@ def _html_report(
     for comparison in comparisons:
         header, table = _table(comparison, predictions.task)
         element = html.table(comparison.title, header, table, numbers=5, texts=2)
-        sections.append(Section(comparison.title, [element]))
+        sections.append(html.Section(comparison.title, [element]))
     rows = [[key, *values] for key, values in settings]
     differing = html.table("Settings that differ", ["setting", *names], rows)
-    return html.page(" and ".join(names), lead, [*sections, Section("Settings", [differing])])
+    return html.page(" and ".join(names), lead, [*sections, html.Section("Settings", [differing])])

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from lightning.pytorch import Callback
 
-from proj.data.base import DataModule, Finding
+from proj.data.base import DataModule
 from proj.engine import console
 from proj.engine.callbacks.check_optimizers import CheckOptimizers
 from proj.engine.config.arguments import Arguments, read_arguments
@@ -32,6 +32,7 @@ from proj.engine.training.preflight import preflight
 from proj.engine.training.resume import resume
 from proj.engine.training.train import RUN_VARIABLE, train
 from proj.errors import UserError
+from proj.schema import Finding
 
 # Importing matplotlib takes a second, and training does not need it.
 if TYPE_CHECKING:

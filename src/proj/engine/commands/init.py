@@ -38,6 +38,7 @@ def init(args: list[str]) -> None:
     data = _open_data(options.data, options.target, options.task)
     data.prepare_data()
     data.setup("fit")
+    data = _split_honestly(data)
     console.show_data(data)
     if line := describe_positive(data):
         console.say(line)
@@ -46,6 +47,41 @@ def init(args: list[str]) -> None:
     atomic_write(output, lambda file: file.write(text.encode()))
     console.say(f"written: {output}")
     console.say(f"train: python -m {PACKAGE} fit --config {shlex.quote(str(output))}")
+
+
+def _split_honestly(data: DataModule) -> DataModule:
+    """Return the data, split by group or by time if a random split would clearly claim too much."""
+    if not getattr(data, "candidates", None):
+        return data
+    # It imports scikit-learn, which takes a second, and most data have no candidates.
+    from proj.engine.baselines.optimism import HasCandidates, measure_optimism
+
+    measured = measure_optimism(data)
+    for optimism in measured:
+        console.say(f"optimism of a random split: {optimism}")
+    strong = [optimism for optimism in measured if optimism.is_strong]
+    if not strong:
+        return data
+    largest = max(strong, key=lambda optimism: optimism.gap)
+    option, column = largest.option, largest.column
+    assert isinstance(data, HasCandidates)
+    honest = data.split_by(option, column)
+    try:
+        honest.prepare_data()
+        honest.setup("fit")
+    except UserError as error:
+        console.warn(f"the rows are split at random, since data.{option} is not possible: {error}")
+        return data
+    what, known = {
+        "group": (f"rows of one {column} are alike", f"more rows of the same values of {column}"),
+        "time": ("rows near in time are alike", "rows between the times of these rows"),
+    }[option]
+    console.say(
+        f"the rows are split by data.{option}: {yaml_value(column)}, because {what}, and a random "
+        f"split would claim {largest.metric} {largest.random:.3f} instead of {largest.honest:.3f}. "
+        f"If the model will predict {known}, remove `{option}` from the experiment."
+    )
+    return honest
 
 
 def _parse(args: list[str]) -> argparse.Namespace:

@@ -9,7 +9,7 @@ from proj.engine.evaluation.conformal import conformal_metrics
 from proj.engine.evaluation.ensemble import evaluate_ensemble, named_ensemble
 from proj.engine.evaluation.leaderboard import compare_with_best
 from proj.engine.evaluation.loggers import log_results
-from proj.engine.evaluation.own_metrics import own_metrics
+from proj.engine.evaluation.own_metrics import own_intervals, own_metrics
 from proj.engine.evaluation.prediction_set import predictions_in
 from proj.engine.evaluation.report import write_report
 from proj.engine.evaluation.restore import RestoredRun, apply_calibration, restore, run_loop
@@ -69,7 +69,7 @@ def _score(
     if line := describe_positive(data, schema, " and train again"):
         console.say(line)
     predictions = predictions_in(writer.table, run, schema, applied)
-    own = own_metrics(cli.model)
+    own = own_intervals(own_metrics(cli.model), predictions, run_seed(run))
     metrics = add_intervals(metrics, predictions, schema, run_seed(run), own)
     if applied is not None:
         limits = applied.conformal_limits(schema)

@@ -18,7 +18,7 @@ from proj.engine.evaluation.calibrate import CalibrationRequest
 from proj.engine.evaluation.counts import headline_metric
 from proj.engine.evaluation.ensemble import evaluate_ensemble, named_ensemble
 from proj.engine.evaluation.importance import REPEATS, Rows, importances, inputs_of, predictor
-from proj.engine.evaluation.own_metrics import own_metrics
+from proj.engine.evaluation.own_metrics import own_intervals, own_metrics
 from proj.engine.evaluation.prediction_set import PredictionSet, predictions_in
 from proj.engine.evaluation.restore import restore, run_loop
 from proj.engine.evaluation.results import logged_metrics, run_seed, save_metrics, show_location
@@ -82,7 +82,8 @@ def _score(
     fitted = None
     if request is not None:
         fitted = calibrate.fit_calibration(request, predictions, schema, checkpoint)
-    metrics = add_intervals(metrics, predictions, schema, run_seed(run), own_metrics(model))
+    own = own_intervals(own_metrics(model), predictions, run_seed(run))
+    metrics = add_intervals(metrics, predictions, schema, run_seed(run), own)
     warnings = small_sample_warnings(metrics, schema.task, "validation")
     with replace_results(run, "validate"):
         _write_predictions(run, writer)

@@ -27,6 +27,7 @@ from proj.engine.config.arguments import keep_text
 from proj.engine.config.build_errors import explain_unbuilt
 from proj.engine.config.callbacks import fit_callbacks, monitor_options, monitored_metrics
 from proj.engine.config.experiment_parser import ExperimentParser
+from proj.engine.config.help_cache import HELP, keep_help
 from proj.engine.config.options import FIT_KEYS, OPTIONS
 from proj.engine.config.parser_errors import explain_parser_error
 from proj.engine.config.placeholders import fill_placeholders
@@ -159,9 +160,13 @@ class ExperimentCLI(LightningCLI):
                 )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        if self.arguments in HELP:
+            keep_help(self.verb, parser.format_help())
         try:
             self.config = parser.parse_args(self.arguments)
         except ArgumentError as error:
+            # The next mistyped flag is answered without torch.
+            keep_help(self.verb, parser.format_help())
             message = explain_parser_error(str(error), parser.get_defaults().keys())
             raise UserError(message) from error
         except RecursionError as error:
@@ -373,7 +378,12 @@ def first_process() -> bool:
 
 
 # Options that newer versions have added, with the value that older runs were trained with.
-ADDED = {"model.init_args.average": "macro", "model.init_args.net.init_args.linear": False}
+ADDED = {
+    "model.init_args.average": "macro",
+    "model.init_args.mixup": 0.0,
+    "model.init_args.cutmix": 0.0,
+    "model.init_args.net.init_args.linear": False,
+}
 
 
 def differences(old: dict[str, Any] | None, new: dict[str, Any] | None, key: str = "") -> list[str]:

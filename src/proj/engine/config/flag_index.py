@@ -6,29 +6,31 @@ be missing: then the parser answers.
 """
 
 import contextlib
-import hashlib
 import io
 import json
-import os
-import re
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from importlib import import_module, metadata
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from proj.engine import PACKAGE
 from proj.engine.class_paths import SEARCHED_MODULES, own_classes, public_classes
+from proj.engine.config.help_cache import (
+    ROOT,
+    cache_file,
+    flags_in,
+    kept_help,
+    package_versions,
+    write_cache,
+)
 from proj.engine.config.options import COMMON_OPTIONS
 from proj.engine.config.parser_errors import class_options, unknown_flag, unknown_option
 from proj.engine.verbs import EXTRAS
 from proj.errors import UserError
 
-ROOT = Path(__file__).parents[2]
-# Packages whose versions decide which flags there are.
-PACKAGES = ("torch", "lightning", "jsonargparse", "torchmetrics")
 # Keys with a class, by the name of its base class.
 GROUPS = {
     "model": "LightningModule",
@@ -76,9 +78,7 @@ class Index(NamedTuple):
 
 def index_path() -> Path:
     """Return the file of the index in the user's cache, one for each installed copy."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    copy = hashlib.sha256(f"{ROOT} {sys.prefix}".encode()).hexdigest()[:16]
-    return cache / PACKAGE / f"flags-{copy}.json"
+    return cache_file("flags")
 
 
 def read_index() -> Index | None:
@@ -93,20 +93,22 @@ def read_index() -> Index | None:
 
 
 def _versions() -> list[str]:
-    versions = [f"{name} {metadata.version(name)}" for name in (*PACKAGES, PACKAGE)]
     extras = [name for name in EXTRAS if find_spec(name) is not None]
-    return [*versions, *extras, *sorted(own_classes().values())]
+    return [*package_versions(), *extras, *sorted(own_classes().values())]
 
 
 # Mistyped flags
 
 
 def check_flags(verb: str, args: Sequence[str], configs: Sequence[dict[str, Any]]) -> None:
-    """Raise UserError for a flag that the parser would not know, if the index is sure of it."""
+    """Raise UserError for a flag that the parser would not know, if index or help is sure of it."""
     index = read_index()
-    if index is None:
+    if index is not None:
+        known = index.flags[verb]
+    elif text := kept_help(verb):
+        known = flags_in(text)
+    else:
         return
-    known = index.flags[verb]
     for word in args:
         # `+=` adds to a list.
         name = word.removeprefix("--").partition("=")[0].removesuffix("+")
@@ -117,7 +119,8 @@ def check_flags(verb: str, args: Sequence[str], configs: Sequence[dict[str, Any]
         is_section = key not in GROUPS and any(k.startswith(f"{key}.") for k in known)
         if key is None or is_section:
             raise UserError(unknown_flag(word.partition("=")[0], known))
-        _check_option(index, name, args, configs)
+        if index is not None:
+            _check_option(index, name, args, configs)
 
 
 def _check_option(
@@ -211,12 +214,7 @@ def build_index(verbs: dict[str, tuple[str, str]]) -> None:
         names = set(_flags_in_help(call)) | {option.name for option in COMMON_OPTIONS}
         flags[verb] = sorted(name for name in names if not name.endswith(".help"))
     index = Index(_versions(), flags, dict(_classes()))
-    path = index_path()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Another process may read or build it at the same time.
-    partial = path.with_suffix(f".{os.getpid()}")
-    partial.write_text(json.dumps(index._asdict()), encoding="utf-8")
-    partial.replace(path)
+    write_cache(index_path(), index._asdict())
 
 
 def _flags_in_help(call: Any) -> list[str]:
@@ -224,7 +222,7 @@ def _flags_in_help(call: Any) -> list[str]:
     text = io.StringIO()
     with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
         call(["--help"])
-    return re.findall(r"(?<![\w-])--([a-z_][\w.]*)", text.getvalue())
+    return flags_in(text.getvalue())
 
 
 def _classes() -> Iterator[tuple[str, ClassEntry]]:

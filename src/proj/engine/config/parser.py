@@ -1,9 +1,10 @@
 """Argument parser of a verb that takes no experiment on its command line."""
 
 import argparse
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from proj.engine import PACKAGE
+from proj.engine.config.help_cache import keep_help
 from proj.errors import UserError
 
 
@@ -24,6 +25,10 @@ class VerbParser(argparse.ArgumentParser):
             add_help=add_help,
         )
         self.verb = verb
+
+    def print_help(self, file: Any = None) -> None:
+        keep_help(self.verb, self.format_help())
+        super().print_help(file)
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{self.verb}: {message}.")

@@ -5,7 +5,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from proj.data.base import Finding
 from proj.engine import PACKAGE
 from proj.engine.console import number
 from proj.engine.deployment.trained import Trained
@@ -19,6 +18,7 @@ from proj.engine.evaluation.slices import Slices, slices
 from proj.engine.runs.contents import LOST, FindingEntry
 from proj.engine.runs.files import is_present, read_json
 from proj.engine.yaml_text import yaml_document
+from proj.schema import Finding
 
 # Names of tasks at Hugging Face, by the kind of data and whether there are no classes.
 PIPELINES = {

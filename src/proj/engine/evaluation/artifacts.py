@@ -5,6 +5,7 @@ the worst mistakes.
 """
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
@@ -12,7 +13,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from proj.data.base import DataModule
 from proj.data.loader import take
 from proj.engine.console import plural
 from proj.engine.evaluation.curves import mistakes
@@ -20,6 +20,10 @@ from proj.engine.evaluation.prediction_set import PredictionSet
 from proj.engine.runs.files import atomic_write
 from proj.engine.runs.run import Run
 from proj.schema import Array, Batch, Column, Schema
+
+if TYPE_CHECKING:
+    # It imports Lightning, which takes seconds and which `report` does not need.
+    from proj.data.base import DataModule
 
 COLUMNS, IMAGES = "columns.parquet", "mistakes.npz"
 LEFT_OUT = "mistakes.parquet"
@@ -34,7 +38,7 @@ OTHER = "(other)"
 
 
 def save_artifacts(
-    run: Run, data: DataModule, schema: Schema, predictions: PredictionSet
+    run: Run, data: "DataModule", schema: Schema, predictions: PredictionSet
 ) -> Iterator[str]:
     """Write the artifacts of the test split into ``test/`` of the run's folder.
 
@@ -68,7 +72,7 @@ def _save_columns(
     atomic_write(run.path / "test" / COLUMNS, table.write_parquet)
 
 
-def _save_left_out(run: Run, data: DataModule, predictions: PredictionSet) -> None:
+def _save_left_out(run: Run, data: "DataModule", predictions: PredictionSet) -> None:
     """Write the columns that are not inputs, such as names, of the rows with the worst mistakes."""
     names = data.left_out_columns[:MAX_LEFT_OUT]
     if predictions.missing or not names or not len(indices := mistakes(predictions)):

@@ -1,7 +1,7 @@
 """The figures for each task, with names and captions."""
 
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -11,7 +11,12 @@ from proj.engine.evaluation import curves, figures
 from proj.engine.evaluation.areas import AREAS
 from proj.engine.evaluation.figures import Curve
 from proj.engine.evaluation.prediction_set import PredictionSet
+from proj.engine.html import pixels
 from proj.schema import Array
+
+if TYPE_CHECKING:
+    # It imports TensorBoard, and `report` writes nothing for it.
+    from torch.utils.tensorboard import SummaryWriter
 
 # Only the first labels or targets have figures of their own.
 MAX_NAMES = 6
@@ -202,3 +207,11 @@ def _beyond(lines: Sequence[Curve], limit: float | None) -> str:
         f" {plural(count, 'value')} above {number(limit)} {'is' if count == 1 else 'are'} beyond "
         f"the axis, the largest {number(float(np.nanmax(peak.y)))} of {peak.name} at step {step}."
     )
+
+
+def log_figures(
+    writer: "SummaryWriter", split: str, figures: Iterable[NamedFigure], step: int
+) -> None:
+    """Log figures as images to TensorBoard at an optimizer step."""
+    for name, figure, _ in figures:
+        writer.add_image(f"{split}/{name}", pixels(figure), step, dataformats="HWC")

@@ -6,19 +6,22 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from torch.utils.tensorboard import SummaryWriter
 
-from proj.data.base import Finding
 from proj.engine import PACKAGE, html
 from proj.engine.console import number, plural
 from proj.engine.evaluation import calibrate, report_results, report_sections
 from proj.engine.evaluation.counts import headline_metric
-from proj.engine.evaluation.figure_sets import NamedFigure, figures_of, learning, reliability
+from proj.engine.evaluation.figure_sets import (
+    NamedFigure,
+    figures_of,
+    learning,
+    log_figures,
+    reliability,
+)
 from proj.engine.evaluation.leaderboard import leaderboard
 from proj.engine.evaluation.prediction_set import PredictionSet
 from proj.engine.evaluation.results import run_seed
 from proj.engine.evaluation.scoring import Metrics
-from proj.engine.evaluation.tensorboard import log_figures
 from proj.engine.html import Html, Section
 from proj.engine.runs import calibration
 from proj.engine.runs.contents import flatten_config
@@ -26,7 +29,7 @@ from proj.engine.runs.files import atomic_write
 from proj.engine.runs.run import Run
 from proj.engine.yaml_text import yaml_document
 from proj.errors import UserError
-from proj.schema import Array, Schema
+from proj.schema import Array, Finding, Schema
 
 # Points that are read of a learning curve.
 MAX_CURVE_POINTS = 1_000
@@ -58,6 +61,9 @@ def write_report(
     )
     atomic_write(path, lambda file: file.write(content.encode()))
     if tensorboard_step is not None:
+        # `report` writes nothing for TensorBoard, whose import takes a while.
+        from torch.utils.tensorboard import SummaryWriter
+
         with SummaryWriter(str(run.path)) as writer:
             log_figures(writer, "test", figures, tensorboard_step)
     return path

@@ -1,10 +1,9 @@
 """Score a split: confidence intervals for its metrics, and small-sample warnings."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import Any, TypeAlias
 
 import numpy as np
-from torchmetrics import Metric
 
 from proj.engine.console import number, plural
 from proj.engine.evaluation.counts import headline_metric
@@ -12,7 +11,6 @@ from proj.engine.evaluation.curves import log_losses
 from proj.engine.evaluation.dominant_rows import without_dominant_rows
 from proj.engine.evaluation.intervals import intervals, mean_interval
 from proj.engine.evaluation.limits import Interval
-from proj.engine.evaluation.own_metrics import own_intervals
 from proj.engine.evaluation.prediction_set import PredictionSet
 from proj.schema import Array, Schema, Task
 
@@ -31,7 +29,7 @@ def add_intervals(
     predictions: PredictionSet,
     schema: Schema,
     seed: int,
-    own: Mapping[str, Metric] | None = None,
+    own: Iterable[tuple[str, Interval]] = (),
 ) -> Metrics:
     """Return the metrics with their 95 % intervals.
 
@@ -42,11 +40,11 @@ def add_intervals(
         predictions: those of the split.
         schema: that of the model.
         seed: of the resamples.
-        own: the user's own metrics by name.
+        own: intervals of the user's own metrics by name, computed if the predictions are finite.
     """
     known, scored = intervals(predictions, seed), dict(metrics)
     if not predictions.missing:
-        known |= dict(own_intervals(own or {}, predictions, seed))
+        known |= dict(own)
     for name, entry in metrics.items():
         if name == "loss":
             scored[name] = _checked(

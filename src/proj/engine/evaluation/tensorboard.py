@@ -1,7 +1,6 @@
 """Log the figures of reports to TensorBoard, during training and after `test`."""
 
 import time
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,9 +12,6 @@ from proj.models.base import Model
 from proj.schema import Array
 
 if TYPE_CHECKING:
-    # Importing takes 70 ms, which `fit --help` can do without.
-    from torch.utils.tensorboard import SummaryWriter
-
     from proj.engine.evaluation.figure_sets import NamedFigure
 
 MIN_SECONDS_BETWEEN_FIGURES = 60.0
@@ -58,6 +54,9 @@ class FigureLogger(Callback):
         start, self.due = time.monotonic(), False
         chunks, self.chunks = gather_chunks(self.chunks), []
         if chunks:
+            # Importing matplotlib takes a second, and a short run draws nothing.
+            from proj.engine.evaluation.figure_sets import log_figures
+
             assert isinstance(pl_module, Model)
             figures = _draw(pl_module, chunks)
             for logger in trainer.loggers:
@@ -79,14 +78,3 @@ def _draw(model: Model, chunks: list[dict[str, Array]]) -> "list[NamedFigure]":
         name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]
     }
     return list(figures_of(read_prediction_set(model.schema, frame(model.schema, **columns))))
-
-
-def log_figures(
-    writer: "SummaryWriter", split: str, figures: "Iterable[NamedFigure]", step: int
-) -> None:
-    """Log figures as images at an optimizer step."""
-    # Importing matplotlib takes a second, and a short run draws nothing.
-    from proj.engine.html import pixels
-
-    for name, figure, _ in figures:
-        writer.add_image(f"{split}/{name}", pixels(figure), step, dataformats="HWC")

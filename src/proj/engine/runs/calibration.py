@@ -6,12 +6,15 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from proj.engine.runs.files import read_json, write_json
 from proj.errors import UserError
-from proj.models.base import Model
 from proj.schema import DEFAULT_THRESHOLD, Schema
+
+if TYPE_CHECKING:
+    # It imports Lightning, which takes seconds and which `compare` does not need.
+    from proj.models.base import Model
 
 FILE = "calibration.json"
 # Temperatures outside this range make no sense.
@@ -205,7 +208,7 @@ def read(path: Path) -> Calibration:
     return calibration
 
 
-def apply(model: Model, checkpoint: Path) -> tuple[Calibration | None, str]:
+def apply(model: "Model", checkpoint: Path) -> tuple[Calibration | None, str]:
     """Set the temperature, thresholds and limits that were fitted for the model's checkpoint.
 
     The model needs its schema.

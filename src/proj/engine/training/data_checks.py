@@ -6,10 +6,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from proj.data.base import DataModule, Finding
+from proj.data.base import DataModule
 from proj.engine.console import plural
 from proj.engine.yaml_text import yaml_value
-from proj.schema import Array, Batch, Schema, Task, is_pair
+from proj.schema import Array, Batch, Finding, Schema, Task, is_pair
 
 # A class with fewer training rows is too rare to learn.
 MIN_CLASS_ROWS = 10

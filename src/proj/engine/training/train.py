@@ -11,7 +11,6 @@ from typing import Any
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 
-from proj.data.base import Finding
 from proj.engine import PACKAGE, console
 from proj.engine.callbacks.best_checkpoint import BestCheckpoint
 from proj.engine.callbacks.deadline import Deadline
@@ -28,7 +27,7 @@ from proj.engine.runs.files import read_json, write_json
 from proj.engine.runs.manifest import record_manifest
 from proj.engine.runs.run import LAST, Run
 from proj.engine.training.outcome import is_elsewhere, outcome, restore_callbacks
-from proj.schema import Average, Task
+from proj.schema import Average, Finding, Task
 
 # Environment variable with the run's folder. Process 0 sets it for the processes that it starts.
 RUN_VARIABLE = f"{PACKAGE.upper()}_RUN"

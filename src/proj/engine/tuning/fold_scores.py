@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
-from scipy.stats import t as student_t
+from scipy.special import stdtrit
 
 from proj.engine.evaluation.counts import metric_names, scores, sums_of
 from proj.engine.evaluation.prediction_set import (
@@ -79,7 +79,7 @@ def summarize_folds(values: list[float], folds: int) -> FoldSummary:
         return FoldSummary(mean, 0.0, mean, mean)
     std = statistics.stdev(values)
     scale = std * (1 / len(values) + 1 / (folds - 1)) ** 0.5
-    half_width = student_t.ppf(0.975, len(values) - 1) * scale
+    half_width = stdtrit(len(values) - 1, 0.975) * scale
     return FoldSummary(mean, std, mean - half_width, mean + half_width)
 
 

@@ -160,7 +160,7 @@ class Worker:
     def _start(self, args: list[str]) -> subprocess.Popen[str]:
         # Its own session keeps Ctrl-C in the terminal from the worker: the pool passes signals on.
         return subprocess.Popen(
-            [sys.executable, "-m", f"{__package__}.worker", *args],
+            [sys.executable, "-m", __package__, *args],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             encoding="utf-8",

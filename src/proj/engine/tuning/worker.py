@@ -1,4 +1,4 @@
-"""Worker process that trains one job after another: ``python -m proj.engine.tuning.worker``.
+"""Worker process that trains one job after another: ``python -m proj.engine.tuning``.
 
 Reusing the process saves the imports. Each line of its input is a job as JSON. It writes lines of
 JSON, too: the monitored metric after each validation, and the outcome of each job. The parent
@@ -260,7 +260,3 @@ def main() -> None:
     assert channel is not None
     while (job := channel.receive()) is not None:
         channel.send(**execute(job, channel))
-
-
-if __name__ == "__main__":
-    main()
