@@ -145,3 +145,11 @@ def test_the_size_of_a_split_is_the_memory_of_its_tensors() -> None:
     )
     assert nbytes(make_split(5)) == 5 * (2 * 4 + 8 + 8)
     assert nbytes(table) == 5 * (3 * 4 + 2 * 8 + 8)
+
+
+def test_the_order_of_an_epoch_takes_four_bytes_a_row_and_has_the_bits_of_int64() -> None:
+    """Old checkpoints resume within an epoch, so the order must not change with its type."""
+    order = ArrayLoader(make_split(1000), 8, seed=3, shuffle=True)._order()
+    generator = torch.Generator().manual_seed(3 * 1_000_003)
+    assert order.nbytes == 4000
+    assert order.tolist() == torch.randperm(1000, generator=generator).tolist()

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -12,18 +11,18 @@ from proj.data.tabular.array_source import (
     ArraySource,
     checked_inputs,
     encode_rows,
+    encode_splits,
     fit_schema,
     hash_arrays,
     load_inputs,
     read_source,
     take_rows,
-    to_numpy,
 )
 from proj.data.tabular.positive import check_positive, choose_positive
-from proj.data.tabular.row_splits import Fold, split
+from proj.data.tabular.row_splits import Fold, row_numbers, split
 from proj.data.tabular.targets import Targets
 from proj.data.tabular.weights import array_weights
-from proj.schema import SPLITS, Array, Batch, Label, Schema, Task
+from proj.schema import Array, Batch, Label, Schema, Task
 
 
 class ArrayDataModule(DataModule):
@@ -117,13 +116,8 @@ class ArrayDataModule(DataModule):
             split_seed=split_seed,
             shuffle=shuffle,
         )
-        arrays = {
-            f"{axis}_{name}": to_numpy(values)
-            for name, pair in (("train", train), ("val", val), ("test", test))
-            if pair is not None
-            for axis, values in zip(("x", "y", "weight")[: max(2, len(pair))], pair, strict=True)
-        }
-        data._source = ArraySource(arrays, tuple(input_names), tuple(target_names))
+        names = tuple(input_names), tuple(target_names)
+        data._source = ArraySource.of({"train": train, "val": val, "test": test}, *names)
         return data
 
     @classmethod
@@ -144,12 +138,8 @@ class ArrayDataModule(DataModule):
         if stage == "predict" and "predict" not in self.splits:
             self.splits["predict"] = self._predict_rows()
 
-    def _setup_splits(self, source: "ArraySource") -> None:
-        arrays = source.arrays
-        if self.fold:
-            # The fold replaces the split of this name that the source has.
-            own = f"_{self.fold[0]}"
-            arrays = {name: values for name, values in arrays.items() if not name.endswith(own)}
+    def _setup_splits(self, source: ArraySource) -> None:
+        arrays = source.arrays_for(self.fold)
         self.fingerprint = hash_arrays(arrays)
         x = checked_inputs(arrays, self.path)
         y = {name: arrays[f"y_{name}"] for name in x}
@@ -158,7 +148,7 @@ class ArrayDataModule(DataModule):
         if self.schema:
             check_positive(self.positive, self.schema)
         rows = split(
-            np.arange(len(x["train"])),
+            row_numbers(len(x["train"])),
             0.0 if "val" in x else self.val_fraction,
             0.0 if "test" in x else self.test_fraction,
             self.split_seed,
@@ -171,18 +161,7 @@ class ArrayDataModule(DataModule):
             train, names = take_rows(x["train"], rows["train"]), source.input_names
             target_fields = targets.take(rows["train"]).fit(choose_positive(targets, self.positive))
             self.schema = fit_schema(train, {**target_fields, "weight_mean": weight_mean}, names)
-        for name in SPLITS:
-            inputs, numbers, split_targets = x["train"], rows[name], targets.take(rows[name])
-            if name in x and name != "train":
-                inputs, numbers = x[name], np.arange(len(x[name]))
-                split_targets = Targets.from_array(y[name], targets.task, (), self.path)
-            encoded = split_targets.encode(self.schema, name, numbers)
-            x_rows, y_rows, row = map(
-                torch.from_numpy, (take_rows(inputs, numbers), encoded, numbers)
-            )
-            weight = weights[name]
-            row_weights = () if weight is None else (weight,)
-            self.splits[name] = Batch(x_rows, y_rows, row, row_weights)
+        self.splits = encode_splits(x, y, rows, targets, weights, self.schema)
 
     def _predict_rows(self) -> Batch:
         assert self.schema is not None

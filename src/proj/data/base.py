@@ -129,7 +129,7 @@ class DataModule(LightningDataModule, ABC):
     def raw_rows(self, rows: Array, split: str) -> Any:
         """Return rows of a split, by their numbers, in the form that ``describe_inputs`` names."""
         batch = self.splits[split]
-        positions = torch.searchsorted(batch.row.sort().values, torch.tensor(rows))
+        positions = torch.searchsorted(batch.row.sort().values, torch.tensor(rows).to(batch.row))
         return take(batch, batch.row.argsort()[positions]).x
 
     def augment_batch(self, batch: Batch) -> Batch:

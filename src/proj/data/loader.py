@@ -89,6 +89,8 @@ class ArrayLoader:
             # done.
             begin, self.position = max(begin, self.position), end
             batch = take(self.split, order[begin * size : end * size])
+            if end == self.batches:
+                del order  # A validation follows, which needs memory of its own.
             if self.pin_memory:
                 # An accelerator copies from page-locked memory without waiting.
                 batch = map_tensors(Tensor.pin_memory, batch)
@@ -97,11 +99,12 @@ class ArrayLoader:
     def _order(self) -> Tensor:
         """Return the row positions of this process for this epoch, in order: [share]."""
         rows = len(self.split.row)
+        dtype = torch.int32 if rows <= 2**31 else torch.int64
         if self.shuffle:
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-            order = torch.randperm(rows, generator=generator)
+            order = torch.randperm(rows, generator=generator, dtype=dtype)
         else:
-            order = torch.arange(rows)
+            order = torch.arange(rows, dtype=dtype)
             if not self.exact and self.world > 1:
                 # Leave different rows out in each epoch.
                 order = order.roll(-self.epoch)
@@ -116,7 +119,7 @@ class ArrayLoader:
 
 def take(split: Batch, positions: Tensor) -> Batch:
     """Return the rows of ``split`` at ``positions``, on the device of the split."""
-    positions = positions.to(split.row.device, non_blocking=True)
+    positions = positions.to(split.row.device, torch.int64, non_blocking=True)
     return map_tensors(lambda values: values[positions], split)
 
 

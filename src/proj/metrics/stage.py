@@ -214,30 +214,34 @@ class RankingMetrics(Metric):
             preds: probabilities [rows] or [rows, columns].
             target: class numbers [rows] or labels [rows, columns]; ``weight`` [rows] for each.
         """
+        is_label = target.ndim > 1 or self.columns == 1
+        # They are kept until the end of the split, so the targets take as little as possible.
+        dtype = torch.uint8 if is_label or self.columns < 256 else torch.int32
+        self.targets.append((target == 1 if is_label else target).to(dtype))
         self.scores.append(preds)
-        self.targets.append(target)
         self.weights += [] if weight is None else [weight]
 
     def compute(self) -> dict[str, Tensor]:
-        scores = dim_zero_cat(self.scores).view(-1, self.columns)
+        scores: Any = self.scores  # A list, or a tensor of all processes.
+        parts = [scores] if isinstance(scores, Tensor) else scores
         target = dim_zero_cat(self.targets)
-        if target.ndim == 1 and self.columns > 1:
-            positives = [target == i for i in range(self.columns)]
-        else:
-            positives = [column == 1 for column in target.view(-1, self.columns).T]
         weight = dim_zero_cat(self.weights) if len(self.weights) else None
-        areas = [
-            ranking_areas(score, positive, weight)
-            for score, positive in zip(scores.T, positives, strict=True)
-        ]
-        names = ("auroc", "average_precision")
-        per_class = torch.stack(areas)  # [columns, 2]
+
+        def column(i: int) -> tuple[Tensor, Tensor]:
+            is_label = target.ndim > 1 or self.columns == 1
+            positive = target.view(-1, self.columns)[:, i] == 1 if is_label else target == i
+            return torch.cat([part.view(-1, self.columns)[:, i] for part in parts]), positive
+
+        classes, names = range(self.columns), ("auroc", "average_precision")
+        per_class = torch.stack([ranking_areas(*column(i), weight) for i in classes])
         if self.average == "micro":
             repeated = None if weight is None else weight.repeat(self.columns)
-            means = ranking_areas(scores.T.flatten(), torch.cat(positives), repeated)
+            score, positive = map(torch.cat, zip(*map(column, classes), strict=True))
+            means = ranking_areas(score, positive, repeated)
         elif self.average == "weighted":
             each = 1 if weight is None else weight
-            rows = torch.stack([(p * each).sum() for p in positives]) * per_class[:, 0].isfinite()
+            rows = torch.stack([(column(i)[1] * each).sum() for i in classes])
+            rows = rows * per_class[:, 0].isfinite()
             means = (per_class.nan_to_num() * rows[:, None]).sum(0) / rows.sum()
         else:
             means = per_class.nanmean(0)
@@ -258,21 +262,35 @@ def ranking_areas(score: Tensor, positive: Tensor, weight: Tensor | None = None)
         score: scores [rows].
         positive: whether a row is positive [rows], bool; ``weight`` [rows] for each.
     """
-    weight = torch.ones_like(score, dtype=torch.int64) if weight is None else weight
-    if not 0 < (positive * weight).sum() < weight.sum():
+    positive, count = positive == 1, len(score)
+    found = positive.sum() if weight is None else (positive * weight).sum()
+    if not 0 < found < (count if weight is None else weight.sum()):
         return torch.full((2,), torch.nan, dtype=SUM_DTYPE, device=score.device)
-    score, order = score.sort(descending=True)
-    end = torch.ones(1, dtype=torch.bool, device=score.device)
-    last_of_equal_scores = torch.cat([score.diff() != 0, end])
-    true, false = (
-        (rows * weight)[order].cumsum(0)[last_of_equal_scores].to(SUM_DTYPE)
-        for rows in (positive == 1, positive == 0)
-    )
-    gained = true.diff(prepend=true.new_zeros(1))
-    steps = false.diff(prepend=false.new_zeros(1))
-    area = (steps * (true - gained / 2)).sum() / (true[-1] * false[-1])
-    precision = (gained * true / (true + false)).nan_to_num(0.0).sum() / true[-1]
-    return torch.stack([area, precision])
+    # Sorting takes several times the memory of the scores, so they are sorted in parts of about
+    # 64 * 4096 rows, the highest first. With weights or NaN the bits depend on the order of rows.
+    is_one_part = weight is not None or score.isnan().any()
+    sample = score[:0] if is_one_part else score[::4096]
+    limits = sample.sort().values[64::64].contiguous()
+    parts = torch.bucketize(score, limits, out_int32=True)
+    precision = torch.empty(count, dtype=SUM_DTYPE, device=score.device)
+    area, used = precision.new_zeros(()), 0
+    true = false = precision.new_zeros(1)
+    for number in range(len(limits), -1, -1):
+        part = parts == number
+        values, order = score[part].sort(descending=True)
+        rows, each = positive[part][order], 1 if weight is None else weight[order]
+        last_of_equal = torch.cat([values.diff() != 0, part.new_ones(min(1, len(values)))])
+        # The sums down to each threshold, after those down to the part before.
+        true, false = (
+            torch.cat([sums[-1:], sums[-1] + (kind * each).cumsum(0)[last_of_equal].to(SUM_DTYPE)])
+            for sums, kind in ((true, rows), (false, ~rows))
+        )
+        gained = true.diff()
+        area += (false.diff() * (true[1:] - gained / 2)).sum()
+        terms = (gained * true[1:] / (true + false)[1:]).nan_to_num(0.0)
+        precision[used : used + len(terms)], used = terms, used + len(terms)
+    area = area / (true[-1] * false[-1])
+    return torch.stack([area, precision[:used].sum() / true[-1]])
 
 
 class MeanLoss(Metric):

@@ -11,14 +11,16 @@ import torch
 from torch import Tensor
 
 from proj.data.tabular.memory import VARIABLE, check_memory, requested_limit
+from proj.data.tabular.row_splits import Fold, row_numbers
+from proj.data.tabular.targets import Targets
 from proj.errors import UserError, nearest
-from proj.schema import SPLITS, Array, Schema, mean_and_std
+from proj.schema import SPLITS, Array, Batch, Schema, mean_and_std
 
 BUNDLED = ("breast_cancer", "diabetes", "digits", "iris", "linnerud", "wine")
 # A compressed file that unpacks to more than this size and ratio is probably meant to fill memory.
 BOMB_SIZE, BOMB_RATIO = 2**30, 200
 CHANNELS = (1, 3, 4)  # of images
-CHUNK = 2**14  # rows; statistics of all rows at once take several times the memory
+CHUNK = 2**14  # rows; checks and statistics of all rows at once take more memory
 
 
 class ArraySource(NamedTuple):
@@ -30,6 +32,27 @@ class ArraySource(NamedTuple):
     arrays: dict[str, Array]
     input_names: tuple[str, ...] = ()
     target_names: tuple[str, ...] = ()
+
+    @classmethod
+    def of(
+        cls,
+        given: dict[str, tuple[Any, ...] | None],
+        input_names: tuple[str, ...],
+        target_names: tuple[str, ...],
+    ) -> "ArraySource":
+        """Return the arrays of ``(x, y)`` or ``(x, y, weight)`` of each split that is given."""
+        arrays = {
+            f"{axis}_{name}": to_numpy(values)
+            for name, pair in given.items()
+            if pair is not None
+            for axis, values in zip(("x", "y", "weight")[: max(2, len(pair))], pair, strict=True)
+        }
+        return cls(arrays, input_names, target_names)
+
+    def arrays_for(self, fold: Fold | None) -> dict[str, Array]:
+        """Return the arrays by name; a fold replaces the split of its name that the source has."""
+        own = f"_{fold[0]}" if fold else None
+        return {n: values for n, values in self.arrays.items() if not own or not n.endswith(own)}
 
     @property
     def splits(self) -> list[str]:
@@ -152,7 +175,11 @@ def to_inputs(x: Array, what: str) -> Array:
             f"{what}: expected images with 1, 3 or 4 channels first or last, got shape {x.shape}."
         )
     x = np.ascontiguousarray(x, dtype=np.float32)
-    if not (finite := np.isfinite(x).all(axis=tuple(range(1, x.ndim)))).all():
+    finite = np.empty(len(x), bool)
+    for start in range(0, len(x), CHUNK):
+        rows = x[start : start + CHUNK]
+        finite[start : start + CHUNK] = np.isfinite(rows).all(axis=tuple(range(1, x.ndim)))
+    if not finite.all():
         raise UserError(
             f"{what}: expected finite numbers, got a missing or infinite one in row "
             f"{int(np.argmin(finite))} ({int((~finite).sum())} rows in all); fill or drop them."
@@ -222,6 +249,38 @@ def encode_rows(rows: Any, schema: Schema) -> Tensor:
 def take_rows(values: Array, rows: Array) -> Array:
     """Return some rows of an array, or the array itself if these are all rows."""
     return values if len(rows) == len(values) else values[rows]
+
+
+def encode_splits(
+    x: dict[str, Array],
+    y: dict[str, Array],
+    rows: dict[str, Array],
+    targets: Targets,
+    weights: dict[str, Tensor | None],
+    schema: Schema,
+) -> dict[str, Batch]:
+    """Return the rows of each split as a loader takes them, without a copy of whole arrays.
+
+    Args:
+        x: inputs of train, and of the splits that the source has.
+        y: targets of the same splits.
+        rows: rows of each split among those of train, for splits that the source does not have.
+        targets: targets of train.
+        weights: weights of each split's rows.
+        schema: schema of the data.
+    """
+    splits = {}
+    for name in SPLITS:
+        inputs, numbers, split_targets = x["train"], rows[name], targets.take(rows[name])
+        if name in x and name != "train":
+            inputs, numbers = x[name], row_numbers(len(x[name]))
+            split_targets = Targets.from_array(y[name], targets.task, (), targets.where)
+        encoded = split_targets.encode(schema, name, numbers)
+        arrays = (take_rows(inputs, numbers), encoded, numbers)
+        x_rows, y_rows, row = map(torch.from_numpy, arrays)
+        weight = weights[name]
+        splits[name] = Batch(x_rows, y_rows, row, () if weight is None else (weight,))
+    return splits
 
 
 def fit_schema(x: Array, target_fields: dict[str, Any], names: tuple[str, ...]) -> Schema:

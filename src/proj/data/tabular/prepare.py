@@ -32,7 +32,7 @@ from proj.data.tabular.linear import fit_linear
 from proj.data.tabular.overrides import Override
 from proj.data.tabular.positive import check_positive, choose_positive
 from proj.data.tabular.readings import Reading, Wish, column_readings, stored_format
-from proj.data.tabular.row_splits import Fold, split
+from proj.data.tabular.row_splits import Fold, row_numbers, split
 from proj.data.tabular.split_column import name_splits
 from proj.data.tabular.splits import split_by_time, split_groups
 from proj.data.tabular.targets import Targets
@@ -502,7 +502,7 @@ def _write_splits(
                 filled[number] = end
             progress.update(bar, advance=len(chunk))
     for number, name in enumerate(splits):
-        rows = np.flatnonzero(row_splits == number)
+        rows = row_numbers(len(row_splits))[row_splits == number]
         save_array(folder / f"{name}_row.npy", rows)
         if y is not None:
             save_array(folder / f"{name}_y.npy", y[rows])

@@ -3,6 +3,7 @@
 A source describes each target as a ``TargetColumn``; from there on arrays and tables are alike.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
@@ -18,6 +19,9 @@ MAX_NUMBER_CLASSES = 20
 
 # Listed in a message. Of more classes it names the first and the last.
 MAX_LISTED_CLASSES = 12
+
+# Values whose class numbers are computed at once.
+CHUNK = 2**16
 
 MISSING, UNKNOWN = -1, -2  # class numbers of a missing target, and of a label without a class
 
@@ -59,18 +63,20 @@ class TargetColumn:
     @cached_property
     def label_counts(self) -> dict[Label, int]:
         """How often each distinct target occurs, in ascending order of the targets."""
-        values, counts = np.unique(self.present, return_counts=True)
+        values, counts = _unique_counts(self.present)
         labels = values.tolist() if self.is_numeric else [self.words[i] for i in values]
         return dict(zip(labels, counts.tolist(), strict=True))
 
     def take(self, rows: Array) -> "TargetColumn":
-        """Return the targets of some rows."""
+        """Return the targets of some rows, in ascending order."""
+        if len(rows) == len(self.values):
+            return self
         missing = None if self.missing is None else self.missing[rows]
         return replace(self, values=self.values[rows], missing=missing)
 
     def numbers(self, dtype: type[np.floating[Any]]) -> Array:
-        """Return the values [rows] as floats, NaN where missing."""
-        numbers = self.values.astype(dtype)
+        """Return the values [rows] as floats, NaN where missing; not a copy if they are that."""
+        numbers = self.values.astype(dtype, copy=self.missing is not None)
         if self.missing is not None:
             numbers[self.missing] = np.nan
         return numbers
@@ -133,10 +139,13 @@ class Targets:
         """A class number for each row to stratify a split by: [rows]; None without classes."""
         if not self.is_classes:
             return None
-        column = self.columns[0]
-        codes = column.values if column.words else np.searchsorted(self.class_names, column.values)
+        column, names = self.columns[0], self.class_names
         # Splitting sorts the class numbers, which is faster with 32 bits.
-        return codes.astype(np.uint32)
+        codes = np.empty(len(column.values), np.uint32)
+        for part in _chunks(len(codes)):
+            values = column.values[part]
+            codes[part] = values if column.words else np.searchsorted(names, values)
+        return codes
 
     @property
     def class_names(self) -> tuple[Label, ...]:
@@ -145,7 +154,7 @@ class Targets:
         return () if not self.is_classes else column.words or tuple(column.label_counts)
 
     def take(self, rows: Array) -> "Targets":
-        """Return the targets of some rows."""
+        """Return the targets of some rows, in ascending order."""
         return replace(self, columns=tuple(column.take(rows) for column in self.columns))
 
     def check(self) -> None:
@@ -189,7 +198,7 @@ class Targets:
             return fields | {"classes": tuple(classes), "class_counts": class_counts}
         numbers = [column.numbers(np.float64) for column in self.columns]
         # The memory layout decides the last bit of a sum. Recorded runs have these layouts.
-        y = np.stack(numbers).T if self.is_table else np.column_stack(numbers)
+        y = np.stack(numbers).T if self.is_table else _as_columns(numbers)
         if self.task == "multilabel":
             return fields | {"class_counts": tuple(y.sum(axis=0).astype(int).tolist())}
         std = y.std(axis=0)
@@ -221,7 +230,7 @@ class Targets:
             self._check_numbers(rows)
             exact = self.task == "regression" and torch.float64 == SUM_DTYPE
             dtype = np.float64 if exact else np.float32
-            return np.column_stack([column.numbers(dtype) for column in self.columns])
+            return _as_columns([column.numbers(dtype) for column in self.columns])
         codes = self._class_numbers(schema)
         if len(unknown := np.flatnonzero(codes == UNKNOWN)):
             raise self.unknown_class(unknown, schema.classes, split, rows)
@@ -245,10 +254,9 @@ class Targets:
             lookup = np.array([numbers.get(word, UNKNOWN) for word in column.words], np.int64)
             codes = lookup[column.values] if len(lookup) else np.full(len(column.values), MISSING)
         else:
-            order = np.argsort(classes)
-            places = np.searchsorted(classes, column.values, sorter=order).clip(max=len(order) - 1)
-            codes = np.where(classes[order[places]] == column.values, order[places], UNKNOWN)
+            codes = _places(classes, column.values)
         if column.missing is not None:
+            codes = codes.copy() if codes is column.values else codes
             codes[column.missing] = MISSING
         return codes.astype(np.int64, copy=False)
 
@@ -313,6 +321,48 @@ def infer_task(columns: tuple[TargetColumn, ...], is_table: bool) -> Task:
     if is_table and column.kind == "number" and distinct > MAX_NUMBER_CLASSES:
         return "regression"
     return "binary" if distinct == 2 else "multiclass"
+
+
+def _chunks(rows: int) -> Iterator[slice]:
+    """Yield the parts of an array that are computed at once, so that they take little memory."""
+    return (slice(start, start + CHUNK) for start in range(0, rows, CHUNK))
+
+
+def _unique_counts(values: Array) -> tuple[Array, Array]:
+    """Return the distinct values in ascending order, and how often each occurs."""
+    parts = [np.unique(values[part], return_counts=True) for part in _chunks(len(values))]
+    if len(parts) < 2:
+        return parts[0] if parts else np.unique(values, return_counts=True)
+    distinct, place = np.unique(np.concatenate([part[0] for part in parts]), return_inverse=True)
+    counts = np.zeros(len(distinct), np.int64)
+    np.add.at(counts, place, np.concatenate([part[1] for part in parts]))
+    return distinct, counts
+
+
+def _as_columns(columns: list[Array]) -> Array:
+    """Return columns [rows] as an array [rows, columns], a single one without a copy."""
+    if len(columns) == 1 and columns[0].flags.c_contiguous:
+        return columns[0][:, None]
+    return np.column_stack(columns)
+
+
+def _places(classes: Array, values: Array) -> Array:
+    """Return the position in ``classes`` of each value [rows] int64, UNKNOWN for any other.
+
+    Values that are such positions themselves are returned as they are, not as a copy.
+    """
+    order, codes = np.argsort(classes), values if values.dtype == np.int64 else None
+    for part in _chunks(len(values)):
+        chunk = values[part]
+        places = np.searchsorted(classes, chunk, sorter=order).clip(max=len(order) - 1)
+        found = np.where(classes[order[places]] == chunk, order[places], UNKNOWN)
+        if codes is values and (found != chunk).any():
+            codes = values.copy()
+        elif codes is None:
+            codes = np.empty(len(values), np.int64)
+        if codes is not values:
+            codes[part] = found
+    return np.empty(0, np.int64) if codes is None else codes
 
 
 def _array_column(name: str, y: Array) -> TargetColumn:

@@ -75,7 +75,9 @@ def table_of(chunks: Sequence[dict[str, Values]]) -> pl.DataFrame:
             table[name] = _lists(name, [row for part in parts for row in part])
     if "row" not in table:
         raise NoTable("row holds several numbers per row")
-    return pl.DataFrame(table).sort("row", maintain_order=True)
+    frame = pl.DataFrame(table).sort("row", maintain_order=True)
+    # Row numbers of batches have 32 bits where they fit, those of files always 64 bits.
+    return frame.cast({"row": pl.Int64}) if frame["row"].dtype == pl.Int32 else frame
 
 
 def have_equal_shapes(chunks: Sequence[dict[str, Values] | None]) -> bool:

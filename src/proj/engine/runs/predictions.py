@@ -60,7 +60,7 @@ def frame(
         weight: the rows' weights [rows].
         conformal_limits: see ``uncertainty_columns``.
     """
-    columns: dict[str, Array | pl.Series] = {"row": row}
+    columns: dict[str, Array | pl.Series] = {"row": row.astype(np.int64, copy=False)}
     columns |= {} if weight is None else {"weight": weight}
     if schema.task in ("binary", "multiclass"):
         columns |= _class_columns(schema, output, target, thresholds)

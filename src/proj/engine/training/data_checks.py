@@ -103,26 +103,30 @@ def hash_splits(splits: dict[str, Batch], source: Hashes | None = None) -> tuple
     stride = -(-rows // MAX_COMPARED_ROWS)
     inputs, targets = {}, {}
     for name, split in splits.items():
-        hashes = hash_inputs(split)
-        compared = slice(None) if stride == 1 else hashes % np.uint64(stride) == 0
-        inputs[name] = hashes[compared] + (source[name][compared] if source else np.uint64(0))
+        hashes, compared = hash_inputs(split, stride)
+        inputs[name] = hashes + (source[name][compared] if source else np.uint64(0))
         targets[name] = _hash_rows(_targets(split)[compared].view(np.uint8))
     return inputs, targets
 
 
-def hash_inputs(split: Batch, chunk: int = CHUNK) -> Array:
-    """Return a 64-bit hash of each row's inputs: [rows] uint64.
+def hash_inputs(split: Batch, stride: int = 1, chunk: int = CHUNK) -> tuple[Array, Array]:
+    """Return 64-bit hashes of the inputs of some rows: uint64, and which rows: [rows] bool.
 
-    Equal rows have equal hashes, and different rows practically never do.
+    Equal rows have equal hashes, and different rows practically never do. The rows are those whose
+    hash is a multiple of ``stride``.
     """
     tensors = list(split.x.values()) if isinstance(split.x, dict) else [split.x]
-    hashes = np.zeros(len(split.row), np.uint64)
-    for start in range(0, len(hashes), chunk):
-        size = min(chunk, len(hashes) - start)
+    compared, parts = np.ones(len(split.row), bool), [np.zeros(0, np.uint64)]
+    for start in range(0, len(compared), chunk):
+        size = min(chunk, len(compared) - start)
+        hashes = np.zeros(size, np.uint64)
         for tensor in tensors:
             rows = np.ascontiguousarray(tensor[start : start + size].numpy().reshape(size, -1))
-            hashes[start : start + size] += _hash_rows(rows.view(np.uint8))
-    return hashes
+            hashes += _hash_rows(rows.view(np.uint8))
+        if stride > 1:
+            compared[start : start + size] = hashes % np.uint64(stride) == 0
+        parts.append(hashes[compared[start : start + size]])
+    return np.concatenate(parts), compared
 
 
 def _hash_rows(rows: Array) -> Array:
