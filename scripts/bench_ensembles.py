@@ -74,7 +74,9 @@ def run_job(job: tuple[Table, Path, int]) -> dict[str, Any]:
     for member in ensemble.members:
         predicted = member.predict(rows[:count])[predictions.row.tolist()]
         members.append(error(replace(predictions, output=outputs_in(schema, predicted))))
-    fold_losses = json.loads((run.path.parent / "metrics.json").read_text("utf-8"))["loss"]["folds"]
+    fold_losses = json.loads((run.path.parent / "metrics.json").read_text(encoding="utf-8"))[
+        "loss"
+    ]["folds"]
     return {
         "table": table.name,
         "rows": len(rows),
