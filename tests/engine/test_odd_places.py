@@ -154,6 +154,7 @@ sys.path[:0] = {sys.path!r}
 from proj.engine.cli import main
 import encodings.utf_8_sig  # The other user cannot read the files of the interpreter.
 import polars, proj.engine.commands.fit, proj.engine.commands.test, proj.engine.tuning.cv
+import torch.utils.tensorboard
 os.setgid(65534); os.setuid(65534)
 os.environ.update(HOME="/nowhere", MPLCONFIGDIR="/tmp")
 flags = {flags!r}

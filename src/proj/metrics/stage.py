@@ -271,7 +271,7 @@ def ranking_areas(score: Tensor, positive: Tensor, weight: Tensor | None = None)
     is_one_part = weight is not None or score.isnan().any()
     sample = score[:0] if is_one_part else score[::4096]
     limits = sample.sort().values[64::64].contiguous()
-    parts = torch.bucketize(score, limits, out_int32=True)
+    parts = torch.bucketize(score.contiguous(), limits, out_int32=True)
     precision = torch.empty(count, dtype=SUM_DTYPE, device=score.device)
     area, used = precision.new_zeros(()), 0
     true = false = precision.new_zeros(1)

@@ -54,7 +54,7 @@ def check_answers(rows: pl.DataFrame, scale: float) -> None:
             np.testing.assert_allclose(answers[name], reference, rtol=1e-5, atol=1e-6 * scale)
 
 
-@pytest.mark.parametrize("model_format", ["onnx", "torch"])
+@pytest.mark.parametrize("model_format", ["onnx", pytest.param("torch", marks=pytest.mark.slow)])
 def test_members_that_encode_alike_share_their_inputs(
     work: Path, cli: Cli, model_format: str
 ) -> None:
