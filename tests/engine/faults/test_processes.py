@@ -127,7 +127,10 @@ def two(experiment: Any) -> list[Any]:
     config = experiment(
         rows=240,
         trainer={"max_epochs": 2},
-        model={"net": {"class_path": "MLP", "init_args": {"hidden": [8], "dropout": 0.2}}},
+        model={
+            "net": {"class_path": "MLP", "init_args": {"hidden": [8], "dropout": 0.2}},
+            "steps_per_execution": 4,  # "auto" measures, so it may differ between runs.
+        },
         data={"batch_size": 4},
         checkpoint={"every_seconds": None, "every_n_steps": 20, "monitor": "val/loss"},
     )
