@@ -134,8 +134,10 @@ class Model(SchemaModule):
     def forward_loss(self, batch: Batch, split: str) -> tuple[Tensor, Tensor, Tensor | float]:
         """Return a batch's raw outputs, their mean loss, and its weight (see ``mean_loss``)."""
         assert self.schema is not None
-        targets = with_targets(batch.y)
-        x, share = mix_images(self, batch.x) if split == "train" else (batch.x, None)
+        x, targets, share = batch.x, with_targets(batch.y), None
+        if split == "train" and self.training and (self.mixup or self.cutmix):
+            inputs: Tensor = to_inputs(x, cast(torch.dtype, self.dtype))
+            x, share = mix_images(inputs, self.mixup, self.cutmix)
         outputs = self(x)
         check_outputs(outputs, len(batch.row), self.schema, type(self.net).__name__)
         outputs = outputs.float() if split == "train" else self.eval_outputs(outputs)

@@ -22,7 +22,7 @@ def check_mixing(mixup: float, cutmix: float, schema: Schema) -> None:
             )
 
 
-def mix_images(model: Any, x: Any) -> tuple[Any, Tensor | None]:
+def mix_images(x: Tensor, mixup: float, cutmix: float) -> tuple[Tensor, Tensor]:
     """Mix each training image with the one before it in the batch.
 
     With mixup (Zhang et al. 2018, arXiv:1710.09412) a mixture is the weighted mean of both images.
@@ -31,29 +31,22 @@ def mix_images(model: Any, x: Any) -> tuple[Any, Tensor | None]:
     batch gets one of them, with equal probability.
 
     Args:
-        model: a model with the options ``mixup`` and ``cutmix``, their alphas; 0 is off.
-        x: images [rows, channels, height, width], uint8 or floats.
+        x: images [rows, channels, height, width], floats.
+        mixup: alpha of mixup; 0 is off.
+        cutmix: alpha of CutMix; 0 is off.
 
     Returns:
-        The mixtures, as floats with mixup, and the share of each image in its own mixture, a number
-        on the device; ``x`` itself and None without the options, or if the model does not train.
+        The mixtures, and the share of each image in its own mixture, a number on the device.
     """
-    mixup, cutmix = float(model.mixup), float(model.cutmix)
-    if not model.training or not (mixup or cutmix):
-        return x, None
-    if mixup and not x.is_floating_point():
-        x = x.to(model.dtype) / 255
     # Tensors throughout, so that a step can be compiled. The generator is the CPU's, because some
     # devices have no gamma numbers in float64, which small alphas need.
     draw = torch.rand(3)
     use_cutmix = draw[0] < (0.5 if mixup and cutmix else float(cutmix > 0))
-    alpha = torch.where(use_cutmix, cutmix, mixup).double().expand(2)
+    alpha = torch.where(use_cutmix, float(cutmix), float(mixup)).double().expand(2)
     gamma = torch.distributions.Gamma(alpha, torch.ones_like(alpha), validate_args=False).sample()
     share, use_cutmix = (gamma[0] / gamma.sum()).float().to(x.device), use_cutmix.to(x.device)
     if cutmix:
         outside = ~_rectangle(x.shape[2:], 1 - share, draw[1:].to(x.device))
-        if not mixup:
-            return torch.where(outside, x, x.roll(1, 0)), outside.float().mean()
         share = torch.where(use_cutmix, outside.float(), share)
     own = share.to(x.dtype)
     return own * x + (1 - own) * x.roll(1, 0), share.mean()

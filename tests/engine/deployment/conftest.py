@@ -118,7 +118,7 @@ def table_run(work: Path, cli: Cli, once: Once) -> Callable[..., None]:
 def image_run(work: Path, cli: Cli, once: Once) -> Callable[..., None]:
     """Train and test a net on the images, once."""
 
-    def train(mirror: bool = True, npz: bool = False) -> None:
+    def train(mirror: bool = True, npz: bool = False, mixed: bool = False) -> None:
         def write() -> None:
             write_images()
             data = ["--data", "Images", "--data.path", "images", "--data.size", 24]
@@ -128,11 +128,12 @@ def image_run(work: Path, cli: Cli, once: Once) -> Callable[..., None]:
                 np.savez("images.npz", x=x, y=np.arange(60) % 2)
                 data = ["--data", "Images", "--data.path", "images.npz"]
             net = ["--model.net", "CNN", "--model.net.width", 4, "--model.net.mirror", mirror]
-            model = ["--model", "BinaryClassifier", *net]
+            mixing = ["--model.mixup", 0.2, "--model.cutmix", 1] if mixed else []
+            model = ["--model", "BinaryClassifier", *net, *mixing]
             cli("fit", *data, *model, "--data.batch_size", 16, *FEW_EPOCHS)
             cli("test")
 
-        once(f"images_{mirror}_{npz}", write)
+        once(f"images_{mirror}_{npz}_{mixed}", write)
 
     return train
 

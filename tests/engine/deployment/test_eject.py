@@ -165,9 +165,10 @@ def test_an_ensemble(table_run: Callable[..., None], cli: Cli) -> None:
 
 
 @pytest.mark.long
-def test_images(image_run: Callable[..., None], cli: Cli) -> None:
-    """Augmented images, evaluated with their mirror images."""
-    image_run()
+@pytest.mark.parametrize("mixed", [False, True])
+def test_images(image_run: Callable[..., None], cli: Cli, mixed: bool) -> None:
+    """Augmented images, evaluated with their mirror images; mixtures of two images."""
+    image_run(mixed=mixed)
     cli("eject")
     run_alone()
     check_style()
@@ -672,9 +673,6 @@ def test_models_and_data_of_the_user(parsed: ExperimentCLI) -> None:
     model, data = parsed.model, parsed.datamodule
     model.compile_mode = "step"
     assert reasons(parsed) == ["model.compile: expected none, got step"]
-    model.compile_mode, model.cutmix = "none", 1.0
-    assert reasons(parsed) == ["model.cutmix: expected 0, got 1.0"]
-    model.compile_mode, model.cutmix = "step", 0.0
     model.compile_mode = "none"
 
     class Own(type(model)):  # type: ignore[misc]

@@ -8,12 +8,15 @@ from proj.data.images.decode import read_shape, run_parallel
 from proj.data.images.sources import ImageSet
 from proj.schema import Schema
 
-# A training run sees about 400,000 images, each several times.
-IMAGES_PER_RUN = 400_000
+# A training run sees about 800,000 images, each several times.
+IMAGES_PER_RUN = 800_000
 MIN_EPOCHS, MAX_EPOCHS = 7, 60
 
 # Shorter runs do not overfit, so random shifts only slow them down.
-EPOCHS_FOR_CROP = 15
+EPOCHS_FOR_CROP = 12
+
+# CutMix helps in long runs on images from this size; see docs/guides/images.md.
+CUTMIX_SIZE = 16
 
 # More validation images of a large data set would be missing in training.
 MAX_VAL_IMAGES = 5_000
@@ -36,6 +39,7 @@ def experiment_values(
         "epochs": epochs,
         "is_short": epochs < EPOCHS_FOR_CROP,
         "crop": min(schema.input_shape[1:]) // 14,
+        "cutmix": epochs == MAX_EPOCHS and min(schema.input_shape[1:]) >= CUTMIX_SIZE,
         "flip": not letters or path.endswith(".npz"),
         "size": size,
         "batch_size": _batch_size(schema.rows),

@@ -45,6 +45,7 @@ from proj.engine.runs.files import atomic_write
 from proj.engine.runs.run import Run
 from proj.errors import UserError
 from proj.metrics.stage import ranking_areas
+from proj.models.mixing import mix_images
 from proj.models.module import to_inputs
 from proj.schema import Tensors
 
@@ -116,7 +117,7 @@ def eject(run: Run, cli: ExperimentCLI, data_file: str) -> Ejected:
         cli: its experiment, with the data set up and the model as `fit` builds it.
         data_file: name of the file beside the script.
     """
-    data, sources = cli.datamodule, Sources(Ran(), _augmentation(cli)[1])
+    data, sources = cli.datamodule, Sources(Ran(), _augmentation(cli)[1] | _mixing(cli))
     name, net, traced, x = _trace(cli, sources)
     settings = _settings(run, cli, sources)
     definitions = sources.definitions
@@ -210,6 +211,20 @@ def _augment_call(cli: ExperimentCLI, sources: Sources) -> str:
     return call(sources.add(augmentation.func), ["x", *values])
 
 
+def _mixing(cli: ExperimentCLI) -> dict[str, dict[str, Any]]:
+    """Return the options of the mixtures of images by the function's name; empty without any."""
+    values = {name: getattr(cli.model, name) for name in ("mixup", "cutmix")}
+    return {mix_images.__name__: values} if any(values.values()) else {}
+
+
+def _mixing_call(cli: ExperimentCLI, sources: Sources, inputs: str) -> str:
+    """Return the call that mixes the images of a batch; an empty text without one."""
+    for values in _mixing(cli).values():
+        options = [f"{key}={plain(value)}" for key, value in values.items()]
+        return call(sources.add(mix_images), [inputs, *options])
+    return ""
+
+
 def _check_names(sources: Sources, script: str) -> None:
     """Raise UserError if what the net needs has a name that the script uses for something else."""
     symbols = symtable.symtable(script, "script", "exec").get_symbols()
@@ -259,7 +274,8 @@ def _settings(run: Run, cli: ExperimentCLI, sources: Sources) -> dict[str, Any]:
         "freeze": [plain(pattern) for pattern in model.freeze_patterns],
         "learning_rates": plain(model.learning_rates) if model.learning_rates else "",
         "is_table": is_table,
-        "inputs": "x / 255" if is_image else "x",
+        "inputs": (inputs := "x / 255" if is_image else "x"),
+        "mix": _mixing_call(cli, sources, inputs),
         "augment": _augment_call(cli, sources),
         "shuffle": data.shuffle,
         "has_test": "test" in splits,

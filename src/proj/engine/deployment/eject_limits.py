@@ -104,9 +104,6 @@ def _model(cli: ExperimentCLI) -> Iterator[str]:
         return
     if model.layer_decay is not None:
         yield f"model.layer_decay: expected null, got {model.layer_decay}"
-    for name in ("mixup", "cutmix"):
-        if alpha := getattr(model, name):
-            yield f"model.{name}: expected 0, got {alpha}"
     if model.compile_mode != "none":
         yield f"model.compile: expected none, got {model.compile_mode}"
     if hook := overridden(model, Model, tuple(STEP_HOOKS)):
