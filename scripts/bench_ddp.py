@@ -78,6 +78,7 @@ def plain_ddp(work: Work, folder: Path, rank: int, world: int) -> None:
         metrics.reset()
     if rank == 0:
         Path(os.environ[TIMES]).write_text(json.dumps(times), encoding="utf-8")
+    dist.barrier()  # A process that leaves early may keep the others waiting.
     dist.destroy_process_group()
 
 
