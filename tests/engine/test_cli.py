@@ -45,8 +45,12 @@ def test_help_version_and_mistyped_verbs_answer_without_torch(
     assert text in done.stdout + done.stderr
 
 
-def test_a_missing_extra_is_an_error_that_says_what_to_install(work: Path) -> None:
+def test_a_missing_extra_is_an_error_that_says_what_to_install(
+    work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Without the check, `tune` and `cv` end with a traceback where Optuna is not installed."""
+    # The user's cache may hold the help of both, kept while Optuna was importable.
+    monkeypatch.setenv("XDG_CACHE_HOME", str(work / "cache"))
     Path("without.py").write_text(
         "import processes, sys; processes.forget('proj', 'optuna'); sys.modules['optuna'] = None; "
         "from proj.engine.cli import main; "
