@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 NODES = ("127.0.0.1", "127.0.0.2")
-PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch")
+PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun")
 SYSTEM_PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"
 
 # A job that is queued again waits until its credential has expired: five seconds instead of 120.

@@ -2,12 +2,13 @@
 
 import os
 import subprocess
+import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from conftest import ROOT
+from conftest import ROOT, Cli, Trained
 from engine.faults.harness import digest
 from slurm_cluster import Cluster
 
@@ -69,6 +70,23 @@ def test_a_job_with_a_wrong_config_fails_once(work: Path, cluster: Cluster) -> N
     assert cluster.field(job, "ExitCode") == "2:0"
     assert cluster.field(job, "Restarts") == "0"
     assert "missing.yaml" in (work / "job.txt").read_text()
+
+
+@pytest.mark.parametrize("job", [None, "7"])
+def test_a_machine_with_srun_gives_a_hint_in_jobs_only(
+    job: str | None, trained: Trained, cli: Cli, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Login nodes have the command, too, and Lightning warns whenever it builds a Trainer."""
+    trained()
+    (work / "srun").touch(0o755)
+    monkeypatch.setenv("PATH", str(work), prepend=os.pathsep)
+    if job:
+        monkeypatch.setenv("SLURM_JOB_ID", job)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        cli("test")
+    hints = [str(warning.message) for warning in caught if "srun" in str(warning.message)]
+    assert bool(hints) == bool(job)
 
 
 @pytest.mark.parametrize(
