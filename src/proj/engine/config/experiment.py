@@ -5,6 +5,7 @@ import logging
 import os
 import warnings
 from collections.abc import Iterator, Sequence
+from copy import deepcopy
 from datetime import timedelta
 from enum import Enum
 from pathlib import Path
@@ -263,6 +264,8 @@ class ExperimentCLI(LightningCLI):
         """
         options = dict(self.config_init.trainer)
         options |= torchrun_options(options)
+        # A strategy keeps the accelerator and the model of its first Trainer.
+        options["strategy"] = deepcopy(options["strategy"])
         if not self.trains and starts_with_python(options["strategy"]):
             # The predictions of such processes would not come back.
             options |= {"strategy": "auto", "devices": 1}
