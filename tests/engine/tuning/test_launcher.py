@@ -2,13 +2,17 @@
 
 import argparse
 import sys
+from datetime import datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import optuna
 import pytest
+from optuna.trial import TrialState
 
 from proj.engine.tuning import slurm_array
+from proj.engine.tuning.search import Search
 from proj.engine.tuning.slurm_array import Outcome, SlurmArray, read_launcher
 from proj.errors import UserError
 
@@ -117,3 +121,33 @@ def test_a_signal_saves_the_trials_and_a_second_one_kills_the_jobs(
     lines = (work / "cancelled").read_text().splitlines()
     waiting = "--state=PENDING 7_0 7_1"
     assert lines == [waiting, "--signal=TERM 7_0 7_1", waiting, "--signal=KILL --full 7_0 7_1"]
+
+
+@pytest.mark.parametrize(
+    ("storage", "is_own", "seconds_ago", "is_enqueued"),
+    [
+        (None, False, 0, True),
+        (STORAGE, True, 0, True),
+        (STORAGE, False, 0, False),
+        (STORAGE, False, 60, True),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+def test_processes_that_stop_at_once_enqueue_each_trial_once(
+    storage: str | None, is_own: bool, seconds_ago: int, is_enqueued: bool
+) -> None:
+    """The jobs of an array get the signal together. A killed one leaves its trial to the others."""
+    study = optuna.create_study()
+    attempt = optuna.create_trial(state=TrialState.FAIL, user_attrs={"interrupted": 0})
+    attempt.datetime_complete = datetime.now() - timedelta(seconds=seconds_ago)
+    study.add_trial(attempt)
+    search: Any = object.__new__(Search)
+    search.plan, search.study = SimpleNamespace(storage=storage, minutes=None), study
+    search.interrupted = {0} if is_own else set()
+    # Another process waits for what becomes of the trial.
+    assert search._others_are_running() == (storage is not None)
+    search._retry_interrupted()
+    states = [trial.state for trial in study.trials]
+    assert states == [TrialState.FAIL, *[TrialState.WAITING] * is_enqueued]
+    search._retry_interrupted()
+    assert len(study.trials) == len(states)
