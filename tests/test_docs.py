@@ -219,7 +219,10 @@ def test_the_notebook_runs_and_its_outputs_are_the_stored_ones(project: Path) ->
     executed = [cell.outputs for cell in notebook.cells if cell.cell_type == "code"]
     for outputs in executed:
         for output in outputs:
-            assert output.get("name") != "stderr", output.text
+            # Lightning warns of a SLURM that is installed.
+            assert output.get("name") != "stderr" or "The `srun` command" in output.text, (
+                output.text
+            )
     assert _results(executed) == _results(stored)
 
 
