@@ -15,9 +15,9 @@ from torch.optim import Optimizer
 from proj.engine.callbacks.step_callbacks import StepCallbacks
 from proj.engine.lightning_internals import (
     averaging_method,
+    prepare_forward,
     schedulers,
     skips_optimizer_steps,
-    synchronize_buffers,
 )
 from proj.schema import Batch, Execution
 
@@ -58,7 +58,7 @@ def run_execution(model: Any, execution: Execution) -> Tensor:
             output, loss, weight = compiled_step(batch)
         elif is_last or callbacks is None:
             if number > 1:  # Before the first step, the forward pass around this execution did it.
-                synchronize_buffers(trainer)
+                prepare_forward(trainer)
             output, loss, weight = model.forward_loss(batch, "train")
         else:
             output, loss, weight = eager_step(model, batch, optimizer, clip, forward_loss)

@@ -2,8 +2,10 @@
 
 import json
 import logging
+import os
 import warnings
 from collections.abc import Iterator, Sequence
+from copy import deepcopy
 from datetime import timedelta
 from enum import Enum
 from pathlib import Path
@@ -66,6 +68,8 @@ IGNORED_WARNINGS = (
     # Our loaders do not shuffle then; Lightning knows of torch's samplers only.
     r"You requested to overfit but enabled (train|val) dataloader shuffling.*",
 )
+# It applies inside a job of SLURM only, but every machine of a cluster has the command.
+SRUN_WARNING = "The `srun` command is available on your system but is not used.*"
 
 
 class ExperimentCLI(LightningCLI):
@@ -260,6 +264,8 @@ class ExperimentCLI(LightningCLI):
         """
         options = dict(self.config_init.trainer)
         options |= torchrun_options(options)
+        # A strategy keeps the accelerator and the model of its first Trainer.
+        options["strategy"] = deepcopy(options["strategy"])
         if not self.trains and starts_with_python(options["strategy"]):
             # The predictions of such processes would not come back.
             options |= {"strategy": "auto", "devices": 1}
@@ -358,7 +364,8 @@ def _inline(configs: list[dict[str, Any]], recorded_options: set[str]) -> list[s
 
 def _silence_lightning() -> None:
     """Ignore warnings that do not apply, and log messages about devices, the seed and tips."""
-    for message in IGNORED_WARNINGS:
+    outside_slurm = () if "SLURM_JOB_ID" in os.environ else (SRUN_WARNING,)
+    for message in (*IGNORED_WARNINGS, *outside_slurm):
         warnings.filterwarnings("ignore", message)
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
