@@ -224,10 +224,7 @@ def test_the_notebook_runs_and_its_outputs_are_the_stored_ones(project: Path) ->
     ]
     for outputs in executed:
         for output in outputs:
-            # Lightning warns of a SLURM that is installed.
-            assert output.get("name") != "stderr" or "The `srun` command" in output.text, (
-                output.text
-            )
+            assert output.get("name") != "stderr", output.text
     assert _results(executed) == _results(stored)
 
 
