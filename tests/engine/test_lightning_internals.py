@@ -373,6 +373,12 @@ def test_a_forward_pass_is_prepared_as_by_ddp(
             internals.prepare_forward(trainer)
             wrapper._post_forward(net(torch.ones(2, 1))).sum().backward()
             wrapper(torch.ones(2, 1))  # torch fails here if the gradients were not grouped anew.
+            (group,) = internals.gradient_groups(
+                cast(Any, SimpleNamespace(world_size=2, **vars(trainer)))
+            )
+            assert {id(one) for one in group} == {id(one) for one in net.parameters()}
+            one_process = SimpleNamespace(world_size=1, **vars(trainer))
+            assert internals.gradient_groups(cast(Any, one_process)) == []
     finally:
         torch.distributed.destroy_process_group()
     internals.prepare_forward(cast(Any, SimpleNamespace(strategy=SimpleNamespace(model=net))))

@@ -25,6 +25,7 @@ from lightning.pytorch.plugins import (
 )
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
@@ -210,6 +211,19 @@ def prepare_forward(trainer: Trainer) -> None:
         wrapper.reducer._rebuild_buckets()
         if wrapper._check_sync_bufs_pre_fwd():
             wrapper._sync_buffers()
+
+
+def gradient_groups(trainer: Trainer) -> list[list[nn.Parameter]]:
+    """Return the parameters whose gradients DDP averages together, group by group, in its order.
+
+    The groups are those of its first step until ``prepare_forward`` is called after that. They are
+    empty with one process, and where DDP searches for parameters without a gradient.
+    """
+    wrapper: Any = trainer.strategy.model
+    is_wrapper = isinstance(trainer.strategy.model, DistributedDataParallel)
+    if not is_wrapper or wrapper.find_unused_parameters or trainer.world_size == 1:
+        return []
+    return [group.parameters() for group in wrapper.reducer._get_zeros_like_grad_buckets()]
 
 
 def set_step_limit(trainer: Trainer, max_steps: int) -> None:

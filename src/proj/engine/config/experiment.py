@@ -43,6 +43,7 @@ from proj.engine.lightning_internals import (
 )
 from proj.engine.runs.weights import has_lazy_parameters
 from proj.engine.secrets import hide, split_secrets
+from proj.engine.verbs import VERBS
 from proj.engine.write_paths import check_paths
 from proj.engine.yaml_text import yaml_document
 from proj.errors import UserError
@@ -114,6 +115,7 @@ class ExperimentCLI(LightningCLI):
             trainer_defaults={"num_sanity_val_steps": 0},
             parser_kwargs={
                 "prog": f"python -m {PACKAGE} {verb}",
+                "description": _sentence(VERBS[verb][1]),
                 "exit_on_error": False,
                 "allow_abbrev": False,
             },
@@ -360,6 +362,10 @@ def _inline(configs: list[dict[str, Any]], recorded_options: set[str]) -> list[s
             known["data"] = data | {"init_args": kept}
         words += ["--config", json.dumps(known)]
     return words
+
+
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}."
 
 
 def _silence_lightning() -> None:
