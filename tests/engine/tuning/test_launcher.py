@@ -11,6 +11,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
+from proj.engine import security
 from proj.engine.tuning import slurm_array
 from proj.engine.tuning.search import Search
 from proj.engine.tuning.slurm_array import Outcome, SlurmArray, read_launcher
@@ -93,6 +94,7 @@ def array(work: Path, monkeypatch: pytest.MonkeyPatch) -> SlurmArray:
     monkeypatch.setenv("PATH", f"{work}:/usr/bin:/bin")
     monkeypatch.setattr(slurm_array, "_executor", lambda folder: Executor())
     monkeypatch.setattr(slurm_array, "POLL_SECONDS", 0.001)
+    monkeypatch.setattr(security, "allowed_packages", ["mine"])
     return SlurmArray("study", work / "slurm", 2, {"time": "10"}, ["--workers", "2"])
 
 
@@ -104,7 +106,8 @@ def test_jobs_are_awaited_also_while_slurm_does_not_answer(array: SlurmArray, wo
     assert len(polls) == 3
     executor: Any = array.executor
     # The last options count: a job must not submit jobs of its own.
-    assert executor.words == [["--workers", "2", "--launcher", "local", "--workers", "1"]] * 2
+    own = ["--allow", "mine", "--launcher", "local", "--workers", "1"]
+    assert executor.words == [["--workers", "2", *own]] * 2
     assert executor.parameters["additional_parameters"] == {"signal": "TERM@60", "time": "10"}
     assert executor.parameters["array_parallelism"] == 2
     assert (work / "slurm").stat().st_mode & 0o777 == 0o700
