@@ -2,17 +2,21 @@
 
 import random
 import zipfile
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from conftest import Cli
 from engine.callbacks.test_steps_per_execution import equal, left_behind
 from proj.engine.callbacks.checkpoint_io import DurableCheckpointIO
 from proj.engine.runs import checkpoint_file
 from proj.engine.runs.checkpoint_file import read_checkpoint
+from proj.errors import TrainingError, UserError
 
 
 @pytest.fixture
@@ -83,6 +87,58 @@ def test_a_negative_interval_is_an_error(option: str, what: str, experiment: Any
     said = cli("fit", "--config", experiment(), f"--checkpoint.{option}", "-1", code=2)
     assert f"checkpoint.{option}: expected {what} up, or null, got -1" in said
     assert not Path("lightning_logs").exists()
+
+
+@pytest.mark.parametrize(
+    ("value", "key"),
+    [
+        ({"history": [0.5, np.float32(0.5)]}, "history.1"),
+        ({"history": {"best": (1, np.zeros(2))}}, "history.best.1"),
+        ({"history": {np.int64(3): 0.5}}, "history"),
+        ({"callbacks": {"Mine": {"seen": frozenset({1})}}}, "callbacks.Mine.seen"),
+        ({"folder": Path("x")}, "folder"),
+    ],
+    ids=["number", "array", "key", "frozenset", "path"],
+)
+def test_a_value_that_no_verb_could_read_is_not_written(
+    value: dict[str, Any], key: str, work: Path
+) -> None:
+    """Training would end well, and then `test` and `--resume` would call the file damaged."""
+    io, last = DurableCheckpointIO(work / "own"), work / "own" / "last.ckpt"
+    io.save_checkpoint({"a": 1}, last)
+    for name in ("last.ckpt", "best.ckpt", "../x.ckpt"):
+        with pytest.raises(TrainingError, match=rf"the checkpoint's {key}: expected .* Training"):
+            io.save_checkpoint({"state_dict": {}, **value}, work / "own" / name)
+    io.teardown()
+    assert [path.name for path in sorted(work.rglob("*.ckpt"))] == ["last.ckpt"]
+    assert torch.load(last, weights_only=True) == {"a": 1}
+
+
+def test_what_weights_only_reads_is_written(work: Path) -> None:
+    """Training would stop for a value that every verb can read."""
+    value = {"size": torch.Size([1]), "seen": {1, 2}, "votes": Counter("ab"), "raw": bytearray(2)}
+    saved = {**value, "sparse": torch.eye(2).to_sparse(), "net": nn.Linear(2, 1).state_dict()}
+    DurableCheckpointIO(work / "own").save_checkpoint(saved, work / "own" / "last.ckpt")
+    read = torch.load(work / "own" / "last.ckpt", weights_only=True)
+    assert {name: read[name] for name in value} == value
+
+
+@pytest.mark.parametrize(
+    ("value", "named"),
+    [(np.float32(1), "numpy"), (nn.Linear(1, 1), "torch.nn.modules.linear.Linear"), (None, None)],
+    ids=["NumPy", "module", "damaged"],
+)
+def test_the_message_of_a_file_with_other_values(value: Any, named: str, work: Path) -> None:
+    """The text of torch, with its escape codes, tells how to load the file without protection."""
+    torch.save({"state_dict": {}, "own": value}, work / "x.ckpt")
+    if named is None:
+        (work / "x.ckpt").write_bytes((work / "x.ckpt").read_bytes()[:200])
+    with pytest.raises(UserError) as raised:
+        read_checkpoint(work / "x.ckpt")
+    message = str(raised.value)
+    assert ("cut off, damaged" if named is None else f"it holds {named}") in message
+    assert "\x1b" not in message
+    assert "option" not in message
 
 
 def test_other_files_are_written_with_last_or_when_they_are_read(work: Path) -> None:

@@ -9,10 +9,19 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from torch.utils.data import DataLoader, TensorDataset
 
 from conftest import Cli
-from proj.engine.callbacks.generic_outputs import NoTable, columns_of, table_of
+from proj.engine.callbacks.generic_outputs import (
+    NoTable,
+    columns_of,
+    described,
+    left_out,
+    rows_in,
+    table_of,
+)
 from proj.engine.runs.predictions import writer
+from proj.schema import Batch
 
 LOGS = Path("lightning_logs/version_0")
 
@@ -92,7 +101,6 @@ def test_values_of_rows(values: Any, expected: list[Any]) -> None:
         {},
         {"loss": torch.tensor(1.0)},
         {"a": torch.zeros(2), "b": torch.zeros(3)},
-        {"a": torch.zeros(2), "loss": torch.tensor(1.0)},
         (torch.zeros(2), torch.zeros(2)),
         {"a": "text"},
     ],
@@ -100,6 +108,30 @@ def test_values_of_rows(values: Any, expected: list[Any]) -> None:
 )
 def test_other_outputs_are_no_rows(outputs: Any) -> None:
     assert columns_of(outputs) is None
+
+
+def test_entries_without_rows_are_left_out() -> None:
+    """A step that returns its loss beside the predictions would leave no predictions file."""
+    outputs = {"a": torch.zeros(2), "loss": torch.tensor(1.0), "note": "x", "b": ["u", "v"]}
+    columns = columns_of(outputs)
+    assert columns is not None
+    assert [*columns] == ["a", "b"]
+    assert described(left_out(outputs)) == "loss: Tensor [], note: str"
+    assert described({"a": [1, 2], "b": np.zeros((3, 4))}) == "a: list of 2, b: ndarray [3, 4]"
+
+
+def test_the_rows_of_a_batch() -> None:
+    """Outputs of too many rows would be written with the numbers of other rows."""
+    x = torch.zeros(35, 3, 6)
+    stacked = DataLoader(TensorDataset(x), batch_size=16)
+    assert [rows_in(batch, stacked, i) for i, batch in enumerate(stacked)] == [16, 16, 3]
+    assert rows_in({"x": x[:16], "mask": x[:5]}, stacked, 0) == 16
+    assert rows_in(Batch(x, None, torch.arange(35)), None, 0) == 35
+    # The first axis of these is not the rows.
+    assert rows_in(list(x[:16]), stacked, 0) is None
+    assert rows_in(x[:16].transpose(0, 1), stacked, 0) is None
+    assert rows_in(x, DataLoader(x, batch_size=None), 0) is None
+    assert rows_in(["a", "b"], stacked, 0) is None
 
 
 def test_batches_of_other_names_are_no_table() -> None:
@@ -153,9 +185,13 @@ class Tagger(LightningModule):
             return None
         if self.outputs == "unequal":
             return {"a": batch, "b": batch[:1]}
+        if self.outputs == "loss":
+            return {"test_loss": batch.mean(), "tags": batch}
         return {"tags": batch[:, : 2 + batch_idx]}
 
     def predict_step(self, batch, batch_idx):
+        if self.outputs == "boxes":
+            return {"boxes": batch.repeat(2, 1)}
         return self.test_step(batch, batch_idx)["tags"]
 
     def log(self, *args, **kwargs):
@@ -191,17 +227,22 @@ def test_metrics_are_kept_whatever_the_outputs_are(cli: Cli, work: Path) -> None
     assert [pytest.approx(tags) for tags in pl.read_parquet(predict)["prediction"]] == rows
     cli("predict", "--output", "p.csv")
     assert json.loads(pl.read_csv("p.csv")["prediction"][19]) == pytest.approx(rows[19])
-    for outputs, warns in (("sometimes", "some batches have no outputs"), ("unequal", None)):
+    for outputs, warns in (
+        ("sometimes", "some batches have no outputs"),
+        ("unequal", r"got a: Tensor \[8, 6\], b: Tensor \[1, 6\], for a batch of 8 rows"),
+    ):
         (test / "metrics.json").unlink()
         test_args = ("test", "--model.outputs", outputs)
-        if warns:
-            with pytest.warns(UserWarning, match=warns):
-                cli(*test_args)
-        else:
+        with pytest.warns(UserWarning, match=warns):
             cli(*test_args)
         metrics = json.loads((test / "metrics.json").read_text())
         assert metrics["loss"]["value"] == pytest.approx(x.mean().item())
         assert not (test / "predictions.parquet").exists()
+    with pytest.warns(UserWarning, match=r"test_loss: Tensor \[\], .* without test_loss"):
+        cli("test", "--model.outputs", "loss")
+    assert pl.read_parquet(test / "predictions.parquet").columns[:2] == ["row", "tags_0"]
+    message = cli("predict", "--model.outputs", "boxes", code=2)
+    assert "got a dict of boxes: Tensor [16, 6] for a batch of 8 rows" in message
 
 
 SUBCLASS = """

@@ -8,10 +8,11 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 from torch import nn
+from torch.nn.parameter import UninitializedBuffer
 
 from conftest import Cli
+from proj.engine.runs.plain_values import check_readable
 from proj.engine.training.trial_callbacks import copy_for_trial
-from proj.engine.training.trial_checkpoint import check_readable
 from proj.errors import UserError
 from proj.models import Regressor
 
@@ -24,6 +25,7 @@ import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule
 from torch import nn
+from torch.nn.parameter import UninitializedBuffer
 from torch.utils.data import DataLoader
 
 
@@ -294,3 +296,13 @@ def test_copies_share_what_model_and_callbacks_share() -> None:
     assert copy.net is copied.net is not model.net
     copy.on_train_start()
     assert (copy.calls, callback.calls, failed) == (1, 0, [])
+
+
+def test_a_copy_of_lazy_modules() -> None:
+    """The first batch would fail: torch cannot copy buffers that have no shape yet."""
+    model = Regressor(nn.Sequential(nn.LazyBatchNorm1d(), nn.LazyLinear(1)))
+    copied, _, _ = copy_for_trial(model, [])
+    copied.net(torch.rand(5, 3))
+    norm, original = copied.net[0], model.net[0]  # type: ignore[index]
+    assert norm.running_mean.shape == (3,)
+    assert isinstance(original.running_mean, UninitializedBuffer)

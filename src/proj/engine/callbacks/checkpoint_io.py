@@ -10,9 +10,10 @@ from lightning.pytorch.plugins import TorchCheckpointIO
 
 from proj.engine.runs import checkpoint_file
 from proj.engine.runs.files import atomic_write
+from proj.engine.runs.plain_values import check_plain
 from proj.engine.runs.run import LAST, PREVIOUS
 from proj.engine.secrets import split_secrets
-from proj.errors import TrainingError
+from proj.errors import TrainingError, UserError
 
 
 class DurableCheckpointIO(TorchCheckpointIO):
@@ -38,6 +39,13 @@ class DurableCheckpointIO(TorchCheckpointIO):
         for key in ("hyper_parameters", "datamodule_hyper_parameters"):
             if isinstance(checkpoint.get(key), dict):
                 checkpoint[key] = split_secrets(dict(checkpoint[key]))[0]
+        try:
+            check_plain(checkpoint)
+        except UserError as error:
+            # The preflight checks the first checkpoint; a value may have come later.
+            raise TrainingError(
+                f"{error} Training stops, and the checkpoints written before are intact."
+            ) from error
         # Not the file: a link of this name is replaced, and what it leads to stays as it is.
         path = Path(path).parent.resolve() / Path(path).name
         if path.parent != self.folder:

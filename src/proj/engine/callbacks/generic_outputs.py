@@ -1,14 +1,16 @@
 """Outputs of a user's own steps as a table: arrays of equal or unequal shapes, and lists."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Sized
 from typing import Any, TypeAlias
 
 import numpy as np
 import polars as pl
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from proj.engine.callbacks.step_outputs import to_array
-from proj.schema import Array
+from proj.models.checks import num_rows
+from proj.schema import Array, Batch
 
 # The values of a batch for each of its rows: an array [rows, ...], or a list with an item per row.
 Values: TypeAlias = Array | list[Any]
@@ -24,23 +26,74 @@ class NoTable(Exception):
 def columns_of(outputs: Any) -> dict[str, Values] | None:
     """Return the outputs of a step by name, with a value for each row.
 
-    Tensors, arrays and lists are taken, alone (``prediction``) or in a dict. None for anything
-    else, and if they are not of the same number of rows.
+    Tensors, arrays and lists are taken, alone (``prediction``) or in a dict. Other entries of a
+    dict, such as a loss, are left out: see ``left_out``. None without an entry that has rows, and
+    if the entries are not of the same number of rows.
     """
     named = outputs if isinstance(outputs, dict) else {"prediction": outputs}
     columns = {str(name): _per_row(values) for name, values in named.items()}
-    found = [values for values in columns.values() if values is not None]
-    if not found or len(found) < len(columns) or len({len(values) for values in found}) > 1:
+    found = {name: values for name, values in columns.items() if values is not None}
+    return found if len({len(values) for values in found.values()}) == 1 else None
+
+
+def left_out(outputs: Any) -> dict[str, Any]:
+    """Return the entries of a dict of outputs that hold no value for each row, such as a loss."""
+    if not isinstance(outputs, dict):
+        return {}
+    return {str(name): values for name, values in outputs.items() if not _has_rows(values)}
+
+
+def described(outputs: Any) -> str:
+    """Return the kinds of outputs for a message: ``a: Tensor [3, 2], b: Tensor [1], c: float``."""
+    if not isinstance(outputs, dict):
+        return _kind(outputs)
+    return ", ".join(f"{name}: {_kind(values)}" for name, values in outputs.items())
+
+
+def _kind(values: Any) -> str:
+    name = type(values).__name__
+    if isinstance(values, Tensor | np.ndarray):
+        return f"{name} {list(values.shape)}"
+    return f"{name} of {len(values)}" if isinstance(values, list | tuple) else name
+
+
+def rows_in(batch: Any, loader: Any, batch_idx: int) -> int | None:
+    """Return the number of rows of a batch; None if it is not known.
+
+    A user's batch may have its rows on any axis of any of its parts. So the first axis of its
+    inputs counts only if the loader has put as many items into the batch.
+    """
+    if isinstance(batch, Batch):
+        return num_rows(batch.x)
+    inputs = batch[0] if isinstance(batch, tuple | list) and batch else batch
+    parts = list(inputs.values()) if isinstance(inputs, dict) else [inputs]
+    if not parts or not isinstance(parts[0], Tensor) or not parts[0].ndim:
         return None
-    return dict(zip(columns, found, strict=True))
+    rows = num_rows(parts)
+    return rows if rows == _items_in(loader, batch_idx) else None
+
+
+def _items_in(loader: Any, batch_idx: int) -> int | None:
+    """Return how many items a DataLoader has put into a batch; None for samplers of the user."""
+    batches = loader.batch_sampler if isinstance(loader, DataLoader) else None
+    # Lightning wraps the BatchSampler of a prediction, and the wrapper has its attributes.
+    size, items = getattr(batches, "batch_size", None), getattr(batches, "sampler", None)
+    if not isinstance(size, int) or not isinstance(items, Sized):
+        return None
+    return min(size, len(items) - batch_idx * size)
+
+
+def _has_rows(values: Any) -> bool:
+    return values.ndim > 0 if isinstance(values, Tensor | np.ndarray) else isinstance(values, list)
 
 
 def _per_row(values: Any) -> Values | None:
-    if isinstance(values, Tensor):
-        values = to_array(values)
-    if isinstance(values, np.ndarray):
-        return values if values.ndim else None
-    return [_plain(value) for value in values] if isinstance(values, list) else None
+    if not _has_rows(values):
+        return None
+    if isinstance(values, list):
+        return [_plain(value) for value in values]
+    array: Array = to_array(values) if isinstance(values, Tensor) else values
+    return array
 
 
 def _plain(value: Any) -> Any:

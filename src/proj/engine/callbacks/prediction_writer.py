@@ -13,7 +13,10 @@ from proj.engine.callbacks.generic_outputs import (
     NoTable,
     Values,
     columns_of,
+    described,
     have_equal_shapes,
+    left_out,
+    rows_in,
     table_of,
 )
 from proj.engine.callbacks.step_outputs import answers_in, gather_chunks
@@ -30,7 +33,8 @@ class PredictionWriter(Callback):
     Our models return ``row``, ``output`` and, if it is known, ``target``. Another model may return
     a tensor [rows, ...] or a list with an item per row from ``predict_step``, or a dict of these;
     their shapes may differ from batch to batch. Its validation or test step may return such a dict;
-    if it returns anything else, nothing is written.
+    if it returns anything else, nothing is written. Entries of a dict that hold no value for each
+    row, such as a loss, are left out, with a warning.
 
     Args:
         path: file that ends in ``.parquet`` or ``.csv``. Its lines are in row order.
@@ -56,37 +60,54 @@ class PredictionWriter(Callback):
         self.escape_formulas = escape_formulas
         self.chunks: list[dict[str, Values]] = []
         self.batches = self.rows_seen = 0
+        self.refused = ""  # The outputs of a batch whose rows cannot be told, for the message.
+        self.warned = False
         self.table: pl.DataFrame | None = None
         self.has_answers = False
         # Report a wrong file name before the forward passes.
         writer(path)
 
     def on_test_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
         self.batches += 1
-        columns = columns_of(outputs) if isinstance(outputs, dict) else None
+        if not isinstance(outputs, dict) or len(left_out(outputs)) == len(outputs):
+            return
+        loader = _loader(trainer, dataloader_idx)
+        columns = self._columns(trainer, pl_module, outputs, rows_in(batch, loader, batch_idx))
         # Without the rows of an earlier batch, the rows of this one would get wrong numbers.
         if columns is not None and len(self.chunks) == self.batches - 1:
             self._collect(trainer, columns)
 
-    def on_validation_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any
-    ) -> None:
-        self.on_test_batch_end(trainer, pl_module, outputs)
+    on_validation_batch_end = on_test_batch_end
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Report a wrong column name before the forward passes.
         self._source_columns(trainer, np.zeros(0, np.int64))
 
     def on_predict_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
-        columns = columns_of(outputs)
+        rows = rows_in(batch, _loader(trainer, dataloader_idx), batch_idx)
+        columns = self._columns(trainer, pl_module, outputs, rows)
         if columns is None:
+            kind = "a dict of " if isinstance(outputs, dict) else ""
+            count = "" if rows is None else f" for a batch of {_count(rows)}"
             raise UserError(
                 f"predict_step of {type(pl_module).__name__}: expected a tensor or a list with an "
-                f"item for each row, or a dict of such, got {_described(outputs)}."
+                f"item for each row, or a dict of such, got {kind}{described(outputs)}{count}."
             )
         self._collect(trainer, columns)
 
@@ -102,6 +123,26 @@ class PredictionWriter(Callback):
             self.write()
 
     on_validation_epoch_end = on_predict_epoch_end = on_test_epoch_end
+
+    def _columns(
+        self, trainer: Trainer, model: LightningModule, outputs: Any, rows: int | None
+    ) -> dict[str, Values] | None:
+        """Return the outputs by name; None if they have not a value for each of the rows."""
+        columns = columns_of(outputs)
+        # With row numbers of its own, a step may return any number of values.
+        known = rows if columns is None or "row" not in columns else None
+        if columns is None or known not in (None, len(next(iter(columns.values())))):
+            count = "" if rows is None else f", for a batch of {_count(rows)}"
+            reason = f"expected a value for each row, got {described(outputs)}{count}"
+            self.refused = self.refused or reason
+            return None
+        if (others := left_out(outputs)) and not self.warned:
+            self.warned = True
+            rank_zero_warn(
+                f"{type(model).__name__} returns {described(others)}, with no value for each row, "
+                f"so the predictions are written without {', '.join(others)}."
+            )
+        return columns
 
     def _collect(self, trainer: Trainer, columns: dict[str, Values]) -> None:
         if "row" not in columns:
@@ -120,9 +161,9 @@ class PredictionWriter(Callback):
 
     def _build_table(self, trainer: Trainer, model: LightningModule) -> None:
         is_complete = trainer.predicting or len(self.chunks) in (0, self.batches)
-        chunks = gather_chunks(self.chunks if is_complete else [None])
+        chunks = gather_chunks(self.chunks if is_complete and not self.refused else [None])
         if None in chunks:
-            raise NoTable("some batches have no outputs, or not the same rows in all of them")
+            raise NoTable(self.refused or "some batches have no outputs for their rows")
         if not chunks:
             return
         parts = [answers_in(chunk) for chunk in chunks] if isinstance(model, Model) else []
@@ -194,12 +235,17 @@ def _rename_taken(source: pl.DataFrame, taken: list[str]) -> pl.DataFrame:
     return source.rename(renamed)
 
 
-def _described(outputs: Any) -> str:
-    """Return the kinds of outputs for a message: ``dict of a: Tensor [3, 2], b: Tensor [1]``."""
-    if not isinstance(outputs, dict):
-        return type(outputs).__name__
-    kinds = (
-        f"{name}: {type(values).__name__} {list(getattr(values, 'shape', []))}"
-        for name, values in outputs.items()
+def _loader(trainer: Trainer, index: int) -> Any:
+    """Return the loader of the evaluation that is running."""
+    loaders = (
+        trainer.predict_dataloaders
+        if trainer.predicting
+        else trainer.test_dataloaders
+        if trainer.testing
+        else trainer.val_dataloaders
     )
-    return f"a dict of {', '.join(kinds)}"
+    return loaders[index] if isinstance(loaders, list | tuple) else loaders
+
+
+def _count(rows: int) -> str:
+    return "1 row" if rows == 1 else f"{rows} rows"

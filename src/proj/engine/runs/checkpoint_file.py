@@ -6,6 +6,7 @@ flipped bit would be another weight.
 """
 
 import hashlib
+import re
 from pathlib import Path
 from typing import IO, Any
 
@@ -24,6 +25,8 @@ NO_COMMENT = bytes(2)
 COMMENT_LENGTH_BYTES = COMMENT_LENGTH.to_bytes(2, "little")
 
 READ_SIZE = 2**20
+# How torch names a type that `weights_only=True` does not read.
+NAMED_TYPE = re.compile(r"GLOBAL (\S+) (?:was not|whose module)|got <class '(\S+)'>")
 # The key of Lightning's version in a checkpoint that it wrote.
 VERSION = "pytorch-lightning_version"
 
@@ -96,11 +99,19 @@ def _load(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises many kinds for a damaged file.
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
-            f"{path} cannot be read as a checkpoint: it is cut off, damaged, or holds more than "
-            f"plain values and tensors ({reason[:120]}); use another checkpoint."
+            f"{path} cannot be read as a checkpoint: {_reason(error)}; use another checkpoint."
         ) from error
+
+
+def _reason(error: Exception) -> str:
+    """Return why a file could not be read, with the type that is in the way if torch names it."""
+    if found := NAMED_TYPE.search(str(error)):
+        name = found[1] or found[2]
+        return f"it holds {name:.80}, which is neither a plain value nor a tensor"
+    reason = "it is cut off, damaged, or holds more than plain values and tensors"
+    # The texts of torch explain how to load the file without protection.
+    return f"{reason} ({error.strerror})" if isinstance(error, OSError) else reason
 
 
 def _check_types(checkpoint: dict[str, Any], path: Path) -> None:

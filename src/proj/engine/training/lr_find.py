@@ -15,6 +15,7 @@ from proj.engine import console
 from proj.engine.config.experiment import ExperimentCLI
 from proj.engine.exit_codes import as_user_error, signal_exit_codes
 from proj.engine.training.preflight import STEP_FLAGS
+from proj.engine.training.trial_callbacks import copies_of_lazy_buffers
 from proj.errors import UserError
 from proj.models.base import Model
 
@@ -70,7 +71,7 @@ def _check_supported(cli: ExperimentCLI) -> None:
 def _range_test(cli: ExperimentCLI) -> Any:
     """Run Lightning's range test on a copy of the model; None if it was interrupted."""
     assert isinstance(cli.model, Model)
-    model = copy.deepcopy(cli.model)
+    model = copy.deepcopy(cli.model, copies_of_lazy_buffers(cli.model))
     model.compile_mode, model.scheduler = "none", None
     flags = {flag: cli.config_init.trainer[flag] for flag in STEP_FLAGS}
     with tempfile.TemporaryDirectory() as folder:

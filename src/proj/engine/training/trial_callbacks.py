@@ -11,6 +11,8 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.callbacks import Checkpoint, ModelSummary, ProgressBar
 from lightning.pytorch.loggers.logger import DummyLogger
+from torch import nn
+from torch.nn.parameter import UninitializedBuffer
 
 # Callbacks that show the progress or write checkpoints. They log nothing.
 LEFT_OUT = (Checkpoint, ModelSummary, ProgressBar)
@@ -39,7 +41,7 @@ def copy_for_trial(
     What the copies have in common stays common. Their hooks print nothing, because the hooks of
     the callbacks print it again in training.
     """
-    memo: dict[int, Any] = {}
+    memo = copies_of_lazy_buffers(model)
     model = copy.deepcopy(model, memo)
     copies: list[Callback] = []
     failed: list[str] = []
@@ -55,6 +57,19 @@ def copy_for_trial(
             if getattr(type(callback), name) is not getattr(Callback, name):
                 setattr(callback, name, _silent(getattr(callback, name)))
     return model, copies, failed
+
+
+def copies_of_lazy_buffers(model: nn.Module) -> dict[int, Any]:
+    """Return a memo for ``copy.deepcopy`` with copies of the buffers that have no shape yet.
+
+    Lazy modules such as ``LazyBatchNorm1d`` have them. torch copies uninitialized parameters only.
+    """
+    empty: Any = UninitializedBuffer  # Its class in torch has no types.
+    return {
+        id(buffer): empty(device=buffer.device, dtype=buffer.dtype)
+        for buffer in model.buffers()
+        if isinstance(buffer, UninitializedBuffer)
+    }
 
 
 def _silent(hook: Callable[..., Any]) -> Callable[..., Any]:
