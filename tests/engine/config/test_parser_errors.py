@@ -43,7 +43,7 @@ INSIDES = (
         ("--model.scheduler own.half", "a class or a function, got own.half, an object of type"),
         ("--trainer.callbacks [Timer,3]", "trainer.callbacks: expected classes, got 3 as item 2"),
         (
-            "--model.metrics={k:{class_path:torchmetrics.CohenKapa}}",
+            '--model.metrics={"k":{"class_path":"torchmetrics.CohenKapa"}}',
             "no class CohenKapa in torchmetrics. Did you mean 'CohenKappa'?",
         ),
         ("--model.scheduler own.numbr", "model.scheduler: no class numbr in own."),
