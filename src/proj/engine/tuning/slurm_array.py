@@ -6,11 +6,13 @@ trial then saves a checkpoint, and a job of the next array continues it.
 """
 
 import argparse
+import io
 import os
 import signal
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -118,11 +120,13 @@ class SlurmArray:
         ``poll`` is called every two seconds. Raises UserError if SLURM refuses the jobs.
         """
         try:
-            self.jobs = self.executor.map_array(work, [self.words] * count)
+            with redirect_stderr(io.StringIO()):  # submitit also prints what its errors hold.
+                self.jobs = self.executor.map_array(work, [self.words] * count)
         except Exception as error:  # submitit passes on what sbatch prints, as errors of its own.
-            lines = printable(str(error)).split("sbatch: error: ", 1)[-1].splitlines() or [""]
+            lines = str(error).split("sbatch: error: ", 1)[-1].splitlines() or [""]
             raise UserError(
-                f"--launcher: expected options that sbatch accepts, got an error: {lines[0]}"
+                "--launcher: expected options that sbatch accepts, got an error: "
+                f"{printable(lines[0])}."
             ) from error
         if self.signal:  # It came while the jobs were submitted.
             self._cancel(["--signal=TERM"])
