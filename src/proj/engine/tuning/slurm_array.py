@@ -25,6 +25,8 @@ POLL_SECONDS = 2.0
 # Options of sbatch. By default submitit requests a signal that would end the worker process.
 DEFAULTS = {"signal": "TERM@60"}
 
+FIXED = {"array", "nodes", "ntasks", "ntasks-per-node", "output", "error", "open-mode"}
+
 
 class Outcome(NamedTuple):
     """The end of a job.
@@ -63,6 +65,11 @@ def read_launcher(options: argparse.Namespace) -> dict[str, Any] | None:
     for word in words:
         key, equals, value = word.removeprefix("--").partition("=")
         sbatch[key.replace("_", "-")] = value if equals else True
+    if fixed := sbatch.keys() & FIXED:
+        raise UserError(
+            f"--launcher: expected no {min(fixed)}, because each job is one process on one node, "
+            "and --workers is the number of jobs; leave it out."
+        )
     if not isinstance(sbatch.get("time"), str):
         raise UserError(
             "--launcher: expected time=HH:MM:SS, the limit of each job, got none; add it, a trial "
