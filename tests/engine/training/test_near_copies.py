@@ -22,15 +22,15 @@ def texts(rows: int, seed: int) -> list[list[str]]:
 def test_alike_texts_are_those_of_all_pairs() -> None:
     """MinHash is a sample; a pair that it misses is a leak that `check` does not show."""
     draw = random.Random(2)
-    known = texts(400, 0)
+    known = texts(250, 0)
     new = []
-    for words in known[:200]:
+    for words in known[:150]:
         changed = list(words)
         for _ in range(draw.randint(0, 4)):
             changed[draw.randrange(len(changed))] = draw.choice(VOCABULARY)
         draw.shuffle(changed)
         new.append(changed)
-    new += texts(200, 1)
+    new += texts(60, 1)
     expected = {}
     for i, words in enumerate(new):
         shares = [len({*words} & {*k}) / len({*words} | {*k}) for k in known]
@@ -39,7 +39,7 @@ def test_alike_texts_are_those_of_all_pairs() -> None:
     series = [pl.Series([" ".join(words).title() + "!" for words in rows]) for rows in (new, known)]
     found = {i: (j, share) for i, j, share in find_alike(*map(distinct_words, series))}
     assert found.keys() <= expected.keys()
-    assert len(found) > 0.97 * len(expected) > 100
+    assert len(found) > 0.97 * len(expected) > 70
     assert all(expected[i] == pair for i, pair in found.items())
 
 

@@ -103,10 +103,12 @@ def write_cross_fitted(
         scores: scores that were fitted on these rows.
         sampled: positions in the training split of the rows that they were fitted on.
     """
-    places = {column: i for i, column in enumerate(schema.numeric)}
+    # The terms of other rows differ. Weights may differ in the last digit on another processor.
+    places = {(c.source, *c.categories[:2]): i for i, c in enumerate(schema.numeric)}
     numbers = np.load(folder / "train_numeric.npy", mmap_mode="r+")
     for score in scores:
-        if (place := places.get(score.column)) is not None:
+        column = score.column
+        if (place := places.get((column.source, *column.categories[:2]))) is not None:
             numbers[sampled[score.rows], place] = score.values
     numbers.flush()
 
