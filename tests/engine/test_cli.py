@@ -100,6 +100,7 @@ def test_the_help_of_a_verb_lists_trainer_flags_and_our_options(cli: Cli) -> Non
     """A user could not find a flag or an option of a class."""
     text = cli("fit", "--help")
     for option in (
+        "Train into a new run folder, or resume an existing run.",
         "--trainer.max_epochs",
         "--early_stopping.patience",
         "--checkpoint.monitor",

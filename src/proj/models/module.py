@@ -162,7 +162,7 @@ class SchemaModule(LightningModule, ABC):
             row = torch.arange(self._rows_seen, self._rows_seen + count, device=self.device)
             row = row * self.trainer.world_size + self.trainer.global_rank
             self._rows_seen += count
-        return Batch(x, y, row, tuple(weights))
+        return Batch(x, y, row, (weights,) if isinstance(weights, Tensor) else tuple(weights))
 
     # Metrics
 
