@@ -275,11 +275,13 @@ def _columns(schema: "Schema") -> str:
         "number": ["number"],
         "category": ["category"],
         "part of a date": ["days", "month", "weekday", "hour"],
+        "score of a text": ["score"],
         "length of a text": ["length"],
     }
     plurals = {
         "category": "categories",
         "part of a date": "parts of dates",
+        "score of a text": "scores of texts",
         "length of a text": "lengths of texts",
     }
     texts = []

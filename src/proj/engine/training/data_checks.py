@@ -8,6 +8,7 @@ from torch import Tensor
 
 from proj.data.base import DataModule
 from proj.engine.training.equal_rows import find_equal_rows, target_rows
+from proj.engine.training.near_copies import find_near_copies
 from proj.engine.yaml_text import yaml_value
 from proj.schema import Array, Batch, Finding, Schema, Task, is_pair
 
@@ -34,6 +35,7 @@ def check_data(data: DataModule) -> list[Finding]:
     findings = [
         *data.findings,
         *find_equal_rows(data, labelled),
+        *find_near_copies(data, labelled),
         *find_rare_classes(schema),
         *find_classes_without_rows(schema, labelled),
         *find_rounded_inputs(schema),
