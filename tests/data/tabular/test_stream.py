@@ -295,9 +295,14 @@ def changed(**columns: pl.Expr) -> pl.DataFrame:
     [
         (table(rows=50).drop("kind"), {}, "with others: kind"),
         (changed(size=pl.lit("big")), {}, "with others: size"),
-        (changed(sold=pl.lit("maybe")), {"test_fraction": 0}, "class maybe has no training rows"),
+        (
+            changed(sold=pl.lit("maybe")),
+            {"val_path": "val.parquet"},
+            "class maybe has no training rows",
+        ),
         (changed(), {"target": "sould"}, "data.target: "),
         (changed(), {"columns": {"kinds": "drop"}}, "data.columns: "),
+        (table(rows=50).drop("kind"), {"val_path": "val.parquet"}, "data.val_path: "),
         (changed(), {"buffer_rows": 0}, "data.buffer_rows: expected"),
         (changed(), {"val_fraction": 0.7, "test_fraction": 0.3}, "data.val_fraction and"),
         (changed(), {"task": "binary", "target": "kind"}, "expected two classes"),
@@ -308,11 +313,16 @@ def test_wrong_shards_and_options(
     shards: Path, other: pl.DataFrame, options: dict[str, Any], message: str
 ) -> None:
     other.write_parquet(shards / "part-7.parquet")
-    if "maybe" in message:
+    if "val_path" in options:
         (shards / "part-7.parquet").rename("val.parquet")
-        options = {**options, "val_path": "val.parquet"}
     with pytest.raises(UserError, match=re.escape(message)):
         list(stream(shards, **options).train_dataloader())
+
+
+def test_buffers_larger_than_memory(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PROJ_MEMORY_GB", "1e-6")
+    with pytest.raises(UserError, match=r"data\.buffer_rows: expected buffers of up to"):
+        stream(shards).train_dataloader()
 
 
 def test_missing_and_damaged_shards(work: Path) -> None:

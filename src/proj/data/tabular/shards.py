@@ -1,6 +1,7 @@
 """Parquet shards: list them, cut them into blocks of rows, hold blocks out, and read blocks."""
 
 import glob
+import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -143,7 +144,9 @@ def _unreadable(name: str, error: Exception) -> UserError:
 
 def find_partitions(shards: list[Shard], path: str) -> list[Finding]:
     """Return a finding about values that only the names of folders have, as in ``year=2024/``."""
-    folders = [shard.name.removeprefix(path).replace("\\", "/").split("/")[:-1] for shard in shards]
+    names = [shard.name.replace("\\", "/") for shard in shards]
+    shared = len(os.path.commonpath(names))
+    folders = [name[shared:].split("/")[:-1] for name in names]
     keys = dict.fromkeys(part.partition("=")[0] for part in chain(*folders) if "=" in part)
     if not keys:
         return []

@@ -14,6 +14,7 @@ from proj.data.loader import ArrayLoader, nbytes, take
 from proj.data.tabular.datamodule import Tabular
 from proj.data.tabular.description import describe, plain_values
 from proj.data.tabular.files import check_names
+from proj.data.tabular.memory import memory_limit
 from proj.data.tabular.overrides import OverrideKind, StatedColumn, parse_overrides
 from proj.data.tabular.positive import check_positive
 from proj.data.tabular.shards import (
@@ -169,6 +170,9 @@ class ParquetStream(DataModule):
                 self.blocks["predict"] = self.blocks["test"]
             else:
                 shards = list_shards(self.predict_path, "data.predict_path")
+                inputs = dict.fromkeys(column.source for column in self.schema.columns)
+                names = list(shards[0].types)
+                check_names(names, list(inputs), "data.predict_path", self.predict_path)
                 self.blocks["predict"] = cut(shards)
             self.splits["predict"] = self._examples("predict")
 
@@ -182,6 +186,10 @@ class ParquetStream(DataModule):
         for name in ("val", "test"):
             if getattr(self, f"{name}_path") is not None:
                 own = self._open(f"{name}_path", source.targets.task)
+                inputs = set(source.shards[0].types) - set(self.targets)
+                check_names(
+                    list(own.shards[0].types), sorted(inputs), f"data.{name}_path", own.path
+                )
                 self.blocks[name], counts[name] = own.blocks, total(own.targets.counts)
                 sources.append(own)
         content = json.dumps([part.content for part in sources])
@@ -214,7 +222,7 @@ class ParquetStream(DataModule):
         findings = [*find_partitions(shards, path), *find_missing(blocks, targets.counts, path)]
         content = describe_content(shards, [counts.plain() for counts in targets.counts])
         blocks = with_counts(blocks, [counts.rows for counts in targets.counts])
-        return _Source(shards, blocks, targets, findings, content)
+        return _Source(path, shards, blocks, targets, findings, content)
 
     def _fit(self, source: "_Source", train: Counts) -> tuple[Schema, list[Finding]]:
         inputs = [name for name in source.shards[0].types if name not in self.targets]
@@ -265,6 +273,11 @@ class ParquetStream(DataModule):
             raise UserError(
                 f"the {split} split has no rows; expected at least one row, set data.{option}."
             )
+        if shuffle and self.memory_bytes > (limit := memory_limit()):
+            raise UserError(
+                f"data.buffer_rows: expected buffers of up to {limit / 1e9:.1f} GB of memory, got "
+                f"{self.memory_bytes / 1e9:.1f} GB; lower it."
+            )
         trainer = self.trainer
         size = self.batch_size
         if exact:
@@ -288,6 +301,7 @@ class ParquetStream(DataModule):
 class _Source(NamedTuple):
     """Shards with their blocks, targets, findings, and what the fingerprint is made of."""
 
+    path: str
     shards: list[Shard]
     blocks: list[Block]
     targets: SourceTargets
