@@ -294,7 +294,8 @@ class Clock(L.Callback):
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._update_accuracy(trainer)
-        if self.turns is not None:
+        # The trial before training runs a copy of the callback, with fast_dev_run.
+        if self.turns is not None and not getattr(trainer, "fast_dev_run", False):
             self.turns.wait()
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

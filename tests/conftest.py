@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 
 import processes
+import slurm_cluster
 from proj.engine.cli import main
 from proj.schema import Schema
 
@@ -278,6 +279,15 @@ def watched(browser: Any, **options: Any) -> tuple[Any, list[str], list[str]]:
     tab.on("pageerror", lambda error: errors.append(str(error)))
     tab.on("request", lambda request: requests.append(request.url))
     return tab, errors, requests
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[slurm_cluster.Cluster]:
+    """A real SLURM cluster with two nodes; each test gives its jobs a working folder."""
+    if missing := slurm_cluster.missing_programs():
+        pytest.skip(f"not installed: {', '.join(missing)}; apt-get install slurm-wlm munge")
+    with slurm_cluster.running_cluster() as started:
+        yield started
 
 
 @pytest.fixture

@@ -84,7 +84,8 @@ def test_fit_imports_what_it_uses_and_nothing_else(experiment: Any, work: Path) 
         "unused &= set(sys.modules); sys.exit(f'imported: {unused}' if unused else code)"
     )
     done = subprocess.run(
-        [sys.executable, "-W", "error::UserWarning", "-c", script],
+        # Lightning warns of a SLURM that is installed.
+        [sys.executable, "-W", "error::UserWarning", "-W", "ignore:The `srun`", "-c", script],
         capture_output=True,
         text=True,
         check=False,
@@ -99,6 +100,7 @@ def test_the_help_of_a_verb_lists_trainer_flags_and_our_options(cli: Cli) -> Non
     """A user could not find a flag or an option of a class."""
     text = cli("fit", "--help")
     for option in (
+        "Train into a new run folder, or resume an existing run.",
         "--trainer.max_epochs",
         "--early_stopping.patience",
         "--checkpoint.monitor",

@@ -352,7 +352,7 @@ def test_ddp_runs_any_method_of_the_model_as_its_forward_pass() -> None:
     assert not internals.averages_gradients(alone)
 
 
-def test_buffers_are_synchronized_as_before_a_forward_pass_of_ddp(
+def test_a_forward_pass_is_prepared_as_by_ddp(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Otherwise the last step of an execution would begin with buffers of its own process."""
@@ -366,11 +366,22 @@ def test_buffers_are_synchronized_as_before_a_forward_pass_of_ddp(
             trainer: Any = SimpleNamespace(strategy=SimpleNamespace(model=wrapper))
             wrapper(torch.ones(2, 1))
             assert calls == [0] * count  # the number of the process that has the right ones
-            internals.synchronize_buffers(trainer)
+            internals.prepare_forward(trainer)
             assert calls == [0] * 2 * count
+            # The last step of an execution of two is the second backward pass of all.
+            wrapper(torch.ones(2, 1)).sum().backward()
+            internals.prepare_forward(trainer)
+            wrapper._post_forward(net(torch.ones(2, 1))).sum().backward()
+            wrapper(torch.ones(2, 1))  # torch fails here if the gradients were not grouped anew.
+            (group,) = internals.gradient_groups(
+                cast(Any, SimpleNamespace(world_size=2, **vars(trainer)))
+            )
+            assert {id(one) for one in group} == {id(one) for one in net.parameters()}
+            one_process = SimpleNamespace(world_size=1, **vars(trainer))
+            assert internals.gradient_groups(cast(Any, one_process)) == []
     finally:
         torch.distributed.destroy_process_group()
-    internals.synchronize_buffers(cast(Any, SimpleNamespace(strategy=SimpleNamespace(model=net))))
+    internals.prepare_forward(cast(Any, SimpleNamespace(strategy=SimpleNamespace(model=net))))
 
 
 def test_processes_that_python_starts_are_told_from_programs() -> None:

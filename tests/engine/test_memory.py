@@ -1,8 +1,10 @@
 """Reuse of freed memory, measured by page faults."""
 
 import platform
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -39,3 +41,44 @@ def test_a_step_takes_the_memory_that_the_last_one_freed() -> None:
     without, kept = map(int, done.stdout.split())
     assert without > 100_000  # 48 MB are 12,000 pages in each step.
     assert kept < 1_000
+
+
+PEAK = """
+import sys, tracemalloc
+import numpy as np
+from torch.profiler import ProfilerActivity, profile
+from proj.engine.cli import main
+def peak(rows):
+    random = np.random.default_rng(0)
+    counts = {"train": rows, "val": rows // 5, "test": 100}
+    x = {f"x_{name}": random.normal(size=(n, 10)).astype(np.float32) for name, n in counts.items()}
+    y = {f"y_{name}": random.integers(0, 3, n) for name, n in counts.items()}
+    np.savez("data.npz", **x, **y)
+    flags = "fit --data ArrayDataModule --data.path data.npz --data.batch_size 8192 "
+    flags += "--model MulticlassClassifier --model.net MLP --model.steps_per_execution 8 "
+    flags += "--trainer.max_epochs 1 --trainer.logger false --trainer.enable_progress_bar false"
+    del x, y
+    tracemalloc.start()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        assert main(flags.split()) == 0
+    arrays = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    events = [e for e in profiled.profiler.kineto_results.events() if e.name() == "[memory]"]
+    sizes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
+    return arrays + np.cumsum(sizes).max()
+peak(10_000)  # what is imported once
+small, large = 600_000, 900_000
+print("bytes per row:", (peak(large) - peak(small)) / (1.2 * (large - small)), file=sys.stderr)
+"""
+
+
+@pytest.mark.slow
+def test_a_row_takes_little_more_memory_than_its_data(work: Path) -> None:
+    """The peaks of NumPy's and torch's allocations grow with the rows; the data are 48 bytes of it.
+
+    The rest is the row's number, its place in the order of the epoch, and what validation keeps.
+    """
+    done = subprocess.run([sys.executable, "-c", PEAK], capture_output=True, text=True, check=True)
+    found = re.search(r"bytes per row: ([\d.]+)", done.stderr)
+    assert found
+    assert 48 < float(found[1]) < 70

@@ -23,8 +23,9 @@ from lightning.pytorch.plugins import (
     Precision,
     TorchCheckpointIO,
 )
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
@@ -196,16 +197,33 @@ def averaging_method(trainer: Trainer, name: str) -> Callable[..., Any]:
     return method
 
 
-def synchronize_buffers(trainer: Trainer) -> None:
-    """Give all processes the buffers of the first one, as DDP does before each forward pass.
+def prepare_forward(trainer: Trainer) -> None:
+    """Do what DDP does before each forward pass.
 
-    A forward pass inside an execution that does not go through ``averaging_method`` needs it. With
-    one process it does nothing.
+    All processes get the buffers of the first one. After the first backward pass the gradients are
+    grouped anew; torch fails if another backward pass comes before that. A forward pass inside an
+    execution that does not go through ``averaging_method`` needs both. With one process this does
+    nothing.
     """
     wrapper: Any = trainer.strategy.model
     is_wrapper = isinstance(trainer.strategy.model, DistributedDataParallel)
-    if is_wrapper and wrapper._check_sync_bufs_pre_fwd():
-        wrapper._sync_buffers()
+    if is_wrapper:
+        wrapper.reducer._rebuild_buckets()
+        if wrapper._check_sync_bufs_pre_fwd():
+            wrapper._sync_buffers()
+
+
+def gradient_groups(trainer: Trainer) -> list[list[nn.Parameter]]:
+    """Return the parameters whose gradients DDP averages together, group by group, in its order.
+
+    The groups are those of its first step until ``prepare_forward`` is called after that. They are
+    empty with one process, and where DDP searches for parameters without a gradient.
+    """
+    wrapper: Any = trainer.strategy.model
+    is_wrapper = isinstance(trainer.strategy.model, DistributedDataParallel)
+    if not is_wrapper or wrapper.find_unused_parameters or trainer.world_size == 1:
+        return []
+    return [group.parameters() for group in wrapper.reducer._get_zeros_like_grad_buckets()]
 
 
 def set_step_limit(trainer: Trainer, max_steps: int) -> None:
@@ -340,6 +358,12 @@ def configure_model(trainer: Trainer) -> None:
         trainer.precision_plugin.module_init_context(),
     ):
         trainer.lightning_module.configure_model()
+
+
+def shard_over_all_processes(strategy: ModelParallelStrategy) -> None:
+    """Let FSDP2 shard over all processes; Lightning's default is tensor parallelism in a node."""
+    strategy._data_parallel_size = strategy.num_nodes * strategy.num_processes
+    strategy._tensor_parallel_size = 1
 
 
 # Precision

@@ -272,9 +272,8 @@ def ranking_areas(score: Tensor, positive: Tensor, weight: Tensor | None = None)
     sample = score[:0] if is_one_part else score[::4096]
     limits = sample.sort().values[64::64].contiguous()
     parts = torch.bucketize(score.contiguous(), limits, out_int32=True)
-    precision = torch.empty(count, dtype=SUM_DTYPE, device=score.device)
-    area, used = precision.new_zeros(()), 0
-    true = false = precision.new_zeros(1)
+    area = precision = torch.zeros((), dtype=SUM_DTYPE, device=score.device)
+    true = false = area.new_zeros(1)
     for number in range(len(limits), -1, -1):
         part = parts == number
         values, order = score[part].sort(descending=True)
@@ -286,11 +285,9 @@ def ranking_areas(score: Tensor, positive: Tensor, weight: Tensor | None = None)
             for sums, kind in ((true, rows), (false, ~rows))
         )
         gained = true.diff()
-        area += (false.diff() * (true[1:] - gained / 2)).sum()
-        terms = (gained * true[1:] / (true + false)[1:]).nan_to_num(0.0)
-        precision[used : used + len(terms)], used = terms, used + len(terms)
-    area = area / (true[-1] * false[-1])
-    return torch.stack([area, precision[:used].sum() / true[-1]])
+        area = area + (false.diff() * (true[1:] - gained / 2)).sum()
+        precision = precision + (gained * true[1:] / (true + false)[1:]).nan_to_num(0.0).sum()
+    return torch.stack([area / (true[-1] * false[-1]), precision / true[-1]])
 
 
 class MeanLoss(Metric):

@@ -13,7 +13,7 @@ from proj.errors import UserError
 from proj.schema import Batch, Schema, Task, Tensors
 
 # Bytes that the outputs of a net's layers may take in evaluation. Larger batches are not faster.
-EVALUATION_BYTES = 64 * 2**20
+EVALUATION_BYTES = 16 * 2**20
 
 
 def infer_schema(model: Any, data: Any) -> Schema:

@@ -54,7 +54,8 @@ def check_answers(rows: pl.DataFrame, scale: float) -> None:
             np.testing.assert_allclose(answers[name], reference, rtol=1e-5, atol=1e-6 * scale)
 
 
-@pytest.mark.parametrize("model_format", ["onnx", pytest.param("torch", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("model_format", ["onnx", "torch"])
 def test_members_that_encode_alike_share_their_inputs(
     work: Path, cli: Cli, model_format: str
 ) -> None:

@@ -1,6 +1,7 @@
 """Figures in TensorBoard: when they are logged, what they show, and no effect on training."""
 
 import io
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import processes
 from conftest import Cli, Trained, ask, watched
-from proj.engine.evaluation import tensorboard
+from proj.engine.evaluation import figure_sets, tensorboard
 from proj.engine.evaluation.figure_sets import figures_of
 from proj.engine.evaluation.prediction_set import load_predictions
 from proj.engine.html import figures, pixels
@@ -81,6 +82,38 @@ def test_a_short_training_has_no_figures_and_drawing_time_is_limited(
     monkeypatch.setattr(tensorboard, "MAX_SHARE_OF_TIME", 1e-4)
     cli("fit", "--config", experiment(), "--name", "two", "--trainer.max_epochs", "5")
     assert {len(entries) for entries in images(Path("lightning_logs/two")).values()} == {1}
+
+
+def test_a_sample_of_rows_is_random_and_bounded() -> None:
+    """Without a bound, the figures of millions of rows would take more memory than training."""
+    sample = tensorboard.RowSample(1000)
+    for start in range(0, 100_000, 300):
+        sample.add({"row": np.arange(start, min(start + 300, 100_000))})
+        assert sum(len(chunk["row"]) for chunk in sample.chunks) <= 1000
+    rows = np.concatenate([chunk["row"] for chunk in sample.chunks])
+    assert sample.seen == 100_000
+    assert 500 <= len(rows) <= 1000
+    assert (np.diff(rows) > 0).all()
+    # The fifths of the rows have equal shares of the sample, up to 4 standard errors.
+    counts = np.bincount(rows // 20_000)
+    assert (abs(counts - len(rows) / 5) < 4 * np.sqrt(len(rows) * 0.2 * 0.8)).all()
+
+
+def test_the_figures_of_a_sample_say_so(
+    experiment: Any, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The numbers in them are not those of all rows."""
+    titles: list[str] = []
+    monkeypatch.setattr(tensorboard, "MIN_SECONDS_BETWEEN_FIGURES", 0.0)
+    monkeypatch.setattr(tensorboard, "MAX_DRAWN_ROWS", 12)
+    monkeypatch.setattr(
+        figure_sets,
+        "log_figures",
+        lambda writer, split, drawn, step: titles.extend(one[1].get_suptitle() for one in drawn),
+    )
+    cli("fit", "--config", experiment(), "--trainer.max_epochs", "1")
+    assert len(titles) > 3
+    assert all(re.fullmatch(r"a random sample: \d+ of 18 rows", title) for title in titles)
 
 
 def test_figures_do_not_change_the_weights(
@@ -176,7 +209,7 @@ def test_figures_in_chromium(
 
 OFTEN = """
 from lightning.pytorch import Callback
-from proj.engine.evaluation import tensorboard
+from proj.engine.evaluation import figure_sets, tensorboard
 tensorboard.MIN_SECONDS_BETWEEN_FIGURES, tensorboard.MAX_SHARE_OF_TIME = 0.0, 1e9
 class Often(Callback):
     pass

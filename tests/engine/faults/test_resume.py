@@ -132,7 +132,7 @@ def test_the_comparison_fails_without_the_random_generators(
         check(fit, [["step:23"]])
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 def test_a_run_with_compiled_steps_resumes_to_the_same_bits(fit: list[Any]) -> None:
     check(fit + COMPILED, [["before fsync:5", "validation end:1"]])

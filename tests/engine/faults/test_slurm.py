@@ -1,102 +1,119 @@
-"""The SLURM job, stopped before its limit, resumes when it is queued again.
-
-``srun`` and ``scontrol`` are replaced by scripts.
-"""
+"""The SLURM job, stopped before its limit, resumes when it is queued again: on a real cluster."""
 
 import os
-import signal
 import subprocess
-import time
+import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-import processes
-from conftest import ROOT
+from conftest import ROOT, Cli, Trained
 from engine.faults.harness import digest
+from slurm_cluster import Cluster
 
-SRUN = """#!/usr/bin/env bash
-# two tasks of two nodes; SIGTERM reaches both, as from SLURM
-pids=()
-for task in 0 1; do
-    SLURM_PROCID=$task SLURM_NODEID=$task SLURM_LOCALID=0 SLURM_NTASKS=2 "${@:3}" &
-    pids+=($!)
-done
-trap 'kill -TERM "${pids[@]}"' TERM
-worst=0
-for pid in "${pids[@]}"; do
-    wait "$pid"; code=$?
-    while kill -0 "$pid" 2>/dev/null; do wait "$pid"; code=$?; done
-    ((code > worst)) && worst=$code
-done
-exit "$worst"
+SCRIPT = ROOT / "scripts/slurm.sh"
+# The cluster has no GPUs, and two cores for each node.
+HERE = ("--gres=none", "--cpus-per-task=1")
+# A training of a minute on a machine of any speed: 360 batches on each of two processes.
+SLOW = """
+import time
+from lightning.pytorch import Callback
+class Slow(Callback):
+    def on_train_batch_end(self, *args, **options):
+        time.sleep(0.15)
 """
 
 
-def job(work: Path) -> subprocess.Popen[bytes]:
-    programs = work / "bin"
-    programs.mkdir(exist_ok=True)
-    for name, text in (
-        ("srun", SRUN),
-        ("scontrol", '#!/usr/bin/env bash\necho "$@" >> requeued\n'),
-    ):
-        (programs / name).write_text(text)
-        (programs / name).chmod(0o755)
-    python = programs / "python"
-    if not python.exists():
-        python.symlink_to(processes.stand_in())
-    environment = {
-        **os.environ,
-        "PATH": f"{programs}:{os.environ['PATH']}",
-        "SLURM_JOB_ID": "77",
-        "SLURM_JOB_NAME": "job",
-        "SLURM_NNODES": "2",
-        "SLURM_NTASKS": "2",
-        "SLURM_NTASKS_PER_NODE": "1",
-        "SLURM_NODELIST": "127.0.0.1",
-        "MASTER_ADDR": "127.0.0.1",
-        "OMP_NUM_THREADS": "1",
-    }
-    with (work / "out.txt").open("a") as out:
-        return subprocess.Popen(
-            ["bash", ROOT / "scripts/slurm.sh", "experiment.yaml"],
-            cwd=work,
-            env=environment,
-            stdout=out,
-            stderr=out,
-            start_new_session=True,
-        )
+@pytest.fixture
+def config(experiment: Any, work: Path) -> Path:
+    (work / "slow.py").write_text(SLOW)
+    path: Path = experiment(
+        rows=240,
+        trainer={"max_epochs": 16, "callbacks": ["slow.Slow"], "enable_model_summary": False},
+        model={"net": {"class_path": "MLP", "init_args": {"hidden": [8], "dropout": 0.2}}},
+        data={"batch_size": 4},
+        checkpoint={"every_seconds": None, "every_n_steps": 50},
+    )
+    return path
 
 
 @pytest.mark.slow
-def test_a_requeued_job_resumes_to_the_same_bits(experiment: Any, work: Path) -> None:
-    experiment(
-        rows=240,
-        trainer={"max_epochs": 4},
-        data={"batch_size": 4},
-        checkpoint={"every_seconds": None, "every_n_steps": 5},
-    )
-    process = job(work)
-    assert process.wait(120) == 0, (work / "out.txt").read_text()
-    (work / "lightning_logs/slurm_77").rename(work / "lightning_logs/whole")
-
-    process = job(work)
-    end = time.monotonic() + 100
-    while (
-        not (work / "lightning_logs/slurm_77/checkpoints/previous.ckpt").exists()
-        and time.monotonic() < end
-    ):
-        time.sleep(0.02)
-    (srun,) = (
-        int(pid)
-        for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    )
-    os.kill(srun, signal.SIGTERM)  # SLURM sends the signal to the job's steps.
-    assert process.wait(60) == 143, (work / "out.txt").read_text()
-    assert (work / "requeued").read_text() == "requeue 77\n"
-    assert job(work).wait(120) == 0, (work / "out.txt").read_text()
+def test_a_job_of_two_nodes_stops_before_its_limit_and_resumes_to_the_same_bits(
+    config: Path, work: Path, cluster: Cluster
+) -> None:
+    """The signal, the checkpoint, the requeue and the resume are SLURM's own."""
+    whole = cluster.submit("--time=10", *HERE, "--output=whole.txt", SCRIPT, config)
+    assert cluster.wait_for_end(whole, work / "whole.txt") == "COMPLETED"
     assert (
-        "resumed: lightning_logs/slurm_77/checkpoints/last.ckpt" in (work / "out.txt").read_text()
+        f"run: lightning_logs/slurm_{whole} on 2 nodes with 1 x cpu"
+        in (work / "whole.txt").read_text()
     )
-    assert digest("slurm_77") == digest("whole")
+
+    # SLURM looks for limits every 30 seconds: the signal comes 5 to 35 seconds before this one.
+    job = cluster.submit("--time=1", "--signal=TERM@5", *HERE, "--output=job.txt", SCRIPT, config)
+    assert cluster.wait_for_end(job, work / "job.txt") == "COMPLETED"
+    output = (work / "job.txt").read_text()
+    assert "DUE TO TIME LIMIT" not in output
+    assert int(cluster.field(job, "Restarts")) >= 1
+    assert f"resumed: lightning_logs/slurm_{job}/checkpoints/last.ckpt" in output
+    runs = {path.name for path in (work / "lightning_logs").iterdir() if path.is_dir()}
+    assert runs == {f"slurm_{whole}", f"slurm_{job}"}
+    assert digest(f"slurm_{job}") == digest(f"slurm_{whole}")
+
+
+@pytest.mark.slow
+def test_a_job_with_a_wrong_config_fails_once(work: Path, cluster: Cluster) -> None:
+    """A job that is queued again for each error would run forever."""
+    job = cluster.submit("--time=5", *HERE, "--output=job.txt", SCRIPT, "missing.yaml")
+    assert cluster.wait_for_end(job, work / "job.txt") == "FAILED"
+    assert cluster.field(job, "ExitCode") == "2:0"
+    assert cluster.field(job, "Restarts") == "0"
+    assert "missing.yaml" in (work / "job.txt").read_text()
+
+
+@pytest.mark.parametrize("job", [None, "7"])
+def test_a_machine_with_srun_gives_a_hint_in_jobs_only(
+    job: str | None, trained: Trained, cli: Cli, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Login nodes have the command, too, and Lightning warns whenever it builds a Trainer."""
+    trained()
+    (work / "srun").touch(0o755)
+    monkeypatch.setenv("PATH", str(work), prepend=os.pathsep)
+    if job:
+        monkeypatch.setenv("SLURM_JOB_ID", job)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        cli("test")
+    hints = [str(warning.message) for warning in caught if "srun" in str(warning.message)]
+    assert bool(hints) == bool(job)
+
+
+@pytest.mark.parametrize(
+    ("code", "has_checkpoint", "called"),
+    [
+        (0, False, ["python -m proj fit --config c.yaml --name slurm_7"]),
+        (2, True, ["python -m proj fit --resume slurm_7"]),
+        (143, False, ["python -m proj fit --config c.yaml --name slurm_7", "requeue 7"]),
+    ],
+)
+def test_the_job_is_queued_again_after_a_signal_only(
+    code: int, has_checkpoint: bool, called: list[str], work: Path
+) -> None:
+    """The decisions of the script, without SLURM: functions replace its two commands."""
+    run = work / "lightning_logs/slurm_7"
+    (run / "checkpoints").mkdir(parents=True)
+    if has_checkpoint:
+        (run / "checkpoints/last.ckpt").touch()
+    commands = f'srun() {{ echo "${{@:3}}"; return {code}; }}\nscontrol() {{ echo "$@"; }}\n'
+    (work / "commands.sh").write_text(commands)
+    environment = {"BASH_ENV": str(work / "commands.sh"), "PATH": os.environ["PATH"]}
+    environment |= {"SLURM_JOB_ID": "7", "SLURM_NNODES": "2", "SLURM_NTASKS_PER_NODE": "1"}
+    result = subprocess.run(
+        ["bash", SCRIPT, "c.yaml"], env=environment, stdout=subprocess.PIPE, text=True
+    )
+    assert result.returncode == code
+    lines = [line.partition(" --trainer")[0] for line in result.stdout.splitlines()]
+    assert lines == called
+    # A folder without a checkpoint would be in the way of a new run of this name.
+    assert run.exists() == has_checkpoint

@@ -9,7 +9,8 @@ import pytest
 from conftest import Cli, make_arrays
 from proj.data.arrays import ArrayDataModule
 from proj.data.tabular.datamodule import Tabular
-from proj.engine.training.data_checks import check_data, find_leaking_columns, hash_inputs
+from proj.engine.training.data_checks import check_data, find_leaking_columns
+from proj.engine.training.equal_rows import hash_rows
 
 
 def ready(path: str = "t.csv", **options: Any) -> Tabular:
@@ -133,7 +134,7 @@ def test_equal_rows_have_equal_hashes_and_others_do_not(work: Any) -> None:
     np.savez("data.npz", **arrays)
     data = ArrayDataModule("data.npz", val_fraction=0, test_fraction=0)
     data.setup("fit")
-    hashes, _ = hash_inputs(data.splits["train"], chunk=64)
+    hashes, _ = hash_rows([data.splits["train"].x.numpy()], chunk=64)
     assert hashes[7] == hashes[2000]
     assert len(set(hashes.tolist())) == 2999
 

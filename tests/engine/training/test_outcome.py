@@ -24,7 +24,9 @@ def fit(config: Path, name: str, strategy: str) -> str:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("strategy", ["ddp_fork", "ddp_spawn"])
+@pytest.mark.parametrize(
+    "strategy", ["ddp_fork", pytest.param("ddp_spawn", marks=pytest.mark.slow)]
+)
 def test_the_result_is_that_of_programs(strategy: str, experiment: Any, cli: Cli) -> None:
     """The summary would tell of no epoch and no step, and the run could not be tested."""
     config = experiment("multiclass")

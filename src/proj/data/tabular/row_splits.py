@@ -47,7 +47,9 @@ def split(
     else:
         count = num_rows(rows, test_fraction)
         rest, test = _split_off(rows, count, seed, stratify, "test_fraction", class_names)
-    rest_classes = None if stratify is None else stratify[np.searchsorted(rows, rest)]
+    rest_classes = stratify
+    if stratify is not None and len(rest) < len(rows):
+        rest_classes = stratify[np.searchsorted(rows, rest)]
     if fold and fold[0] == "val":
         train, val = _take_fold(rest, fold, seed, rest_classes)
     else:

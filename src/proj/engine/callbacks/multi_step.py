@@ -12,21 +12,20 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from proj.engine.callbacks.gradient_average import ClipGradients, GradientAverage
 from proj.engine.callbacks.step_callbacks import StepCallbacks
 from proj.engine.lightning_internals import (
     averaging_method,
     schedulers,
     skips_optimizer_steps,
-    synchronize_buffers,
 )
 from proj.schema import Batch, Execution
 
 # Raw outputs, mean loss, and the weight of that mean, as ``Model.forward_loss`` returns them.
 StepResult: TypeAlias = tuple[Tensor, Tensor, Tensor | float]
-ClipGradients: TypeAlias = Callable[[Optimizer], None]
 
 
-def run_execution(model: Any, execution: Execution) -> Tensor:
+def run_execution(model: Any, execution: Execution, average: GradientAverage) -> Tensor:
     """Make all optimizer steps of ``execution`` but the last, and return the loss of the last one.
 
     Lightning makes the last step with that loss. If it was a compiled step, it is complete: its
@@ -34,13 +33,17 @@ def run_execution(model: Any, execution: Execution) -> Tensor:
     nothing.
 
     The result has the bits of the same steps made one at a time: weights, optimizer state,
-    schedule, metrics and ``global_step``. Several processes average the gradients of each step.
+    schedule, metrics and ``global_step``. Several processes average the gradients of each step,
+    by ``average`` or by DDP.
     """
     trainer, optimizer = model.trainer, model.optimizers(use_pl_optimizer=False)
     # Weight averaging may replace the scheduler, and its interval, between two epochs.
     step_schedulers = [s for s, interval in schedulers(trainer) if interval == "step"]
     clip, compiled_step, callbacks = gradient_clipping(model), model.compiled_step, None
     forward_loss = averaging_method(trainer, "forward_loss")
+    average.begin(trainer)
+    if average.is_used:
+        forward_loss, clip = model.forward_loss, partial(average.average, trainer, clip)
     batches = execution.batches()
     if skips_optimizer_steps(trainer):
         compiled_step = None
@@ -58,9 +61,11 @@ def run_execution(model: Any, execution: Execution) -> Tensor:
             output, loss, weight = compiled_step(batch)
         elif is_last or callbacks is None:
             if number > 1:  # Before the first step, the forward pass around this execution did it.
-                synchronize_buffers(trainer)
+                average.prepare_forward(trainer)
             output, loss, weight = model.forward_loss(batch, "train")
         else:
+            if number > 1 and average.is_used:
+                average.prepare_forward(trainer)
             output, loss, weight = eager_step(model, batch, optimizer, clip, forward_loss)
         if callbacks is not None and not is_last:
             for scheduler in step_schedulers:
@@ -69,6 +74,7 @@ def run_execution(model: Any, execution: Execution) -> Tensor:
         outputs.append(output.detach())
         losses.append(loss if is_last else loss.detach())
         weights.append(weight)
+    average.end(trainer)
     y, row_weights = execution.rows.y, execution.rows.weight
     assert y is not None
     used = sum(len(output) for output in outputs)

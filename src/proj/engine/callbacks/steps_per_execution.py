@@ -4,6 +4,7 @@ import copy
 import math
 import time
 from bisect import bisect_left
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from proj.data.base import DataModule
 from proj.data.loader import ArrayLoader, take
 from proj.engine import console
 from proj.engine.callbacks.compiled_step import CompiledStep, NotCompiled
+from proj.engine.callbacks.gradient_average import GradientAverage
 from proj.engine.callbacks.multi_step import eager_step, run_execution
 from proj.engine.callbacks.resume_state import ResumeCheckpoint
 from proj.engine.callbacks.single_steps import obstacles
@@ -109,7 +111,7 @@ class StepsPerExecution(Callback):
         while not _fits_max_steps(loader, last_batches):
             loader.steps -= 1
         self.steps = loader.steps
-        model.run_execution = run_execution
+        model.run_execution = partial(run_execution, average=GradientAverage())
         data.steps_per_execution, data.validation_period = loader.steps, loader.period
         # An integer equal to the number of batches asks for one validation per epoch.
         within_epoch = loader.period < loader.batches

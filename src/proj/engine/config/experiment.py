@@ -2,8 +2,10 @@
 
 import json
 import logging
+import os
 import warnings
 from collections.abc import Iterator, Sequence
+from copy import deepcopy
 from datetime import timedelta
 from enum import Enum
 from pathlib import Path
@@ -41,6 +43,7 @@ from proj.engine.lightning_internals import (
 )
 from proj.engine.runs.weights import has_lazy_parameters
 from proj.engine.secrets import hide, split_secrets
+from proj.engine.verbs import VERBS
 from proj.engine.write_paths import check_paths
 from proj.engine.yaml_text import yaml_document
 from proj.errors import UserError
@@ -66,6 +69,8 @@ IGNORED_WARNINGS = (
     # Our loaders do not shuffle then; Lightning knows of torch's samplers only.
     r"You requested to overfit but enabled (train|val) dataloader shuffling.*",
 )
+# It applies inside a job of SLURM only, but every machine of a cluster has the command.
+SRUN_WARNING = "The `srun` command is available on your system but is not used.*"
 
 
 class ExperimentCLI(LightningCLI):
@@ -110,6 +115,7 @@ class ExperimentCLI(LightningCLI):
             trainer_defaults={"num_sanity_val_steps": 0},
             parser_kwargs={
                 "prog": f"python -m {PACKAGE} {verb}",
+                "description": _sentence(VERBS[verb][1]),
                 "exit_on_error": False,
                 "allow_abbrev": False,
             },
@@ -260,6 +266,8 @@ class ExperimentCLI(LightningCLI):
         """
         options = dict(self.config_init.trainer)
         options |= torchrun_options(options)
+        # A strategy keeps the accelerator and the model of its first Trainer.
+        options["strategy"] = deepcopy(options["strategy"])
         if not self.trains and starts_with_python(options["strategy"]):
             # The predictions of such processes would not come back.
             options |= {"strategy": "auto", "devices": 1}
@@ -356,9 +364,14 @@ def _inline(configs: list[dict[str, Any]], recorded_options: set[str]) -> list[s
     return words
 
 
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}."
+
+
 def _silence_lightning() -> None:
     """Ignore warnings that do not apply, and log messages about devices, the seed and tips."""
-    for message in IGNORED_WARNINGS:
+    outside_slurm = () if "SLURM_JOB_ID" in os.environ else (SRUN_WARNING,)
+    for message in (*IGNORED_WARNINGS, *outside_slurm):
         warnings.filterwarnings("ignore", message)
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from proj.data.base import DataModule
-from proj.engine.console import plural
+from proj.engine.training.equal_rows import find_equal_rows, target_rows
 from proj.engine.yaml_text import yaml_value
 from proj.errors import UserError
 from proj.schema import Array, Batch, Finding, Schema, Task, is_pair
@@ -18,21 +18,11 @@ MIN_CLASS_ROWS = 10
 # Rows of a split that the check of single columns uses.
 COLUMN_SAMPLE = 100_000
 
-# Rows that are compared with each other. If there are more, a share of them is chosen by the hash
-# of the inputs, so that of equal rows all or none are chosen.
-MAX_COMPARED_ROWS = 4_000_000
-
 # A column that alone explains this share of the target probably contains it.
 LEAK_THRESHOLD = 0.99
 
 # Arrays are float32. A step above this share of the standard deviation hides differences.
 MAX_ROUNDING = 0.01
-
-# Rows hashed at once.
-CHUNK = 65_536
-
-# The hashes of the rows of each split: [rows] uint64.
-Hashes = dict[str, Array]
 
 
 def check_data(data: DataModule) -> list[Finding]:
@@ -44,19 +34,13 @@ def check_data(data: DataModule) -> list[Finding]:
     labelled = {
         name: split for name, split in data.splits.items() if name != "predict" and len(split.row)
     }
-    inputs, targets = hash_splits(labelled)
-    # Rows that differ in the source may be equal as inputs: columns are left out, and values merge.
-    if _any_equal(inputs) and (source := _source_hashes(data, labelled)):
-        inputs, targets = hash_splits(labelled, source)
     findings = [
         *data.findings,
-        *find_duplicates(inputs, targets, has_texts=_has_texts(schema)),
+        *find_equal_rows(data, labelled),
         *find_rare_classes(schema),
         *find_classes_without_rows(schema, labelled),
         *find_rounded_inputs(schema),
     ]
-    if schema.task != "regression":
-        findings += find_contradictions(inputs, targets)
     if schema.columns and "val" in labelled:
         findings += find_leaking_columns(schema, labelled["train"], labelled["val"])
     return findings
@@ -98,125 +82,6 @@ def describe_positive(data: object, schema: Schema | None = None, training: str 
     return f"positive class: {positive}{reason}{change}"
 
 
-def _any_equal(inputs: Hashes) -> bool:
-    hashes = np.concatenate(list(inputs.values()))
-    return len(np.unique(hashes)) < len(hashes)
-
-
-def _source_hashes(data: DataModule, splits: dict[str, Batch]) -> Hashes | None:
-    """Return hashes of the rows of each split in the source, None if the inputs are enough."""
-    hashes = {name: data.source_hashes(name) for name in splits}
-    known = {name: values for name, values in hashes.items() if values is not None}
-    return known if len(known) == len(splits) else None
-
-
-def hash_splits(splits: dict[str, Batch], source: Hashes | None = None) -> tuple[Hashes, Hashes]:
-    """Return hashes of the inputs and of the targets of each split's compared rows.
-
-    With ``source``, the hashes of the rows in the source, rows with equal inputs have equal hashes
-    only if they are equal in the source, too.
-    """
-    rows = sum(len(split.row) for split in splits.values())
-    stride = -(-rows // MAX_COMPARED_ROWS)
-    inputs, targets = {}, {}
-    for name, split in splits.items():
-        hashes, compared = hash_inputs(split, stride)
-        inputs[name] = hashes + (source[name][compared] if source else np.uint64(0))
-        targets[name] = _hash_rows(_targets(split)[compared].view(np.uint8))
-    return inputs, targets
-
-
-def hash_inputs(split: Batch, stride: int = 1, chunk: int = CHUNK) -> tuple[Array, Array]:
-    """Return 64-bit hashes of the inputs of some rows: uint64, and which rows: [rows] bool.
-
-    Equal rows have equal hashes, and different rows practically never do. The rows are those whose
-    hash is a multiple of ``stride``.
-    """
-    tensors = list(split.x.values()) if isinstance(split.x, dict) else [split.x]
-    compared, parts = np.ones(len(split.row), bool), [np.zeros(0, np.uint64)]
-    for start in range(0, len(compared), chunk):
-        size = min(chunk, len(compared) - start)
-        hashes = np.zeros(size, np.uint64)
-        for tensor in tensors:
-            rows = np.ascontiguousarray(tensor[start : start + size].numpy().reshape(size, -1))
-            hashes += _hash_rows(rows.view(np.uint8))
-        if stride > 1:
-            compared[start : start + size] = hashes % np.uint64(stride) == 0
-        parts.append(hashes[compared[start : start + size]])
-    return np.concatenate(parts), compared
-
-
-def _hash_rows(rows: Array) -> Array:
-    """Return hashes of byte rows [rows, bytes].
-
-    They are sums, modulo 2^64, of mixed words times random odd numbers. The mixing function is that
-    of SplitMix64 (Steele et al. 2014).
-    """
-    words = np.pad(rows, ((0, 0), (0, -rows.shape[1] % 8))).view(np.uint64)
-    words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    generator = np.random.default_rng(words.shape[1])
-    random = generator.integers(0, 2**63, words.shape[1], dtype=np.uint64)
-    factors = random * np.uint64(2) + np.uint64(1)
-    mixed: Array = (words ^ (words >> np.uint64(31))) * factors
-    return np.asarray(mixed.sum(axis=1, dtype=np.uint64))
-
-
-def _targets(split: Batch) -> Array:
-    assert split.y is not None
-    return np.ascontiguousarray(split.y.numpy().reshape(len(split.row), -1))
-
-
-def _has_texts(schema: Schema) -> bool:
-    return any(column.kind == "word" for column in schema.columns)
-
-
-def find_duplicates(inputs: Hashes, targets: Hashes, has_texts: bool = False) -> list[Finding]:
-    """Find rows that occur in an earlier split, too, with the same target.
-
-    With ``has_texts``, the hashes of the inputs are equal for texts of the same words.
-    """
-    exact = "" if has_texts else "exact "
-    same = " with the same words in texts" if has_texts else ""
-    hashes = {name: inputs[name] + targets[name] for name in inputs}
-    findings = []
-    for later, earlier in (("val", "train"), ("test", "train"), ("test", "val")):
-        if later not in hashes or earlier not in hashes:
-            continue
-        if copies := int(np.isin(hashes[later], hashes[earlier]).sum()):
-            equal = f"is {'a' if has_texts else 'an'} {exact}copy of a {earlier} row{same}"
-            if copies > 1:
-                equal = f"are {exact}copies of {earlier} rows{same}"
-            finding = Finding(
-                f"{copies} of {len(hashes[later])} {later} rows {equal}",
-                "if they are records of one thing, the model may have memorized them, and the "
-                "result looks better than it is",
-                "in that case keep one of each, or keep them in one split with data.group",
-            )
-            findings.append(finding)
-    return findings
-
-
-def find_contradictions(inputs: Hashes, targets: Hashes) -> list[Finding]:
-    """Find rows with equal inputs and different labels."""
-    hashes, labels = np.concatenate(list(inputs.values())), np.concatenate(list(targets.values()))
-    order = np.argsort(hashes, kind="stable")
-    hashes, labels = hashes[order], labels[order]
-    starts = np.flatnonzero(np.append(True, hashes[1:] != hashes[:-1]))
-    differ = np.minimum.reduceat(labels, starts) != np.maximum.reduceat(labels, starts)
-    rows = int(np.diff(np.append(starts, len(hashes)))[differ].sum())
-    if not rows:
-        return []
-    return [
-        Finding(
-            f"{rows} of {plural(len(hashes), 'row')} have the inputs of another row and a "
-            "different label",
-            "no model can predict all of them correctly",
-            "add a column in which the rows differ, or correct labels that are wrong",
-        )
-    ]
-
-
 def find_rare_classes(schema: Schema) -> list[Finding]:
     """Find classes with fewer than ``MIN_CLASS_ROWS`` training rows."""
     counts = zip(schema.class_names, schema.class_counts, strict=True)
@@ -240,7 +105,7 @@ def find_classes_without_rows(schema: Schema, splits: dict[str, Batch]) -> Itera
     splits_by_classes: dict[tuple[int, ...], list[str]] = {}
     for split in ("val", "test"):
         if split in splits:
-            rows = np.bincount(_targets(splits[split])[:, 0], minlength=len(names))
+            rows = np.bincount(target_rows(splits[split])[:, 0], minlength=len(names))
             if absent := tuple(np.flatnonzero(rows[: len(names)] == 0).tolist()):
                 splits_by_classes.setdefault(absent, []).append(f"no {split}")
     for absent, without in splits_by_classes.items():
@@ -276,7 +141,7 @@ def find_leaking_columns(schema: Schema, train: Batch, val: Batch) -> Iterator[F
     """
     assert isinstance(train.x, dict)
     assert isinstance(val.x, dict)
-    y, y_val = (_sample(torch.from_numpy(_targets(split))) for split in (train, val))
+    y, y_val = (_sample(torch.from_numpy(target_rows(split))) for split in (train, val))
     found: set[str] = set()
     for kind, columns in (("numeric", schema.numeric), ("categorical", schema.categorical)):
         x, x_val = _sample(train.x[kind]), _sample(val.x[kind])

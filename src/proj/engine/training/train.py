@@ -63,7 +63,8 @@ def train(
     if not first_process():
         _fit(cli, trainer, checkpoint)
         return
-    console.say(f"run: {run.path} on {trainer.num_devices} x {device.type}")
+    nodes = f"{trainer.num_nodes} nodes with " if trainer.num_nodes > 1 else ""
+    console.say(f"run: {run.path} on {nodes}{trainer.num_devices} x {device.type}")
     fingerprint = getattr(cli.datamodule, "fingerprint", "")
     seed = cli.experiment["seed_everything"]
     with (

@@ -19,6 +19,7 @@ from proj.engine.config.experiment import ExperimentCLI
 from proj.engine.config.parser import VerbParser
 from proj.engine.config.placeholders import show_not_recorded
 from proj.engine.config.yaml_file import read_yaml
+from proj.engine.tuning.slurm_array import read_launcher
 from proj.engine.tuning.space import Parameter, corners, read_space
 from proj.engine.write_paths import check_paths
 from proj.errors import UserError, nearest
@@ -71,6 +72,7 @@ class StudyPlan(NamedTuple):
         folder: the study's folder.
         storage: URL of a shared database; None: a journal file in ``folder``.
         workers: number of trials at the same time.
+        launcher: options of ``sbatch`` for the jobs that run the trials; None: local processes.
         one_process_per_job: start a new process for each training run. Runs on several devices need
             this, because Lightning starts their further processes with the same arguments.
         within: seconds for the whole command; None: as long as the budget takes.
@@ -92,6 +94,7 @@ class StudyPlan(NamedTuple):
     folder: Path
     storage: str | None
     workers: int
+    launcher: dict[str, Any] | None
     one_process_per_job: bool
     within: float | None
     escape_formulas: bool
@@ -148,6 +151,7 @@ def read_plan(args: list[str]) -> StudyPlan:
         folder=Path(options.output or cli.root / "studies" / file.stem),
         storage=options.storage,
         workers=options.workers,
+        launcher=read_launcher(options),
         one_process_per_job=uses_several_devices(cli.experiment),
         within=clock.read_duration(options.within, "--within") if options.within else None,
         escape_formulas=options.escape_formulas,
@@ -187,6 +191,14 @@ def _parse(args: list[str]) -> tuple[argparse.Namespace, list[str]]:
     )
     parser.add_argument(
         "--workers", type=positive_int, default=1, help="number of trials at the same time"
+    )
+    parser.add_argument(
+        "--launcher",
+        nargs="+",
+        default=["local"],
+        metavar=("KIND", "OPTION"),
+        help="local, or submitit with options of sbatch: --workers jobs of a SLURM array run the "
+        "trials, as in `--launcher submitit time=04:00:00 partition=gpu gres=gpu:1`",
     )
     parser.add_argument(
         "--output", help="folder of the study; default: lightning_logs/studies/NAME"

@@ -1,6 +1,7 @@
 """Run the trials of a study in worker processes until its budget is used up."""
 
 import math
+import signal
 import statistics
 import time
 from contextlib import nullcontext
@@ -17,7 +18,8 @@ from proj.engine.runs.files import as_plain
 from proj.engine.runs.locks import lock_run
 from proj.engine.runs.run import Run
 from proj.engine.tuning.plan import StudyPlan, read_plan
-from proj.engine.tuning.pool import JobFailed, JobInterrupted, Pool
+from proj.engine.tuning.pool import MAX_ATTEMPTS, JobFailed, JobInterrupted, Pool
+from proj.engine.tuning.slurm_array import SlurmArray
 from proj.engine.tuning.space import suggest
 from proj.engine.tuning.study import (
     enqueue_retry,
@@ -45,7 +47,11 @@ def tune(args: list[str]) -> None:
     check_links(plan.folder)
     with nullcontext() if plan.storage else lock_run(Run(plan.folder)):
         study = open_study(plan)
-        pool = Pool(plan.workers, plan.one_process_per_job)
+        pool = (
+            Pool(plan.workers, plan.one_process_per_job)
+            if plan.launcher is None
+            else SlurmArray(plan.name, plan.folder / "slurm", plan.workers, plan.launcher, args)
+        )
         search = Search(plan, study, pool)
         with stop_signals(pool.stop), search.display.live():
             search.run()
@@ -70,8 +76,12 @@ class Search:
         pool: the workers that train.
     """
 
-    def __init__(self, plan: StudyPlan, study: Study, pool: Pool) -> None:
+    def __init__(self, plan: StudyPlan, study: Study, pool: Pool | SlurmArray) -> None:
         self.plan, self.study, self.pool = plan, study, pool
+        # Numbers of the trials that a signal interrupted here, and that jobs of SLURM ended.
+        self.interrupted: set[int] = set()
+        self.failed_arrays = 0
+        self.shown = {trial.number for trial in self._ended_trials()}
         self.display = StudyDisplay(study, plan)
         # Seconds of work on the study, including earlier commands, up to ``clock``.
         self.seconds = float(study.user_attrs.get("seconds", 0.0))
@@ -129,6 +139,9 @@ class Search:
         return bool(self.study.get_trials(deepcopy=False, states=[TrialState.RUNNING]))
 
     def _optimize(self, n_trials: int | None) -> None:
+        if isinstance(self.pool, SlurmArray):
+            self._run_jobs(self.pool, min(n_trials or self.plan.workers, self.plan.workers))
+            return
         minutes = self.plan.minutes
         self.study.optimize(
             self.objective,
@@ -139,10 +152,40 @@ class Search:
             callbacks=[self._after_trial],
         )
 
+    def _run_jobs(self, array: SlurmArray, count: int) -> None:
+        """Run trials in jobs until all jobs have ended; raise TrainingError if none ended well."""
+        before = len(self._ended_trials())
+        console.say(f"submitted: {console.plural(count, 'job')}, output in {array.folder}")
+        outcomes = array.run(count, self._show_ended)
+        self.seconds = float(self.study.user_attrs.get("seconds", 0.0))
+        codes = {outcome.code for outcome in outcomes}
+        if codes & {0, 128 + signal.SIGTERM} or len(self._ended_trials()) > before:
+            self.failed_arrays = 0
+            return
+        # Jobs that SLURM kills have no exit code. They get as many attempts as killed workers.
+        self.failed_arrays += 1
+        if not array.signal and (codes != {None} or self.failed_arrays == MAX_ATTEMPTS):
+            raise TrainingError(f"no job of {self.plan.folder} ended well: {outcomes[-1].reason}")
+
+    def _ended_trials(self) -> list[FrozenTrial]:
+        trials = self.study.get_trials(deepcopy=False)
+        return [trial for trial in trials if trial.state.is_finished()]
+
+    def _show_ended(self) -> None:
+        for trial in self._ended_trials():
+            if trial.number not in self.shown:
+                self.shown.add(trial.number)
+                self.display.trial_ended(trial)
+
     def _retry_interrupted(self) -> None:
-        """Enqueue the trials that a signal interrupted, for the next command."""
+        """Enqueue the trials that a signal interrupted, for the next command.
+
+        Of a shared study, those of this process: the others enqueue theirs at the same moment.
+        """
+        is_shared = self.plan.storage is not None
         for trial in trials_by_index(self.study).values():
-            if trial.state == TrialState.FAIL and was_interrupted(trial):
+            is_own = not is_shared or trial.number in self.interrupted
+            if trial.state == TrialState.FAIL and was_interrupted(trial) and is_own:
                 enqueue_retry(self.study, trial)
 
     def _after_trial(self, study: Study, trial: FrozenTrial) -> None:
@@ -192,6 +235,7 @@ class Search:
 
     def _score(self, job: Job, trial: Trial, reporter: "PruningReporter") -> float:
         """Run a job and return the metric of its best epoch."""
+        assert isinstance(self.pool, Pool)
         try:
             metrics = self.pool.run(job, reporter)
         except JobFailed as failed:
@@ -200,6 +244,7 @@ class Search:
         except JobInterrupted:
             # A retry inherits this value, so it must identify the interrupted attempt.
             trial.set_user_attr("interrupted", trial.number)
+            self.interrupted.add(trial.number)
             raise
         timed = self.plan.within is not None
         if timed and Run(Path(job["folder"])).manifest.get("out_of_time"):

@@ -1,0 +1,181 @@
+"""Rows of a data set that are copies of each other, and rows that differ in the target only."""
+
+from collections import Counter
+from collections.abc import Iterator
+
+import numpy as np
+
+from proj.data.base import DataModule
+from proj.engine.console import plural
+from proj.schema import Array, Batch, Finding, Schema
+
+# Rows that are compared with each other. If there are more, a share of them is chosen by the hash
+# of the inputs, so that of equal rows all or none are chosen.
+MAX_COMPARED_ROWS = 4_000_000
+
+# Rows hashed at once.
+CHUNK = 65_536
+
+# Rows are compared in 2^PART_BITS parts by the first bits of the hash of their inputs. Equal rows
+# are in one part, and sorting a part takes little memory.
+PART_BITS = 4
+
+# The hashes of the rows of each split: [rows] uint64.
+Hashes = dict[str, Array]
+
+
+def find_equal_rows(data: DataModule, splits: dict[str, Batch]) -> Iterator[Finding]:
+    """Find rows that occur in an earlier split, too, and rows that differ in the label only.
+
+    Args:
+        data: the data module of the splits.
+        splits: the splits that have targets.
+    """
+    assert data.schema is not None
+    inputs, targets = hash_splits(splits)
+    # Rows that differ in the source may be equal as inputs: columns are left out, and values merge.
+    if any(map(_has_equal, _parts(inputs, targets))) and (source := _source_hashes(data, splits)):
+        inputs, targets = hash_splits(splits, source)
+    copies, contradicting = Counter[tuple[str, str]](), 0
+    for part in _parts(inputs, targets):
+        copies.update(_count_copies(*part))
+        contradicting += _count_contradicting(*part)
+    rows = {name: len(hashes) for name, hashes in inputs.items()}
+    for (later, earlier), count in copies.items():
+        if count:
+            yield _copies_finding(count, rows[later], later, earlier, _has_texts(data.schema))
+    if contradicting and data.schema.task != "regression":
+        yield Finding(
+            f"{contradicting} of {plural(sum(rows.values()), 'row')} have the inputs of another "
+            "row and a different label",
+            "no model can predict all of them correctly",
+            "add a column in which the rows differ, or correct labels that are wrong",
+        )
+
+
+def target_rows(split: Batch) -> Array:
+    """Return the targets of a split: [rows, targets]."""
+    assert split.y is not None
+    return np.ascontiguousarray(split.y.numpy().reshape(len(split.row), -1))
+
+
+def _source_hashes(data: DataModule, splits: dict[str, Batch]) -> Hashes | None:
+    """Return hashes of the rows of each split in the source, None if the inputs are enough."""
+    hashes = {name: data.source_hashes(name) for name in splits}
+    known = {name: values for name, values in hashes.items() if values is not None}
+    return known if len(known) == len(splits) else None
+
+
+def hash_splits(splits: dict[str, Batch], source: Hashes | None = None) -> tuple[Hashes, Hashes]:
+    """Return hashes of the inputs and of the targets of each split's compared rows.
+
+    With ``source``, the hashes of the rows in the source, rows with equal inputs have equal hashes
+    only if they are equal in the source, too.
+    """
+    rows = sum(len(split.row) for split in splits.values())
+    stride = -(-rows // MAX_COMPARED_ROWS)
+    inputs, targets = {}, {}
+    for name, split in splits.items():
+        tensors = list(split.x.values()) if isinstance(split.x, dict) else [split.x]
+        hashes, compared = hash_rows([tensor.numpy() for tensor in tensors], stride)
+        inputs[name] = hashes + (source[name][compared] if source else np.uint64(0))
+        targets[name] = hash_rows([target_rows(split)[compared]])[0]
+    return inputs, targets
+
+
+def hash_rows(arrays: list[Array], stride: int = 1, chunk: int = CHUNK) -> tuple[Array, Array]:
+    """Return 64-bit hashes of some rows: uint64, and which rows: [rows] bool.
+
+    Equal rows have equal hashes, and different rows practically never do. The rows are those whose
+    hash is a multiple of ``stride``.
+
+    Args:
+        arrays: arrays [rows, ...], which together make the rows.
+    """
+    compared, parts = np.ones(len(arrays[0]), bool), [np.zeros(0, np.uint64)]
+    for start in range(0, len(compared), chunk):
+        size = min(chunk, len(compared) - start)
+        hashes = np.zeros(size, np.uint64)
+        for array in arrays:
+            rows = np.ascontiguousarray(array[start : start + size].reshape(size, -1))
+            hashes += _hash_bytes(rows.view(np.uint8))
+        if stride > 1:
+            compared[start : start + size] = hashes % np.uint64(stride) == 0
+        parts.append(hashes[compared[start : start + size]])
+    return np.concatenate(parts), compared
+
+
+def _hash_bytes(rows: Array) -> Array:
+    """Return hashes of byte rows [rows, bytes].
+
+    They are sums, modulo 2^64, of mixed words times random odd numbers. The mixing function is that
+    of SplitMix64 (Steele et al. 2014).
+    """
+    words = np.pad(rows, ((0, 0), (0, -rows.shape[1] % 8))).view(np.uint64)
+    words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    generator = np.random.default_rng(words.shape[1])
+    random = generator.integers(0, 2**63, words.shape[1], dtype=np.uint64)
+    factors = random * np.uint64(2) + np.uint64(1)
+    mixed: Array = (words ^ (words >> np.uint64(31))) * factors
+    return np.asarray(mixed.sum(axis=1, dtype=np.uint64))
+
+
+def _parts(inputs: Hashes, targets: Hashes) -> Iterator[tuple[Hashes, Hashes]]:
+    """Return the hashes of the inputs and of the targets in parts. Equal rows are in one part."""
+    shift = np.uint64(64 - PART_BITS)
+    for number in range(2**PART_BITS):
+        chosen = {name: hashes >> shift == number for name, hashes in inputs.items()}
+        yield (
+            {name: inputs[name][rows] for name, rows in chosen.items()},
+            {name: targets[name][rows] for name, rows in chosen.items()},
+        )
+
+
+def _has_equal(part: tuple[Hashes, Hashes]) -> bool:
+    hashes = np.concatenate(list(part[0].values()))
+    return len(np.unique(hashes)) < len(hashes)
+
+
+def _count_copies(inputs: Hashes, targets: Hashes) -> dict[tuple[str, str], int]:
+    """Return how many rows of a later split occur in an earlier one with the same target."""
+    hashes = {name: inputs[name] + targets[name] for name in inputs}
+    return {
+        (later, earlier): int(np.isin(hashes[later], hashes[earlier]).sum())
+        for later, earlier in (("val", "train"), ("test", "train"), ("test", "val"))
+        if later in hashes and earlier in hashes
+    }
+
+
+def _copies_finding(count: int, rows: int, later: str, earlier: str, has_texts: bool) -> Finding:
+    """Return the finding about ``count`` copies.
+
+    With ``has_texts``, the hashes of the inputs are equal for texts of the same words.
+    """
+    exact = "" if has_texts else "exact "
+    equal = f"is {'a' if has_texts else 'an'} {exact}copy of a {earlier} row"
+    if count > 1:
+        equal = f"are {exact}copies of {earlier} rows"
+    same = " with the same words in texts" if has_texts else ""
+    return Finding(
+        f"{count} of {rows} {later} rows {equal}{same}",
+        "if they are records of one thing, the model may have memorized them, and the result looks "
+        "better than it is",
+        "in that case keep one of each, or keep them in one split with data.group",
+    )
+
+
+def _has_texts(schema: Schema) -> bool:
+    return any(column.kind == "word" for column in schema.columns)
+
+
+def _count_contradicting(inputs: Hashes, targets: Hashes) -> int:
+    """Return the number of rows whose inputs are those of a row with another label."""
+    hashes, labels = (np.concatenate(list(kind.values())) for kind in (inputs, targets))
+    if not len(hashes):
+        return 0
+    order = np.argsort(hashes, kind="stable")
+    hashes, labels = hashes[order], labels[order]
+    starts = np.flatnonzero(np.append(True, hashes[1:] != hashes[:-1]))
+    differ = np.minimum.reduceat(labels, starts) != np.maximum.reduceat(labels, starts)
+    return int(np.diff(np.append(starts, len(hashes)))[differ].sum())
