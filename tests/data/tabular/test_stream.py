@@ -9,6 +9,7 @@ import polars as pl
 import pytest
 import torch
 
+import proj
 from conftest import Cli
 from proj.data import Tabular
 from proj.data.tabular import ParquetStream
@@ -283,6 +284,20 @@ def test_splits_of_their_own_shards(shards: Path, work: Path) -> None:
     assert columns["id"].to_list() == ["row 71", "row 3"]
 
 
+def test_the_fingerprint_tells_changed_shards(data: ParquetStream, work: Path) -> None:
+    """Resume compares it: a target, a row or a column more is another source; a place is not."""
+    assert stream(write(table(), work / "moved")).fingerprint == data.fingerprint
+    first = pl.int_range(pl.len()) == 0
+    other = table().with_columns(
+        sold=pl.when(first)
+        .then(pl.when(pl.col("sold") == "yes").then(pl.lit("no")).otherwise(pl.lit("yes")))
+        .otherwise("sold")
+    )
+    changes = [other, table().with_columns(more=pl.lit(1)), table(rows=sum(ROWS) - 1)]
+    for i, frame in enumerate(changes):
+        assert stream(write(frame, work / str(i))).fingerprint != data.fingerprint
+
+
 # Errors
 
 
@@ -388,5 +403,7 @@ def test_commands(cli: Cli, shards: Path, work: Path) -> None:
     cli("predict", "--run", "version_0", "--data.predict_path", "new", "--keep", "id")
     predicted = pl.read_parquet(run / "predict/predictions.parquet")
     assert predicted["id"].to_list() == [f"row {i}" for i in range(75)]
+    known = proj.load("version_0").predict(pl.read_parquet(work / "new/*.parquet"))
+    assert known["prediction"].to_list() == predicted["prediction"].to_list()
     assert "which streams its rows" in cli("baseline", "--run", "version_0", code=2)
     assert "data: expected splits that fit" in cli("eject", "version_0", code=2)
