@@ -19,7 +19,7 @@ from proj.errors import UserError
 from proj.schema import SPLITS, Array, Finding
 
 # Rows of a block at most. A reader decodes only the pages that a block needs.
-BLOCK_ROWS = 65_536
+BLOCK_ROWS = 32_768
 # Smaller sources have smaller blocks, so that a tenth of them is a tenth of the rows.
 MIN_BLOCKS = 100
 # Footers of shards that are read at once; those on a server take long to arrive.

@@ -59,7 +59,7 @@ TARGET_ROWS = 10_000
 class ParquetStream(DataModule):
     """A table in Parquet files (shards) of any size, of which a bounded part is in memory.
 
-    The shards are cut into blocks of at most 65,536 rows. Training reads the blocks in a random
+    The shards are cut into blocks of at most 32,768 rows. Training reads the blocks in a random
     order into a buffer, whose rows are shuffled. Columns have the types of the files: text is not
     read as numbers or dates. The columns' statistics are those of a sample of the training rows;
     classes and the statistics of the targets are counted over all of them.
@@ -105,7 +105,7 @@ class ParquetStream(DataModule):
         test_fraction: float = 0.1,
         split_seed: int = 0,
         shuffle: bool = True,
-        buffer_rows: int = 262_144,
+        buffer_rows: int = 524_288,
         sample_rows: int = 200_000,
     ) -> None:
         super().__init__(batch_size, shuffle, predict_path)
