@@ -318,6 +318,8 @@ def changed(**columns: pl.Expr) -> pl.DataFrame:
         (changed(), {"target": "sould"}, "data.target: "),
         (changed(), {"columns": {"kinds": "drop"}}, "data.columns: "),
         (table(rows=50).drop("kind"), {"val_path": "val.parquet"}, "data.val_path: "),
+        (changed(), {"batch_size": 3000}, "data.batch_size: expected at most"),
+        (changed(), {"batch_size": 0}, "data.batch_size: expected a number from 1"),
         (changed(), {"buffer_rows": 0}, "data.buffer_rows: expected"),
         (changed(), {"val_fraction": 0.7, "test_fraction": 0.3}, "data.val_fraction and"),
         (changed(), {"task": "binary", "target": "kind"}, "expected two classes"),

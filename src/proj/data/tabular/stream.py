@@ -262,7 +262,11 @@ class ParquetStream(DataModule):
 
     # Batches
 
-    def _loader(self, split: str, shuffle: bool = False, exact: bool = True) -> ArrayLoader:
+    def _checked_batch_size(self, split: str, share: int | None) -> int:
+        """Return the batch size; ``share`` is its limit, the training rows of a process.
+
+        Raises UserError unless there are such batches.
+        """
         if self.batch_size is None or self.batch_size < 1:
             raise UserError(
                 f"data.batch_size: expected a number from 1, got {self.batch_size}; shards are not "
@@ -273,15 +277,24 @@ class ParquetStream(DataModule):
             raise UserError(
                 f"the {split} split has no rows; expected at least one row, set data.{option}."
             )
+        if share is not None and self.batch_size > share:
+            raise UserError(
+                f"data.batch_size: expected at most {share}, the training rows of a process, got "
+                f"{self.batch_size}; lower it."
+            )
+        return self.batch_size
+
+    def _loader(self, split: str, shuffle: bool = False, exact: bool = True) -> ArrayLoader:
+        trainer = self.trainer
+        rank, world = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
+        size = self._checked_batch_size(split, None if exact else self.rows(split) // world)
+        if exact:
+            size = max(size, self._evaluation_batch_size(split))
         if shuffle and self.memory_bytes > (limit := memory_limit()):
             raise UserError(
                 f"data.buffer_rows: expected buffers of up to {limit / 1e9:.1f} GB of memory, got "
                 f"{self.memory_bytes / 1e9:.1f} GB; lower it."
             )
-        trainer = self.trainer
-        size = self.batch_size
-        if exact:
-            size = max(size, self._evaluation_batch_size(split))
         return StreamLoader(
             self.splits[split],
             size,
@@ -292,8 +305,8 @@ class ParquetStream(DataModule):
             seed=self.seed,
             shuffle=shuffle,
             exact=exact,
-            rank=trainer.global_rank if trainer else 0,
-            world=trainer.world_size if trainer else 1,
+            rank=rank,
+            world=world,
             pin_memory=self._device().type == "cuda",
         )
 
