@@ -1,8 +1,9 @@
 """Other training programs for ``bench.py``, those that are installed.
 
 skorch, Keras on torch, Accelerate and the Trainer of transformers train the same net on the same
-batches with Adam, and compute the same metrics on the validation rows after each epoch, each in the
-way that its documentation shows. They are not part of this project:
+batches with Adam, and compute metrics on the validation rows after each epoch, each in the way that
+its documentation shows. They are the metrics of ``bench.py``, except that precision and recall of
+Keras count all classes together. The programs are not part of this project:
 
     python -m pip install skorch keras accelerate transformers
 """

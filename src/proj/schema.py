@@ -45,7 +45,7 @@ class Batch(NamedTuple):
         x: inputs [rows, ...]; for tables a dict of such tensors, for a net of several inputs a
             tuple of them. A split has one tensor or a dict.
         y: class numbers [rows], labels [rows, labels] of 0 and 1, or targets [rows, targets]; None
-            for rows to predict.
+            for rows to predict (then a DataLoader needs a ``collate_fn``).
         row: each row's number in its source [rows].
         weights: each row's weight in loss and metrics [rows], alone in a tuple; empty if all count
             equally. A None would be a row for Lightning when it looks for the batch size.

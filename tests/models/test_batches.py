@@ -107,6 +107,18 @@ def test_rows_of_a_batch_with_numbers_keep_them() -> None:
     assert torch.cat([output["row"] for output in outputs]).tolist() == list(range(100, 76, -1))
 
 
+@pytest.mark.parametrize("in_a_tuple", [True, False])
+def test_weights_of_a_batch_reach_the_loss(in_a_tuple: bool) -> None:
+    """A tensor was taken for a tuple of its rows, and the first row's weight weighted all."""
+    ours = model(Bag())
+    tokens, numbers, y = map(torch.stack, zip(*rows(), strict=True))
+    weight = torch.rand(len(y), dtype=torch.float64) + 0.1
+    given: Any = (weight,) if in_a_tuple else weight
+    ours.schema = Schema.of((9,), classes=range(3))
+    batch = ours.to_batch(Batch((tokens, numbers), y, torch.arange(len(y)), given))
+    assert torch.equal(batch.weight, weight)
+
+
 class Three(NamedTuple):
     tokens: Tensor
     lengths: Tensor

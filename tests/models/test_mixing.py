@@ -131,8 +131,12 @@ def test_executions_have_the_bits_of_single_steps(cli: Cli, work: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--model.mixup", "-1"], "model.mixup: expected a number from 0 up, got -1.0"),
-        (["--model.cutmix", ".inf"], "model.cutmix: expected a number from 0 up, got inf"),
+        (
+            ["--model.mixup", "-1"],
+            "model.mixup: expected 0, which is off, or a number from 0.01 up, got -1.0",
+        ),
+        (["--model.mixup", "0.001"], "or a number from 0.01 up, got 0.001"),
+        (["--model.cutmix", ".inf"], "or a number from 0.01 up, got inf"),
     ],
 )
 def test_wrong_alphas_are_one_message(cli: Cli, options: list[str], message: str) -> None:

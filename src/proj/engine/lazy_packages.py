@@ -207,7 +207,9 @@ class LazyFinder(MetaPathFinder):
         spec = PathFinder.find_spec(fullname, path, target)
         if spec is None or not isinstance(spec.loader, InspectLoader):
             return spec
-        source = spec.loader.get_source(fullname) or ""
+        source = spec.loader.get_source(fullname)
+        if source is None:  # The package is installed as bytecode.
+            return spec
         if fullname in self.late:
             return ModuleSpec(fullname, _LateLoader(spec, source), origin=spec.origin)
         if spec.submodule_search_locations is not None:

@@ -13,8 +13,11 @@ from proj.schema import Schema
 def check_mixing(mixup: float, cutmix: float, schema: Schema) -> None:
     """Raise UserError unless rows of this schema can be mixed."""
     for name, alpha in (("mixup", mixup), ("cutmix", cutmix)):
-        if not 0 <= alpha < math.inf:
-            raise UserError(f"model.{name}: expected a number from 0 up, got {alpha}; 0 is off.")
+        # Below a hundredth, the gamma numbers of which a share is made are too small for floats.
+        if not (alpha == 0 or 0.01 <= alpha < math.inf):
+            raise UserError(
+                f"model.{name}: expected 0, which is off, or a number from 0.01 up, got {alpha}."
+            )
         if alpha and len(schema.input_shape) != 3:
             raise UserError(
                 f"model.{name}: expected images [channels, height, width], got other inputs; leave "

@@ -104,6 +104,28 @@ def test_independent_rows_have_no_gap() -> None:
     assert not found.is_strong
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("split", ["time", "group"])
+def test_a_column_without_values_in_some_rows(split: str) -> None:
+    """scikit-learn cannot bin it: `init` ended with a traceback."""
+    columns = days(0.9) if split == "time" else groups_with_effects()
+    rare = np.arange(ROWS) >= ROWS - 30 if split == "time" else columns["patient"] == 1
+    late = [0.5 * i if known else None for i, known in enumerate(rare)]
+    (found,) = measure(
+        {**columns, "late": late}, **{split: "when" if split == "time" else "patient"}
+    )
+    (without,) = measure(columns, **{split: "when" if split == "time" else "patient"})
+    assert abs(found.honest - without.honest) < 0.2
+
+
+@pytest.mark.filterwarnings("error")
+def test_rows_of_one_time_have_no_later_ones() -> None:
+    """The mean of no row is a warning of NumPy."""
+    columns = days(0.9)
+    columns["when"] = columns["when"][[0] * 370 + [*range(30)]]
+    assert measure(columns, time="when") == []
+
+
 def test_classes_are_scored_by_their_brier_score() -> None:
     columns = groups_with_effects(2.0)
     columns["y"] = np.where(columns["y"] > 0, "high", "low")

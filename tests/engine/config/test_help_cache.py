@@ -66,6 +66,8 @@ def test_the_answer_to_a_mistyped_flag_keeps_the_flags(experiment: Any, cli: Cli
     with pytest.raises(UserError) as caught:
         check_flags("fit", wrong, [])
     assert answer == f"error: {caught.value}\n"
+    # A help that is printed later must not list the modules of this experiment.
+    assert help_cache.kept_help("fit") is None
     # What the parser takes is not refused.
     check_flags("fit", ["--name", "a", "--config", str(config), *known, "--resume=b"], [])
 
@@ -108,4 +110,11 @@ def test_a_cache_that_cannot_be_written_changes_nothing(
     """`compare --help` would fail where the home folder is read-only."""
     Path("file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(Path("file").resolve()))
+    assert "usage" in cli("compare", "--help")
+
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", homeless)
     assert "usage" in cli("compare", "--help")

@@ -168,6 +168,14 @@ def test_inner_layers_come_after_the_outer_ones() -> None:
     assert [*_layers(net)] == [inner, net[2], inner[0]]
 
 
+def test_layers_that_share_a_weight_stay_with_the_net() -> None:
+    """FSDP2 refuses a parameter that two groups have, such as tied embeddings."""
+    first, last = nn.Linear(2, 2), nn.Linear(2, 2)
+    last.weight = first.weight
+    between = nn.Linear(2, 2)
+    assert [*_layers(nn.Sequential(first, between, last))] == [between]
+
+
 def test_a_strategy_given_as_a_class_serves_every_trainer(experiment: Any, cli: Cli) -> None:
     """The preflight builds a Trainer, too, and a strategy keeps the accelerator of its first."""
     strategy = "lightning.pytorch.strategies.SingleDeviceStrategy"

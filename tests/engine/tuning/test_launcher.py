@@ -2,13 +2,18 @@
 
 import argparse
 import sys
+from datetime import datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import optuna
 import pytest
+from optuna.trial import TrialState
 
+from proj.engine import security
 from proj.engine.tuning import slurm_array
+from proj.engine.tuning.search import Search
 from proj.engine.tuning.slurm_array import Outcome, SlurmArray, read_launcher
 from proj.errors import UserError
 
@@ -89,6 +94,7 @@ def array(work: Path, monkeypatch: pytest.MonkeyPatch) -> SlurmArray:
     monkeypatch.setenv("PATH", f"{work}:/usr/bin:/bin")
     monkeypatch.setattr(slurm_array, "_executor", lambda folder: Executor())
     monkeypatch.setattr(slurm_array, "POLL_SECONDS", 0.001)
+    monkeypatch.setattr(security, "allowed_packages", ["mine"])
     return SlurmArray("study", work / "slurm", 2, {"time": "10"}, ["--workers", "2"])
 
 
@@ -100,7 +106,8 @@ def test_jobs_are_awaited_also_while_slurm_does_not_answer(array: SlurmArray, wo
     assert len(polls) == 3
     executor: Any = array.executor
     # The last options count: a job must not submit jobs of its own.
-    assert executor.words == [["--workers", "2", "--launcher", "local", "--workers", "1"]] * 2
+    own = ["--allow", "mine", "--launcher", "local", "--workers", "1"]
+    assert executor.words == [["--workers", "2", *own]] * 2
     assert executor.parameters["additional_parameters"] == {"signal": "TERM@60", "time": "10"}
     assert executor.parameters["array_parallelism"] == 2
     assert (work / "slurm").stat().st_mode & 0o777 == 0o700
@@ -117,3 +124,33 @@ def test_a_signal_saves_the_trials_and_a_second_one_kills_the_jobs(
     lines = (work / "cancelled").read_text().splitlines()
     waiting = "--state=PENDING 7_0 7_1"
     assert lines == [waiting, "--signal=TERM 7_0 7_1", waiting, "--signal=KILL --full 7_0 7_1"]
+
+
+@pytest.mark.parametrize(
+    ("storage", "is_own", "seconds_ago", "is_enqueued"),
+    [
+        (None, False, 0, True),
+        (STORAGE, True, 0, True),
+        (STORAGE, False, 0, False),
+        (STORAGE, False, 60, True),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+def test_processes_that_stop_at_once_enqueue_each_trial_once(
+    storage: str | None, is_own: bool, seconds_ago: int, is_enqueued: bool
+) -> None:
+    """The jobs of an array get the signal together. A killed one leaves its trial to the others."""
+    study = optuna.create_study()
+    attempt = optuna.create_trial(state=TrialState.FAIL, user_attrs={"interrupted": 0})
+    attempt.datetime_complete = datetime.now() - timedelta(seconds=seconds_ago)
+    study.add_trial(attempt)
+    search: Any = object.__new__(Search)
+    search.plan, search.study = SimpleNamespace(storage=storage, minutes=None), study
+    search.interrupted = {0} if is_own else set()
+    # Another process waits for what becomes of the trial.
+    assert search._others_are_running() == (storage is not None)
+    search._retry_interrupted()
+    states = [trial.state for trial in study.trials]
+    assert states == [TrialState.FAIL, *[TrialState.WAITING] * is_enqueued]
+    search._retry_interrupted()
+    assert len(study.trials) == len(states)

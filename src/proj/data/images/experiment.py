@@ -39,7 +39,9 @@ def experiment_values(
         "epochs": epochs,
         "is_short": epochs < EPOCHS_FOR_CROP,
         "crop": min(schema.input_shape[1:]) // 14,
-        "cutmix": epochs == MAX_EPOCHS and min(schema.input_shape[1:]) >= CUTMIX_SIZE,
+        "cutmix": schema.task != "regression"
+        and epochs == MAX_EPOCHS
+        and min(schema.input_shape[1:]) >= CUTMIX_SIZE,
         "flip": not letters or path.endswith(".npz"),
         "size": size,
         "batch_size": _batch_size(schema.rows),

@@ -174,8 +174,7 @@ def _measure(data: DataModule, schema: Schema, candidate: Candidate) -> Optimism
     if distinct < 2 * (FOLDS if is_group else TIME_BLOCKS) or not problem.y.any():
         return None
     scores = (_score_groups if is_group else _score_times)(problem, rng)
-    total = scores.total.sum()
-    if not total:
+    if scores is None or not (total := scores.total.sum()):
         return None
     gaps = _bootstrap(scores, rng)
     low, high = np.quantile(gaps, (0.025, 0.975))
@@ -306,8 +305,11 @@ def _group_means(groups: Array, y: Array, folds: Array, test_groups: Array) -> t
     return others[folds, groups], means[test_groups]
 
 
-def _score_times(problem: _Problem, rng: np.random.Generator) -> _Scores:
-    """Score blocks of the latest rows, predicted by earlier rows and by as many random ones."""
+def _score_times(problem: _Problem, rng: np.random.Generator) -> _Scores | None:
+    """Score blocks of the latest rows, predicted by earlier rows and by as many random ones.
+
+    Return None if nearly all rows have the earliest time.
+    """
     order = np.argsort(problem.ranks, kind="stable")
     x, y, times = problem.x[order], problem.y[order], problem.ranks[order]
     rows = len(y)
@@ -315,6 +317,8 @@ def _score_times(problem: _Problem, rng: np.random.Generator) -> _Scores:
     cuts = np.linspace(round((1 - TIME_SHARE) * rows), rows, TIME_BLOCKS + 1)[:-1].astype(int)
     starts = np.unique([*np.searchsorted(times, times[cuts]), rows])
     starts = starts[starts > 0]
+    if len(starts) < 2:
+        return None
     tested = np.arange(starts[0], rows)
     random_test = rng.permutation(tested)
     later, mixed = np.empty((2, rows, y.shape[1]))
@@ -346,8 +350,11 @@ def _stretches(times: Array, blocks: Array) -> Array:
 
 def _fit(x: Array, y: Array, categories: Array) -> Callable[[Array], Array]:
     """Return the function from inputs to predictions [rows, targets] of boosting."""
-    if not x.shape[1]:
+    # Binning fails for a column without a value in these rows.
+    known = ~np.isnan(x).all(axis=0)
+    if not known.any():
         return lambda rows: np.repeat(y.mean(axis=0, keepdims=True), len(rows), axis=0)
+    x, categories = x[:, known], categories[known]
     leaf = int(np.clip(len(y) // 40, 3, 20))
     models = [
         HistGradientBoostingRegressor(
@@ -359,7 +366,7 @@ def _fit(x: Array, y: Array, categories: Array) -> Callable[[Array], Array]:
         ).fit(x, target)
         for target in y.T
     ]
-    return lambda rows: np.stack([model.predict(rows) for model in models], axis=1)
+    return lambda rows: np.stack([model.predict(rows[:, known]) for model in models], axis=1)
 
 
 def _bootstrap(scores: _Scores, rng: np.random.Generator) -> Array:

@@ -1,5 +1,6 @@
 """Sharded weights (FSDP2): each process keeps its part of the weights and the optimizer state."""
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -107,11 +108,15 @@ def shard_net(trainer: Trainer, model: LightningModule) -> None:
 def _layers(net: nn.Module) -> Iterator[nn.Module]:
     """Yield the members of all sequences with parameters, so that one at a time is whole.
 
-    Parameters that two layers share stay with the net.
+    Layers with a parameter that another module has, too, stay with the net.
     """
+    owners = Counter(id(p) for module in net.modules() for p in module.parameters(recurse=False))
     for module in net.modules():
         if isinstance(module, nn.Sequential | nn.ModuleList):
-            yield from (layer for layer in module if next(layer.parameters(), None) is not None)
+            for layer in module:
+                counts = [owners[id(parameter)] for parameter in layer.parameters()]
+                if counts and max(counts) == 1:
+                    yield layer
 
 
 @torch.no_grad()

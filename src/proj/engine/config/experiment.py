@@ -29,7 +29,7 @@ from proj.engine.config.arguments import keep_text
 from proj.engine.config.build_errors import explain_unbuilt
 from proj.engine.config.callbacks import fit_callbacks, monitor_options, monitored_metrics
 from proj.engine.config.experiment_parser import ExperimentParser
-from proj.engine.config.help_cache import HELP, keep_help
+from proj.engine.config.help_cache import HELP, keep_flags, keep_help
 from proj.engine.config.options import FIT_KEYS, OPTIONS
 from proj.engine.config.parser_errors import explain_parser_error
 from proj.engine.config.placeholders import fill_placeholders
@@ -172,7 +172,7 @@ class ExperimentCLI(LightningCLI):
             self.config = parser.parse_args(self.arguments)
         except ArgumentError as error:
             # The next mistyped flag is answered without torch.
-            keep_help(self.verb, parser.format_help())
+            keep_flags(self.verb, parser.format_help())
             message = explain_parser_error(str(error), parser.get_defaults().keys())
             raise UserError(message) from error
         except RecursionError as error:

@@ -22,7 +22,7 @@ from proj.engine.config.help_cache import (
     ROOT,
     cache_file,
     flags_in,
-    kept_help,
+    kept_flags,
     package_versions,
     write_cache,
 )
@@ -105,9 +105,7 @@ def check_flags(verb: str, args: Sequence[str], configs: Sequence[dict[str, Any]
     index = read_index()
     if index is not None:
         known = index.flags[verb]
-    elif text := kept_help(verb):
-        known = flags_in(text)
-    else:
+    elif not (known := kept_flags(verb)):
         return
     for word in args:
         # `+=` adds to a list.

@@ -25,8 +25,14 @@ HELP = (["-h"], ["--help"])
 
 
 def cache_file(kind: str) -> Path:
-    """Return a file of a kind in the user's cache, one for each installed copy."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    """Return a file of a kind in the user's cache, one for each installed copy.
+
+    Raises FileNotFoundError if there is no folder for it.
+    """
+    try:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError as error:  # The user has no home, as in some containers.
+        raise FileNotFoundError(str(error)) from error
     copy = hashlib.sha256(f"{ROOT} {sys.prefix}".encode()).hexdigest()[:16]
     return cache / PACKAGE / f"{kind}-{copy}.json"
 
@@ -79,6 +85,16 @@ def keep_help(verb: str, text: str) -> None:
         with contextlib.suppress(OSError):
             content = {"state": _state(), "help": {**known, verb: text}}
             write_cache(cache_file("help"), content)
+
+
+def keep_flags(verb: str, text: str) -> None:
+    """Keep the flags in a help, which lists modules of this experiment, too."""
+    keep_help(f"{verb} flags", " ".join(f"--{flag}" for flag in flags_in(text)))
+
+
+def kept_flags(verb: str) -> list[str]:
+    """Return the flags of a verb that a kept help lists; none if nothing was kept."""
+    return flags_in(kept_help(verb) or kept_help(f"{verb} flags") or "")
 
 
 def flags_in(text: str) -> list[str]:

@@ -117,7 +117,9 @@ def eject(run: Run, cli: ExperimentCLI, data_file: str) -> Ejected:
         cli: its experiment, with the data set up and the model as `fit` builds it.
         data_file: name of the file beside the script.
     """
-    data, sources = cli.datamodule, Sources(Ran(), _augmentation(cli)[1] | _mixing(cli))
+    options, mixing = _augmentation(cli)[1], _mixing(cli)
+    options |= {mix_images.__name__: mixing} if mixing else {}
+    data, sources = cli.datamodule, Sources(Ran(), options)
     name, net, traced, x = _trace(cli, sources)
     settings = _settings(run, cli, sources)
     definitions = sources.definitions
@@ -211,18 +213,16 @@ def _augment_call(cli: ExperimentCLI, sources: Sources) -> str:
     return call(sources.add(augmentation.func), ["x", *values])
 
 
-def _mixing(cli: ExperimentCLI) -> dict[str, dict[str, Any]]:
-    """Return the options of the mixtures of images by the function's name; empty without any."""
+def _mixing(cli: ExperimentCLI) -> dict[str, Any]:
+    """Return the options of the mixtures of images; empty without mixtures."""
     values = {name: getattr(cli.model, name) for name in ("mixup", "cutmix")}
-    return {mix_images.__name__: values} if any(values.values()) else {}
+    return values if any(values.values()) else {}
 
 
 def _mixing_call(cli: ExperimentCLI, sources: Sources, inputs: str) -> str:
     """Return the call that mixes the images of a batch; an empty text without one."""
-    for values in _mixing(cli).values():
-        options = [f"{key}={plain(value)}" for key, value in values.items()]
-        return call(sources.add(mix_images), [inputs, *options])
-    return ""
+    options = [f"{key}={plain(value)}" for key, value in _mixing(cli).items()]
+    return call(sources.add(mix_images), [inputs, *options]) if options else ""
 
 
 def _check_names(sources: Sources, script: str) -> None:

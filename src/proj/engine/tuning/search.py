@@ -5,6 +5,7 @@ import signal
 import statistics
 import time
 from contextlib import nullcontext
+from datetime import datetime
 from pathlib import Path
 
 import optuna
@@ -37,6 +38,8 @@ from proj.errors import TrainingError, UserError
 
 # Seconds for the end of the command: the last validation of a trial, the table and the report.
 END_SECONDS = 4.0
+# A process enqueues a trial that it was stopped in within this time, or it has been killed.
+ORPHANED_SECONDS = 10.0
 
 
 def tune(args: list[str]) -> None:
@@ -101,6 +104,7 @@ class Search:
                     # Other processes may die, and then this one takes over their trials.
                     time.sleep(1)
                     optuna.storages.fail_stale_trials(self.study)
+                    self._retry_interrupted()
                 else:
                     return
         finally:
@@ -133,10 +137,11 @@ class Search:
         console.say(f"within {within}: {console.plural(len(trials), 'trial')} complete{early}.")
 
     def _others_are_running(self) -> bool:
-        """Return whether processes on other machines still work on trials of a counted budget."""
+        """Return whether others still work on trials of a counted budget, or were just stopped."""
         if self.plan.minutes is not None or self.plan.storage is None:
             return False
-        return bool(self.study.get_trials(deepcopy=False, states=[TrialState.RUNNING]))
+        running = self.study.get_trials(deepcopy=False, states=[TrialState.RUNNING])
+        return bool(running or self._interrupted_trials())
 
     def _optimize(self, n_trials: int | None) -> None:
         if isinstance(self.pool, SlurmArray):
@@ -177,15 +182,24 @@ class Search:
                 self.shown.add(trial.number)
                 self.display.trial_ended(trial)
 
-    def _retry_interrupted(self) -> None:
-        """Enqueue the trials that a signal interrupted, for the next command.
+    def _interrupted_trials(self) -> list[FrozenTrial]:
+        """Return the trials that a signal interrupted and that are not enqueued again."""
+        trials = trials_by_index(self.study).values()
+        return [
+            trial for trial in trials if trial.state == TrialState.FAIL and was_interrupted(trial)
+        ]
 
-        Of a shared study, those of this process: the others enqueue theirs at the same moment.
+    def _retry_interrupted(self) -> None:
+        """Enqueue the trials that a signal interrupted.
+
+        Other processes that share the study may have been stopped at the same moment. They enqueue
+        their own trials, unless they were killed before that.
         """
-        is_shared = self.plan.storage is not None
-        for trial in trials_by_index(self.study).values():
-            is_own = not is_shared or trial.number in self.interrupted
-            if trial.state == TrialState.FAIL and was_interrupted(trial) and is_own:
+        now = datetime.now()
+        for trial in self._interrupted_trials():
+            is_own = self.plan.storage is None or trial.number in self.interrupted
+            ended = trial.datetime_complete or now
+            if is_own or (now - ended).total_seconds() > ORPHANED_SECONDS:
                 enqueue_retry(self.study, trial)
 
     def _after_trial(self, study: Study, trial: FrozenTrial) -> None:

@@ -1,7 +1,6 @@
 """Load a bundle and predict."""
 
 import json
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import numpy as np
 from .answers import Answers
 from .arrays import Arrays
 from .images import Images, to_list
-from .rows import UnreadableWarning, count_rows, to_columns
+from .rows import count_rows, to_columns
 from .session import open_net
 from .table import Table
 
@@ -103,11 +102,9 @@ class Predictor:
             first: the position of the first row, for messages.
         """
         x = _encode(self.encoder, rows, strict, first)
-        with warnings.catch_warnings():
-            # The first encoder has given the same ones.
-            warnings.simplefilter("ignore", UnreadableWarning)
-            for number, encoder in enumerate(self._more_encoders, 1):
-                x |= _numbered(_encode(encoder, rows, strict, first), number)
+        for number, encoder in enumerate(self._more_encoders, 1):
+            # The first encoder has given the same warnings.
+            x |= _numbered(_encode(encoder, rows, strict, first, warns=False), number)
         return x
 
     def run(self, x: dict[str, Array]) -> Array:
@@ -126,9 +123,11 @@ class Predictor:
         return x
 
 
-def _encode(encoder: Table | Images | Arrays, rows: Any, strict: bool, first: int) -> Inputs:
+def _encode(
+    encoder: Table | Images | Arrays, rows: Any, strict: bool, first: int, warns: bool = True
+) -> Inputs:
     if isinstance(encoder, Table):
-        return encoder.encode(rows, strict, first)
+        return encoder.encode(rows, strict, first, warns)
     return encoder.encode(rows, first)
 
 

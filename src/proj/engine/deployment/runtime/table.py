@@ -49,7 +49,9 @@ class Table:
             for column in self.categorical
         ]
 
-    def encode(self, columns: Columns, strict: bool, first: int = 0) -> dict[str, Array]:
+    def encode(
+        self, columns: Columns, strict: bool, first: int = 0, warns: bool = True
+    ) -> dict[str, Array]:
         """Return ``numeric`` float32 [rows, numbers], NaN where missing, and ``categorical`` int32.
 
         Args:
@@ -57,13 +59,14 @@ class Table:
             strict: whether a text that cannot be read is an error, or counts as missing with a
                 warning.
             first: the position of the first row, for messages.
+            warns: whether the warning is given; not if another encoder reads the same columns.
 
         Raises:
             InputError: for a column that is not there, and a value of another type.
         """
         given = match_names(columns, list(self.sources))
         rows = count_rows(given)
-        values = {n: s.read(given[n], strict, first) for n, s in self.sources.items()}
+        values = {n: s.read(given[n], strict, first, warns) for n, s in self.sources.items()}
         texts = {c["source"] for c in self.numeric if c["kind"] in TEXT_KINDS}
         for name in texts:
             values[name] = [None if v is None else normalize(v) for v in values[name]]
@@ -139,7 +142,7 @@ class Source:
         self.words, self.placeholders = frozenset(spec["placeholders"]), placeholders
         self._convert: Callable[[Any], Any] = getattr(self, f"_as_{self.type}")
 
-    def read(self, values: list[Any], strict: bool, first: int) -> list[Any]:
+    def read(self, values: list[Any], strict: bool, first: int, warns: bool = True) -> list[Any]:
         """Return values as numbers, texts, booleans or microseconds since 1970; None if missing."""
         unreadable: dict[str, int] = {}
         result: list[Any] = []
@@ -156,7 +159,7 @@ class Source:
                     raise InputError(f"expected a {self.reading}, got {value!r}", self.name, row)
                 unreadable[value] = unreadable.get(value, 0) + 1
             result.append(found)
-        if unreadable:
+        if unreadable and warns:
             self._warn(unreadable, len(values))
         return result
 
