@@ -342,6 +342,12 @@ def test_buffers_larger_than_memory(shards: Path, monkeypatch: pytest.MonkeyPatc
         stream(shards).train_dataloader()
 
 
+def test_init_says_how_to_read_a_folder(cli: Cli, shards: Path) -> None:
+    """It was taken for a folder of images."""
+    message = cli("init", "shards", "--target", "sold", code=2)
+    assert "'shards/*.parquet', or write an experiment with ParquetStream" in message
+
+
 def test_missing_and_damaged_shards(work: Path) -> None:
     with pytest.raises(UserError, match=r"data\.path: expected Parquet files"):
         stream(work / "nothing")
