@@ -342,6 +342,18 @@ def test_buffers_larger_than_memory(shards: Path, monkeypatch: pytest.MonkeyPatc
         stream(shards).train_dataloader()
 
 
+def test_shards_that_change_during_training(shards: Path) -> None:
+    """The rows of an epoch would not be those that were counted."""
+    data = stream(shards)
+    no_targets = table()[:700].with_columns(sold=pl.lit(None, pl.String))
+    no_targets.write_parquet(shards / "part-0.parquet")
+    with pytest.raises(UserError, match="as before, got 0; start again"):
+        list(data.train_dataloader())
+    no_targets[:3].write_parquet(shards / "part-0.parquet")
+    with pytest.raises(UserError, match="expected rows up to"):
+        list(data.train_dataloader())
+
+
 def test_init_says_how_to_read_a_folder(cli: Cli, shards: Path) -> None:
     """It was taken for a folder of images."""
     message = cli("init", "shards", "--target", "sold", code=2)

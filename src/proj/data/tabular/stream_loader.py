@@ -11,6 +11,7 @@ from torch import Tensor
 
 from proj.data.loader import ArrayLoader, map_tensors, take
 from proj.data.tabular.shards import Block
+from proj.errors import UserError
 from proj.schema import Batch, Execution
 
 
@@ -157,7 +158,12 @@ class StreamLoader(ArrayLoader):
         buffer = map_tensors(lambda v: v.new_empty((count, *v.shape[1:])), self.split)
         for piece in window:
             rows = self.read(piece.block)
-            assert len(rows.row) == piece.block.count, "a block has another number of targets"
+            if len(rows.row) != piece.block.count:
+                raise UserError(
+                    f"{piece.block.shard}: expected {piece.block.count} targets from row "
+                    f"{piece.block.start} on, as before, got {len(rows.row)}; start again when "
+                    "the file is complete."
+                )
             # Rows go to their place at once, so that only one copy is in memory.
             _scatter(buffer, order[filled : filled + piece.rows], rows, piece.start, piece.stop)
             filled += piece.rows
