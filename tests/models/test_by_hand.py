@@ -149,7 +149,7 @@ def test_a_function_of_nets_gets_the_schema_if_it_takes_one(
     net: Any, is_called_with_schema: bool
 ) -> None:
     """The schema would be the number of outputs."""
-    model = Regressor(net)
+    model = Regressor(net, standardize_target=is_called_with_schema)
     if is_called_with_schema:
         trainer().fit(model, ArrayDataModule("diabetes", batch_size=64))
     else:
