@@ -536,8 +536,8 @@ def _write_splits(
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         bar = progress.add_task(f"preparing {source.file.name}", total=len(row_splits))
         for start, chunk in iter_chunks(source, encoded):
-            values = _to_arrays(chunk, len(schema.numeric))
-            _check_finite(values["numeric"], schema, start, source.file)
+            values = to_arrays(chunk, len(schema.numeric))
+            check_finite(values["numeric"], schema, start, source.file)
             chunk_splits = row_splits[start : start + len(chunk)]
             for number, name in enumerate(splits):
                 chosen = chunk_splits == number
@@ -570,7 +570,7 @@ def _create_arrays(
     }
 
 
-def _to_arrays(chunk: pl.DataFrame, num_numeric: int) -> dict[str, Array]:
+def to_arrays(chunk: pl.DataFrame, num_numeric: int) -> dict[str, Array]:
     """Return the encoded columns as arrays; the first ``num_numeric`` are numeric."""
     frames = {"numeric": chunk[:, :num_numeric], "categorical": chunk[:, num_numeric:]}
     # A polars frame without columns has no rows either.
@@ -580,7 +580,7 @@ def _to_arrays(chunk: pl.DataFrame, num_numeric: int) -> dict[str, Array]:
     }
 
 
-def _check_finite(numbers: Array, schema: Schema, start: int, file: Path) -> None:
+def check_finite(numbers: Array, schema: Schema, start: int, file: Path) -> None:
     if (infinite := np.isinf(numbers)).any():
         row, column = np.argwhere(infinite)[0]
         raise UserError(
