@@ -8,6 +8,7 @@ from contextlib import redirect_stderr, redirect_stdout
 from typing import Any
 from unittest.mock import patch
 
+from proj.engine import cli
 from proj.engine.cli import VERBS, main
 
 Flag = tuple[str, str, str, str]  # name, values, default, help
@@ -30,6 +31,8 @@ def parser_of(verb: str) -> argparse.ArgumentParser:
 
     with (
         patch.object(argparse.ArgumentParser, "print_help", record),
+        # A help that was kept is printed without building the parser.
+        patch.object(cli, "kept_help", return_value=None),
         redirect_stdout(io.StringIO()),
         redirect_stderr(io.StringIO()),
     ):

@@ -32,7 +32,6 @@ SUM_DTYPE = torch.float32 if torch.backends.mps.is_available() else torch.float6
 # one for all labels or one for each.
 DEFAULT_THRESHOLD = (0.5,)
 
-
 # Labels of a pair of which one kind is the positive class, in lower case.
 POSITIVE = ("yes", "y", "true", "t", "1", "positive", "pos", "+")
 NEGATIVE = ("no", "n", "false", "f", "0", "-1", "negative", "neg", "-")
@@ -104,12 +103,12 @@ class Column:
     Attributes:
         source: name of the column in the table.
         type: type of the values in the table.
-        kind: what the input is. A date has several: days since 1970, month, …; a text one per word.
+        kind: what the input is. A date has several: days since 1970, month, …; so has a text.
         missing: whether values are missing in the training split.
         edges: for numbers, quantiles in ascending order. The net normalizes by them.
         shares: for numbers, the share of training values below each edge, ties counted half.
-        categories: the known categories. They are 2, 3, …; a missing value is 0 and any other, rare
-            in training or never seen there, is 1. Of a word, the word or pair of words.
+        categories: the known ones are 2, 3, …; a missing value is 0, and a rare or unseen one is 1.
+            Of a word, the word or pair; of a score, what it predicts and arguments of TextModel.
         format: how numbers or dates are written in text, or which dates numbers are.
         placeholders: words among numbers or dates in training that count as missing.
         center: subtracted from numbers before float32 rounds them; ``edges`` are differences.
@@ -117,7 +116,9 @@ class Column:
 
     source: str
     type: Literal["number", "text", "boolean", "date"]
-    kind: Literal["number", "category", "days", "month", "weekday", "hour", "length", "word"]
+    kind: Literal[
+        "number", "category", "days", "month", "weekday", "hour", "length", "word", "score"
+    ]
     missing: bool
     edges: tuple[float, ...]
     shares: tuple[float, ...]
@@ -128,7 +129,8 @@ class Column:
 
     @property
     def name(self) -> str:
-        part = f"'{self.categories[0]}'" if self.kind == "word" else self.kind
+        forms = {"word": "'{}'", "score": "score {}"}
+        part = forms.get(self.kind, self.kind).format(*self.categories[:1])
         return self.source if part in ("number", "category", "days") else f"{self.source}.{part}"
 
 
@@ -148,14 +150,12 @@ class Schema:
         target_names: names of the targets, or of the labels.
         classes: the user's own labels by class number; of two classes the second is the positive.
         class_counts: training rows of each class, or with each label; empty if not known.
-        target_mean: mean of each regression target, in its own unit.
-        target_std: standard deviation of each regression target.
+        target_mean, target_std: mean and standard deviation of each regression target, in its unit.
         rows: training rows; 0 if not known.
         columns: inputs of a table. ``x`` is then a dict of ``numeric`` [rows, numbers] and
             ``categorical`` [rows, categories], both in this order.
         target_columns: how the targets of a table are read.
-        net_config: architecture of a net that is read from a folder, as JSON, once it is built; so
-            the checkpoint does not need the folder. Empty for other nets.
+        net_config: architecture of a net from a folder, as JSON, once it is built; else empty.
         linear: a linear model of a small table, as data/tabular/linear.py fits it; may be empty.
         weight_mean: mean weight of the training rows; 0 for rows without weights.
     """

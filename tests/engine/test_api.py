@@ -240,7 +240,8 @@ import torch
 
 
 class Lion(torch.optim.SGD):
-    pass
+    def __init__(self, params, lr=0.1):  # without types, as most optimizers are written
+        super().__init__(params, lr=lr)
 """
 
 

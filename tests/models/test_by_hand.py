@@ -1,5 +1,6 @@
 """Models in a Trainer that the user builds: as any LightningModule, without the command line."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +133,28 @@ def test_the_metrics_of_validate_and_test_are_returned() -> None:
 def test_a_net_with_a_schema_needs_one() -> None:
     with pytest.raises(UserError, match="the net is built from a schema"):
         trainer().fit(Regressor(MLP), loader())
+
+
+@pytest.mark.parametrize(
+    ("net", "is_called_with_schema"),
+    [
+        (MLP, True),
+        (partial(MLP, hidden=[8]), True),
+        (lambda schema: MLP(schema), True),
+        (lambda outputs=1: nn.Linear(4, outputs), False),
+        (lambda: nn.Linear(4, 1), False),
+    ],
+)
+def test_a_function_of_nets_gets_the_schema_if_it_takes_one(
+    net: Any, is_called_with_schema: bool
+) -> None:
+    """The schema would be the number of outputs."""
+    model = Regressor(net, standardize_target=is_called_with_schema)
+    if is_called_with_schema:
+        trainer().fit(model, ArrayDataModule("diabetes", batch_size=64))
+    else:
+        trainer().fit(model, loader())
+    assert isinstance(model.net, nn.Module)
 
 
 def test_loaders_train_as_with_plain_lightning() -> None:

@@ -44,6 +44,8 @@ CLASS_KEYS = {
     "logger",
 }
 
+LISTS_OF_CLASSES = ("trainer.callbacks", "trainer.logger")
+
 # Class paths that older versions wrote into configs and checkpoints, and their present ones.
 RENAMED = {
     "Arrays": "proj.data.ArrayDataModule",
@@ -150,12 +152,10 @@ def resolve_class(name: str, key: str) -> str:
 
 def public_classes(module: str) -> list[str]:
     """Return the names of the public classes in a module."""
-    values = vars(import_module(module))
-    return [
-        name
-        for name, value in values.items()
-        if isinstance(value, type) and not name.startswith("_")
-    ]
+    found = import_module(module)
+    # A package that is imported in parts has names without values yet.
+    names = [name for name in dir(found) if not name.startswith("_")]
+    return [name for name in names if isinstance(getattr(found, name, None), type)]
 
 
 def resolve_classes(config: Any, key: str = "") -> Any:
@@ -169,6 +169,9 @@ def resolve_classes(config: Any, key: str = "") -> Any:
             for name, value in config.items()
         }
     if isinstance(config, list):
+        for number, value in enumerate(config if key in LISTS_OF_CLASSES else (), 1):
+            if value is None or isinstance(value, bool | int | float | list):
+                raise UserError(f"{key}: expected classes, got {value!r} as item {number}.")
         return [resolve_classes(value, key) for value in config]
     return resolve_class(config, key) if takes_class(key) and _is_name(config) else config
 

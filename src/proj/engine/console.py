@@ -262,7 +262,7 @@ def show_data(data: "DataModule") -> None:
     """Print the contents of a data module: rows of each split, inputs, task, class shares."""
     schema = data.schema
     assert schema is not None
-    say("rows: " + ", ".join(f"{len(batch.row)} {split}" for split, batch in data.splits.items()))
+    say("rows: " + ", ".join(f"{data.rows(split)} {split}" for split in data.splits))
     say(f"inputs: {_columns(schema) if schema.columns else f'{list(schema.input_shape)} per row'}")
     counts = zip(schema.class_names, schema.class_counts, strict=True)
     shares = ", ".join(f"{name} {count} ({count / schema.rows:.1%})" for name, count in counts)
@@ -275,11 +275,13 @@ def _columns(schema: "Schema") -> str:
         "number": ["number"],
         "category": ["category"],
         "part of a date": ["days", "month", "weekday", "hour"],
+        "score of a text": ["score"],
         "length of a text": ["length"],
     }
     plurals = {
         "category": "categories",
         "part of a date": "parts of dates",
+        "score of a text": "scores of texts",
         "length of a text": "lengths of texts",
     }
     texts = []

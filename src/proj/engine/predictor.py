@@ -147,7 +147,7 @@ def _build_classes(config: dict[str, Any], source: str) -> tuple[Model, type[Dat
     add_working_directory()
     security.restrict_imports()
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(LightningModule, "model")
+    parser.add_subclass_arguments(LightningModule, "model", fail_untyped=False)
     parser.add_argument("--data", type=type[LightningDataModule])
     values = {"model": config["model"], "data": config["data"]["class_path"]}
     try:

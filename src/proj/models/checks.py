@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
+from inspect import isclass, signature
 from typing import Any
 
 import torch
@@ -155,15 +157,28 @@ def check_task(task: Task, schema: Schema, model: str) -> None:
         )
 
 
-def build_net(net: Callable[[Schema], nn.Module], schema: Schema) -> nn.Module:
-    """Build the net for the schema."""
+def takes_schema(net: nn.Module | Callable[..., nn.Module]) -> bool:
+    """Return whether a class or function of nets is called with the schema."""
+    if isinstance(net, nn.Module):
+        return False
+    target: Callable[..., Any] = net
+    if isinstance(net, partial) and net.args and isclass(net.args[-1]):  # made by jsonargparse
+        target = partial(net.args[-1], **net.keywords)
+    first = next(iter(signature(target).parameters.values()), None)
+    if first is None or first.kind is first.KEYWORD_ONLY:
+        return False
+    return first.default is first.empty or "Schema" in str(first.annotation)
+
+
+def build_net(net: Callable[..., nn.Module], *schema: Schema) -> nn.Module:
+    """Build the net, for the schema if its class or function takes one."""
     try:
-        built = net(schema)
+        built = net(*schema)
     except TypeError as error:
-        raise UserError(
-            f"the net cannot be built from the schema alone: {error}; give a value to each of its "
-            "other arguments, and write the first one as `schema: Schema`."
-        ) from error
+        change = "correct its arguments"
+        if schema:
+            change = "give a value to each of its arguments but the first, `schema: Schema`"
+        raise UserError(f"the net cannot be built: {error}; {change}.") from error
     if any(is_lazy(parameter) for parameter in built.parameters()):
         raise UserError(
             f"net {type(built).__name__}: expected layers of known size, got lazy ones; take the "

@@ -22,6 +22,7 @@ from proj.models.checks import (
     infer_schema,
     num_rows,
     split_batch,
+    takes_schema,
 )
 from proj.models.mixing import check_mixing
 from proj.models.optim import freeze_matching
@@ -104,6 +105,8 @@ class SchemaModule(LightningModule, ABC):
     def configure_model(self) -> None:
         if hasattr(self, "split_metrics"):
             return
+        if not isinstance(self.net, nn.Module) and not takes_schema(self.net):
+            self.net = build_net(self.net)
         if self.schema is None:
             try:
                 data = getattr(self.trainer, "datamodule", None)

@@ -387,11 +387,11 @@ def test_prepared_arrays_are_reused_unless_interrupted(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(prepare, "_check_finite", die)
+        patch.setattr(prepare, "check_finite", die)
         with pytest.raises(KeyboardInterrupt):
             ready()
     first = ready()
-    monkeypatch.setattr(prepare, "_check_finite", die)  # preparing anew would show
+    monkeypatch.setattr(prepare, "check_finite", die)  # preparing anew would show
     again = ready()
     assert again.schema == first.schema
     assert torch.equal(again.splits["val"].x["categorical"], first.splits["val"].x["categorical"])

@@ -67,3 +67,11 @@ def test_a_printed_config_is_an_experiment(flags: list[str], experiment: Any, cl
     assert cli("fit", "--config", "printed.yaml", "--print_config") == text
     assert ("init_from" in yaml.safe_load(text)) == ("--init_from" in flags)
     assert "name" not in yaml.safe_load(text)
+
+
+def test_a_class_alone_stands_for_a_section(experiment: Any, cli: Cli) -> None:
+    """LightningCLI takes a class path where a class has no options."""
+    config = yaml.safe_load(experiment().read_text())
+    Path("short.yaml").write_text(yaml.safe_dump({**config, "model": "Regressor"}))
+    found = cli("fit", "--config", "short.yaml", "--model.net", "MLP", "--print_config")
+    assert yaml.safe_load(found)["model"]["class_path"].endswith(".Regressor")

@@ -8,6 +8,7 @@ import pytest
 from conftest import Cli
 
 OWN = """
+import functools
 from lightning.pytorch import Callback
 from lightning.pytorch.loggers import Logger
 class Abstract(Logger):
@@ -16,6 +17,7 @@ def callback():
     return Callback()
 def number(optimizer) -> int:
     return 3
+half = functools.partial(number, factor=0.5)
 """
 
 # Words that no message may hold, because only jsonargparse knows them.
@@ -38,6 +40,12 @@ INSIDES = (
         ("--trainer.callbacks [Timerr]", "no class 'Timerr' is known by that short name"),
         ("--trainer.callbacks own.callback", "a function without that return annotation"),
         ("--model.scheduler own.number", "a function that makes LRScheduler or ReduceLROnPlateau"),
+        ("--model.scheduler own.half", "a class or a function, got own.half, an object of type"),
+        ("--trainer.callbacks [Timer,3]", "trainer.callbacks: expected classes, got 3 as item 2"),
+        (
+            '--model.metrics={"k":{"class_path":"torchmetrics.CohenKapa"}}',
+            "no class CohenKapa in torchmetrics. Did you mean 'CohenKappa'?",
+        ),
         ("--model.scheduler own.numbr", "model.scheduler: no class numbr in own."),
         ("--model missing.yaml", "model: expected a class or a YAML file, got missing.yaml"),
         (

@@ -1,5 +1,6 @@
 """The runtime of bundles reads values as polars does in training: compared on generated columns."""
 
+import json
 import math
 import warnings
 from datetime import date, datetime, timedelta, timezone
@@ -260,6 +261,14 @@ TEXTS = (
 TERMS = ("good", "not good", "don't", "été don't", "很 好", "straße", "🙂 good", "x", "7", "e")
 
 
+def score_column() -> Column:
+    """Return a score whose terms have different numbers."""
+    parts = {part: 1 / n for n, part in enumerate(["go", " g", "!", "ß", "🙂 ", "d"], 2)}
+    terms = {"words": {term: 1 + n / 7 for n, term in enumerate(TERMS)}, "parts": parts}
+    weights = [(-1) ** n / (n + 3) for n in range(len(TERMS) + len(parts) + 1)]
+    return column("text", "score", categories=("yes", json.dumps(terms), json.dumps(weights)))
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     st.lists(st.one_of(st.none(), texts_like(*TEXTS), st.text()), min_size=1, max_size=10),
@@ -268,7 +277,7 @@ TERMS = ("good", "not good", "don't", "été don't", "很 好", "straße", "🙂
 def test_words_of_texts_are_found_as_in_training(texts: list[str | None]) -> None:
     """A word that the runtime finds elsewhere, or does not find, gives another prediction."""
     words = [column("text", "word", categories=(term,)) for term in TERMS]
-    inputs = [*words, column("text", "length")]
+    inputs = [score_column(), *words, column("text", "length")]
     frame = pl.DataFrame({"c": texts}, schema={"c": pl.String})
     expected = Tabular.encode(frame, schema_of(*inputs))["numeric"].numpy()
     np.testing.assert_array_equal(by_runtime(texts, *inputs), expected)

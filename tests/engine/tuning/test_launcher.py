@@ -40,6 +40,7 @@ def test_options_of_sbatch_are_passed_on() -> None:
         ({"storage": None}, "expected --storage with a database that all nodes reach"),
         ({"storage": "sqlite:///a.db"}, "got a SQLite file"),
         ({"within": "1h"}, "expected no --within"),
+        ({"launcher": ["submitit", "time=1", "nodes=2"]}, "expected no nodes, because each job is"),
         ({"launcher": ["submitit", "gres=gpu:1"]}, "expected time=HH:MM:SS"),
         ({"launcher": ["submitit", "time"]}, "expected time=HH:MM:SS"),
     ],

@@ -65,7 +65,7 @@ def test_the_jobs_of_an_array_share_a_study(
         (number, "complete") for number in range(5)
     ]
     assert queued(cluster) == ""
-    assert printed().count("submitted: 2 jobs") == 1
+    assert printed().count("submitting 2 jobs") == 1
     for number in range(5):
         assert f"trial {number} complete: val/f1" in printed()
     outputs = [path.read_text() for path in (STUDY_FOLDER / "slurm").glob("*_log.out")]
@@ -100,7 +100,7 @@ def test_ctrl_c_and_the_time_limit_lose_no_trial(
     assert process.wait(500) == 0, printed()
     assert [row["state"] for row in trials()] == ["complete"] * 2
     # The signal comes after 61 to 91 seconds, and each trial takes longer.
-    assert printed().count("submitted: ") >= 3
+    assert printed().count("submitting ") >= 3
     for i in range(2):
         assert "resumed: " in (STUDY_FOLDER / f"trial_{i}.txt").read_text()
     storage = optuna.storages.RDBStorage(server)
@@ -114,13 +114,30 @@ def test_ctrl_c_and_the_time_limit_lose_no_trial(
 
 
 @pytest.mark.slow
+def test_the_trial_of_a_killed_job_is_continued(tune: Callable[..., Any], cluster: Cluster) -> None:
+    """As a job that SLURM kills for its memory; here with trials on two devices."""
+    devices = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
+    launcher = ["--workers", "2", "--launcher", "submitit", "time=10", "cpus-per-task=2"]
+    Path("slow.py").write_text(SLOW)
+    sections = {"trainer": {"callbacks": ["slow.Slow"]}}
+    space = {"trainer.max_epochs": {"int": [5, 6]}}
+    process = tune(*devices, *launcher, trials=3, space=space, experiment_sections=sections)
+    wait_until((STUDY_FOLDER / "trial_0/checkpoints/last.ckpt").exists, 200)
+    cluster.call("scancel", "--signal=KILL", "--full", queued(cluster).split()[0])
+    assert process.wait(400) == 0, printed()
+    assert [row["state"] for row in trials()] == ["complete"] * 3
+    assert queued(cluster) == ""
+
+
+@pytest.mark.slow
 def test_options_that_sbatch_refuses_and_jobs_that_fail(
     tune: Callable[..., Any], work: Path
 ) -> None:
     process = tune("--launcher", "submitit", "time=10", "partition=missing")
     assert process.wait(100) == 2
     assert "error: --launcher: expected options that sbatch accepts, got an error: " in printed()
-    assert "invalid partition specified: missing" in printed()
+    assert "error: invalid partition specified: missing.\n" in printed()
+    assert printed().count("\n") == 2  # what is done, and one message
     # The job starts in a folder where the study file is missing.
     (work / "elsewhere").mkdir()
     process = tune("--launcher", "submitit", "time=10", f"chdir={work / 'elsewhere'}")

@@ -123,6 +123,12 @@ class Images(DataModule):
     ) -> "Images | None":
         if not Path(path).is_dir() and not path.endswith(".npz"):
             return None
+        if next(Path(path).glob("*.parquet"), None):
+            raise UserError(
+                f"DATA: expected a folder of images, got one of Parquet files, {path}; name the "
+                f"files, as in '{path}/*.parquet', or write an experiment with ParquetStream if "
+                "they are larger than memory."
+            )
         if target or task:
             raise UserError(
                 "--target, --task: expected neither for images, got one; leave it out, because the "

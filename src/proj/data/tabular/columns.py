@@ -23,12 +23,16 @@ from proj.data.tabular.readings import (
     stored_format,
 )
 from proj.data.tabular.targets import TargetColumn
+from proj.data.tabular.text_model import score_texts
 from proj.data.tabular.words import Outcomes, choose_words, count_words, has_word, is_free_text
 from proj.errors import UserError, quoted
 from proj.schema import Array, Column, Finding
 
 NumberKind: TypeAlias = Literal["number", "days", "month", "weekday", "hour", "length"]
 
+# Words that are inputs, for combinations with other columns: the score of a text has all its words.
+# More words made results worse (scripts/bench_texts.py).
+MAX_WORD_INPUTS = 16
 # The number of bins that rtdl_num_embeddings uses by default.
 BINS = 48
 # Less frequent categories are encoded like unseen ones.
@@ -142,7 +146,7 @@ def _code_finding(name: str, values: pl.Series) -> Finding:
 def _fit_text(
     name: str, values: pl.Series, outcomes: Outcomes | None, is_stated: bool
 ) -> list[Column]:
-    """Return an input for each informative word of a text column, and its length in words.
+    """Return an input for each of the most informative words of a text column, and for its length.
 
     The list is empty if no word is frequent enough. Raises UserError then, if data.columns states
     that the column is text.
@@ -152,7 +156,8 @@ def _fit_text(
         raise UserError(
             f"data.columns: {name}: expected text, got {values.dtype}; choose another kind."
         )
-    words = choose_words(values, outcomes) if outcomes is not None else {}
+    chosen = choose_words(values, outcomes) if outcomes is not None else {}
+    words = dict(list(chosen.items())[:MAX_WORD_INPUTS])
     if is_stated and not words:
         raise UserError(
             f"data.columns: {name}: expected text with a word that is in {MIN_CATEGORY_ROWS} "
@@ -173,7 +178,8 @@ def _text_finding(name: str, columns: list[Column]) -> Finding:
     return Finding(
         f"column {name} is text: the {len(words)} most informative words and pairs of words in the "
         "training rows are inputs",
-        f"the first are {', '.join(words[:5])}; other words and the order of words have no effect",
+        f"the first are {', '.join(words[:5])}; other words count only in the score of the text, "
+        "an input if it predicts the target",
         f"to confirm, set {state(name, 'text')}; to leave it out, set drop",
         name,
     )
@@ -302,6 +308,8 @@ def _number(column: Column) -> pl.Expr:
         return count_words(values)
     if column.kind == "word":
         return has_word(values, column.categories[0])
+    if column.kind == "score":
+        return score_texts(values, *column.categories[1:])
     is_number = column.type == "number" and column.format
     date = read_number_dates(values, column.format) if is_number else values
     date = date.cast(pl.Datetime("us"))

@@ -41,6 +41,7 @@ from proj.schema import SPLITS, Array, Batch, Finding, Label, Schema, Task
 
 # The options that name the files of a split, in order of preference.
 SOURCES = {
+    "train": ("path",),
     "val": ("path",),
     "test": ("test_path", "path"),
     "predict": ("predict_path", "test_path", "path"),
@@ -219,7 +220,7 @@ class Tabular(DataModule):
         return [name for name in names if name not in used]
 
     def source_hashes(self, split: str) -> Array | None:
-        option = next(option for option in SOURCES.get(split, ("path",)) if getattr(self, option))
+        option = next(option for option in SOURCES[split] if getattr(self, option))
         assert self.schema is not None
         files = {name: self._files(name) for name in ("path", "test_path") if self._files(name)}
         keys = [self.plan.split_by["split"], self.plan.weight]

@@ -84,6 +84,8 @@ def _number(column: Column) -> dict[str, Any]:
         "low": low,
         "high": high,
         **({"word": column.categories[0]} if column.kind == "word" else {}),
+        # JSON as it is in the schema, so that a bundle reads the same numbers.
+        **({"model": list(column.categories[1:])} if column.kind == "score" else {}),
     }
 
 
@@ -93,8 +95,8 @@ def _example(columns: list[Column]) -> float | int | str | None:
     It is the median of training, the first category, or the most informative words.
     """
     column = columns[0]
-    if column.kind == "word":
-        return " ".join(c.categories[0] for c in columns[:3] if c.kind == "word")
+    if words := [c.categories[0] for c in columns if c.kind == "word"]:
+        return " ".join(words[:3])
     if column.kind == "category":
         return column.categories[0] if column.categories else None
     median = column.center + column.edges[len(column.edges) // 2]

@@ -14,8 +14,8 @@ SMALL_ROWS = 1_000
 SMALL = {"width": 128, "dropout": 0.2, "lr": 0.0005}
 LARGE = {"width": 256, "dropout": 0.1, "lr": 0.002}
 
-# Embeddings of this width instead of 16 make training steps on texts three times as fast. The
-# embedding of a word, which is 0 or 1, needs no more.
+# The embedding of a word, which is 0 or 1, needs no more than this width instead of 16. The figures
+# of texts in docs/explanation/tables.md are with it.
 TEXT_EMBEDDING = 4
 
 # Optimizer steps without improvement before training stops.

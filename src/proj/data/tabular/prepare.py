@@ -36,6 +36,12 @@ from proj.data.tabular.row_splits import Fold, row_numbers, split
 from proj.data.tabular.split_column import name_splits
 from proj.data.tabular.splits import split_by_time, split_groups
 from proj.data.tabular.targets import Targets
+from proj.data.tabular.text_scores import (
+    TextScore,
+    add_columns,
+    fit_scores,
+    write_cross_fitted,
+)
 from proj.data.tabular.typed import TypedTable, apply_readings, conform, read_text
 from proj.data.tabular.weights import check_splits, column_weights, to_tensor
 from proj.data.tabular.words import Outcomes
@@ -127,8 +133,11 @@ def _prepare_rows(
         findings += [f._replace(column=None) for f in typed.findings.get(name, ())]
     for number in (1, 2):
         findings += _find_leaks(plan, train_keys, keys.filter(row_splits == number), SPLITS[number])
+    groups = keys["group"].to_numpy() if "group" in keys.columns else None
     if schema is None:
-        schema, column_findings = _fit_schema(plan, source, typed, inputs, targets, row_splits)
+        schema, column_findings, scores = _fit_schema(
+            plan, source, typed, inputs, targets, row_splits, groups
+        )
         if weight is not None:
             schema = replace(schema, weight_mean=float(weight[row_splits == 0].mean()))
         table = typed.table
@@ -145,9 +154,13 @@ def _prepare_rows(
         save_candidates(folder, [c._replace(ranks=c.ranks[is_train]) for c in candidates])
     else:
         table, column_findings = conform(source, schema.columns, where)
+        scores = _fit_known_scores(
+            source._replace(table=table), schema, targets, row_splits, groups
+        )
     y = _encode_targets(targets, schema, row_splits)
     splits = SPLITS[:2] if test_files else SPLITS
     _write_splits(folder, source._replace(table=table), schema, splits, row_splits, y, weight)
+    write_cross_fitted(folder, schema, scores, _sampled(row_splits))
     return schema, findings + column_findings, train_keys, typed.readings
 
 
@@ -401,6 +414,38 @@ def _take_val(
     return {**taken, "test": chosen["test"]}, [finding]
 
 
+def _sampled(row_splits: Array) -> Array:
+    """Return positions in the training split of the rows to fit column kinds on."""
+    train = np.arange(int((row_splits == 0).sum()))
+    return train[:: -(-len(train) // SAMPLE_ROWS)]
+
+
+def _collect_sample(
+    source: Source, table: pl.LazyFrame, inputs: list[str], row_splits: Array
+) -> tuple[pl.DataFrame, Array]:
+    """Return the columns ``inputs`` of the sampled training rows, and the numbers of the rows."""
+    rows = np.flatnonzero(row_splits == 0)[_sampled(row_splits)]
+    in_sample = np.zeros(len(row_splits), bool)
+    in_sample[rows] = True
+    sample = pl.concat(
+        chunk.filter(in_sample[start : start + len(chunk)])
+        for start, chunk in iter_chunks(source, table.select(map(by_name, inputs)))
+    )
+    return sample, rows
+
+
+def _fit_known_scores(
+    source: Source, schema: Schema, targets: Targets, row_splits: Array, groups: Array | None
+) -> list[TextScore]:
+    """Return the scores of the text columns that a known schema has scores of."""
+    sources = list(dict.fromkeys(c.source for c in schema.columns if c.kind == "score"))
+    if not sources:
+        return []
+    sample, rows = _collect_sample(source, source.table, sources, row_splits)
+    outcomes = Outcomes.of(targets.take(rows))
+    return fit_scores(sample, sources, outcomes, None if groups is None else groups[rows])
+
+
 def _fit_schema(
     plan: TablePlan,
     source: Source,
@@ -408,25 +453,24 @@ def _fit_schema(
     inputs: list[str],
     targets: Targets,
     row_splits: Array,
-) -> tuple[Schema, list[Finding]]:
-    """Return the schema of the training split, and findings about its columns."""
+    groups: Array | None,
+) -> tuple[Schema, list[Finding], list[TextScore]]:
+    """Return the schema of the training split, findings about its columns, and scores of texts."""
     train = np.flatnonzero(row_splits == 0)
-    in_sample = np.zeros(len(row_splits), bool)
-    in_sample[train[:: -(-len(train) // SAMPLE_ROWS)]] = True
     if not inputs:
         raise UserError(
             f"{source.file}: expected a column to learn from, got {', '.join(plan.targets)} only, "
             "the target; add the inputs."
         )
-    sample = pl.concat(
-        chunk.filter(in_sample[start : start + len(chunk)])
-        for start, chunk in iter_chunks(source, typed.table.select(map(by_name, inputs)))
-    )
-    outcomes = Outcomes.of(targets.take(np.flatnonzero(in_sample)))
+    sample, rows = _collect_sample(source, typed.table, inputs, row_splits)
+    outcomes = Outcomes.of(targets.take(rows))
     columns, left_out, findings = fit_columns(sample, plan.columns, typed.readings, outcomes)
     if not columns:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in left_out.items())
         raise UserError(f"{source.file}: expected a column to learn from, got none: {reasons}.")
+    texts = list(dict.fromkeys(c.source for c in columns if c.kind == "word"))
+    scores = fit_scores(sample, texts, outcomes, None if groups is None else groups[rows])
+    columns = add_columns(columns, scores)
     schema = Schema(
         input_shape=(len(columns),),
         input_type="table",
@@ -446,7 +490,8 @@ def _fit_schema(
         if typed.readings.get(name, Reading("text")).type == "text":
             # Without a column: that of the finding above is enough for `init`.
             findings += [f._replace(column=None) for f in typed.findings.get(name, ())]
-    return schema, [*(_left_out_finding(*item) for item in unintended.items()), *findings]
+    left_out_findings = [_left_out_finding(*item) for item in unintended.items()]
+    return schema, [*left_out_findings, *findings], scores
 
 
 def _target_columns(plan: TablePlan, readings: dict[str, Reading]) -> tuple[Column, ...]:
@@ -491,8 +536,8 @@ def _write_splits(
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         bar = progress.add_task(f"preparing {source.file.name}", total=len(row_splits))
         for start, chunk in iter_chunks(source, encoded):
-            values = _to_arrays(chunk, len(schema.numeric))
-            _check_finite(values["numeric"], schema, start, source.file)
+            values = to_arrays(chunk, len(schema.numeric))
+            check_finite(values["numeric"], schema, start, source.file)
             chunk_splits = row_splits[start : start + len(chunk)]
             for number, name in enumerate(splits):
                 chosen = chunk_splits == number
@@ -525,7 +570,7 @@ def _create_arrays(
     }
 
 
-def _to_arrays(chunk: pl.DataFrame, num_numeric: int) -> dict[str, Array]:
+def to_arrays(chunk: pl.DataFrame, num_numeric: int) -> dict[str, Array]:
     """Return the encoded columns as arrays; the first ``num_numeric`` are numeric."""
     frames = {"numeric": chunk[:, :num_numeric], "categorical": chunk[:, num_numeric:]}
     # A polars frame without columns has no rows either.
@@ -535,7 +580,7 @@ def _to_arrays(chunk: pl.DataFrame, num_numeric: int) -> dict[str, Array]:
     }
 
 
-def _check_finite(numbers: Array, schema: Schema, start: int, file: Path) -> None:
+def check_finite(numbers: Array, schema: Schema, start: int, file: Path) -> None:
     if (infinite := np.isinf(numbers)).any():
         row, column = np.argwhere(infinite)[0]
         raise UserError(

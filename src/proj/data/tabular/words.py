@@ -80,18 +80,20 @@ class Outcomes(NamedTuple):
     Attributes:
         values: numbers of classes [rows], or labels or numbers to predict [rows, targets].
         is_classes: whether they are numbers of classes.
+        names: the labels of the classes, or the names of the columns; may be empty.
     """
 
     values: Array
     is_classes: bool
+    names: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, targets: Targets) -> "Outcomes":
         """Return the outcomes of rows whose targets are all present."""
         if targets.strata is not None:
-            return cls(targets.strata, is_classes=True)
+            return cls(targets.strata, True, tuple(map(str, targets.class_names)))
         numbers = [column.numbers(np.float64) for column in targets.columns]
-        return cls(np.column_stack(numbers), is_classes=False)
+        return cls(np.column_stack(numbers), False, tuple(c.name for c in targets.columns))
 
     def columns(self, stride: int) -> Array:
         """Return the values, or indicators of the classes, of each ``stride``-th row.

@@ -227,7 +227,8 @@ def _problem(
     # A split by time leaves the time an input, and one by group does not.
     left_out = candidate.column if candidate.option == "group" else None
     columns = (*schema.numeric, *schema.categorical)
-    used = np.flatnonzero([column.source != left_out for column in columns])
+    # Scores of texts are cross-fitted in random folds, so they know other rows of a group.
+    used = np.flatnonzero([c.source != left_out and c.kind != "score" for c in columns])
     used = np.sort(rng.permutation(used)[:MAX_COLUMNS])
     features, numbers = features_of(batch, schema), len(schema.numeric)
     features = Features(

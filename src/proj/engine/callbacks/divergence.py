@@ -155,7 +155,7 @@ def _start_loss(trainer: Any, model: Model) -> float | None:
     complete = isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy)
     if not complete or not isinstance(data, DataModule):
         return None
-    rows = data.rows("train")
+    rows = len(data.splits["train"].row)
     size = min(rows, data.batch_size or MAX_ROWS)
     positions = torch.linspace(0, rows - 1, size).long()
     # The hooks of the data module would augment the batch.

@@ -70,7 +70,8 @@ class Sharded(ModelParallelStrategy):
         return checkpoint
 
 
-StrategyRegistry.register(NAME, Sharded, description="FSDP2: weights sharded over all processes")
+# The module may be imported again, as tests do.
+StrategyRegistry.register(NAME, Sharded, description="FSDP2: sharded weights", override=True)
 
 
 def shard_net(trainer: Trainer, model: LightningModule) -> None:

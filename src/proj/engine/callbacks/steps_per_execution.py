@@ -150,7 +150,7 @@ def _fits_max_steps(loader: ArrayLoader, last_batches: int) -> bool:
 
 def _example_batch(trainer: Any, data: DataModule) -> Batch:
     """Return the first training rows as a batch on the Trainer's device, not augmented."""
-    rows = data.rows("train")
+    rows = len(data.splits["train"].row)
     positions = torch.arange(min(rows, data.batch_size or rows))
     batch: Batch = trainer.strategy.batch_to_device(take(data.splits["train"], positions))
     return batch

@@ -26,6 +26,7 @@ from proj.engine.exit_codes import as_user_error
 from proj.engine.runs.find import find_run
 from proj.engine.runs.manifest import now
 from proj.engine.runs.run import Run, check_name, create_run
+from proj.engine.training.data_checks import require_whole_splits
 from proj.engine.write_paths import check_links
 from proj.errors import UserError
 from proj.schema import Schema
@@ -115,6 +116,7 @@ def _set_up(source: Source) -> tuple[DataModule, Schema]:
             f"baseline: expected a data module on this package's base, got {type(data).__name__}; "
             "standard learners need whole splits."
         )
+    require_whole_splits(data, "baseline")
     with as_user_error("the data cannot be read"):
         data.prepare_data()
         data.setup("fit")

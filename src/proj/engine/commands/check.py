@@ -23,7 +23,7 @@ from proj.engine.callbacks.multi_step import eager_step
 from proj.engine.config.arguments import read_arguments
 from proj.engine.config.experiment import ExperimentCLI
 from proj.engine.config.without_effect import settings_without_effect
-from proj.engine.training.data_checks import check_data, describe_positive
+from proj.engine.training.data_checks import check_data, describe_positive, is_streamed
 from proj.engine.training.initial_weights import initial_weights
 from proj.engine.training.preflight import preflight
 from proj.models.base import Model
@@ -58,6 +58,8 @@ def check(args: list[str]) -> None:
         if line := describe_positive(data):
             console.say(line)
         findings += [*check_data(data), *_check_splits(data)]
+        if is_streamed(data):
+            console.say("equal rows and leaking columns are not looked for: the rows are streamed.")
         if getattr(data, "candidates", None):
             # It imports scikit-learn, which takes a second, and most data have no candidates.
             from proj.engine.baselines.optimism import measure_optimism
@@ -123,7 +125,7 @@ def _check_net(
 
 def _random_batch(data: DataModule) -> Batch:
     """Return a batch of random training rows, always the same ones."""
-    rows = data.rows("train")
+    rows = len(data.splits["train"].row)
     order = torch.randperm(rows, generator=torch.Generator().manual_seed(0))
     return take(data.splits["train"], order[: min(data.batch_size or rows, rows)])
 
@@ -189,6 +191,7 @@ def _show_costs(model: Model, data: DataModule, seconds: float, activation_bytes
     """Print the memory and the time that training takes."""
     weight_bytes = sum(p.nbytes for p in model.parameters())
     data_bytes = nbytes(data.splits["train"]) + nbytes(data.splits["val"])
+    data_bytes = getattr(data, "memory_bytes", data_bytes)
     steps = data.train_dataloader().batches
     console.say(
         f"memory: {_mb(weight_bytes)} weights, {_mb(3 * weight_bytes)} gradients and Adam's state, "

@@ -25,7 +25,7 @@ from proj.engine.runs import calibration
 from proj.engine.runs.calibration import Calibration
 from proj.engine.runs.locks import replace_results
 from proj.engine.runs.run import Run
-from proj.engine.training.data_checks import describe_positive
+from proj.engine.training.data_checks import describe_positive, is_streamed
 from proj.models.base import Model
 
 
@@ -81,7 +81,7 @@ def _score(
         omissions = list(save_artifacts(run, data, schema, predictions)) if is_ours else []
         baseline = constant_baseline(predictions, schema)
         remarks = [] if baseline is None else [str(baseline)]
-        if is_ours:
+        if is_ours and not is_streamed(data):
             remarks.append(compare_with_best(run, predictions))
         save_metrics(run, "test", checkpoint.name, metrics, warnings, True, schema.task, remarks)
         for omission in omissions:

@@ -28,6 +28,7 @@ from proj.engine.runs.calibration import Calibration
 from proj.engine.runs.files import write_json
 from proj.engine.runs.locks import replace_results
 from proj.engine.runs.run import Run
+from proj.engine.training.data_checks import require_whole_splits
 from proj.errors import UserError
 from proj.models.base import Model
 from proj.schema import Schema
@@ -176,6 +177,7 @@ def check_importance(model: Any, data: Any, fast_dev_run: bool) -> None:
             "--importance: expected a model and a data module of this package, got "
             f"{type(model).__name__} and {type(data).__name__}; leave it out."
         )
+    require_whole_splits(data, "--importance")
     inputs_of(model.schema)
 
 

@@ -230,6 +230,9 @@ def _read_config(path: Path) -> dict[str, Any]:
             f"{'nothing' if config is None else type(config).__name__}."
         )
     included: dict[str, Any] = include_files(config, SECTIONS, (path.parent, Path()))
+    for key in ("model", "data"):
+        if isinstance(included.get(key), str):  # a class alone, as LightningCLI takes it
+            included[key] = {"class_path": included[key]}
     _check_keys(path, included)
     return included
 

@@ -356,6 +356,13 @@ def _wrong_type(cause: Cause) -> str:
     return f"{cause.key}: expected {expected}, got {cause.value}."
 
 
+def _no_function(cause: Cause) -> str:
+    return (
+        f"{cause.key}: expected a class or a function, got {cause.value}, an object of type "
+        f"{cause.match[1]}; define a function with def."
+    )
+
+
 def _no_keys(cause: Cause, option: str, kind: str) -> str:
     return f"{cause.key}.{option}: no such key; {cause.key} is a value, {kind}, without keys."
 
@@ -396,6 +403,7 @@ EXPLANATIONS: dict[str, Callable[[Cause], str]] = {
     r"Expected '([^']+)' to be a function that returns (.+)$": _other_function,
     r"object has no attribute 'keys'": _not_a_class,
     r"Expected (?!a path|Expected)(?:a |an )?(.*?)(?:\. Got value: (.*))?$": _wrong_type,
+    r"expects a function or a callable class: '([\w.]+)' object has no attribute": _no_function,
     r"codec can't decode": _binary_file,
     r"^\s*- (?!Parser key|Problem with |Expected a path |Does not |Type )(.+?)\.?$": _other,
 }

@@ -110,6 +110,8 @@ def _model(cli: ExperimentCLI) -> Iterator[str]:
         yield f"model: expected a model of this package as it is, got a {hook} of {name}"
     if not isinstance(data, DataModule):
         yield f"data: expected a data module of this package, got {type(data).__name__}"
+    elif getattr(data, "is_streamed", False):
+        yield f"data: expected splits that fit into memory, got {type(data).__name__}"
     elif hook := overridden(data, DataModule, TRANSFER_HOOKS):
         yield f"data: expected the batches of this package, got a {hook} of {type(data).__name__}"
     elif overridden(data, DataModule, ("augment_batch",)) and not hasattr(data, "augmentation"):

@@ -155,7 +155,8 @@ def read_data(cli: ExperimentCLI, rows: Array, schema: Schema, verb: str) -> Run
         return RunInputs(x.numpy(), _examples({"x": x}), array_inputs(x))
     data.prepare_data()
     data.setup("test")
-    inputs = take(data.splits["test"], torch.arange(min(EXAMPLE_ROWS, data.rows("test")))).x
+    test = data.splits["test"]
+    inputs = take(test, torch.arange(min(EXAMPLE_ROWS, len(test.row)))).x
     by_name = {n: inputs[n] if isinstance(inputs, dict) else inputs for n in input_names(inputs)}
     raw = data.raw_rows(rows, "test")
     raw = raw.numpy() if isinstance(raw, Tensor) else raw

@@ -39,6 +39,7 @@ IRRELEVANT_OPTIONS = {
     for name in (
         *("batch_size", "shuffle", "predict_path", "cache_dir"),
         *("positive", "flip", "crop", "erase"),
+        *("buffer_rows", "sample_rows"),
     )
 }
 

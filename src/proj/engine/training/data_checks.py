@@ -8,7 +8,9 @@ from torch import Tensor
 
 from proj.data.base import DataModule
 from proj.engine.training.equal_rows import find_equal_rows, target_rows
+from proj.engine.training.near_copies import find_near_copies
 from proj.engine.yaml_text import yaml_value
+from proj.errors import UserError
 from proj.schema import Array, Batch, Finding, Schema, Task, is_pair
 
 # A class with fewer training rows is too rare to learn.
@@ -28,12 +30,15 @@ def check_data(data: DataModule) -> list[Finding]:
     """Return all findings about a data module after ``setup``."""
     schema = data.schema
     assert schema is not None
+    if is_streamed(data):
+        return [*data.findings, *find_rare_classes(schema)]
     labelled = {
         name: split for name, split in data.splits.items() if name != "predict" and len(split.row)
     }
     findings = [
         *data.findings,
         *find_equal_rows(data, labelled),
+        *find_near_copies(data, labelled),
         *find_rare_classes(schema),
         *find_classes_without_rows(schema, labelled),
         *find_rounded_inputs(schema),
@@ -41,6 +46,20 @@ def check_data(data: DataModule) -> list[Finding]:
     if schema.columns and "val" in labelled:
         findings += find_leaking_columns(schema, labelled["train"], labelled["val"])
     return findings
+
+
+def is_streamed(data: object) -> bool:
+    """Return whether the splits of a data module hold some rows only; the others are streamed."""
+    return bool(getattr(data, "is_streamed", False))
+
+
+def require_whole_splits(data: object, verb: str) -> None:
+    """Raise UserError if the splits of a data module are not in memory as a whole."""
+    if is_streamed(data):
+        raise UserError(
+            f"{verb}: expected a data module whose splits fit into memory, such as Tabular, got "
+            f"{type(data).__name__}, which streams its rows; use Tabular on a part of them."
+        )
 
 
 def describe_positive(data: object, schema: Schema | None = None, training: str = "") -> str:

@@ -1,7 +1,8 @@
 """Rows of a data set that are copies of each other, and rows that differ in the target only."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from itertools import pairwise
 
 import numpy as np
 
@@ -32,10 +33,12 @@ def find_equal_rows(data: DataModule, splits: dict[str, Batch]) -> Iterator[Find
         splits: the splits that have targets.
     """
     assert data.schema is not None
-    inputs, targets = hash_splits(splits)
+    # Scores of training texts are cross-fitted, so those of equal texts differ.
+    ignored = [i for i, c in enumerate(data.schema.numeric) if c.kind == "score"]
+    inputs, targets = hash_splits(splits, ignored=ignored)
     # Rows that differ in the source may be equal as inputs: columns are left out, and values merge.
     if any(map(_has_equal, _parts(inputs, targets))) and (source := _source_hashes(data, splits)):
-        inputs, targets = hash_splits(splits, source)
+        inputs, targets = hash_splits(splits, source, ignored)
     copies, contradicting = Counter[tuple[str, str]](), 0
     for part in _parts(inputs, targets):
         copies.update(_count_copies(*part))
@@ -66,21 +69,30 @@ def _source_hashes(data: DataModule, splits: dict[str, Batch]) -> Hashes | None:
     return known if len(known) == len(splits) else None
 
 
-def hash_splits(splits: dict[str, Batch], source: Hashes | None = None) -> tuple[Hashes, Hashes]:
+def hash_splits(
+    splits: dict[str, Batch], source: Hashes | None = None, ignored: Collection[int] = ()
+) -> tuple[Hashes, Hashes]:
     """Return hashes of the inputs and of the targets of each split's compared rows.
 
     With ``source``, the hashes of the rows in the source, rows with equal inputs have equal hashes
-    only if they are equal in the source, too.
+    only if they are equal in the source, too. The columns ``ignored`` of the numbers do not matter.
     """
     rows = sum(len(split.row) for split in splits.values())
     stride = -(-rows // MAX_COMPARED_ROWS)
     inputs, targets = {}, {}
     for name, split in splits.items():
-        tensors = list(split.x.values()) if isinstance(split.x, dict) else [split.x]
-        hashes, compared = hash_rows([tensor.numpy() for tensor in tensors], stride)
+        arrays = [x.numpy() for x in (split.x.values() if isinstance(split.x, dict) else [split.x])]
+        hashes, compared = hash_rows([*_without(ignored, arrays[0]), *arrays[1:]], stride)
         inputs[name] = hashes + (source[name][compared] if source else np.uint64(0))
         targets[name] = hash_rows([target_rows(split)[compared]])[0]
     return inputs, targets
+
+
+def _without(ignored: Collection[int], array: Array) -> list[Array]:
+    """Return the parts of an array [rows, columns] between the ignored columns, not copied."""
+    edges = [-1, *ignored, array.shape[1]] if ignored else []
+    parts = [array[:, a + 1 : b] for a, b in pairwise(edges) if b > a + 1]
+    return parts if ignored else [array]
 
 
 def hash_rows(arrays: list[Array], stride: int = 1, chunk: int = CHUNK) -> tuple[Array, Array]:

@@ -51,8 +51,8 @@ def cv(args: list[str]) -> None:
     if "fold" not in options_of_data:
         data = cli.experiment.get("data") or {"class_path": "none"}
         raise UserError(
-            "data: expected a data module with the option fold, which those of this package have, "
-            f"got {data['class_path']}; use one of this package."
+            "data: expected a data module with the option fold, such as Tabular, Images or "
+            f"ArrayDataModule, got {data['class_path']}; use one of these."
         )
     if options.ensemble and not isinstance(cli.model, Model):
         raise UserError(

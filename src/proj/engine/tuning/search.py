@@ -160,7 +160,7 @@ class Search:
     def _run_jobs(self, array: SlurmArray, count: int) -> None:
         """Run trials in jobs until all jobs have ended; raise TrainingError if none ended well."""
         before = len(self._ended_trials())
-        console.say(f"submitted: {console.plural(count, 'job')}, output in {array.folder}")
+        console.say(f"submitting {console.plural(count, 'job')}; their output: {array.folder}")
         outcomes = array.run(count, self._show_ended)
         self.seconds = float(self.study.user_attrs.get("seconds", 0.0))
         codes = {outcome.code for outcome in outcomes}

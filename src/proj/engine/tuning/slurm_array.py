@@ -6,11 +6,13 @@ trial then saves a checkpoint, and a job of the next array continues it.
 """
 
 import argparse
+import io
 import os
 import signal
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +24,8 @@ from proj.errors import UserError
 POLL_SECONDS = 2.0
 # Options of sbatch. By default submitit requests a signal that would end the worker process.
 DEFAULTS = {"signal": "TERM@60"}
+
+FIXED = {"array", "nodes", "ntasks", "ntasks-per-node", "output", "error", "open-mode"}
 
 
 class Outcome(NamedTuple):
@@ -61,6 +65,11 @@ def read_launcher(options: argparse.Namespace) -> dict[str, Any] | None:
     for word in words:
         key, equals, value = word.removeprefix("--").partition("=")
         sbatch[key.replace("_", "-")] = value if equals else True
+    if fixed := sbatch.keys() & FIXED:
+        raise UserError(
+            f"--launcher: expected no {min(fixed)}, because each job is one process on one node, "
+            "and --workers is the number of jobs; leave it out."
+        )
     if not isinstance(sbatch.get("time"), str):
         raise UserError(
             "--launcher: expected time=HH:MM:SS, the limit of each job, got none; add it, a trial "
@@ -118,11 +127,13 @@ class SlurmArray:
         ``poll`` is called every two seconds. Raises UserError if SLURM refuses the jobs.
         """
         try:
-            self.jobs = self.executor.map_array(work, [self.words] * count)
+            with redirect_stderr(io.StringIO()):  # submitit also prints what its errors hold.
+                self.jobs = self.executor.map_array(work, [self.words] * count)
         except Exception as error:  # submitit passes on what sbatch prints, as errors of its own.
-            lines = printable(str(error)).split("sbatch: error: ", 1)[-1].splitlines() or [""]
+            lines = str(error).split("sbatch: error: ", 1)[-1].splitlines() or [""]
             raise UserError(
-                f"--launcher: expected options that sbatch accepts, got an error: {lines[0]}"
+                "--launcher: expected options that sbatch accepts, got an error: "
+                f"{printable(lines[0])}."
             ) from error
         if self.signal:  # It came while the jobs were submitted.
             self._cancel(["--signal=TERM"])

@@ -12,7 +12,7 @@ import numpy as np
 from .dates import DAY, read_date, read_number_date
 from .numbers import SPACES, read_number
 from .rows import Columns, InputError, UnreadableWarning, count_rows, is_missing, match_names
-from .words import normalize
+from .words import Score, normalize
 
 MISSING_CODE, OTHER_CODE, FIRST_CODE = 0, 1, 2
 TEXT_KINDS = ("word", "length")
@@ -44,6 +44,7 @@ class Table:
         }
         self.numeric: Sequence[Spec] = spec["numeric"]
         self.categorical: Sequence[Spec] = spec["categorical"]
+        self.scores = [Score(*c["model"]) if c["kind"] == "score" else None for c in self.numeric]
         self.codes = [
             {text: code for code, text in enumerate(column["categories"], FIRST_CODE)}
             for column in self.categorical
@@ -67,12 +68,16 @@ class Table:
         given = match_names(columns, list(self.sources))
         rows = count_rows(given)
         values = {n: s.read(given[n], strict, first, warns) for n, s in self.sources.items()}
+        numeric = np.empty((rows, len(self.numeric)), np.float32)
+        for i, score in enumerate(self.scores):
+            if score:
+                numeric[:, i] = [score(v or "") for v in values[self.numeric[i]["source"]]]
         texts = {c["source"] for c in self.numeric if c["kind"] in TEXT_KINDS}
         for name in texts:
             values[name] = [None if v is None else normalize(v) for v in values[name]]
-        numeric = np.empty((rows, len(self.numeric)), np.float32)
         for i, column in enumerate(self.numeric):
-            numeric[:, i] = self._numbers(column, values[column["source"]], first)
+            if column["kind"] != "score":
+                numeric[:, i] = self._numbers(column, values[column["source"]], first)
         categorical = np.empty((rows, len(self.categorical)), np.int32)
         for i, (column, codes) in enumerate(zip(self.categorical, self.codes, strict=True)):
             source = self.sources[column["source"]]
