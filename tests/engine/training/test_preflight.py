@@ -56,7 +56,8 @@ class Saves(LightningModule):
 
     def on_save_checkpoint(self, checkpoint):
         if self.hparams.mean:
-            mean = np.float64(0.5) if self.hparams.mean == "numpy" else 0.5
+            is_late = self.hparams.mean == "late" and self.current_epoch > 1
+            mean = np.float64(0.5) if self.hparams.mean == "numpy" or is_late else 0.5
             checkpoint["own"] = {"statistics": [1, mean]}
 
     def configure_optimizers(self):
@@ -135,6 +136,11 @@ def test_values_that_no_verb_could_read_are_found_before_training(cli: Cli) -> N
     assert not LOGS.exists()
     cli(*SAVES, *NET, *own, "plain")
     cli("test")
+    # One that appears in the third epoch stops the training, and the checkpoint before it stays.
+    late = ["late", "--name", "late", "--trainer.max_epochs", "3"]
+    message = cli(*SAVES, *NET, *own, *late, code=3)
+    assert "the checkpoint's own.statistics.1: expected tensors and plain values" in message
+    assert "best.ckpt of epoch 1" in cli("test", "--run", "late")
 
 
 class Box:
