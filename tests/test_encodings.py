@@ -9,7 +9,7 @@ from conftest import ROOT
 
 # Calls that read or write text, with the position of their mode; None for those without one.
 TEXT_CALLS = {"open": 1, "fdopen": 1, "read_text": None, "write_text": None, "TemporaryFile": 0}
-NOT_FILES = ("os", "Image", "webbrowser")
+NOT_FILES = ("os", "Image", "tarfile", "webbrowser")
 PROGRAMS = [path for folder in ("src", "scripts", "docs") for path in (ROOT / folder).rglob("*.py")]
 
 

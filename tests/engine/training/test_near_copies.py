@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
-from test_readings import ready
 from test_words import OTHERS, reviews
 
+from proj.data.tabular.datamodule import Tabular
 from proj.engine.training.data_checks import check_data
 from proj.engine.training.near_copies import MIN_SHARED, distinct_words, find_alike
 
@@ -66,7 +66,9 @@ def test_check_finds_reviews_that_differ_in_a_word(work: Path) -> None:
 
     def found(rows: pl.DataFrame) -> list[str]:
         rows.write_csv("test.csv")
-        data = ready("t.csv", test_path="test.csv", val_fraction=0.0)
+        data = Tabular("t.csv", "y", test_path="test.csv", val_fraction=0.0)
+        data.prepare_data()
+        data.setup("fit")
         return [f.what for f in check_data(data) if "nearly the words" in f.what]
 
     assert found(other) == []

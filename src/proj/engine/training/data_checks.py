@@ -8,7 +8,6 @@ from torch import Tensor
 
 from proj.data.base import DataModule
 from proj.engine.training.equal_rows import find_equal_rows, target_rows
-from proj.engine.training.near_copies import find_near_copies
 from proj.engine.yaml_text import yaml_value
 from proj.errors import UserError
 from proj.schema import Array, Batch, Finding, Schema, Task, is_pair
@@ -38,7 +37,7 @@ def check_data(data: DataModule) -> list[Finding]:
     findings = [
         *data.findings,
         *find_equal_rows(data, labelled),
-        *find_near_copies(data, labelled),
+        *_find_near_copies(data, labelled),
         *find_rare_classes(schema),
         *find_classes_without_rows(schema, labelled),
         *find_rounded_inputs(schema),
@@ -60,6 +59,15 @@ def require_whole_splits(data: object, verb: str) -> None:
             f"{verb}: expected a data module whose splits fit into memory, such as Tabular, got "
             f"{type(data).__name__}, which streams its rows; use Tabular on a part of them."
         )
+
+
+def _find_near_copies(data: DataModule, labelled: dict[str, Batch]) -> Iterator[Finding]:
+    assert data.schema is not None
+    if any(column.kind == "word" for column in data.schema.columns):
+        # It imports polars, which arrays do not need.
+        from proj.engine.training.near_copies import find_near_copies
+
+        yield from find_near_copies(data, labelled)
 
 
 def describe_positive(data: object, schema: Schema | None = None, training: str = "") -> str:

@@ -167,7 +167,7 @@ class SlurmArray:
         if not self.jobs:
             return False
         command = ["squeue", "--me", "--array", "--noheader", "--format=%i"]
-        queue = subprocess.run(command, capture_output=True, text=True)
+        queue = subprocess.run(command, capture_output=True, encoding="utf-8")
         ids = set(queue.stdout.split())
         return queue.returncode != 0 or any(job.job_id in ids for job in self.jobs)
 
