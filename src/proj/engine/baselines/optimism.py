@@ -20,7 +20,7 @@ from proj.schema import Array, Schema
 
 # Rows, random columns, and targets or most frequent classes that are used at most.
 MAX_ROWS, MAX_COLUMNS, MAX_TARGETS = 3_000, 60, 5
-# At most this many rows of a large group are used where other groups need the room.
+# Rows of a large group that are used at most, if the sample cannot hold all groups whole.
 GROUP_ROWS = 20
 # Folds of random rows and of groups, and how often they are drawn.
 FOLDS, REPEATS = 5, 2
