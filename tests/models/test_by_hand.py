@@ -143,6 +143,7 @@ def test_a_net_with_a_schema_needs_one() -> None:
         (lambda schema: MLP(schema), True),
         (lambda outputs=1: nn.Linear(4, outputs), False),
         (lambda: nn.Linear(4, 1), False),
+        (lambda **options: nn.Linear(4, 1, **options), False),
     ],
 )
 def test_a_function_of_nets_gets_the_schema_if_it_takes_one(

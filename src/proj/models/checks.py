@@ -165,7 +165,7 @@ def takes_schema(net: nn.Module | Callable[..., nn.Module]) -> bool:
     if isinstance(net, partial) and net.args and isclass(net.args[-1]):  # made by jsonargparse
         target = partial(net.args[-1], **net.keywords)
     first = next(iter(signature(target).parameters.values()), None)
-    if first is None or first.kind is first.KEYWORD_ONLY:
+    if first is None or first.kind in (first.KEYWORD_ONLY, first.VAR_KEYWORD):
         return False
     return first.default is first.empty or "Schema" in str(first.annotation)
 

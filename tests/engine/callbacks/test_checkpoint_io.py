@@ -153,3 +153,30 @@ def test_other_files_are_written_with_last_or_when_they_are_read(work: Path) -> 
     assert (torch.load(own / "previous.ckpt")["a"], torch.load(own / "last.ckpt")["a"]) == (2, 3)
     io.save_checkpoint({"a": 4}, own / "best.ckpt")
     assert io.load_checkpoint(own / "best.ckpt")["a"] == 4
+
+
+NUMPY_SCHEDULE = """
+import numpy as np
+from torch.optim.lr_scheduler import LambdaLR
+def cosine(optimizer):
+    return LambdaLR(optimizer, lambda epoch: 0.5 * (1 + np.cos(epoch / 7)))
+"""
+
+
+def test_a_schedule_computed_with_numpy_trains_and_resumes_to_the_same_bits(
+    work: Path, experiment: Any, cli: Cli
+) -> None:
+    """Its rates are of the type np.float64, which `weights_only=True` does not read."""
+    Path("schedules.py").write_text(NUMPY_SCHEDULE)
+    flags = ["--config", experiment(), "--model.scheduler", "schedules.cosine"]
+    cli("fit", *flags, "--name", "whole", "--trainer.max_epochs", 4)
+    cli("fit", *flags, "--name", "half", "--trainer.max_epochs", 2)
+    cli("fit", "--resume", "half", "--trainer.max_epochs", 4)
+    whole, resumed = (
+        read_checkpoint(Path("lightning_logs") / name / "checkpoints" / "last.ckpt")
+        for name in ("whole", "half")
+    )
+    assert type(whole["lr_schedulers"][0]["_last_lr"][0]) is float
+    assert resumed["lr_schedulers"] == whole["lr_schedulers"]
+    for name, value in whole["state_dict"].items():
+        assert torch.equal(value, resumed["state_dict"][name])

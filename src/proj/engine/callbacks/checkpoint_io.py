@@ -10,7 +10,7 @@ from lightning.pytorch.plugins import TorchCheckpointIO
 
 from proj.engine.runs import checkpoint_file
 from proj.engine.runs.files import atomic_write
-from proj.engine.runs.plain_values import check_plain
+from proj.engine.runs.plain_values import check_plain, with_plain_rates
 from proj.engine.runs.run import LAST, PREVIOUS
 from proj.engine.secrets import split_secrets
 from proj.errors import TrainingError, UserError
@@ -39,6 +39,7 @@ class DurableCheckpointIO(TorchCheckpointIO):
         for key in ("hyper_parameters", "datamodule_hyper_parameters"):
             if isinstance(checkpoint.get(key), dict):
                 checkpoint[key] = split_secrets(dict(checkpoint[key]))[0]
+        checkpoint = with_plain_rates(checkpoint)
         try:
             check_plain(checkpoint)
         except UserError as error:

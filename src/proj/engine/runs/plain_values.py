@@ -21,12 +21,30 @@ CONTAINERS = {dict, OrderedDict, list, tuple, set}
 TENSORS = {Tensor, nn.Parameter}
 
 
+def with_plain_rates(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """Return a checkpoint whose optimizers and schedulers hold floats of Python.
+
+    A schedule computed with NumPy, as by ``np.cos``, makes learning rates of the type
+    ``np.float64``. It derives from float, and has the same numbers and arithmetic.
+    """
+    keys = checkpoint.keys() & {"optimizer_states", "lr_schedulers"}
+    return checkpoint | {key: _with_floats(checkpoint[key]) for key in keys}
+
+
+def _with_floats(value: Any) -> Any:
+    if isinstance(value, float):
+        return float(value)
+    if type(value) is dict:
+        return {name: _with_floats(part) for name, part in value.items()}
+    return type(value)(map(_with_floats, value)) if type(value) in (list, tuple) else value
+
+
 def check_readable(checkpoint: dict[str, Any]) -> None:
     """Raise UserError, which names the key, unless the verbs could read a checkpoint.
 
     A copy without the numbers of its tensors is written and read.
     """
-    small = without_tensors(checkpoint)
+    small = without_tensors(with_plain_rates(checkpoint))
     try:
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "trial.ckpt"
@@ -104,6 +122,6 @@ def _can_be_read_back(value: Any) -> bool:
         torch.save(value, buffer)
         buffer.seek(0)
         torch.load(buffer, weights_only=True)
-    except Exception:  # As above.
+    except Exception:  # Pickling calls the user's classes, which may raise anything.
         return False
     return True
