@@ -1,19 +1,23 @@
 """What a real TensorBoard process serves over HTTP, and shows in a real browser."""
 
+import itertools
 import urllib.request
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.compat.proto.graph_pb2 import GraphDef
+from tensorboard.summary.writer import event_file_writer
 from torch import nn
 from torch.utils.tensorboard import _pytorch_graph
 
 from conftest import Cli, Once, ask, watched
+from proj.engine.callbacks.monitoring import RunLogger
 from proj.engine.runs.checkpoint_file import read_checkpoint
 from proj.engine.runs.run import Run
 
@@ -160,6 +164,24 @@ def test_a_resumed_run_logs_no_second_graph_and_a_new_run_its_own(
         RUN / "checkpoints" / "last.ckpt",
     )
     assert "aten::linear" in graph_of(RUN.with_name("version_1"))
+
+
+def test_curves_of_a_run_resumed_within_a_second_keep_their_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TensorBoard sorts number 10 of a second before number 9."""
+    numbers = itertools.count(9)
+    monkeypatch.setattr(event_file_writer, "_global_uid", SimpleNamespace(get=numbers.__next__))
+    for purge_step, logged in ((None, (1, 2, 3)), (3, (3, 4)), (5, (5,))):
+        logger = RunLogger(tmp_path, purge_step)
+        for step in logged:
+            logger.log_metrics({"val/loss": 0.1}, step)
+        logger.finalize("success")
+    assert len(names := sorted(file.name for file in tmp_path.iterdir())) == 3
+    assert names[0].endswith(".9")
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    assert [event.step for event in events.Scalars("val/loss")] == [1, 2, 3, 4, 5]
 
 
 def test_charts_and_the_graph_wait_for_the_first_validation(experiment: Any, cli: Cli) -> None:

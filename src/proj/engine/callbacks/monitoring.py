@@ -5,6 +5,7 @@ import copy
 import io
 import re
 import sys
+import time
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -125,6 +126,8 @@ class RunLogger(TensorBoardLogger):
         )
         self.resumed, self.evaluating = purge_step is not None, evaluating
         self.trainer: Trainer | None = None
+        if self.resumed:
+            _wait_for_a_later_name(folder)
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         # Lightning adds the epoch where it chooses the step, not where a module logs a step.
@@ -140,6 +143,18 @@ class RunLogger(TensorBoardLogger):
 
     def save(self) -> None:
         """Do nothing: ``config.yaml`` replaces Lightning's ``hparams.yaml``."""
+
+
+def _wait_for_a_later_name(folder: Path) -> None:
+    """Wait, for a second at most, until a new event file's name sorts after those in the folder.
+
+    TensorBoard reads the files in the order of their names: the second in which a file was made,
+    the host, the process and a number. The number has no leading zeros, so of two files that one
+    process makes in one second, number 10 sorts before number 9.
+    """
+    seconds = [int(file.name.split(".")[3]) for file in folder.glob("events.out.tfevents.*")]
+    if seconds and max(seconds) == int(time.time()):
+        time.sleep(max(seconds) + 1 - time.time())
 
 
 class TensorBoardSummary(Callback):
