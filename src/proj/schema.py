@@ -151,6 +151,7 @@ class Schema:
         classes: the user's own labels by class number; of two classes the second is the positive.
         class_counts: training rows of each class, or with each label; empty if not known.
         target_mean, target_std: mean and standard deviation of each regression target, in its unit.
+        target_low, target_high: limits of each regression target, or ±1.8e308; empty without any.
         rows: training rows; 0 if not known.
         columns: inputs of a table. ``x`` is then a dict of ``numeric`` [rows, numbers] and
             ``categorical`` [rows, categories], both in this order.
@@ -174,6 +175,8 @@ class Schema:
     rows: int
     columns: tuple[Column, ...]
     target_columns: tuple[Column, ...] = ()
+    target_low: tuple[float, ...] = ()
+    target_high: tuple[float, ...] = ()
     net_config: str = ""
     linear: tuple[tuple[float, ...], ...] = ()
     weight_mean: float = 0.0
@@ -189,7 +192,8 @@ class Schema:
         names = () if self.task == "regression" else self.class_names
         if len(self.class_counts) not in (0, len(names)):
             raise TypeError(f"{len(self.class_counts)} class_counts for {len(names)} classes")
-        for name in ("input_mean", "input_std", "target_mean", "target_std"):
+        statistics = ("input_mean", "input_std", "target_mean", "target_std")
+        for name in (*statistics, "target_low", "target_high"):
             if not all(type(value) in (int, float) for value in getattr(self, name)):
                 raise TypeError(f"expected numbers in {name}, got {getattr(self, name)!r:.60}")
         if type(self.net_config) is not str:

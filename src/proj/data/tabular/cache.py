@@ -21,7 +21,7 @@ from proj.errors import UserError
 from proj.schema import Array
 
 # Part of every key. Raise it when the written files change their meaning.
-FORMAT = 11
+FORMAT = 12
 
 # A backup program skips folders with this file: https://bford.info/cachedir
 CACHE_TAG = "Signature: 8a477f597d28d172789f06886806bc55\n"

@@ -177,6 +177,8 @@ def fit_targets(targets: SourceTargets, train: Counts, positive: Label | None) -
         }
     std = np.sqrt(train.squares / train.rows)
     std[std == 0] = 1.0
+    # The sample does not show the limits of all rows.
+    fields |= {"target_low": (), "target_high": ()}
     return fields | {"target_mean": tuple(train.mean.tolist()), "target_std": tuple(std.tolist())}
 
 

@@ -22,6 +22,9 @@ MAX_LISTED_CLASSES = 12
 
 # Values whose class numbers are computed at once.
 CHUNK = 2**16
+# So many training rows, and at least this share, have a number that is a limit of the target.
+LIMIT_ROWS, LIMIT_SHARE = 10, 0.01
+NO_LIMIT = float(np.finfo(np.float64).max)  # not infinite, because a schema is plain JSON
 
 MISSING, UNKNOWN = -1, -2  # class numbers of a missing target, and of a label without a class
 
@@ -191,6 +194,7 @@ class Targets:
             "target_names": tuple(column.name for column in self.columns),
         }
         fields |= dict.fromkeys(("classes", "class_counts", "target_mean", "target_std"), ())
+        fields |= {"target_low": (), "target_high": ()}
         if self.is_classes:
             counts = self.columns[0].label_counts
             classes = sorted(counts, key=lambda label: label == positive)
@@ -206,6 +210,7 @@ class Targets:
         return fields | {
             "target_mean": tuple(y.mean(axis=0).tolist()),
             "target_std": tuple(std.tolist()),
+            **_limits(y),
         }
 
     def encode(self, schema: Schema, split: str = "", rows: Array | None = None) -> Array:
@@ -297,6 +302,27 @@ class Targets:
                 raise UserError(
                     f"{where}: expected 0 and 1 only for the task multilabel; set data.task."
                 )
+
+
+def _limits(y: Array) -> dict[str, tuple[float, ...]]:
+    """Return the schema's limits of targets [rows, targets]; no fields if no target has one."""
+    low = tuple(_low_limit(column) for column in y.T)
+    high = tuple(-_low_limit(-column) for column in y.T)
+    has_limit = set(low) != {-NO_LIMIT} or set(high) != {NO_LIMIT}
+    return {"target_low": low, "target_high": high} if has_limit else {}
+
+
+def _low_limit(values: Array) -> float:
+    """Return the smallest of the values [rows] if it is a limit.
+
+    It is one if many rows have it, and more than the next value: 0 of sales per day, or the highest
+    number of a survey that cuts higher ones off. The largest of counted numbers is rare.
+    """
+    is_smallest = values == values.min()
+    count, others = np.count_nonzero(is_smallest), values[~is_smallest]
+    next_count = np.count_nonzero(others == others.min()) if len(others) else 0
+    is_limit = count >= max(LIMIT_ROWS, LIMIT_SHARE * len(values)) and count > next_count
+    return float(values.min()) if is_limit else -NO_LIMIT
 
 
 def infer_task(columns: tuple[TargetColumn, ...], is_table: bool) -> Task:

@@ -3,6 +3,7 @@
 import argparse
 import re
 import shlex
+import sys
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
@@ -135,12 +136,25 @@ def _experiment_yaml(data: DataModule, path: str) -> str:
 
 
 def _target_summary(schema: Schema) -> str:
-    """Return the classes with their shares of the training rows, or the target names."""
+    """Return the classes with their shares of the training rows, or targets with limits."""
     if not schema.class_counts:
-        return "numbers: " + ", ".join(schema.target_names)
+        limits = _limit_texts(schema) or [""] * len(schema.target_names)
+        return "numbers: " + ", ".join(map("".join, zip(schema.target_names, limits, strict=True)))
     counts = zip(schema.class_names, schema.class_counts, strict=True)
     shares = [f"{name} {count / schema.rows:.1%}" for name, count in counts]
     return ", ".join(shares[:8]) + (", …" if len(shares) > 8 else "")
+
+
+def _limit_texts(schema: Schema) -> list[str]:
+    """Return what to say of each target's limits; empty if no target has one."""
+    limits = zip(schema.target_low, schema.target_high, strict=True)
+    return [_limit_text(low, high) for low, high in limits]
+
+
+def _limit_text(low: float, high: float) -> str:
+    texts = [f"at least {low:g}"] if low > -sys.float_info.max else []
+    texts += [f"at most {high:g}"] if high < sys.float_info.max else []
+    return f" ({', '.join(texts)})" if texts else ""
 
 
 def _open_data(path: str, target: str | list[str] | None, task: Task | None) -> DataModule:

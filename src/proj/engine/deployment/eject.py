@@ -252,7 +252,7 @@ def _settings(run: Run, cli: ExperimentCLI, sources: Sources) -> dict[str, Any]:
     loss = loss_settings(cli, sources)
     is_table = isinstance(data.splits["train"].x, dict)
     is_image = not is_table and data.splits["train"].x.dtype == torch.uint8
-    names = ("class_weight", "positive_weight", "target_mean", "target_std")
+    names = ("class_weight", "positive_weight", "target_mean", "target_std", "target_limits")
     selection = selection_settings(cli)
     schedule = scheduler_settings(cli, sources, -(-rows // size))
     read = [value["metric"] for value in selection.values() if value] + [schedule["metric"]]

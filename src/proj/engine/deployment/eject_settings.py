@@ -127,7 +127,7 @@ def loss_settings(cli: ExperimentCLI, sources: Sources) -> dict[str, Any]:
     spec = cli.config.model.init_args.get("loss")
     criterion = "" if spec is None else value_text(spec, sources, "model.loss")
     constants, stored = {}, {}
-    for name in ("positive_weight", "class_weight", "target_mean", "target_std"):
+    for name in ("positive_weight", "class_weight", "target_mean", "target_std", "target_limits"):
         values: Tensor | None = getattr(model, name, None)
         if values is None or _is_neutral(name, values):
             continue
