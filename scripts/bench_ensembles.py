@@ -1,18 +1,20 @@
 """Compare an ensemble of five folds with its members on the tables of ``bench_tables.py``.
 
     python scripts/bench_ensembles.py [--folder FOLDER] [--only WORD] [--folds 5] [--processes 2]
-                                      [--max_rows 2000]
+                                      [--max_rows 2000] [--seeds 0 1 2]
 
-A random fifth of the rows is written to a test file, which no fold reads. `init` writes the
+For each seed, a random fifth of the rows is written to a test file, which no fold reads. `init` writes the
 experiment for the others, `cv --folds 5 --ensemble` trains, and `test` scores the ensemble on the
 test file. The members predict the same rows. The error is that of ``bench_tables.py``. The best
 member is the one with the smallest loss on its held-out fold, as a user would choose it; the
-luckiest one has the smallest error on the test file, which nobody knows beforehand. Results are
-appended to FOLDER/ensembles.jsonl; a second call goes on there.
+luckiest one has the smallest error on the test file, which nobody knows beforehand. Errors of a
+table are geometric means over the seeds. Results are appended to FOLDER/ensembles.jsonl; a second
+call goes on there.
 """
 
 import argparse
 import bz2
+import collections
 import contextlib
 import gzip
 import io
@@ -38,7 +40,6 @@ from proj.engine.runs.predictions import outputs_in
 from proj.engine.runs.run import Run
 
 OPENERS: dict[str, Any] = {".bz2": bz2.open, ".gz": gzip.open}
-SEED = 0
 TEST_FRACTION = 0.2
 
 
@@ -48,14 +49,14 @@ def read_texts(path: Path) -> pl.DataFrame:
         return pl.read_csv(file.read(), infer_schema=False)
 
 
-def run_job(job: tuple[Table, Path, int]) -> dict[str, Any]:
+def run_job(job: tuple[Table, Path, int, int]) -> dict[str, Any]:
     """Return the errors of the members and of their ensemble on a table."""
-    table, folder, folds = job
-    work = folder / "ensembles" / table.name
+    table, folder, folds, seed = job
+    work = folder / "ensembles" / f"{table.name}_{seed}"
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     os.chdir(work)
-    rows = read_texts(table.file).sample(fraction=1, shuffle=True, seed=SEED)
+    rows = read_texts(table.file).sample(fraction=1, shuffle=True, seed=seed)
     count = round(TEST_FRACTION * len(rows))
     rows[count:].write_csv("train.csv")
     rows[:count].write_csv("test.csv")
@@ -79,6 +80,7 @@ def run_job(job: tuple[Table, Path, int]) -> dict[str, Any]:
     ]["folds"]
     return {
         "table": table.name,
+        "seed": seed,
         "rows": len(rows),
         "ensemble": error(predictions),
         "members": members,
@@ -95,19 +97,23 @@ def call(*arguments: str) -> None:
 
 
 def summarize(results: list[dict[str, Any]]) -> None:
-    print("table | rows | ensemble | best member | luckiest member | mean of members")
+    print("table | rows | seeds | ensemble | best member | luckiest member | mean of members")
     errors: dict[str, list[float]] = {
         "best member": [],
         "luckiest member": [],
         "mean of the members": [],
     }
+    tables = collections.defaultdict(list)
     for one in sorted(results, key=lambda one: one["rows"]):
         members = one["members"]
         values = members[one["chosen"]], min(members), float(np.mean(members))
+        tables[one["table"], one["rows"]].append((one["ensemble"], *values))
+    for (table, rows), seeds in tables.items():
+        ensemble, *values = np.exp(np.log(seeds).mean(axis=0))
         for own, value in zip(errors.values(), values, strict=True):
-            own.append(one["ensemble"] / value)
-        numbers = " | ".join(f"{value:.4g}" for value in (one["ensemble"], *values))
-        print(f"{one['table']} | {one['rows']} | {numbers}")
+            own.append(ensemble / value)
+        numbers = " | ".join(f"{value:.4g}" for value in (ensemble, *values))
+        print(f"{table} | {rows} | {len(seeds)} | {numbers}")
     for name, ratios in errors.items():
         ahead = sum(ratio < 1 for ratio in ratios)
         low, high = binomtest(ahead, len(ratios)).proportion_ci()
@@ -123,6 +129,7 @@ def main() -> None:
     parser.add_argument("--folder", default=".cache/bench_tables", help="where all files are kept")
     parser.add_argument("--only", default="", help="a part of the name of a package or file")
     parser.add_argument("--folds", type=int, default=5)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the test rows")
     parser.add_argument("--processes", type=int, default=2, help="tables at the same time")
     parser.add_argument("--max_rows", type=int, default=2_000, help="leave larger tables out")
     options = parser.parse_args()
@@ -131,16 +138,22 @@ def main() -> None:
     path = folder / "ensembles.jsonl"
     path.touch()
     results = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    done = {result["table"] for result in results}
-    tables = [one for one in read_tables(folder, options.only, []) if one.name not in done]
+    done = {(result["table"], result["seed"]) for result in results}
+    tables = read_tables(folder, options.only, [])
     tables = [one for one in tables if len(read_texts(one.file)) <= options.max_rows]
+    jobs = [
+        (table, folder, options.folds, seed)
+        for seed in options.seeds
+        for table in tables
+        if (table.name, seed) not in done
+    ]
     os.environ["OMP_NUM_THREADS"] = "1"
     context = multiprocessing.get_context("spawn")
     with (
         context.Pool(options.processes, maxtasksperchild=1) as pool,
         path.open("a", encoding="utf-8") as file,
     ):
-        for new in pool.imap_unordered(run_job, [(one, folder, options.folds) for one in tables]):
+        for new in pool.imap_unordered(run_job, jobs):
             file.write(json.dumps(new) + "\n")
             file.flush()
             results.append(new)
