@@ -3,13 +3,13 @@
     python scripts/bench_ensembles.py [--folder FOLDER] [--only WORD] [--folds 5] [--processes 2]
                                       [--max_rows 2000] [--seeds 0 1 2]
 
-For each seed, a random fifth of the rows is written to a test file, which no fold reads. `init` writes the
-experiment for the others, `cv --folds 5 --ensemble` trains, and `test` scores the ensemble on the
-test file. The members predict the same rows. The error is that of ``bench_tables.py``. The best
-member is the one with the smallest loss on its held-out fold, as a user would choose it; the
-luckiest one has the smallest error on the test file, which nobody knows beforehand. Errors of a
-table are geometric means over the seeds. Results are appended to FOLDER/ensembles.jsonl; a second
-call goes on there.
+For each seed, a random fifth of the rows is written to a test file, which no fold reads. `init`
+writes the experiment for the others, `cv --folds 5 --ensemble` trains, and `test` scores the
+ensemble on the test file. The members predict the same rows. The error is that of
+``bench_tables.py``. The best member is the one with the smallest loss on its held-out fold, as a
+user would choose it; the luckiest one has the smallest error on the test file, which nobody knows
+beforehand. Errors of a table are geometric means over the seeds. Results are appended to
+FOLDER/ensembles.jsonl; a second call goes on there.
 """
 
 import argparse
