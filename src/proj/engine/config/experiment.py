@@ -393,7 +393,7 @@ def first_process() -> bool:
 # Options that newer versions have added, with the value that older runs were trained with.
 ADDED = {
     "model.init_args.average": "macro",
-    "model.init_args.clip": False,
+    "model.init_args.clip": True,  # without effect, because their schemas have no limits
     "model.init_args.mixup": 0.0,
     "model.init_args.cutmix": 0.0,
     "model.init_args.net.init_args.linear": False,
