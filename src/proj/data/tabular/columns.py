@@ -23,6 +23,7 @@ from proj.data.tabular.readings import (
     stored_format,
 )
 from proj.data.tabular.targets import TargetColumn
+from proj.data.tabular.text_encoder import is_encoded
 from proj.data.tabular.text_model import score_texts
 from proj.data.tabular.words import Outcomes, choose_words, count_words, has_word, is_free_text
 from proj.errors import UserError, quoted
@@ -282,8 +283,13 @@ def _quantiles(ordered: Array) -> tuple[Array, Array]:
 
 
 def encode_column(column: Column) -> pl.Expr:
-    """Return the expression of a column's input: float32, NaN where missing, or int32 codes."""
+    """Return the expression of a column's input: float32, NaN where missing, or int32 codes.
+
+    Of a score by an encoder, it is the text: see ``fill_scores``.
+    """
     values = by_name(column.source)
+    if is_encoded(column):
+        return values.cast(pl.String).fill_null("")
     if column.kind == "category":
         known: pl.Expr | int = OTHER_CODE
         if column.categories:
