@@ -162,9 +162,8 @@ def _build_classes(config: dict[str, Any], source: str) -> tuple[Model, Callable
     given = config["data"].get("init_args") or {}
     names = list(signature(built.data.encode).parameters)[2:]
     options = {name: given[name] for name in names if name in given}
-    if not options:
-        return built.model, built.data.encode
-    return built.model, partial(built.data.encode, **vars(_build(parser, {"data": options}, source).data))
+    kept = vars(_build(parser, {"data": options}, source).data) if options else {}
+    return built.model, partial(built.data.encode, **kept)
 
 
 def _build(parser: ArgumentParser, values: dict[str, Any], source: str) -> Any:

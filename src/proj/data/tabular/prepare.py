@@ -480,14 +480,17 @@ def _fit_schema(
         )
     sample, rows = _collect_sample(source, typed.table, inputs, row_splits)
     outcomes = Outcomes.of(targets.take(rows))
-    columns, left_out, findings = fit_columns(sample, plan.columns, typed.readings, outcomes)
+    encoder = plan.text_encoder
+    columns, left_out, findings = fit_columns(
+        sample, plan.columns, typed.readings, outcomes, encoder is not None
+    )
     if not columns:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in left_out.items())
         raise UserError(f"{source.file}: expected a column to learn from, got none: {reasons}.")
-    texts = list(dict.fromkeys(c.source for c in columns if c.kind == "word"))
+    texts = list(dict.fromkeys(c.source for c in columns if c.kind in ("word", "length")))
     groups = None if groups is None else groups[rows]
-    scores = fit_scores(sample, texts, outcomes, groups, plan.text_encoder)
-    if plan.text_encoder is not None and not texts:
+    scores = fit_scores(sample, texts, outcomes, groups, encoder)
+    if encoder is not None and not texts:
         findings.append(_no_text_finding())
     columns = add_columns(columns, scores)
     schema = Schema(

@@ -60,7 +60,7 @@ class TextEncoder(ABC):
                 f"none; set self.{missing[0]} in {type(self).__name__}.__init__."
             )
         values = {name: getattr(self, name) for name in names if name != "path"}
-        content: list[tuple[str, str]] = []
+        content: list[str] = []
         if "path" in names or type(self).files is not TextEncoder.files:
             files = self.files()
             if not files:
@@ -69,7 +69,7 @@ class TextEncoder(ABC):
                     f"{type(self).__name__}, got {getattr(self, 'path', 'none')}, which is not "
                     "there or empty; correct the path."
                 )
-            content = sorted((path.name, _sha256(path)) for path in files)
+            content = sorted(map(_sha256, files))
         try:
             described = json.dumps([_name(self), values, content], sort_keys=True)
         except TypeError as error:
@@ -223,8 +223,8 @@ def fill_scores(
         weights = np.array([json.loads(columns[i].categories[2]) for i in same_source])
         # An encoder may not take an empty list.
         vectors = embed(encoder, texts) if texts else np.zeros((0, weights.shape[1] - 1))
-        values = vectors @ weights[:, :-1].T + weights[:, -1]
-        scores += [pl.Series(str(i), v, pl.Float32) for i, v in zip(same_source, values.T)]
+        values = (vectors @ weights[:, :-1].T + weights[:, -1]).astype(np.float32)
+        scores += [pl.Series(str(place), values[:, i]) for i, place in enumerate(same_source)]
     return frame.with_columns(scores)
 
 
