@@ -69,7 +69,10 @@ class DataModule(LightningDataModule, ABC):
     @classmethod
     @abstractmethod
     def encode(cls, rows: Any, schema: Schema) -> Tensors:
-        """Return raw rows as input of the net. Raises UserError if they do not fit the schema."""
+        """Return raw rows as input of the net. Raises UserError if they do not fit the schema.
+
+        Further arguments get the values of options of the data module with the same names.
+        """
 
     @classmethod
     def for_source(

@@ -80,6 +80,7 @@ def inputs(run: str) -> list[str]:
     )
 
 
+@pytest.mark.long
 def test_all_verbs_that_read_rows_use_the_encoder(cli: Cli) -> None:
     """A verb that forgot the encoder would predict from other inputs."""
     cli("fit", "--config", write_experiment(), "--name", "run")
@@ -130,6 +131,7 @@ def test_another_encoder_is_refused(cli: Cli) -> None:
     cli("test", "--run", "run", "--data.text_encoder.path", "moved.txt")
 
 
+@pytest.mark.long
 def test_a_resumed_run_ends_with_the_same_weights(cli: Cli) -> None:
     config = write_experiment()
     cli("fit", "--config", config, "--name", "whole", "--trainer.max_epochs", "4")
@@ -144,6 +146,7 @@ def test_a_resumed_run_ends_with_the_same_weights(cli: Cli) -> None:
         assert torch.equal(value, states[1][key]), key
 
 
+@pytest.mark.long
 def test_export_says_what_to_do(cli: Cli) -> None:
     config = write_experiment()
     cli("fit", "--config", config, "--name", "run")

@@ -71,7 +71,7 @@ class TextEncoder(ABC):
                 )
             content = sorted(map(_sha256, files))
         try:
-            described = json.dumps([_name(self), values, content], sort_keys=True)
+            described = json.dumps([type(self).__qualname__, values, content], sort_keys=True)
         except TypeError as error:
             raise UserError(
                 f"{OPTION}: expected texts, numbers, lists and dicts as the arguments of "
@@ -89,7 +89,8 @@ class TextEncoder(ABC):
 class Model2Vec(TextEncoder):
     """Static embeddings by the package model2vec: a text has the mean vector of its tokens.
 
-    Nothing is downloaded, and the weights are read from safetensors, which hold no code.
+    Nothing is downloaded, and the weights are read from safetensors, which hold no code. A text is
+    cut at the ``max_length`` of the model, 512 tokens by default.
 
     Args:
         path: folder that ``StaticModel.save_pretrained`` has written, or the name of a model that
@@ -159,10 +160,6 @@ def _files_in(path: Path) -> list[Path]:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _name(encoder: TextEncoder) -> str:
-    return f"{type(encoder).__module__}.{type(encoder).__qualname__}"
 
 
 def embed(encoder: TextEncoder, texts: list[str]) -> Array:
