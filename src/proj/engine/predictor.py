@@ -157,12 +157,14 @@ def _build_classes(config: dict[str, Any], source: str) -> tuple[Model, Callable
             f"{config['model']['class_path']} and {config['data']['class_path']}."
         )
     # The data module itself is not built, because its source may not be here.
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_method_arguments(built.data, "encode", "data", skip={2}, fail_untyped=False)
     given = config["data"].get("init_args") or {}
     names = list(signature(built.data.encode).parameters)[2:]
     options = {name: given[name] for name in names if name in given}
-    kept = vars(_build(parser, {"data": options}, source).data) if options else {}
+    if not options:
+        return built.model, built.data.encode
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_method_arguments(built.data, "encode", "data", skip={2}, fail_untyped=False)
+    kept = vars(_build(parser, {"data": options}, source).data)
     return built.model, partial(built.data.encode, **kept)
 
 

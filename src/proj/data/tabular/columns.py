@@ -165,9 +165,10 @@ def _fit_text(
         Column(name, "text", "word", False, (0.0, 1.0), ((1 - s) / 2, 1 - s / 2), (word,))
         for word, s in words.items()
     ]
-    length = _fit_numbers(name, values, "text", "length", "")
-    if (words or (is_stated and has_encoder)) and (len(length.edges) > 1 or length.missing):
-        columns.append(length)
+    if words or (is_stated and has_encoder):
+        length = _fit_numbers(name, values, "text", "length", "")
+        if len(length.edges) > 1 or (words and length.missing):
+            columns.append(length)
     if is_stated and not columns:
         raise UserError(
             f"data.columns: {name}: expected text with a word that is in {MIN_CATEGORY_ROWS} "

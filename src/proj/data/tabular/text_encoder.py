@@ -182,8 +182,9 @@ def embed(encoder: TextEncoder, texts: list[str]) -> Array:
 
 
 def describe_encoder(encoder: TextEncoder, rows: str) -> str:
-    """Return what a score by an encoder has in place of terms: a hash of the encoder, and of the
-    rows that the score is fitted on.
+    """Return what a score by an encoder has in place of terms, as JSON.
+
+    ``rows`` is a hash of the rows that the score is fitted on.
     """
     return json.dumps({"encoder": encoder.identity, "rows": rows})
 
