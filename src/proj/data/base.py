@@ -69,10 +69,7 @@ class DataModule(LightningDataModule, ABC):
     @classmethod
     @abstractmethod
     def encode(cls, rows: Any, schema: Schema) -> Tensors:
-        """Return raw rows as input of the net. Raises UserError if they do not fit the schema.
-
-        Further arguments get the values of options of the data module with the same names.
-        """
+        """Return raw rows as input of the net. Raises UserError if they do not fit the schema."""
 
     @classmethod
     def for_source(
