@@ -36,6 +36,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import Metric
 
 from conftest import plain_schema
+from proj.data.tabular.text_encoder import TextEncoder
 from proj.engine import PACKAGE, security
 from proj.engine.config.parser_errors import explain_parser_error
 from proj.models.base import Model
@@ -174,6 +175,7 @@ def places() -> dict[str, tuple[Any, Callable[[Any], Any], type | tuple[()]]]:
         "model": (LightningModule, same, LightningModule),
         "data": (LightningDataModule, same, LightningDataModule),
         "data of proj.load": (type[LightningDataModule], same, LightningDataModule),
+        "text encoder": (TextEncoder | None, same, TextEncoder),
         "net": (model["net"], same, nn.Module),
         "loss": (model["loss"], same, nn.Module),
         "optimizer": (model["optimizer"], same, Optimizer),

@@ -42,6 +42,7 @@ CLASS_KEYS = {
     "loss",
     "callbacks",
     "logger",
+    "text_encoder",
 }
 
 LISTS_OF_CLASSES = ("trainer.callbacks", "trainer.logger")

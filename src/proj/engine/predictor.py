@@ -1,6 +1,8 @@
 """Load a run's model for predictions in Python."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +39,7 @@ class Predictor:
     """
 
     def __init__(self, checkpoint: dict[str, Any], path: Path) -> None:
-        self.model, data_class = _build_classes(checkpoint["config"], str(path))
-        self._encode = data_class.encode
+        self.model, self._encode = _build_classes(checkpoint["config"], str(path))
         precision = checkpoint["config"].get("trainer", {}).get("precision")
         give_schema(self.model, checkpoint, weight_type(precision))
         check_weights(self.model, checkpoint["state_dict"], str(path))
@@ -142,21 +143,34 @@ def _load_file(path: Path, allow: Iterable[str]) -> Predictor:
         return Predictor(checkpoint, path)
 
 
-def _build_classes(config: dict[str, Any], source: str) -> tuple[Model, type[DataModule]]:
-    """Build an experiment's model, without its net, and import the class of its data module."""
+def _build_classes(config: dict[str, Any], source: str) -> tuple[Model, Callable[..., Any]]:
+    """Build an experiment's model, without its net, and return it with ``encode`` of its data."""
     add_working_directory()
     security.restrict_imports()
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(LightningModule, "model", fail_untyped=False)
     parser.add_argument("--data", type=type[LightningDataModule])
-    values = {"model": config["model"], "data": config["data"]["class_path"]}
-    try:
-        built = parser.instantiate(parser.parse_object(values))
-    except ArgumentError as error:
-        raise UserError(f"{source}: {explain_parser_error(str(error), [])}") from error
+    built = _build(parser, {"model": config["model"], "data": config["data"]["class_path"]}, source)
     if not (isinstance(built.model, Model) and issubclass(built.data, DataModule)):
         raise UserError(
             f"{source}: expected a model and a data module built on this package's bases, got "
-            f"{config['model']['class_path']} and {values['data']}."
+            f"{config['model']['class_path']} and {config['data']['class_path']}."
         )
-    return built.model, built.data
+    # The data module itself is not built, because its source may not be here.
+    given = config["data"].get("init_args") or {}
+    names = list(signature(built.data.encode).parameters)[2:]
+    options = {name: given[name] for name in names if name in given}
+    if not options:
+        return built.model, built.data.encode
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_method_arguments(built.data, "encode", "data", skip={2}, fail_untyped=False)
+    kept = vars(_build(parser, {"data": options}, source).data)
+    return built.model, partial(built.data.encode, **kept)
+
+
+def _build(parser: ArgumentParser, values: dict[str, Any], source: str) -> Any:
+    """Build the objects of a checkpoint's config. Raises UserError if it names others."""
+    try:
+        return parser.instantiate(parser.parse_object(values))
+    except ArgumentError as error:
+        raise UserError(f"{source}: {explain_parser_error(str(error), [])}") from error

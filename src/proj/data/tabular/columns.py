@@ -23,6 +23,7 @@ from proj.data.tabular.readings import (
     stored_format,
 )
 from proj.data.tabular.targets import TargetColumn
+from proj.data.tabular.text_encoder import is_encoded
 from proj.data.tabular.text_model import score_texts
 from proj.data.tabular.words import Outcomes, choose_words, count_words, has_word, is_free_text
 from proj.errors import UserError, quoted
@@ -69,11 +70,13 @@ def fit_columns(
     overrides: Mapping[str, Override],
     readings: Mapping[str, Reading],
     outcomes: Outcomes | None = None,
+    has_encoder: bool = False,
 ) -> tuple[tuple[Column, ...], dict[str, str], list[Finding]]:
     """Return the inputs made from training ``rows``.
 
     Also returns the reason for each column left out, and findings about the columns used. Words of
-    texts are chosen by ``outcomes``; without them texts are left out.
+    texts are chosen by ``outcomes``; without them texts are left out. For an encoder of texts, a
+    column that is stated to be text needs no such words.
     """
     columns: list[Column] = []
     left_out: dict[str, str] = {}
@@ -87,7 +90,7 @@ def fit_columns(
         reason = None if override else _why_useless(name, values, form)
         is_stated = override is not None and override.kind == "text"
         is_text = is_stated or (reason and is_free_text(values))
-        if is_text and (texts := _fit_text(name, values, outcomes, is_stated)):
+        if is_text and (texts := _fit_text(name, values, outcomes, is_stated, has_encoder)):
             columns += texts
             findings += [] if is_stated else [_text_finding(name, texts)]
             continue
@@ -144,12 +147,12 @@ def _code_finding(name: str, values: pl.Series) -> Finding:
 
 
 def _fit_text(
-    name: str, values: pl.Series, outcomes: Outcomes | None, is_stated: bool
+    name: str, values: pl.Series, outcomes: Outcomes | None, is_stated: bool, has_encoder: bool
 ) -> list[Column]:
     """Return an input for each of the most informative words of a text column, and for its length.
 
-    The list is empty if no word is frequent enough. Raises UserError then, if data.columns states
-    that the column is text.
+    The list is empty if no word is frequent enough. If data.columns states that the column is text,
+    an encoder needs no word: then only the length is an input, and without one UserError is raised.
     """
     if type_of(values.dtype) != "text":
         assert is_stated
@@ -158,19 +161,20 @@ def _fit_text(
         )
     chosen = choose_words(values, outcomes) if outcomes is not None else {}
     words = dict(list(chosen.items())[:MAX_WORD_INPUTS])
-    if is_stated and not words:
-        raise UserError(
-            f"data.columns: {name}: expected text with a word that is in {MIN_CATEGORY_ROWS} "
-            "training rows, but not in all, got none; choose another kind, or drop."
-        )
-    if not words:
-        return []
     columns = [
         Column(name, "text", "word", False, (0.0, 1.0), ((1 - s) / 2, 1 - s / 2), (word,))
         for word, s in words.items()
     ]
-    length = _fit_numbers(name, values, "text", "length", "")
-    return [*columns, length] if len(length.edges) > 1 or length.missing else columns
+    if words or (is_stated and has_encoder):
+        length = _fit_numbers(name, values, "text", "length", "")
+        if len(length.edges) > 1 or (words and length.missing):
+            columns.append(length)
+    if is_stated and not columns:
+        raise UserError(
+            f"data.columns: {name}: expected text with a word that is in {MIN_CATEGORY_ROWS} "
+            "training rows, but not in all, got none; choose another kind, or drop."
+        )
+    return columns
 
 
 def _text_finding(name: str, columns: list[Column]) -> Finding:
@@ -282,8 +286,13 @@ def _quantiles(ordered: Array) -> tuple[Array, Array]:
 
 
 def encode_column(column: Column) -> pl.Expr:
-    """Return the expression of a column's input: float32, NaN where missing, or int32 codes."""
+    """Return the expression of a column's input: float32, NaN where missing, or int32 codes.
+
+    Of a score by an encoder, it is the text: see ``fill_scores``.
+    """
     values = by_name(column.source)
+    if is_encoded(column):
+        return values.cast(pl.String).fill_null("")
     if column.kind == "category":
         known: pl.Expr | int = OTHER_CODE
         if column.categories:

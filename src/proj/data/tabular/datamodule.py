@@ -35,6 +35,7 @@ from proj.data.tabular.prepare import TablePlan, prepare_new_rows, prepare_table
 from proj.data.tabular.row_hashes import columns_of_text, hash_rows
 from proj.data.tabular.row_splits import Fold
 from proj.data.tabular.rows import to_frame
+from proj.data.tabular.text_encoder import TextEncoder, fill_scores
 from proj.data.tabular.typed import conform
 from proj.errors import UserError
 from proj.schema import SPLITS, Array, Batch, Finding, Label, Schema, Task
@@ -65,6 +66,7 @@ class Tabular(DataModule):
         columns: the kind of a column, if the inferred one is wrong: number, category, date, text,
             or drop to leave it out. {kind: date, format: "%d/%m/%Y"} states a form as well, and
             {kind: number, format: "1.234,5"} decimal commas.
+        text_encoder: a pretrained encoder, such as Model2Vec, for one more score of each text.
         batch_size: rows per batch and device; null means all rows of a split in one batch.
         val_fraction: share of the rows for validation.
         test_fraction: share of the rows for ``test``, if there is no ``test_path``.
@@ -93,6 +95,7 @@ class Tabular(DataModule):
         task: Task | None = None,
         positive: Label | None = None,
         columns: dict[str, OverrideKind | StatedColumn] | None = None,
+        text_encoder: TextEncoder | None = None,
         batch_size: int | None = 256,
         val_fraction: float = 0.15,
         test_fraction: float = 0.15,
@@ -129,6 +132,7 @@ class Tabular(DataModule):
             split_seed=split_seed,
             fold=fold,
             weight=weight,
+            text_encoder=text_encoder,
         )
 
     @classmethod
@@ -161,7 +165,9 @@ class Tabular(DataModule):
         return template, experiment_values(self.plan.targets, self.schema, self.findings, by)
 
     @classmethod
-    def encode(cls, rows: Any, schema: Schema) -> dict[str, Tensor]:
+    def encode(
+        cls, rows: Any, schema: Schema, text_encoder: TextEncoder | None = None
+    ) -> dict[str, Tensor]:
         """Return rows as ``x``.
 
         They are a polars or pandas frame, a dict of columns, a list of dicts, or one row as a dict.
@@ -183,7 +189,8 @@ class Tabular(DataModule):
             x = np.empty((len(frame), len(columns)), dtype)
             # In one query, which finds the words of a text once for all inputs made from them.
             query = (encode_column(c).alias(str(i)) for i, c in enumerate(columns))
-            for i, values in enumerate(frame.lazy().select(query).collect()):
+            encoded = fill_scores(frame.lazy().select(query).collect(), columns, text_encoder)
+            for i, values in enumerate(encoded):
                 x[:, i] = values.to_numpy()
             inputs[kind] = torch.from_numpy(x)
         return inputs
@@ -292,14 +299,16 @@ class Tabular(DataModule):
             return self.splits["test"]._replace(y=None, weights=())
         assert self.schema is not None
         files, schema = self._files("predict_path"), self.schema
+        encoder = self.plan.text_encoder
         content = fingerprint(files, self.cache)
         self.prepared["predict_path"] = files, content
 
         def build(folder: Path) -> None:
-            prepare_new_rows(folder, files, schema)
+            prepare_new_rows(folder, files, schema, encoder)
             check_unchanged(files, self.cache, content)
 
         key = {"predict": content, "schema": schema.to_dict()}
+        key |= {"text_encoder": encoder.cache_key} if encoder else {}
         folder = build_once(self.cache, key, build)
         for finding in _read_findings(folder):
             rank_zero_warn(str(finding))

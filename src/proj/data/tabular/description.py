@@ -9,7 +9,9 @@ from proj.data.tabular.dates import EXCEL, UNITS
 from proj.data.tabular.files import MISSING
 from proj.data.tabular.numbers import DEFAULT_FORMAT, PLACEHOLDERS, plain_numbers
 from proj.data.tabular.readings import ISO_FORMS, column_readings
+from proj.data.tabular.text_encoder import is_encoded
 from proj.data.tabular.typed import has_outer_spaces, missing_words
+from proj.errors import UserError
 from proj.schema import Column, Schema
 
 # Characters of a date without a time.
@@ -22,7 +24,16 @@ def describe(schema: Schema) -> dict[str, Any]:
 
     ``sources`` are the columns of the table, ``numeric`` and ``categorical`` the inputs of the net
     that are computed from them. ``null_words`` are missing values in text files.
+
+    Raises:
+        UserError: if a text has a score by an encoder, which bundles do not hold.
     """
+    if encoded := next(filter(is_encoded, schema.columns), None):
+        raise UserError(
+            f"data.text_encoder: expected null, because a bundle holds no encoder, got a run with "
+            f"the input {encoded.name}; predict with `predict` or proj.load, or train a run with "
+            "--data.text_encoder null to export."
+        )
     return {
         "kind": "table",
         "placeholders": sorted(PLACEHOLDERS),

@@ -36,6 +36,7 @@ from proj.data.tabular.row_splits import Fold, row_numbers, split
 from proj.data.tabular.split_column import name_splits
 from proj.data.tabular.splits import split_by_time, split_groups
 from proj.data.tabular.targets import Targets
+from proj.data.tabular.text_encoder import TextEncoder, fill_scores
 from proj.data.tabular.text_scores import (
     TextScore,
     add_columns,
@@ -57,7 +58,7 @@ SAMPLE_ROWS = 1_000_000
 
 @dataclass(frozen=True)
 class TablePlan:
-    """The options that decide the prepared arrays, together with the files. Plain values."""
+    """The options that decide the prepared arrays, together with the files."""
 
     targets: list[str]
     task: Task | None
@@ -69,11 +70,15 @@ class TablePlan:
     split_seed: int
     fold: Fold | None
     weight: str | None = None
+    text_encoder: TextEncoder | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the options as a key of the cache, which has no weight if there is none."""
-        values = asdict(self)
-        return {name: v for name, v in values.items() if name != "weight" or v is not None}
+        """Return the options as a key of the cache, without weight and encoder if there is none."""
+        values = asdict(replace(self, text_encoder=None))
+        if self.text_encoder is not None:
+            values["text_encoder"] = self.text_encoder.cache_key
+        later = ("weight", "text_encoder")
+        return {name: v for name, v in values.items() if name not in later or v is not None}
 
 
 def prepare_table(
@@ -155,22 +160,26 @@ def _prepare_rows(
     else:
         table, column_findings = conform(source, schema.columns, where)
         scores = _fit_known_scores(
-            source._replace(table=table), schema, targets, row_splits, groups
+            plan, source._replace(table=table), schema, targets, row_splits, groups
         )
     y = _encode_targets(targets, schema, row_splits)
     splits = SPLITS[:2] if test_files else SPLITS
-    _write_splits(folder, source._replace(table=table), schema, splits, row_splits, y, weight)
+    source, encoder = source._replace(table=table), plan.text_encoder
+    _write_splits(folder, source, schema, encoder, splits, row_splits, y, weight)
     write_cross_fitted(folder, schema, scores, _sampled(row_splits))
     return schema, findings + column_findings, train_keys, typed.readings
 
 
-def prepare_new_rows(folder: Path, files: list[Path], schema: Schema) -> None:
+def prepare_new_rows(
+    folder: Path, files: list[Path], schema: Schema, encoder: TextEncoder | None
+) -> None:
     """Fill ``folder`` with the arrays of rows to predict, which have no targets, and findings."""
     with open_table(files, folder) as source:
         table, findings = conform(source, schema.columns, str(source.file))
         rows = int(collect_table(source, table.select(pl.len())).item())
         source = source._replace(table=table)
-        _write_splits(folder, source, schema, ("predict",), np.zeros(rows, np.uint8))
+        row_splits = np.zeros(rows, np.uint8)
+        _write_splits(folder, source, schema, encoder, ("predict",), row_splits)
         (folder / "findings.json").write_text(
             json.dumps([*source.findings, *findings]), encoding="utf-8"
         )
@@ -201,7 +210,8 @@ def _prepare_test_file(
     y = targets.encode(schema, "test")
     row_splits = np.where(targets.missing, LEFT_OUT, 0).astype(np.uint8)
     weight, weight_findings = _read_weights(plan, source, row_splits, ("test",))
-    _write_splits(folder, source._replace(table=table), schema, ("test",), row_splits, y, weight)
+    source, encoder = source._replace(table=table), plan.text_encoder
+    _write_splits(folder, source, schema, encoder, ("test",), row_splits, y, weight)
     leaks = _find_leaks(plan, train_keys, test_keys, "test")
     missing = _find_missing_targets(targets)
     return [*source.findings, *leaks, *weight_findings, *missing, *findings]
@@ -435,7 +445,12 @@ def _collect_sample(
 
 
 def _fit_known_scores(
-    source: Source, schema: Schema, targets: Targets, row_splits: Array, groups: Array | None
+    plan: TablePlan,
+    source: Source,
+    schema: Schema,
+    targets: Targets,
+    row_splits: Array,
+    groups: Array | None,
 ) -> list[TextScore]:
     """Return the scores of the text columns that a known schema has scores of."""
     sources = list(dict.fromkeys(c.source for c in schema.columns if c.kind == "score"))
@@ -443,7 +458,8 @@ def _fit_known_scores(
         return []
     sample, rows = _collect_sample(source, source.table, sources, row_splits)
     outcomes = Outcomes.of(targets.take(rows))
-    return fit_scores(sample, sources, outcomes, None if groups is None else groups[rows])
+    groups = None if groups is None else groups[rows]
+    return fit_scores(sample, sources, outcomes, groups, plan.text_encoder)
 
 
 def _fit_schema(
@@ -464,12 +480,18 @@ def _fit_schema(
         )
     sample, rows = _collect_sample(source, typed.table, inputs, row_splits)
     outcomes = Outcomes.of(targets.take(rows))
-    columns, left_out, findings = fit_columns(sample, plan.columns, typed.readings, outcomes)
+    encoder = plan.text_encoder
+    columns, left_out, findings = fit_columns(
+        sample, plan.columns, typed.readings, outcomes, encoder is not None
+    )
     if not columns:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in left_out.items())
         raise UserError(f"{source.file}: expected a column to learn from, got none: {reasons}.")
-    texts = list(dict.fromkeys(c.source for c in columns if c.kind == "word"))
-    scores = fit_scores(sample, texts, outcomes, None if groups is None else groups[rows])
+    texts = list(dict.fromkeys(c.source for c in columns if c.kind in ("word", "length")))
+    groups = None if groups is None else groups[rows]
+    scores = fit_scores(sample, texts, outcomes, groups, encoder)
+    if encoder is not None and not texts:
+        findings.append(_no_text_finding())
     columns = add_columns(columns, scores)
     schema = Schema(
         input_shape=(len(columns),),
@@ -518,6 +540,7 @@ def _write_splits(
     folder: Path,
     source: Source,
     schema: Schema,
+    encoder: TextEncoder | None,
     splits: tuple[str, ...],
     row_splits: Array,
     y: Array | None = None,
@@ -536,6 +559,7 @@ def _write_splits(
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         bar = progress.add_task(f"preparing {source.file.name}", total=len(row_splits))
         for start, chunk in iter_chunks(source, encoded):
+            chunk = fill_scores(chunk, columns, encoder)
             values = to_arrays(chunk, len(schema.numeric))
             check_finite(values["numeric"], schema, start, source.file)
             chunk_splits = row_splits[start : start + len(chunk)]
@@ -611,6 +635,14 @@ def _left_out_finding(name: str, reason: str) -> Finding:
         reason,
         f"to confirm, set {state(name, 'drop')}; to use it, set number, category, date or text",
         name,
+    )
+
+
+def _no_text_finding() -> Finding:
+    return Finding(
+        "no column is text",
+        "data.text_encoder is not used",
+        "set data.columns: {NAME: text} for a column, or leave the option out",
     )
 
 

@@ -1,7 +1,8 @@
-"""Fit the scores of text columns: TF-IDF with a linear model, cross-fitted on the training rows."""
+"""Fit the scores of text columns: linear models of TF-IDF or of an encoder, cross-fitted."""
 
+import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -10,6 +11,7 @@ import polars as pl
 
 from proj.data.tabular.columns import quantiles
 from proj.data.tabular.files import nameless
+from proj.data.tabular.text_encoder import TextEncoder, describe_encoder, embed
 from proj.data.tabular.text_model import part_terms, word_terms
 from proj.data.tabular.words import Outcomes
 from proj.schema import Array, Column, Schema
@@ -29,6 +31,9 @@ MIN_TERM_ROWS: Final = 2
 FOLDS: Final = 5
 # Inverse strengths of the regularization, tried in this order while the loss falls.
 STRENGTHS: Final = (0.3, 1.0, 3.0, 10.0, 30.0)
+# The same for the standardized vectors of an encoder, which are as long as the square root of their
+# dimensions, where those of TF-IDF have the length 1.
+ENCODER_STRENGTHS: Final = (1e-4, 1e-3, 1e-2, 0.1, 1.0)
 
 
 class TextScore(NamedTuple):
@@ -45,8 +50,30 @@ class TextScore(NamedTuple):
     values: Array
 
 
+class _Vectors(NamedTuple):
+    """Texts as vectors, which the models of scores are fitted on.
+
+    Attributes:
+        x: [rows, terms], sparse for TF-IDF.
+        terms: what a column has as its terms.
+        strengths: strengths of the regularization to try.
+        label: what is added to the labels of the scores.
+        weights: function from the weights of a model and its bias [terms + 1] to what a column has.
+    """
+
+    x: Any
+    terms: str
+    strengths: tuple[float, ...]
+    label: str
+    weights: Callable[[Array], str]
+
+
 def fit_scores(
-    sample: pl.DataFrame, sources: Sequence[str], outcomes: Outcomes, groups: Array | None
+    sample: pl.DataFrame,
+    sources: Sequence[str],
+    outcomes: Outcomes,
+    groups: Array | None,
+    encoder: TextEncoder | None = None,
 ) -> list[TextScore]:
     """Return the scores of text columns that predict the target better than a constant.
 
@@ -63,20 +90,34 @@ def fit_scores(
     scores = []
     for name in sources:
         texts = nameless(sample, name).cast(pl.String).fill_null("")
-        rows = np.arange(len(texts))[:: _stride(texts, len(labels))]
-        texts = texts.gather(rows)
-        folds = _folds(texts.to_numpy() if groups is None else groups[rows])
-        terms, x = _vectorize(texts, len(labels))
-        if x is None:
-            continue
-        for label, y in zip(labels, targets[rows].T, strict=True):
-            if fitted := _fit(x, y, folds):
-                values, weights = fitted
-                edges, shares = quantiles(values.astype(np.float32).astype(np.float64))
-                ranges = tuple(edges.tolist()), tuple(shares.tolist())
-                model = (label, terms, weights)
-                column = Column(name, "text", "score", False, *ranges, model)
-                scores.append(TextScore(column, rows, values))
+        scores += _fit_source(name, texts, labels, targets, groups, None)
+        if encoder is not None:
+            scores += _fit_source(name, texts, labels, targets, groups, encoder)
+    return scores
+
+
+def _fit_source(
+    name: str,
+    texts: pl.Series,
+    labels: list[str],
+    targets: Array,
+    groups: Array | None,
+    encoder: TextEncoder | None,
+) -> list[TextScore]:
+    """Return the scores of one text column by an encoder, or else by TF-IDF."""
+    rows = np.arange(len(texts))[:: _stride(texts, len(labels) if encoder is None else 1)]
+    texts, y = texts.gather(rows), targets[rows]
+    folds = _folds(texts.to_numpy() if groups is None else groups[rows])
+    vectors = _tfidf(texts, len(labels)) if encoder is None else _encoded(texts, y, encoder)
+    scores = []
+    for label, number in zip(labels, y.T, strict=True):
+        if vectors is not None and (fitted := _fit(vectors, number, folds)):
+            values, model = fitted
+            edges, shares = quantiles(values.astype(np.float32).astype(np.float64))
+            ranges = tuple(edges.tolist()), tuple(shares.tolist())
+            parts = (label + vectors.label, vectors.terms, vectors.weights(model))
+            column = Column(name, "text", "score", False, *ranges, parts)
+            scores.append(TextScore(column, rows, values))
     return scores
 
 
@@ -140,11 +181,8 @@ def _folds(values: Array) -> Array:
     return folds
 
 
-def _vectorize(texts: pl.Series, scores: int) -> tuple[str, Any]:
-    """Return the terms, as TextModel reads them, and the sparse vectors of the texts.
-
-    The vectors are None if no term is in two texts.
-    """
+def _tfidf(texts: pl.Series, scores: int) -> _Vectors | None:
+    """Return the TF-IDF of texts; None if no term is in two texts."""
     # scikit-learn and SciPy take long to import, and most tables do not need them.
     from scipy.sparse import hstack
     from sklearn.feature_extraction.text import TfidfVectorizer
@@ -168,20 +206,41 @@ def _vectorize(texts: pl.Series, scores: int) -> tuple[str, Any]:
             continue
         idf = map(_short, vectorizer.idf_)
         terms[kind] = dict(zip(vectorizer.get_feature_names_out(), idf, strict=True))
-    return json.dumps(terms, ensure_ascii=False), hstack(vectors).tocsr() if vectors else None
+    if not vectors:
+        return None
+    described = json.dumps(terms, ensure_ascii=False)
+    return _Vectors(hstack(vectors).tocsr(), described, STRENGTHS, "", _short_numbers)
 
 
-def _fit(x: Any, y: Array, folds: Array) -> tuple[Array, str] | None:
-    """Return the cross-fitted scores [rows], and the weights of a model of all rows.
+def _encoded(texts: pl.Series, targets: Array, encoder: TextEncoder) -> _Vectors:
+    """Return the vectors of texts by an encoder, each dimension standardized."""
+    listed = texts.to_list()
+    rows = hashlib.sha256(json.dumps(listed).encode() + targets.tobytes()).hexdigest()[:16]
+    vectors = embed(encoder, listed)
+    mean, std = vectors.mean(axis=0), vectors.std(axis=0)
+    std[std == 0] = 1.0
+    vectors = (vectors - mean) / std
+
+    def unscaled(weights: Array) -> str:
+        """Return the weights of vectors that are not standardized."""
+        of_vectors = weights[:-1] / std
+        return json.dumps([*of_vectors.tolist(), float(weights[-1] - of_vectors @ mean)])
+
+    terms, label = describe_encoder(encoder, rows), f" by {type(encoder).__name__}"
+    return _Vectors(vectors, terms, ENCODER_STRENGTHS, label, unscaled)
+
+
+def _fit(vectors: _Vectors, y: Array, folds: Array) -> tuple[Array, Array] | None:
+    """Return the cross-fitted scores [rows], and the weights and bias of a model of all rows.
 
     The strength of the regularization is that with the lowest loss of the cross-fitted scores.
     Returns None if a constant is as good.
     """
-    is_class = set(np.unique(y).tolist()) == {0.0, 1.0}
+    x, is_class = vectors.x, set(np.unique(y).tolist()) == {0.0, 1.0}
     if not is_class and y.std() > 0:
         y = (y - y.mean()) / y.std()
     best_loss, best = _constant_loss(y, is_class), None
-    for strength in STRENGTHS:
+    for strength in vectors.strengths:
         scores = np.zeros(len(y))
         for fold in np.unique(folds):
             held = folds == fold
@@ -195,8 +254,7 @@ def _fit(x: Any, y: Array, folds: Array) -> tuple[Array, str] | None:
         return None
     scores, strength = best
     model = _estimator(strength, is_class).fit(x, y)
-    weights = [*np.ravel(model.coef_), float(np.ravel(model.intercept_)[0])]
-    return scores, json.dumps(list(map(_short, weights)))
+    return scores, np.append(np.ravel(model.coef_), model.intercept_)
 
 
 def _constant_loss(y: Array, is_class: bool) -> float:
@@ -226,6 +284,10 @@ def _estimator(strength: float, is_class: bool) -> Any:
     if is_class:
         return LogisticRegression(C=strength, max_iter=1000, tol=1e-3)
     return Ridge(alpha=1 / strength, solver="sparse_cg", tol=1e-3)
+
+
+def _short_numbers(numbers: Array) -> str:
+    return json.dumps(list(map(_short, numbers)))
 
 
 def _short(number: float) -> float:

@@ -39,7 +39,7 @@ IRRELEVANT_OPTIONS = {
     for name in (
         *("batch_size", "shuffle", "predict_path", "cache_dir"),
         *("positive", "flip", "crop", "erase"),
-        *("buffer_rows", "sample_rows"),
+        *("buffer_rows", "sample_rows", "text_encoder"),
     )
 }
 
@@ -195,7 +195,8 @@ def warn_of_other_rows(run: Run, recorded: dict[str, Any], cli: ExperimentCLI) -
     changes = [
         line
         for line in differences(recorded, cli.experiment["data"])
-        if line.split(":")[0] not in IRRELEVANT_OPTIONS
+        # An option may have options of its own.
+        if ".".join(line.split(":")[0].split(".")[:2]) not in IRRELEVANT_OPTIONS
     ]
     if isinstance(cli.datamodule, DataModule) and not changes:
         cli.datamodule.prepare_data()
