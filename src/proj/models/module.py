@@ -249,9 +249,9 @@ class SchemaModule(LightningModule, ABC):
             if not (within_fit and "/" in name)
         }
         headline = (f"{split}/loss", self.monitor.replace("val/", f"{split}/"))
-        # The values are equal on all processes already, but Lightning would want to reduce them.
-        names = "|".join(map(re.escape, values))
-        warnings.filterwarnings("ignore", rf"It is recommended to use `self\.log\('({names})'")
+        # The values are equal on all processes already. Lightning would advise to reduce them.
+        names = "|".join(re.escape(repr(name)) for name in values)
+        warnings.filterwarnings("ignore", rf"It is recommended to use `self\.log\(({names}),")
         for name, value in values.items():
             self.log(
                 name,

@@ -17,7 +17,7 @@ def compute_together(metrics: StageMetrics) -> dict[str, Tensor]:
     By itself, torchmetrics sends three messages for each state of each metric. Here the states of
     all metrics are sent together. torchmetrics reduces them as it would the others, so the values
     have the same bits. All processes return the values of process 0: the last bits of a mean may
-    depend on the processor, and schedulers must not differ between processes.
+    depend on the processor, and the processes must take the same decisions.
     """
     shared = list(_metrics_with_shared_states(metrics))
     states = [_states_to_send(metric) for metric in shared]
