@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from itertools import chain, product
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -17,7 +18,12 @@ from torchmetrics.wrappers import MinMaxMetric
 
 from conftest import plain_schema
 from proj.engine.callbacks.metric_messages import compute_together
-from proj.engine.callbacks.process_messages import FIRST_BYTES, gather_tensors
+from proj.engine.callbacks.process_messages import (
+    FIRST_BYTES,
+    from_first,
+    gather_tensors,
+    largest,
+)
 from proj.metrics.stage import StageMetrics
 
 ROWS = 211
@@ -147,8 +153,12 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
 
 
 def check_messages() -> None:
-    """Send tensors of several dtypes and shapes, in one message and in two."""
+    """Send numbers, and tensors of several dtypes and shapes, in one message and in two."""
     rank, world = dist.get_rank(), dist.get_world_size()
+    strategy = SimpleNamespace(root_device=torch.device("cpu"))
+    trainer: Any = SimpleNamespace(world_size=world, strategy=strategy)
+    assert largest(trainer, rank == 1, rank, -rank, 0) == [1, world - 1, 0, 0]
+    assert from_first(trainer, rank + 0.1, rank == 0, 2**53) == [0.1, 1, 2**53]
 
     def sent(rank: int, rows: int) -> list[Tensor]:
         generator = torch.Generator().manual_seed(rank)
