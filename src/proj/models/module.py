@@ -252,16 +252,10 @@ class SchemaModule(LightningModule, ABC):
         # The values are equal on all processes already. Lightning would advise to reduce them.
         names = "|".join(re.escape(repr(name)) for name in values)
         warnings.filterwarnings("ignore", rf"It is recommended to use `self\.log\(({names}),")
+        per_epoch: Any = {"on_step": False, "on_epoch": True, "reduce_fx": "max"}
+        is_logged = False if within_fit else None
         for name, value in values.items():
-            self.log(
-                name,
-                value,
-                on_step=False,
-                on_epoch=True,
-                prog_bar=name in headline,
-                reduce_fx="max",
-                logger=False if within_fit else None,
-            )
+            self.log(name, value, prog_bar=name in headline, logger=is_logged, **per_epoch)
         if within_fit and not self.trainer.sanity_checking:
             # The x axis is optimizer steps. `self.log` would count calls of `training_step`.
             scalars = {name: value.item() for name, value in values.items()}
