@@ -1,5 +1,6 @@
 """What a model is built from when the data are known, and its metrics over an epoch."""
 
+import re
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -82,6 +83,8 @@ class SchemaModule(LightningModule, ABC):
         self.conformal_limits: tuple[float, ...] = ()
         # Rows of this epoch so far, to number the rows of batches that carry no row numbers.
         self._rows_seen = 0
+        # Several processes need fewer messages: see engine/callbacks/metric_messages.py.
+        self.compute_metrics: Callable[[StageMetrics], dict[str, Tensor]] = StageMetrics.compute
         # The metrics of this training epoch from its last batch to its end, and if they are logged.
         self._train_values: dict[str, Tensor] = {}
         self._train_is_logged = False
@@ -221,20 +224,21 @@ class SchemaModule(LightningModule, ABC):
         # Callbacks read the metrics in `on_train_epoch_end`, which is called before the model's.
         steps = self.trainer.max_steps
         if self.trainer.is_last_batch or 0 < steps <= self.trainer.global_step:
-            self._train_values = self._metrics_of("train").compute()
+            self._train_values = self.compute_metrics(self._metrics_of("train"))
             self._log_epoch("train", self._train_values)
             self._train_is_logged = True
 
     def on_train_epoch_end(self) -> None:
         if not self._train_is_logged:  # The epoch was stopped early, or resumes at this point.
-            self._log_epoch("train", self._train_values or self._metrics_of("train").compute())
+            values = self._train_values or self.compute_metrics(self._metrics_of("train"))
+            self._log_epoch("train", values)
         self._train_values, self._train_is_logged = {}, False
 
     def on_validation_epoch_end(self) -> None:
-        self._log_epoch("val", self._metrics_of("val").compute())
+        self._log_epoch("val", self.compute_metrics(self._metrics_of("val")))
 
     def on_test_epoch_end(self) -> None:
-        self._log_epoch("test", self._metrics_of("test").compute())
+        self._log_epoch("test", self.compute_metrics(self._metrics_of("test")))
 
     def _log_epoch(self, split: str, metrics: dict[str, Tensor]) -> None:
         """Log the metrics of a split; in ``fit`` without single classes."""
@@ -245,18 +249,13 @@ class SchemaModule(LightningModule, ABC):
             if not (within_fit and "/" in name)
         }
         headline = (f"{split}/loss", self.monitor.replace("val/", f"{split}/"))
+        # The values are equal on all processes already. Lightning would advise to reduce them.
+        names = "|".join(re.escape(repr(name)) for name in values)
+        warnings.filterwarnings("ignore", rf"It is recommended to use `self\.log\(({names}),")
+        per_epoch: Any = {"on_step": False, "on_epoch": True, "reduce_fx": "max"}
+        is_logged = False if within_fit else None
         for name, value in values.items():
-            # The value is equal on all processes already, so the largest is the value itself.
-            self.log(
-                name,
-                value,
-                on_step=False,
-                on_epoch=True,
-                prog_bar=name in headline,
-                sync_dist=True,
-                reduce_fx="max",
-                logger=False if within_fit else None,
-            )
+            self.log(name, value, prog_bar=name in headline, logger=is_logged, **per_epoch)
         if within_fit and not self.trainer.sanity_checking:
             # The x axis is optimizer steps. `self.log` would count calls of `training_step`.
             scalars = {name: value.item() for name, value in values.items()}

@@ -12,7 +12,9 @@ from lightning.pytorch import Trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+import processes
 from conftest import Cli
+from engine.faults.test_processes import TWO
 from proj.engine.callbacks.non_finite import StopOnNonFinite
 from proj.engine.runs.checkpoint_file import read_checkpoint
 from proj.errors import TrainingError
@@ -143,6 +145,31 @@ class Data(LightningDataModule):
     ]
     message = cli("fit", *flags, "--early_stopping.patience", "null", code=3)
     assert "step 4 (epoch 0) gave a number that is not finite, first in the loss" in message
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("steps", [1, 4])
+def test_all_processes_stop_at_a_loss_that_is_not_finite_in_one(
+    steps: int, experiment: Any, work: Path
+) -> None:
+    """The others would wait for its gradients, or train on with numbers that are not finite."""
+    Path("own.py").write_text("""
+import torch
+
+class Loss(torch.nn.CrossEntropyLoss):
+    calls = 0
+
+    def forward(self, outputs, targets):
+        self.calls += outputs.requires_grad
+        last = self.calls == 8 and torch.distributed.is_initialized()
+        factor = torch.nan if last and torch.distributed.get_rank() == 1 else 1.0
+        return super().forward(outputs, targets) * factor
+""")
+    model = {"steps_per_execution": steps, "loss": "own.Loss"}
+    config = experiment(rows=120, model=model, data={"batch_size": 2})
+    done = processes.run("proj", "fit", "--config", config, "--allow", "own", *TWO)
+    assert done.returncode == 3, done.stderr
+    assert "gave a number that is not finite" in done.stderr
 
 
 class Sum(nn.Module):

@@ -210,9 +210,9 @@ def test_processes_measure_equally_many_steps(monkeypatch: pytest.MonkeyPatch) -
     model, data = SimpleNamespace(compiled_step=None), SimpleNamespace(augment_batch=lambda b: b)
     for seconds, count in ((1.0, 1), (0.001, steps_per_execution.TIMINGS)):
         steps.clear()
-        first = SimpleNamespace(broadcast=lambda _, seconds=seconds: seconds)
-        trainer: Any = SimpleNamespace(strategy=first)
-        measured = steps_per_execution._step_seconds(trainer, cast(Any, model), cast(Any, data))
+        first = lambda trainer, own, seconds=seconds: [seconds]  # noqa: E731
+        monkeypatch.setattr(steps_per_execution, "from_first", first)
+        measured = steps_per_execution._step_seconds(None, cast(Any, model), cast(Any, data))
         assert (measured, len(steps)) == (seconds, count)
 
 

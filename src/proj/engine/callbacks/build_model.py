@@ -2,8 +2,10 @@
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from proj.engine.callbacks.metric_messages import compute_together
 from proj.engine.callbacks.sharding import shard_net, share_buffers
 from proj.engine.lightning_internals import configure_model
+from proj.metrics.stage import StageMetrics
 from proj.models.module import SchemaModule
 
 
@@ -18,6 +20,8 @@ class BuildModel(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if isinstance(pl_module, SchemaModule):
             configure_model(trainer)
+            several = trainer.world_size > 1
+            pl_module.compute_metrics = compute_together if several else StageMetrics.compute
         shard_net(trainer, pl_module)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

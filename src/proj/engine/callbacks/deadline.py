@@ -8,6 +8,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from proj.data.base import DataModule
 from proj.engine import clock, console
+from proj.engine.callbacks.process_messages import from_first
 from proj.engine.callbacks.stretch import StepPlan, stretch_schedulers
 from proj.engine.lightning_internals import set_step_limit
 
@@ -177,7 +178,8 @@ class Deadline(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # There is no sense in an epoch that ends before it has begun.
         if not self.repeats and self.plan.steps is not None:
-            self._stop_if_over(trainer, time.monotonic())
+            (is_over,) = from_first(trainer, self._is_over(trainer, time.monotonic()))
+            self._stop_if(trainer, bool(is_over))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Whatever has ended the training: a repetition ends there, too.
@@ -190,8 +192,11 @@ class Deadline(Callback):
         needed = min(FIRST_SECONDS, FIRST_SHARE * self.seconds)
         is_due = self.speed.seconds >= needed and now - self.look >= LOOK_SECONDS
         steps = self._planned_steps(trainer, now) if is_due else self.plan.steps
-        if trainer.world_size > 1:
-            steps = trainer.strategy.broadcast(steps)
+        # The clock of process 0 decides for all processes.
+        planned, is_over = from_first(
+            trainer, -1 if steps is None else steps, self._is_over(trainer, now)
+        )
+        steps = None if planned < 0 else int(planned)
         if steps is not None and steps != self.plan.steps:
             self.plan.change(self.step, steps)
             if not self.is_announced and trainer.is_global_zero:
@@ -200,7 +205,7 @@ class Deadline(Callback):
         if self.plan.steps is not None:
             # An execution of several steps ends there, too.
             set_step_limit(trainer, self.plan.steps)
-        self._stop_if_over(trainer, now)
+        self._stop_if(trainer, bool(is_over))
 
     def _planned_steps(self, trainer: Trainer, now: float) -> int | None:
         """Return the steps that fit, or the steps of the plan if they are nearly the same."""
@@ -222,15 +227,16 @@ class Deadline(Callback):
             validation = VALIDATION_SHARE * _rows_ratio(trainer) * step
         return Rhythm(step, validation, self.period)
 
-    def _stop_if_over(self, trainer: Trainer, now: float) -> None:
+    def _is_over(self, trainer: Trainer, now: float) -> bool:
+        """Return whether a validation that starts now ends too late."""
         validation = self._rhythm(trainer).validation if self.speed.steps else 0.0
-        is_over = now + validation >= self.end
+        return now + validation >= self.end
+
+    def _stop_if(self, trainer: Trainer, is_over: bool) -> None:
+        """Stop if the time is over, or all steps of the plan are made."""
         is_done = self.plan.steps is not None and trainer.global_step >= self.plan.steps
-        stop = is_over or is_done
-        if trainer.world_size > 1:
-            stop = bool(trainer.strategy.broadcast(stop))
         # With fewer steps than the limits of the Trainer allow, the plan is what ends the training.
-        if stop and trainer.global_step < self.plan.length:
+        if (is_over or is_done) and trainer.global_step < self.plan.length:
             self.stopped = trainer.should_stop = True
 
     # Reporting
@@ -292,7 +298,7 @@ class StopAt(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         is_over = time.monotonic() + self.validation_seconds >= self.end
-        if trainer.strategy.broadcast(is_over):
+        if from_first(trainer, is_over) == [1]:
             self.stopped = trainer.should_stop = True
 
 

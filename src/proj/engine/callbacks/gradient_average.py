@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.distributed import all_reduce
 from torch.optim import Optimizer
 
+from proj.engine.callbacks.process_messages import largest
 from proj.engine.lightning_internals import gradient_groups, prepare_forward
 from proj.errors import UserError
 
@@ -48,11 +49,11 @@ class GradientAverage:
 
     def end(self, trainer: Trainer) -> None:
         """See whether the execution has changed buffers."""
-        if self._watches_buffers(trainer):
+        if self.buffers and self._watches_buffers(trainer):
             buffers = trainer.lightning_module.buffers()
             is_equal = all(map(torch.equal, self.buffers, buffers))
             # All processes must take part in sharing the buffers, or none of them.
-            self.changes_buffers = not trainer.strategy.reduce_boolean_decision(is_equal)
+            self.changes_buffers = largest(trainer, not is_equal) == [1]
         self.executions += 1
 
     def _watches_buffers(self, trainer: Trainer) -> bool:

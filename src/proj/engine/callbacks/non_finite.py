@@ -14,7 +14,8 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from proj.engine.callbacks.generators import restore_generators
 from proj.engine.callbacks.multi_step import eager_step, gradient_clipping
-from proj.engine.callbacks.resume_state import process_states
+from proj.engine.callbacks.process_messages import largest
+from proj.engine.callbacks.resume_state import ResumeCheckpoint, process_states
 from proj.engine.lightning_internals import train_loader_state
 from proj.engine.runs.checkpoint_file import read_checkpoint
 from proj.engine.runs.run import LAST
@@ -49,9 +50,14 @@ class StopOnNonFinite(Callback):
     ) -> None:
         # The sum holds the losses of all steps of the epoch, not only the last one's.
         epoch_loss = pl_module.loss_so_far if isinstance(pl_module, Model) else 0
-        failed = not bool(torch.isfinite(loss.detach() + epoch_loss))
+        failed = int(not torch.isfinite(loss.detach() + epoch_loss))
         if trainer.world_size > 1:
-            failed = bool(trainer.strategy.reduce_boolean_decision(failed, all=False))
+            # The requests to save, or to stop, go with the same message.
+            callbacks = cast(Any, trainer).callbacks
+            savers = [saver for saver in callbacks if isinstance(saver, ResumeCheckpoint)]
+            failed, *requests = largest(trainer, failed, *(saver.request() for saver in savers))
+            for saver, request in zip(savers, requests, strict=True):
+                saver.agreed_request = request
         if not failed:
             return
         step, origin = trainer.global_step + 1, "the loss"

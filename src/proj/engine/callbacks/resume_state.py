@@ -18,6 +18,7 @@ from proj.engine import PACKAGE
 from proj.engine.callbacks.best_checkpoint import EarlyStopping
 from proj.engine.callbacks.checkpoint_io import DurableCheckpointIO
 from proj.engine.callbacks.generators import generator_states, restore_generators
+from proj.engine.callbacks.process_messages import largest
 from proj.engine.console import plural
 from proj.engine.exit_codes import stop_signals
 from proj.engine.lightning_internals import (
@@ -78,6 +79,8 @@ class ResumeCheckpoint(Checkpoint):
         self.saved_step, self.saved_time = 0, time.monotonic()
         # The number of the signal that arrived, or 0.
         self.signal = 0
+        # The largest request of all processes in this `training_step`, if they have exchanged it.
+        self.agreed_request: int | None = None
         # Whether the epoch is over, but Lightning has not yet stepped ReduceLROnPlateau.
         self.after_epoch = False
         # Whether training is over, and Lightning has stepped it.
@@ -132,8 +135,9 @@ class ResumeCheckpoint(Checkpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        agreed, self.agreed_request = self.agreed_request, None
         if not trainer.is_last_batch and not validation_follows(trainer, batch_idx):
-            self._save_if_requested(trainer, within_epoch=True)
+            self._save_if_requested(trainer, within_epoch=True, agreed=agreed)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.sanity_checking and not trainer.is_last_batch:
@@ -163,26 +167,36 @@ class ResumeCheckpoint(Checkpoint):
     ) -> None:
         self.signal_handlers.close()
 
-    def _save_if_requested(self, trainer: Trainer, within_epoch: bool) -> None:
-        """Save if it is time; save and raise Stopped if a signal arrived in any process."""
+    def request(self) -> int:
+        """Return what a signal or the clock of this process asks for."""
+        seconds = self.every_seconds
+        due = seconds is not None and time.monotonic() - self.saved_time >= seconds
+        return self.signal or (SAVE if due else NO_REQUEST)
+
+    def _save_if_requested(
+        self, trainer: Trainer, within_epoch: bool, agreed: int | None = None
+    ) -> None:
+        """Save if it is time; save and raise Stopped if a signal arrived in any process.
+
+        Args:
+            agreed: the largest request of all processes, if they have exchanged it already.
+        """
         # A checkpoint does not hold the gradients of accumulated batches. If training should stop,
         # the end of the epoch follows at once and saves.
         if within_epoch and (is_accumulating(trainer) or trainer.should_stop):
             return
-        due = self._is_due(trainer) or (not within_epoch and _is_last_epoch(trainer))
-        request = self.signal or (SAVE if due else NO_REQUEST)
-        if trainer.world_size > 1:
-            own_request = torch.tensor(request, device=trainer.strategy.root_device)
-            request = int(trainer.strategy.reduce(own_request, reduce_op="max"))
+        request = largest(trainer, self.request())[0] if agreed is None else agreed
+        # All processes count the same steps and epochs.
+        if self._is_due(trainer) or (not within_epoch and _is_last_epoch(trainer)):
+            request = max(request, SAVE)
         if request != NO_REQUEST and (self.loader_has_state or not within_epoch):
             self._save(trainer)
         if request > SAVE:
             raise Stopped(request)
 
     def _is_due(self, trainer: Trainer) -> bool:
-        steps, seconds = self.every_n_steps, self.every_seconds
-        by_steps = steps is not None and trainer.global_step // steps > self.saved_step // steps
-        return by_steps or (seconds is not None and time.monotonic() - self.saved_time >= seconds)
+        steps = self.every_n_steps
+        return steps is not None and trainer.global_step // steps > self.saved_step // steps
 
     def _save(self, trainer: Trainer) -> None:
         for logger in trainer.loggers:

@@ -21,6 +21,7 @@ from proj.engine import console
 from proj.engine.callbacks.compiled_step import CompiledStep, NotCompiled
 from proj.engine.callbacks.gradient_average import GradientAverage
 from proj.engine.callbacks.multi_step import eager_step, run_execution
+from proj.engine.callbacks.process_messages import from_first
 from proj.engine.callbacks.resume_state import ResumeCheckpoint
 from proj.engine.callbacks.single_steps import obstacles
 from proj.engine.lightning_internals import (
@@ -187,7 +188,7 @@ def _step_seconds(trainer: Any, model: Model, data: DataModule) -> float:
         loss.item()  # Wait for the device.
         # All processes make the same number of steps: synchronized batch normalization waits for
         # all of them.
-        seconds = min(seconds, trainer.strategy.broadcast(time.perf_counter() - start))
+        seconds = min(seconds, *from_first(trainer, time.perf_counter() - start))
         if seconds > EXECUTION_SECONDS:
             break
     return seconds

@@ -7,6 +7,7 @@ import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from proj.engine.callbacks.process_messages import from_first
 from proj.engine.callbacks.step_outputs import answers_in, as_arrays, gather_chunks
 from proj.models.base import Model
 from proj.schema import Array
@@ -68,7 +69,7 @@ class FigureLogger(Callback):
         if any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers):
             # The clock of process 0 decides for all processes.
             elapsed = time.monotonic() - self.last_drawn
-            self.due = bool(trainer.strategy.broadcast(elapsed >= self.wait))
+            self.due = from_first(trainer, elapsed >= self.wait) == [1]
 
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any

@@ -25,6 +25,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from proj.engine import clock, security
 from proj.engine.callbacks.deadline import StopAt
+from proj.engine.callbacks.process_messages import from_first
 from proj.engine.cli import replace_unprintable
 from proj.engine.commands.fit import fit
 from proj.engine.commands.test import test
@@ -131,7 +132,7 @@ class MetricReporter(Callback):
             value = trainer.callback_metrics[self.metric].item()
             self.channel.send(epoch=self.epoch, value=value)
             stop = bool(self.channel.receive())
-        trainer.should_stop = trainer.should_stop or bool(trainer.strategy.broadcast(stop))
+        trainer.should_stop = trainer.should_stop or from_first(trainer, stop) == [1]
 
 
 def train(job: Job, channel: Channel | None) -> None:
