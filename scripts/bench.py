@@ -2,7 +2,7 @@
 
 usage: python scripts/bench.py [--work tiny mid conv table test report growth start] [--rounds 5]
                                [--json FILE] [--accelerator gpu] [--contenders NAME …]
-                               [--turns N] [--epochs_per_turn N]
+                               [--turns N]
 
 tiny, mid, conv, table: all contenders train the same net on batches of the same size with Adam,
 validate after each epoch with the same metrics, and must reach the same accuracy. table has the
@@ -44,7 +44,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
 from itertools import pairwise
 from multiprocessing.connection import Connection
@@ -474,7 +474,7 @@ def run_contender(train: Contender, work: Work, folder: Path, connection: Connec
     connection.send(accuracy)
 
 
-def contenders_of(work: Work, selected: list[str]) -> dict[str, Contender]:
+def contenders_of(work: Work, selected: Sequence[str]) -> dict[str, Contender]:
     """Return the programs that can train the net: all, or the plain loop and those selected."""
     if work.net is Net:
         contenders = CONTENDERS | PEERS
@@ -487,7 +487,9 @@ def contenders_of(work: Work, selected: list[str]) -> dict[str, Contender]:
     return {name: train for name, train in contenders.items() if name in names}
 
 
-def measure_training(work: Work, rounds: int, selected: list[str]) -> dict[str, list[Race]]:
+def measure_training(
+    work: Work, rounds: int, selected: Sequence[str] = ()
+) -> dict[str, list[Race]]:
     """Return the races of all rounds for each contender."""
     contenders = contenders_of(work, selected)
     races: dict[str, list[Race]] = {name: [] for name in contenders}
@@ -763,9 +765,10 @@ def main() -> None:
     )
     every = [*CONTENDERS, *PEERS, *TABLE_PEERS]
     parser.add_argument("--contenders", nargs="+", choices=every, default=[], metavar="NAME")
-    parser.add_argument("--turns", type=int, help="of each process in a round")
-    parser.add_argument("--epochs_per_turn", type=int)
+    parser.add_argument("--turns", type=int, help="of each process in a round, at least 3")
     arguments = parser.parse_args()
+    if arguments.turns is not None and arguments.turns < 3:
+        parser.error("--turns: expected at least 3, since the first one does not count")
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     results: dict[str, Any] = {"machine": machine(arguments.accelerator)}
@@ -797,12 +800,9 @@ def measure(kind: str, console: Console, arguments: argparse.Namespace) -> dict[
     """Measure one kind of work, print a table, and return the numbers."""
     rounds = arguments.rounds
     if kind in WORK:
-        changes = {
-            name: value
-            for name in ("accelerator", "turns", "epochs_per_turn")
-            if (value := getattr(arguments, name)) is not None
-        }
-        work = WORK[kind]._replace(**changes)
+        work = WORK[kind]
+        turns = arguments.turns or work.turns
+        work = work._replace(accelerator=arguments.accelerator, turns=turns)
         races = measure_training(work, rounds, arguments.contenders)
         return summarize_training(console, f"{kind}: {work}", work.rows, races)
     if kind == "test":

@@ -3,19 +3,19 @@
 skorch, Keras on torch, Accelerate and the Trainer of transformers train the same net on batches of
 the same size with the same Adam, and compute the same metrics on the validation rows after each
 epoch. pytorch_tabular trains its CategoryEmbeddingModel on a table. The programs are not part of
-this project. An environment of their own, with older pandas and torchmetrics that pytorch_tabular
-accepts:
+this project. They have an environment of their own, because pytorch_tabular needs older versions of
+pandas and torchmetrics, and requests, which it does not declare:
 
     python -m venv peers
     peers/bin/python -m pip install . skorch keras accelerate transformers pytorch_tabular requests
     peers/bin/python scripts/bench.py --work tiny mid table --rounds 1
 
 Each program has the fastest settings that its documentation gives: the fused Adam (Keras has its
-own), no logging, no checkpoints, no progress bar, large batches in validation, and a data set that
-returns whole batches (``Dataset.__getitems__``), which none of them does by default. Keras wraps
-the torch net, whose steps are faster than those of Keras' own layers, and takes part with and
-without ``jit_compile``. In pytorch_tabular, rows are always fetched singly, validation has the
-batches of training, and metrics are means over batches, of training too.
+own), no checkpoints, no progress bar, no logging, large batches in validation, and a data set that
+returns whole batches (``Dataset.__getitems__``), which is not the default of any of them. Keras
+wraps the torch net, whose steps are faster than those of Keras' own layers, and takes part with and
+without ``jit_compile``. pytorch_tabular offers less: it fetches rows singly, validates in batches
+of the training size, writes to TensorBoard, and averages the metrics of batches, also in training.
 """
 
 import os
