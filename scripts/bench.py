@@ -1,19 +1,23 @@
 """Compare the speed of training with plain loops, plain Lightning and scikit-learn.
 
-usage: python scripts/bench.py [--work tiny mid conv test report growth start] [--rounds 5]
-                               [--json FILE] [--accelerator gpu]
+usage: python scripts/bench.py [--work tiny mid conv table test report growth start] [--rounds 5]
+                               [--json FILE] [--accelerator gpu] [--contenders NAME …]
+                               [--turns N]
 
-tiny, mid, conv: all contenders train the same net on the same batches with Adam, validate after
-each epoch with the same metrics, and must reach the same accuracy. This project runs through
-``main(args)`` with TensorBoard, checkpoints, progress bar and early stopping. Further programs take
-part if they are installed (``bench_peers.py``). Each contender has its own process, and the
-processes take turns, so that other load on the machine affects all alike. A turn is one epoch. The
-epochs of tiny take a fraction of a second, so its turn is four epochs. The first one does not
-count, because a process is slow after it has waited. The ratio is the time of the plain loop just
-before and just after, divided by the contender's own time: the median over all turns except the
-first of each round. The time before the first step, including compilation, is shown separately. A
-round starts all processes anew. With --accelerator gpu all contenders except scikit-learn train on
-a GPU; the plain loops keep all rows there.
+tiny, mid, conv, table: all contenders train the same net on batches of the same size with Adam,
+validate after each epoch with the same metrics, and must reach the same accuracy. table has the
+rows, numbers and categories of adult; this project reads them from a CSV file, and the loops get
+them as tensors. This project runs through ``main(args)`` with TensorBoard, checkpoints, progress
+bar and early stopping. Further programs take part if they are installed (``bench_peers.py``);
+--contenders selects some by the names that the table of results shows. Each contender has its own
+process, and the processes take turns, so that other load on the machine affects all alike. A turn
+is one epoch. The epochs of tiny take a fraction of a second, so its turn is four epochs. The first
+one does not count, because a process is slow after it has waited. The ratio is the time of the
+plain loop just before and just after, divided by the contender's own time: the median over all
+turns except the first of each round. The time before the first step is shown separately, including
+compilation, which Keras does in its first epoch. A round starts all processes anew. With
+--accelerator gpu all contenders except scikit-learn train on a GPU; the plain loops keep all rows
+there.
 
 test: a million rows through ``test``, from the first batch to the predictions file, compared
 with plain loops that compute the same metrics.
@@ -40,7 +44,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
 from itertools import pairwise
 from multiprocessing.connection import Connection
@@ -49,11 +53,13 @@ from typing import Any, NamedTuple
 
 import lightning.pytorch as L
 import numpy as np
+import polars as pl
 import torch
-from bench_peers import PEERS
+from bench_peers import PEERS, TABLE_PEERS
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from rich.console import Console
 from rich.table import Table
+from scipy.special import ndtr
 from sklearn.metrics import accuracy_score, precision_recall_fscore_support
 from sklearn.neural_network import MLPClassifier
 from torch import Tensor, nn
@@ -70,6 +76,10 @@ from torchmetrics.classification import (
 )
 
 PACKAGE = next(path.parent.name for path in Path(__file__).parent.parent.glob("src/*/__main__.py"))
+
+
+# The categories of the table have as many values as those of adult.
+CATEGORIES = (8, 16, 7, 14, 6, 5, 2, 41)
 
 
 class Net(nn.Sequential):
@@ -99,6 +109,32 @@ class Conv(nn.Sequential):
         )
 
 
+class TableNet(nn.Module):
+    """Embeddings of categories beside normalized numbers, then linear layers with ReLU.
+
+    Inputs are a batch of a table of this project, or the numbers and then the categories as floats.
+    It is the CategoryEmbeddingModel of pytorch_tabular.
+    """
+
+    def __init__(self, sizes: list[int]) -> None:
+        super().__init__()
+        # Two numbers more than values, for missing and unknown ones.
+        pairs = [(count + 2, (count + 1) // 2) for count in CATEGORIES]
+        self.embeddings = nn.ModuleList(nn.Embedding(count, size) for count, size in pairs)
+        self.numbers = sizes[0] - len(CATEGORIES)
+        self.normalize = nn.BatchNorm1d(self.numbers)
+        width = self.numbers + sum(size for _, size in pairs)
+        self.layers = Net([width, *sizes[1:]])
+
+    def forward(self, x: Tensor | dict[str, Tensor]) -> Tensor:
+        if isinstance(x, Tensor):
+            x = {"numeric": x[:, : self.numbers], "categorical": x[:, self.numbers :]}
+        codes = x["categorical"].long()
+        vectors = [embed(codes[:, i]) for i, embed in enumerate(self.embeddings)]
+        outputs: Tensor = self.layers(torch.cat([self.normalize(x["numeric"]), *vectors], 1))
+        return outputs
+
+
 class Work(NamedTuple):
     """A net, a data set and the number of epochs."""
 
@@ -110,6 +146,7 @@ class Work(NamedTuple):
     batch: int
     turns: int
     epochs_per_turn: int = 1
+    categories: tuple[int, ...] = ()  # number of values of each categorical feature, the last ones
     accelerator: str = "cpu"
 
     @property
@@ -125,6 +162,7 @@ WORK = {
     "tiny": Work(Net, [10, 50, 3], 50_000, 10, 3, 64, 6, 4),
     "mid": Work(Net, [784, 512, 512, 10], 30_000, 784, 10, 256, 8),
     "conv": Work(Conv, [24, 10], 3_000, 784, 10, 128, 10),
+    "table": Work(TableNet, [14, 128, 64, 32, 3], 32_000, 14, 3, 128, 6, 2, categories=CATEGORIES),
 }
 
 
@@ -168,7 +206,10 @@ class Turns:
 
 
 def arrays(work: Work, test: int = 0) -> dict[str, np.ndarray[Any, Any]]:
-    """Return rows to train on, a fifth as many for validation, and ``test`` rows to test."""
+    """Return rows to train on, a fifth as many for validation, and ``test`` rows to test.
+
+    A categorical feature has the numbers of intervals with equally many rows.
+    """
     rng = np.random.default_rng(0)
     weights = rng.normal(size=(work.features, work.classes))
     if work.net is Conv:  # Classes that a mean over 4 by 4 pixels can distinguish.
@@ -185,7 +226,26 @@ def arrays(work: Work, test: int = 0) -> dict[str, np.ndarray[Any, Any]]:
                 size=(rows, work.features), dtype=np.float32
             )
             data[f"y_{split}"] = (x @ weights).argmax(1)
+            for i, count in enumerate(work.categories, -len(work.categories)):
+                x[:, i] = np.minimum(count * ndtr(x[:, i]), count - 1).astype(int)
     return data
+
+
+def write_data(work: Work, folder: Path) -> None:
+    """Write the arrays, and those of a table also as CSV, with words as categories."""
+    data = arrays(work)
+    np.savez(folder / "data.npz", **data)
+    if work.categories:
+        parts = []
+        for split in ("train", "val"):
+            frame = pl.DataFrame(data[f"x_{split}"])
+            words = [
+                pl.format("value {}", pl.col(name).cast(pl.Int64)).alias(name)
+                for name in frame.columns[-len(work.categories) :]
+            ]
+            target = pl.format("class {}", pl.lit(pl.Series(data[f"y_{split}"]))).alias("class")
+            parts.append(frame.with_columns(*words, target, split=pl.lit(split)))
+        pl.concat(parts).write_csv(folder / "table.csv")
 
 
 def plain_loop(
@@ -336,10 +396,20 @@ def plain_lightning(work: Work, folder: Path, turns: Turns) -> float:
 
 def command(work: Work, folder: Path) -> list[str]:
     """Return the command line of ``fit`` for this project."""
-    flags = {
+    data: dict[str, Any] = {
         "data": "ArrayDataModule",
         "data.path": folder / "data.npz",
         "data.test_fraction": 0,
+    }
+    if work.categories:
+        data = {
+            "data": "Tabular",
+            "data.path": folder / "table.csv",
+            "data.target": "class",
+            "data.split": "split",
+            "data.cache_dir": folder / "cache",
+        }
+    flags = data | {
         "data.batch_size": work.batch,
         "model": "MulticlassClassifier",
         "model.net": f"{work.net.__module__}.{work.net.__name__}",
@@ -404,18 +474,28 @@ def run_contender(train: Contender, work: Work, folder: Path, connection: Connec
     connection.send(accuracy)
 
 
-def measure_training(work: Work, rounds: int) -> dict[str, list[Race]]:
-    """Return the races of all rounds for each contender."""
-    contenders = CONTENDERS if work.net is Net else dict(list(CONTENDERS.items())[:5])
-    contenders = {**contenders, **(PEERS if work.net is Net else {})}
+def contenders_of(work: Work, selected: Sequence[str]) -> dict[str, Contender]:
+    """Return the programs that can train the net: all, or the plain loop and those selected."""
+    if work.net is Net:
+        contenders = CONTENDERS | PEERS
+    else:
+        peers = TABLE_PEERS if work.categories else {}
+        contenders = dict(list(CONTENDERS.items())[:5]) | peers
     if work.accelerator != "cpu":
-        contenders = {
-            name: train for name, train in contenders.items() if train is not scikit_learn
-        }
+        contenders.pop("scikit-learn", None)
+    names = [next(iter(contenders)), *selected] if selected else contenders
+    return {name: train for name, train in contenders.items() if name in names}
+
+
+def measure_training(
+    work: Work, rounds: int, selected: Sequence[str] = ()
+) -> dict[str, list[Race]]:
+    """Return the races of all rounds for each contender."""
+    contenders = contenders_of(work, selected)
     races: dict[str, list[Race]] = {name: [] for name in contenders}
     for _ in range(rounds):
         with tempfile.TemporaryDirectory() as folder:
-            np.savez(Path(folder) / "data.npz", **arrays(work))
+            write_data(work, Path(folder))
             for name, race in run_round(work, Path(folder), contenders).items():
                 races[name].append(race)
     return races
@@ -426,21 +506,27 @@ def run_round(work: Work, folder: Path, contenders: dict[str, Contender]) -> dic
     spawn = multiprocessing.get_context("spawn")
     connections, workers = {}, []
     starts: dict[str, float] = {}
-    for name, train in contenders.items():
-        connections[name], other_end = spawn.Pipe()
-        workers.append(spawn.Process(target=run_contender, args=(train, work, folder, other_end)))
-        workers[-1].start()
-        other_end.close()
-        starts[name] = connections[name].recv()
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
-    for _ in range(work.turns):
+    accuracies = {}
+    try:
+        for name, train in contenders.items():
+            connections[name], other_end = spawn.Pipe()
+            arguments = (train, work, folder, other_end)
+            workers.append(spawn.Process(target=run_contender, args=arguments))
+            workers[-1].start()
+            other_end.close()
+            starts[name] = connections[name].recv()
+        for _ in range(work.turns):
+            for name, connection in connections.items():
+                connection.send(None)
+                seconds[name].append(connection.recv() / max(1, work.epochs_per_turn - 1))
         for name, connection in connections.items():
             connection.send(None)
-            seconds[name].append(connection.recv() / max(1, work.epochs_per_turn - 1))
-    accuracies = {}
-    for name, connection in connections.items():
-        connection.send(None)
-        accuracies[name] = connection.recv()
+            accuracies[name] = connection.recv()
+    except BaseException:  # The other processes would wait for their turn for ever.
+        for worker in workers:
+            worker.kill()
+        raise
     for worker in workers:
         worker.join()
     return {name: Race(starts[name], seconds[name], accuracies[name]) for name in contenders}
@@ -459,8 +545,14 @@ def alternate(contenders: dict[str, Callable[[], Result]], rounds: int) -> dict[
 
 @contextlib.contextmanager
 def silence() -> Iterator[None]:
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        yield
+    """Show what is printed only after an error."""
+    output = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
+            yield
+    except Exception:
+        print(output.getvalue(), file=sys.stderr)
+        raise
 
 
 def measure_test(rounds: int) -> dict[str, list[Result]]:
@@ -671,7 +763,12 @@ def main() -> None:
     parser.add_argument(
         "--accelerator", choices=["cpu", "gpu"], default="cpu", help="for tiny, mid and conv"
     )
+    every = [*CONTENDERS, *PEERS, *TABLE_PEERS]
+    parser.add_argument("--contenders", nargs="+", choices=every, default=[], metavar="NAME")
+    parser.add_argument("--turns", type=int, help="of each process in a round, at least 3")
     arguments = parser.parse_args()
+    if arguments.turns is not None and arguments.turns < 3:
+        parser.error("--turns: expected at least 3, since the first one does not count")
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     results: dict[str, Any] = {"machine": machine(arguments.accelerator)}
@@ -679,7 +776,7 @@ def main() -> None:
     console = Console(width=120)
     console.print(", ".join(f"{name} {value}" for name, value in results["machine"].items()))
     for kind in arguments.work:
-        results[kind] = measure(kind, console, arguments.rounds, arguments.accelerator)
+        results[kind] = measure(kind, console, arguments)
     if arguments.json:
         arguments.json.write_text(json.dumps(results, indent=2), encoding="utf-8")
 
@@ -699,11 +796,14 @@ def machine(accelerator: str) -> dict[str, Any]:
     return values
 
 
-def measure(kind: str, console: Console, rounds: int, accelerator: str) -> dict[str, Any]:
+def measure(kind: str, console: Console, arguments: argparse.Namespace) -> dict[str, Any]:
     """Measure one kind of work, print a table, and return the numbers."""
+    rounds = arguments.rounds
     if kind in WORK:
-        work = WORK[kind]._replace(accelerator=accelerator)
-        races = measure_training(work, rounds)
+        work = WORK[kind]
+        turns = arguments.turns or work.turns
+        work = work._replace(accelerator=arguments.accelerator, turns=turns)
+        races = measure_training(work, rounds, arguments.contenders)
         return summarize_training(console, f"{kind}: {work}", work.rows, races)
     if kind == "test":
         return summarize_test(console, "test: a million rows of tiny", measure_test(rounds))
