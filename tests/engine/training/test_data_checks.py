@@ -10,7 +10,7 @@ from conftest import Cli, make_arrays
 from proj.data.arrays import ArrayDataModule
 from proj.data.tabular.datamodule import Tabular
 from proj.engine.training.data_checks import check_data, find_leaking_columns
-from proj.engine.training.equal_rows import hash_rows
+from proj.engine.training.equal_rows import find_equal_rows, hash_rows
 
 
 def ready(path: str = "t.csv", **options: Any) -> Tabular:
@@ -134,9 +134,34 @@ def test_equal_rows_have_equal_hashes_and_others_do_not(work: Any) -> None:
     np.savez("data.npz", **arrays)
     data = ArrayDataModule("data.npz", val_fraction=0, test_fraction=0)
     data.setup("fit")
-    hashes, _ = hash_rows([data.splits["train"].x.numpy()], chunk=64)
+    hashes = hash_rows([data.splits["train"].x.numpy()], chunk=4096)
     assert hashes[7] == hashes[2000]
     assert len(set(hashes.tolist())) == 2999
+
+
+@pytest.mark.parametrize("kinds", [30, 3000])
+def test_equal_rows_are_those_that_a_count_finds(
+    work: Any, kinds: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only rows whose inputs repeat are looked at closely, in chunks."""
+    rng = np.random.default_rng(kinds)
+    x = {split: rng.integers(kinds, size=(300, 1)) for split in ("train", "val", "test")}
+    y = {split: rng.integers(2, size=300) for split in x}
+    rows = {
+        split: list(zip(x[split][:, 0].tolist(), y[split].tolist(), strict=True)) for split in x
+    }
+    data = ArrayDataModule.from_arrays(*((x[split].astype(float), y[split]) for split in x))
+    data.setup("fit")
+    monkeypatch.setattr("proj.engine.training.equal_rows.CHUNK", 256)
+    found = " ".join(map(str, find_equal_rows(data, data.splits)))
+    for later, earlier in (("val", "train"), ("test", "train"), ("test", "val")):
+        count = sum(row in rows[earlier] for row in rows[later])
+        assert f"{count} of 300 {later} rows are exact copies of {earlier} rows" in found
+    labels: dict[int, set[int]] = {}
+    for value, label in (pair for split in rows.values() for pair in split):
+        labels.setdefault(value, set()).add(label)
+    count = sum(len(labels[value]) > 1 for split in rows.values() for value, _ in split)
+    assert f"{count} of 900 rows have the inputs of another row and a different label" in found
 
 
 def test_strict_makes_findings_errors(work: Any, cli: Cli) -> None:

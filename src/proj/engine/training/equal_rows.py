@@ -14,8 +14,8 @@ from proj.schema import Array, Batch, Finding, Schema
 # of the inputs, so that of equal rows all or none are chosen.
 MAX_COMPARED_ROWS = 4_000_000
 
-# Rows hashed at once.
-CHUNK = 65_536
+# Bytes of rows that are hashed at once. Larger parts leave the cache of a core.
+CHUNK = 2**19
 
 # Rows are compared in 2^PART_BITS parts by the first bits of the hash of their inputs. Equal rows
 # are in one part, and sorting a part takes little memory.
@@ -35,15 +35,19 @@ def find_equal_rows(data: DataModule, splits: dict[str, Batch]) -> Iterator[Find
     assert data.schema is not None
     # Scores of training texts are cross-fitted, so those of equal texts differ.
     ignored = [i for i, c in enumerate(data.schema.numeric) if c.kind == "score"]
-    inputs, targets = hash_splits(splits, ignored=ignored)
-    # Rows that differ in the source may be equal as inputs: columns are left out, and values merge.
-    if any(map(_has_equal, _parts(inputs, targets))) and (source := _source_hashes(data, splits)):
-        inputs, targets = hash_splits(splits, source, ignored)
+    arrays = {name: _input_arrays(split, ignored) for name, split in splits.items()}
+    stride = -(-sum(len(split.row) for split in splits.values()) // MAX_COMPARED_ROWS)
+    inputs = {name: hash_rows(values, stride) for name, values in arrays.items()}
+    rows = {name: len(hashes) for name, hashes in inputs.items()}
+    repeated = np.concatenate([_repeated(part) for (part,) in _parts(inputs)])
+    if not len(repeated):
+        return
+    del inputs  # All but the repeated ones are of no use.
+    inputs, targets = _hash_repeated(splits, arrays, repeated, _source_hashes(data, splits))
     copies, contradicting = Counter[tuple[str, str]](), 0
     for part in _parts(inputs, targets):
         copies.update(_count_copies(*part))
         contradicting += _count_contradicting(*part)
-    rows = {name: len(hashes) for name, hashes in inputs.items()}
     for (later, earlier), count in copies.items():
         if count:
             yield _copies_finding(count, rows[later], later, earlier, _has_texts(data.schema))
@@ -69,22 +73,40 @@ def _source_hashes(data: DataModule, splits: dict[str, Batch]) -> Hashes | None:
     return known if len(known) == len(splits) else None
 
 
-def hash_splits(
-    splits: dict[str, Batch], source: Hashes | None = None, ignored: Collection[int] = ()
+def _input_arrays(split: Batch, ignored: Collection[int]) -> list[Array]:
+    """Return the inputs of a split as arrays [rows, ...], without the ``ignored`` numbers."""
+    arrays = [x.numpy() for x in (split.x.values() if isinstance(split.x, dict) else [split.x])]
+    return [*_without(ignored, arrays[0]), *arrays[1:]]
+
+
+def _hash_repeated(
+    splits: dict[str, Batch],
+    arrays: dict[str, list[Array]],
+    repeated: Array,
+    source: Hashes | None,
 ) -> tuple[Hashes, Hashes]:
-    """Return hashes of the inputs and of the targets of each split's compared rows.
+    """Return hashes of the inputs and of the targets of the rows with repeated inputs.
 
     With ``source``, the hashes of the rows in the source, rows with equal inputs have equal hashes
-    only if they are equal in the source, too. The columns ``ignored`` of the numbers do not matter.
+    only if they are equal in the source, too: columns are left out of inputs, and values merge.
+
+    Args:
+        arrays: inputs of each split.
+        repeated: sorted hashes of inputs, as ``hash_rows`` returns them.
     """
-    rows = sum(len(split.row) for split in splits.values())
-    stride = -(-rows // MAX_COMPARED_ROWS)
     inputs, targets = {}, {}
     for name, split in splits.items():
-        arrays = [x.numpy() for x in (split.x.values() if isinstance(split.x, dict) else [split.x])]
-        hashes, compared = hash_rows([*_without(ignored, arrays[0]), *arrays[1:]], stride)
-        inputs[name] = hashes + (source[name][compared] if source else np.uint64(0))
-        targets[name] = hash_rows([target_rows(split)[compared]])[0]
+        rows, found, start = [np.zeros(0, np.int64)], [np.zeros(0, np.uint64)], 0
+        for hashes in _hash_chunks(arrays[name]):
+            places = np.searchsorted(repeated, hashes).clip(max=len(repeated) - 1)
+            chosen = np.flatnonzero(repeated[places] == hashes)
+            rows.append(start + chosen)
+            found.append(hashes[chosen])
+            start += len(hashes)
+        chosen, inputs[name] = np.concatenate(rows), np.concatenate(found)
+        if source:
+            inputs[name] += source[name][chosen]
+        targets[name] = hash_rows([target_rows(split)[chosen]])
     return inputs, targets
 
 
@@ -95,26 +117,35 @@ def _without(ignored: Collection[int], array: Array) -> list[Array]:
     return parts if ignored else [array]
 
 
-def hash_rows(arrays: list[Array], stride: int = 1, chunk: int = CHUNK) -> tuple[Array, Array]:
-    """Return 64-bit hashes of some rows: uint64, and which rows: [rows] bool.
+def hash_rows(arrays: list[Array], stride: int = 1, chunk: int = CHUNK) -> Array:
+    """Return 64-bit hashes of those rows whose hash is a multiple of ``stride``: uint64.
 
-    Equal rows have equal hashes, and different rows practically never do. The rows are those whose
-    hash is a multiple of ``stride``.
+    Equal rows have equal hashes, and different rows practically never do.
 
     Args:
         arrays: arrays [rows, ...], which together make the rows.
+        chunk: bytes that are hashed at once.
     """
-    compared, parts = np.ones(len(arrays[0]), bool), [np.zeros(0, np.uint64)]
-    for start in range(0, len(compared), chunk):
-        size = min(chunk, len(compared) - start)
-        hashes = np.zeros(size, np.uint64)
-        for array in arrays:
-            rows = np.ascontiguousarray(array[start : start + size].reshape(size, -1))
-            hashes += _hash_bytes(rows.view(np.uint8))
-        if stride > 1:
-            compared[start : start + size] = hashes % np.uint64(stride) == 0
-        parts.append(hashes[compared[start : start + size]])
-    return np.concatenate(parts), compared
+    # Of memory that is not written to, the system provides none.
+    found, count = np.empty(len(arrays[0]), np.uint64), 0
+    for hashes in _hash_chunks(arrays, chunk):
+        kept = hashes[hashes % np.uint64(stride) == 0] if stride > 1 else hashes
+        found[count : count + len(kept)] = kept
+        count += len(kept)
+    return found[:count]
+
+
+def _hash_chunks(arrays: list[Array], chunk: int = CHUNK) -> Iterator[Array]:
+    """Yield the hashes of rows in order, in parts of ``chunk`` bytes."""
+    rows = len(arrays[0])
+    size = max(1, chunk * rows // max(1, sum(array.nbytes for array in arrays)))
+    for start in range(0, rows, size):
+        parts = [array[start : start + size] for array in arrays]
+        flat = (np.ascontiguousarray(part.reshape(len(part), -1)) for part in parts)
+        hashes = np.zeros(len(parts[0]), np.uint64)
+        for part in flat:
+            hashes += _hash_bytes(part.view(np.uint8))
+        yield hashes
 
 
 def _hash_bytes(rows: Array) -> Array:
@@ -133,20 +164,23 @@ def _hash_bytes(rows: Array) -> Array:
     return np.asarray(mixed.sum(axis=1, dtype=np.uint64))
 
 
-def _parts(inputs: Hashes, targets: Hashes) -> Iterator[tuple[Hashes, Hashes]]:
-    """Return the hashes of the inputs and of the targets in parts. Equal rows are in one part."""
+def _parts(*hashes: Hashes) -> Iterator[tuple[Hashes, ...]]:
+    """Yield hashes in parts by the first of them, those of the inputs.
+
+    Rows with equal inputs are in one part, and the parts are in the order of the hashes.
+    """
     shift = np.uint64(64 - PART_BITS)
     for number in range(2**PART_BITS):
-        chosen = {name: hashes >> shift == number for name, hashes in inputs.items()}
-        yield (
-            {name: inputs[name][rows] for name, rows in chosen.items()},
-            {name: targets[name][rows] for name, rows in chosen.items()},
-        )
+        chosen = {name: values >> shift == number for name, values in hashes[0].items()}
+        yield tuple({name: kind[name][rows] for name, rows in chosen.items()} for kind in hashes)
 
 
-def _has_equal(part: tuple[Hashes, Hashes]) -> bool:
-    hashes = np.concatenate(list(part[0].values()))
-    return len(np.unique(hashes)) < len(hashes)
+def _repeated(inputs: Hashes) -> Array:
+    """Return the hashes that more than one row has, sorted."""
+    hashes = np.concatenate(list(inputs.values()))
+    hashes.sort()
+    equal = hashes[1:] == hashes[:-1]
+    return np.unique(hashes[1:][equal])
 
 
 def _count_copies(inputs: Hashes, targets: Hashes) -> dict[tuple[str, str], int]:
