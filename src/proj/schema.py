@@ -5,6 +5,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import repeat
+from mmap import ACCESS_COPY, mmap
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
@@ -44,7 +45,8 @@ class Batch(NamedTuple):
         x: inputs [rows, ...]; for tables a dict of such tensors, for a net of several inputs a
             tuple of them. A split has one tensor or a dict.
         y: class numbers [rows], labels [rows, labels] of 0 and 1, or targets [rows, targets]; None
-            for rows to predict (then a DataLoader needs a ``collate_fn``).
+            for rows to predict (then a DataLoader needs a ``collate_fn``). In a split, class
+            numbers may be uint8.
         row: each row's number in its source [rows].
         weights: each row's weight in loss and metrics [rows], alone in a tuple; empty if all count
             equally. A None would be a row for Lightning when it looks for the batch size.
@@ -347,6 +349,12 @@ def label_word(label: Label) -> str:
     """Return a label as a word in lower case. The numbers 1 and 1.0 are one word."""
     is_whole = isinstance(label, float) and label.is_integer()
     return str(int(label) if is_whole else label).strip().lower()
+
+
+def empty_pages(length: int, dtype: torch.dtype) -> Tensor:
+    """Return an empty tensor [length] that is not part of the heap, which keeps freed memory."""
+    pages = mmap(-1, max(1, length) * dtype.itemsize, access=ACCESS_COPY)
+    return torch.frombuffer(pages, dtype=dtype)[:length]
 
 
 def mean_and_std(chunks: list[Array]) -> tuple[tuple[float, ...], tuple[float, ...]]:

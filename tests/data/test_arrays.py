@@ -248,3 +248,19 @@ def test_labels_of_a_test_split_may_have_another_type() -> None:
     assert data.splits["test"].y.tolist() == y.tolist()
     with pytest.raises(UserError, match="expected labels such as False, as in training, got '0'"):
         ready(save(x_train=x, y_train=y == 1, x_test=x, y_test=y.astype(str)))
+
+
+def test_class_numbers_take_a_byte_in_a_split_and_are_int64_in_a_batch(work: Any) -> None:
+    """Losses of torch take int64; of ten million rows, that would be 80 MB."""
+    x, y = np.zeros((600, 2), np.float32), np.arange(600) % 300
+    few, many = (
+        ArrayDataModule.from_arrays(train=(x, labels), val=0, test=0) for labels in (y % 256, y)
+    )
+    for data, dtype in ((few, torch.uint8), (many, torch.int64)):
+        data.setup("fit")
+        split = data.splits["train"]
+        assert split.y is not None
+        assert split.y.dtype == dtype
+        batches = list(data._loader("train"))
+        assert {batch.y.dtype for batch in batches} == {torch.int64}
+        assert torch.equal(torch.cat([batch.y for batch in batches]), split.y.long())

@@ -4,10 +4,11 @@ from itertools import pairwise
 
 import pytest
 import torch
+from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import Trainer
 
 from proj.data.arrays import ArrayDataModule
-from proj.data.loader import ArrayLoader, nbytes, to_device
+from proj.data.loader import ArrayLoader, nbytes
 from proj.schema import Batch
 
 
@@ -110,7 +111,7 @@ def test_a_loaded_state_continues_its_epoch_only() -> None:
 
 def test_batches_are_taken_on_the_device_of_the_split() -> None:
     """A copy to the CPU and back would be slow."""
-    on_meta = to_device(
+    on_meta = move_data_to_device(
         make_split(10), torch.device("meta")
     )  # a device that has shapes and no values
     batches = list(ArrayLoader(on_meta, 4, shuffle=True, exact=False))

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
+from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import LightningDataModule
 
-from proj.data.loader import ArrayLoader, nbytes, take, to_device
+from proj.data.loader import ArrayLoader, nbytes, take
 from proj.errors import UserError
 from proj.schema import Array, Batch, Finding, Schema, Task, Tensors
 
@@ -214,7 +215,7 @@ class DataModule(LightningDataModule, ABC):
         if device.type != "cuda":
             return rows
         if split not in self.on_device and 4 * nbytes(rows) <= torch.cuda.mem_get_info(device)[0]:
-            self.on_device[split] = to_device(rows, device)
+            self.on_device[split] = move_data_to_device(rows, device)
         return self.on_device.get(split, rows)
 
     def _evaluation_batch_size(self, split: str) -> int:

@@ -6,7 +6,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from proj.schema import Batch, Execution
+from proj.schema import Batch, Execution, empty_pages
 
 
 class ArrayLoader:
@@ -99,12 +99,12 @@ class ArrayLoader:
     def _order(self) -> Tensor:
         """Return the row positions of this process for this epoch, in order: [share]."""
         rows = len(self.split.row)
-        dtype = torch.int32 if rows <= 2**31 else torch.int64
+        order = empty_pages(rows, torch.int32 if rows <= 2**31 else torch.int64)
         if self.shuffle:
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-            order = torch.randperm(rows, generator=generator, dtype=dtype)
+            torch.randperm(rows, generator=generator, out=order)
         else:
-            order = torch.arange(rows, dtype=dtype)
+            torch.arange(rows, out=order)
             if not self.exact and self.world > 1:
                 # Leave different rows out in each epoch.
                 order = order.roll(-self.epoch)
@@ -120,12 +120,10 @@ class ArrayLoader:
 def take(split: Batch, positions: Tensor) -> Batch:
     """Return the rows of ``split`` at ``positions``, on the device of the split."""
     positions = positions.to(split.row.device, torch.int64, non_blocking=True)
-    return map_tensors(lambda values: values[positions], split)
-
-
-def to_device(split: Batch, device: torch.device) -> Batch:
-    """Return the split on ``device``."""
-    return map_tensors(lambda values: values.to(device), split)
+    rows = map_tensors(lambda values: values[positions], split)
+    if rows.y is not None and rows.y.dtype == torch.uint8:
+        return rows._replace(y=rows.y.long())  # Losses take class numbers as int64.
+    return rows
 
 
 def nbytes(split: Batch) -> int:
@@ -137,10 +135,7 @@ def nbytes(split: Batch) -> int:
 
 def map_tensors(function: Callable[[Tensor], Tensor], batch: Batch) -> Batch:
     """Return a batch of ``function`` applied to each tensor of ``batch``."""
-    x = (
-        {name: function(values) for name, values in batch.x.items()}
-        if isinstance(batch.x, dict)
-        else function(batch.x)
-    )
-    y = None if batch.y is None else function(batch.y)
-    return Batch(x, y, function(batch.row), tuple(map(function, batch.weights)))
+    x, y, row, weights = batch
+    x = {name: function(part) for name, part in x.items()} if isinstance(x, dict) else function(x)
+    y = None if y is None else function(y)
+    return Batch(x, y, function(row), tuple(map(function, weights)))

@@ -276,6 +276,8 @@ def encode_splits(
             inputs, numbers = x[name], row_numbers(len(x[name]))
             split_targets = Targets.from_array(y[name], targets.task, (), targets.where)
         encoded = split_targets.encode(schema, name, numbers)
+        if encoded.dtype == np.int64 and len(schema.classes) <= 256:
+            encoded = encoded.astype(np.uint8)  # Loaders make them int64 again.
         arrays = (take_rows(inputs, numbers), encoded, numbers)
         x_rows, y_rows, row = map(torch.from_numpy, arrays)
         weight = weights[name]

@@ -6,6 +6,7 @@ from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
@@ -165,7 +166,7 @@ def _joined_settings(settings: list[dict[str, Any]]) -> dict[str, Any]:
 
 def targets_of(batch: Batch) -> Array:
     assert isinstance(batch.y, Tensor)
-    return np.asarray(batch.y.numpy())
+    return np.asarray((batch.y.long() if batch.y.dtype == torch.uint8 else batch.y).numpy())
 
 
 def weights_of(batch: Batch) -> Array | None:

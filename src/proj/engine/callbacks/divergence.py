@@ -16,17 +16,18 @@ import math
 from typing import Any
 
 import torch
+from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
 from proj.data.base import DataModule
-from proj.data.loader import take, to_device
+from proj.data.loader import take
 from proj.engine.callbacks.best_checkpoint import InitialWeights
 from proj.models.base import Model
 from proj.models.checks import evaluating
-from proj.schema import Finding, Schema
+from proj.schema import Batch, Finding, Schema
 
 FACTOR = 100
 # The effect of the finding. It distinguishes the finding from those about the data.
@@ -159,7 +160,8 @@ def _start_loss(trainer: Any, model: Model) -> float | None:
     size = min(rows, data.batch_size or MAX_ROWS)
     positions = torch.linspace(0, rows - 1, size).long()
     # The hooks of the data module would augment the batch.
-    batch = to_device(take(data.splits["train"], positions), trainer.strategy.root_device)
+    device = trainer.strategy.root_device
+    batch: Batch = move_data_to_device(take(data.splits["train"], positions), device)
     with (
         isolate_rng(),
         evaluating(model),

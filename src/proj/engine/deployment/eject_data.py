@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from proj.data.base import DataModule
@@ -26,7 +27,7 @@ def _stored(split: Batch, is_regression: bool) -> dict[str, Any]:
     """Return the rows of a split; numbers to predict are float64, as in the metrics of a run."""
     x, y = split.x, split.y
     assert y is not None
-    y = y.double() if is_regression else y
+    y = y.double() if is_regression else y.long() if y.dtype == torch.uint8 else y
     compact = {name: _compact(v) for name, v in x.items()} if isinstance(x, dict) else _compact(x)
     return {"x": compact, "y": _compact(y)}
 
