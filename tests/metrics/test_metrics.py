@@ -161,6 +161,22 @@ def test_ranked_areas_equal_scikit_learns_with_ties(levels: int) -> None:
     assert precision == pytest.approx(sk.average_precision_score(hit, score), abs=1e-12)
 
 
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_areas_of_scores_that_are_sorted_in_parts_equal_scikit_learns(dtype: Any) -> None:
+    """The parts begin between scores. Ties across a border would be counted as two thresholds."""
+    rng = np.random.default_rng(0)
+    score = rng.normal(size=1_000_000).astype(dtype)
+    score[::5] = score[::5].round(1)
+    score[::7] = 1e9
+    score[::11] = -1e9
+    hit = rng.random(len(score)) < 1 / (1 + np.exp(-np.clip(score, -3, 3)))
+    auroc, precision = ranking_areas(torch.from_numpy(score), torch.from_numpy(hit)).tolist()
+    assert auroc == pytest.approx(sk.roc_auc_score(hit, score), abs=1e-12)
+    assert precision == pytest.approx(sk.average_precision_score(hit, score), abs=1e-12)
+    score[::7], score[::11] = np.inf, -np.inf
+    assert ranking_areas(torch.from_numpy(score), torch.from_numpy(hit))[0].item() == auroc
+
+
 @pytest.mark.parametrize("hits", [[0, 0, 0], [1, 1, 1], []])
 def test_an_area_that_is_not_defined_is_nan(hits: list[int]) -> None:
     areas = ranking_areas(torch.linspace(0, 1, len(hits)), torch.tensor(hits, dtype=torch.long))

@@ -24,3 +24,5 @@ def keep_freed_memory(device: torch.device) -> None:
         # Do not return freed memory, and do not map large blocks outside the heap.
         accepted = libc.mallopt(M_TRIM_THRESHOLD, -1) and libc.mallopt(M_MMAP_MAX, 0)
         assert accepted
+        # Memory that was freed so far lies between blocks in use, where no large block fits.
+        libc.malloc_trim(0)

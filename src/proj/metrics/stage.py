@@ -9,13 +9,14 @@ from copy import deepcopy
 from typing import Any, cast
 
 import torch
+from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 from torchmetrics import Metric, MetricCollection, classification
 from torchmetrics.utilities import dim_zero_cat
 
 from proj.errors import UserError
-from proj.schema import DEFAULT_THRESHOLD, SUM_DTYPE, Average, Schema
+from proj.schema import DEFAULT_THRESHOLD, SUM_DTYPE, Average, Schema, empty_pages
 
 
 class StageMetrics(nn.Module):
@@ -50,8 +51,7 @@ class StageMetrics(nn.Module):
                 f"model.metrics: expected none beside data.weight, got {', '.join(extra)}; metrics "
                 "of torchmetrics take no weights of rows, so leave one of the two out."
             )
-        copies = {name: deepcopy(metric) for name, metric in (extra or {}).items()}
-        self.extra = nn.ModuleDict(copies)
+        self.extra = nn.ModuleDict(deepcopy(dict(extra or {})))
 
     def update(
         self,
@@ -96,13 +96,7 @@ class StageMetrics(nn.Module):
     def load_state(self, state: dict[str, Any]) -> None:
         for i, metric in enumerate(self._stateful_metrics()):
             for name in metric.metric_state:
-                value = state[f"{i}.{name}"]
-                on_device = (
-                    [part.to(metric.device) for part in value]
-                    if isinstance(value, list)
-                    else value.to(metric.device)
-                )
-                setattr(metric, name, on_device)
+                setattr(metric, name, move_data_to_device(state[f"{i}.{name}"], metric.device))
 
     def compute(self) -> dict[str, Tensor]:
         """Return the metrics over all processes, then reset them.
@@ -218,6 +212,9 @@ class RankingMetrics(Metric):
         # They are kept until the end of the split, so the targets take as little as possible.
         dtype = torch.uint8 if is_label or self.columns < 256 else torch.int32
         self.targets.append((target == 1 if is_label else target).to(dtype))
+        # In the heap they would lie between freed outputs of layers, and keep them in pieces.
+        if preds.device.type == "cpu" and preds.nbytes >= 2**18:
+            preds = empty_pages(preds.numel(), preds.dtype).view_as(preds).copy_(preds)
         self.scores.append(preds)
         self.weights += [] if weight is None else [weight]
 
@@ -245,10 +242,8 @@ class RankingMetrics(Metric):
             means = (per_class.nan_to_num() * rows[:, None]).sum(0) / rows.sum()
         else:
             means = per_class.nanmean(0)
-        values = dict(zip(names, means, strict=True))
-        if self.columns == 1:
-            return values
-        return values | {f"{name}/": v for name, v in zip(names, per_class.T, strict=True)}
+        by_class = zip(names, per_class.T, strict=True) if self.columns > 1 else ()
+        return dict(zip(names, means, strict=True)) | {f"{name}/": v for name, v in by_class}
 
 
 def ranking_areas(score: Tensor, positive: Tensor, weight: Tensor | None = None) -> Tensor:
@@ -262,7 +257,7 @@ def ranking_areas(score: Tensor, positive: Tensor, weight: Tensor | None = None)
         score: scores [rows].
         positive: whether a row is positive [rows], bool; ``weight`` [rows] for each.
     """
-    positive, count = positive == 1, len(score)
+    positive, count = positive.bool(), len(score)
     found = positive.sum() if weight is None else (positive * weight).sum()
     if not 0 < found < (count if weight is None else weight.sum()):
         return torch.full((2,), torch.nan, dtype=SUM_DTYPE, device=score.device)
@@ -270,15 +265,16 @@ def ranking_areas(score: Tensor, positive: Tensor, weight: Tensor | None = None)
     # 64 * 4096 rows, the highest first. With weights or NaN the bits depend on the order of rows.
     is_one_part = weight is not None or score.isnan().any()
     sample = score[:0] if is_one_part else score[::4096]
-    limits = sample.sort().values[64::64].contiguous()
-    parts = torch.bucketize(score.contiguous(), limits, out_int32=True)
+    # No number is beyond NaN, the limit at both ends.
+    limits = [torch.nan, *sample.sort().values[64::64].tolist(), torch.nan]
     area = precision = torch.zeros((), dtype=SUM_DTYPE, device=score.device)
     true = false = area.new_zeros(1)
-    for number in range(len(limits), -1, -1):
-        part = parts == number
+    for low, high in zip(limits[-2::-1], limits[:0:-1], strict=True):
+        part = (score <= low).logical_or_(score > high).logical_not_()
         values, order = score[part].sort(descending=True)
         rows, each = positive[part][order], 1 if weight is None else weight[order]
         last_of_equal = torch.cat([values.diff() != 0, part.new_ones(min(1, len(values)))])
+        del part, values, order
         # The sums down to each threshold, after those down to the part before.
         true, false = (
             torch.cat([sums[-1:], sums[-1] + (kind * each).cumsum(0)[last_of_equal].to(SUM_DTYPE)])

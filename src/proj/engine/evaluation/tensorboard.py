@@ -77,7 +77,8 @@ class FigureLogger(Callback):
         if self.due and (answers := answers_in(outputs)):
             self.sample.add(as_arrays(answers))
 
-    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    # Drawing takes memory, and here the metrics have freed the probabilities of all rows.
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self.due:
             return
         start, self.due = time.monotonic(), False
