@@ -254,7 +254,8 @@ def test_class_numbers_take_a_byte_in_a_split_and_are_int64_in_a_batch(work: Any
     """Losses of torch take int64; of ten million rows, that would be 80 MB."""
     x, y = np.zeros((600, 2), np.float32), np.arange(600) % 300
     few, many = (
-        ArrayDataModule.from_arrays(train=(x, labels), val=0, test=0) for labels in (y % 256, y)
+        ArrayDataModule.from_arrays(train=(x, labels), val_fraction=0, test_fraction=0)
+        for labels in (y % 256, y)
     )
     for data, dtype in ((few, torch.uint8), (many, torch.int64)):
         data.setup("fit")

@@ -173,8 +173,6 @@ def test_areas_of_scores_that_are_sorted_in_parts_equal_scikit_learns(dtype: Any
     auroc, precision = ranking_areas(torch.from_numpy(score), torch.from_numpy(hit)).tolist()
     assert auroc == pytest.approx(sk.roc_auc_score(hit, score), abs=1e-12)
     assert precision == pytest.approx(sk.average_precision_score(hit, score), abs=1e-12)
-    score[::7], score[::11] = np.inf, -np.inf
-    assert ranking_areas(torch.from_numpy(score), torch.from_numpy(hit))[0].item() == auroc
 
 
 @pytest.mark.parametrize("hits", [[0, 0, 0], [1, 1, 1], []])
