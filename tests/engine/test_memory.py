@@ -75,6 +75,42 @@ def test_the_order_of_an_epoch_is_returned_to_the_system() -> None:
     assert between < order / 2
 
 
+VALIDATION = """
+import os, torch
+from proj.engine.memory import keep_freed_memory
+from proj.metrics.stage import RankingMetrics
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGESIZE") / 1e6
+metrics = RankingMetrics(1)
+def validate(batches):
+    for _ in range(batches):
+        layers = [torch.ones(2**20), torch.ones(2**20)]  # 4 MB each
+        metrics.update(torch.rand(2**16, dtype=torch.float64), torch.ones(2**16))
+        del layers
+keep_freed_memory(torch.device("cpu"))
+validate(1)  # what torch loads once
+metrics.reset()
+before = resident()
+validate(100)
+kept = resident() - before
+metrics.reset()
+print(kept, resident() - before)
+"""
+
+
+@pytest.mark.long
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
+def test_the_scores_of_a_validation_are_returned_to_the_system() -> None:
+    """In the heap, they would lie between the outputs of layers, and it would grow around them."""
+    command = [sys.executable, "-c", VALIDATION]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    kept, after = map(float, done.stdout.split())
+    scores = 100 * 2**16 * 8 / 1e6
+    assert scores < kept
+    assert after < 0.75 * scores
+
+
 PEAK = """
 import sys, tracemalloc
 import numpy as np
