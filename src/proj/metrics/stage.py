@@ -44,7 +44,8 @@ class StageMetrics(nn.Module):
         self.loss = MeanLoss()
         ranked = schema.task != "regression" and split != "train"
         self.ranking = RankingMetrics(schema.num_outputs, average) if ranked else None
-        self.counted = MetricCollection(_counted_metrics(schema, average))
+        # The metrics of single classes are those of `validate` and `test`; training logs none.
+        self.counted = MetricCollection(_counted_metrics(schema, average, split != "train"))
         if extra and schema.weight_mean:
             raise UserError(
                 f"model.metrics: expected none beside data.weight, got {', '.join(extra)}; metrics "
@@ -129,7 +130,7 @@ class StageMetrics(nn.Module):
         return [self.loss, *counted, *self._extra_metrics()]
 
 
-def _counted_metrics(schema: Schema, average: Average) -> dict[str, Any]:
+def _counted_metrics(schema: Schema, average: Average, per_class: bool) -> dict[str, Any]:
     """Return the metrics that need no scores; those named with ``/`` have a value per class."""
     if schema.task == "regression":
         return {"errors": RegressionErrors(schema.target_mean)}
@@ -148,7 +149,7 @@ def _counted_metrics(schema: Schema, average: Average) -> dict[str, Any]:
     if schema.task == "multiclass":
         accuracy = classification.MulticlassAccuracy(count, average="micro", validate_args=False)
     metrics = {"accuracy": accuracy}
-    for end, kind_of_mean in (("", average), ("/", "none")):
+    for end, kind_of_mean in (("", average), ("/", "none")) if per_class else (("", average),):
         for name, kind in kinds.items():
             metrics[f"{name}{end}"] = kind(count, average=kind_of_mean, validate_args=False)
     return metrics
@@ -262,27 +263,30 @@ def ranking_areas(score: Tensor, positive: Tensor, weight: Tensor | None = None)
         score: scores [rows].
         positive: whether a row is positive [rows], bool; ``weight`` [rows] for each.
     """
-    positive, count = positive == 1, len(score)
-    found = positive.sum() if weight is None else (positive * weight).sum()
-    if not 0 < found < (count if weight is None else weight.sum()):
+    positive, rows = positive == 1, len(score)
+    found = positive if weight is None else positive * weight
+    if not 0 < found.sum().item() < (rows if weight is None else weight.sum().item()):
         return torch.full((2,), torch.nan, dtype=SUM_DTYPE, device=score.device)
     # Sorting takes several times the memory of the scores, so they are sorted in parts of about
     # 64 * 4096 rows, the highest first. With weights or NaN the bits depend on the order of rows.
-    is_one_part = weight is not None or score.isnan().any()
+    is_one_part = weight is not None or rows <= 64 * 4096 or bool(score.isnan().any())
     sample = score[:0] if is_one_part else score[::4096]
     limits = sample.sort().values[64::64].contiguous()
-    parts = torch.bucketize(score.contiguous(), limits, out_int32=True)
+    parts = None if is_one_part else torch.bucketize(score.contiguous(), limits, out_int32=True)
     area = precision = torch.zeros((), dtype=SUM_DTYPE, device=score.device)
     true = false = area.new_zeros(1)
     for number in range(len(limits), -1, -1):
-        part = parts == number
+        part = slice(None) if parts is None else parts == number
         values, order = score[part].sort(descending=True)
-        rows, each = positive[part][order], 1 if weight is None else weight[order]
-        last_of_equal = torch.cat([values.diff() != 0, part.new_ones(min(1, len(values)))])
+        hits = positive[part][order]
+        kinds = (hits, ~hits)
+        if weight is not None:
+            kinds = (hits * weight[order], ~hits * weight[order])
+        last_of_equal = torch.cat([values.diff() != 0, hits.new_ones(min(1, len(values)))])
         # The sums down to each threshold, after those down to the part before.
         true, false = (
-            torch.cat([sums[-1:], sums[-1] + (kind * each).cumsum(0)[last_of_equal].to(SUM_DTYPE)])
-            for sums, kind in ((true, rows), (false, ~rows))
+            torch.cat([sums[-1:], sums[-1] + kind.cumsum(0)[last_of_equal].to(SUM_DTYPE)])
+            for sums, kind in zip((true, false), kinds, strict=True)
         )
         gained = true.diff()
         area = area + (false.diff() * (true[1:] - gained / 2)).sum()

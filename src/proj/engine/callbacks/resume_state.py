@@ -109,7 +109,7 @@ class ResumeCheckpoint(Checkpoint):
         process = {"generators": generators, "metric_state": metric_state}
         # During the validation after the last batch of an epoch, Lightning does not know them yet.
         values = metric_state.get("values", {}).items()
-        epoch_values = {f"train/{name}": value for name, value in values if "/" not in name}
+        epoch_values = {f"train/{name}": value for name, value in values}
         metrics = {**trainer.callback_metrics, **epoch_values}.items()
         return {
             "format": FORMAT,
@@ -130,7 +130,8 @@ class ResumeCheckpoint(Checkpoint):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.trainer, self.model, self.max_steps = trainer, pl_module, trainer.max_steps
         if has_default_checkpoint_io(trainer):
-            set_checkpoint_io(trainer, DurableCheckpointIO(self.folder))
+            on_cpu = trainer.strategy.root_device.type == "cpu"
+            set_checkpoint_io(trainer, DurableCheckpointIO(self.folder, on_cpu))
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
