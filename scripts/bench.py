@@ -148,19 +148,25 @@ class Turns:
     """The contender's end of a connection that decides when it may train.
 
     It sends the seconds of the last turn and waits for the message that starts the next one.
+    Meanwhile ``time.monotonic`` stands still. Otherwise, what a program does every ten seconds or
+    once a minute would count several times as often as in a training without pauses.
     """
 
     def __init__(self, connection: Connection, length: int) -> None:
         self.connection, self.length = connection, length
         self.epoch = 0
         self.begin = time.perf_counter()
+        self.waited, clock = 0.0, time.monotonic
+        time.monotonic = lambda: clock() - self.waited
 
     def wait(self) -> None:
         """Wait for the next turn. Call it before each epoch."""
         position = self.epoch % self.length
         if position == 0:
             self.connection.send(time.perf_counter() - self.begin)
+            begin = time.perf_counter()
             self.connection.recv()
+            self.waited += time.perf_counter() - begin
         # In a turn of several epochs the first one does not count.
         if position < 2:
             self.begin = time.perf_counter()
