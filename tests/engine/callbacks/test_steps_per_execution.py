@@ -206,7 +206,8 @@ def test_processes_measure_equally_many_steps(monkeypatch: pytest.MonkeyPatch) -
         return (torch.zeros(()),) * 3
 
     monkeypatch.setattr(steps_per_execution, "eager_step", step)
-    model, data = SimpleNamespace(compiled_step=None), SimpleNamespace(augment_batch=lambda b: b)
+    model = SimpleNamespace(compiled_step=None, split_metrics=[])
+    data = SimpleNamespace(augment_batch=lambda batch: batch)
     for seconds, count in ((1.0, 1), (0.001, steps_per_execution.TIMINGS)):
         steps.clear()
         first = lambda trainer, own, seconds=seconds: [seconds]  # noqa: E731
