@@ -44,8 +44,7 @@ class StageMetrics(nn.Module):
         self.loss = MeanLoss()
         ranked = schema.task != "regression" and split != "train"
         self.ranking = RankingMetrics(schema.num_outputs, average) if ranked else None
-        # The metrics of single classes are those of `validate` and `test`; training logs none.
-        self.counted = MetricCollection(_counted_metrics(schema, average, split != "train"))
+        self.counted = MetricCollection(_counted_metrics(schema, average))
         if extra and schema.weight_mean:
             raise UserError(
                 f"model.metrics: expected none beside data.weight, got {', '.join(extra)}; metrics "
@@ -130,7 +129,7 @@ class StageMetrics(nn.Module):
         return [self.loss, *counted, *self._extra_metrics()]
 
 
-def _counted_metrics(schema: Schema, average: Average, per_class: bool) -> dict[str, Any]:
+def _counted_metrics(schema: Schema, average: Average) -> dict[str, Any]:
     """Return the metrics that need no scores; those named with ``/`` have a value per class."""
     if schema.task == "regression":
         return {"errors": RegressionErrors(schema.target_mean)}
@@ -149,7 +148,7 @@ def _counted_metrics(schema: Schema, average: Average, per_class: bool) -> dict[
     if schema.task == "multiclass":
         accuracy = classification.MulticlassAccuracy(count, average="micro", validate_args=False)
     metrics = {"accuracy": accuracy}
-    for end, kind_of_mean in (("", average), ("/", "none")) if per_class else (("", average),):
+    for end, kind_of_mean in (("", average), ("/", "none")):
         for name, kind in kinds.items():
             metrics[f"{name}{end}"] = kind(count, average=kind_of_mean, validate_args=False)
     return metrics

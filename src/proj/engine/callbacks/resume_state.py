@@ -109,7 +109,7 @@ class ResumeCheckpoint(Checkpoint):
         process = {"generators": generators, "metric_state": metric_state}
         # During the validation after the last batch of an epoch, Lightning does not know them yet.
         values = metric_state.get("values", {}).items()
-        epoch_values = {f"train/{name}": value for name, value in values}
+        epoch_values = {f"train/{name}": value for name, value in values if "/" not in name}
         metrics = {**trainer.callback_metrics, **epoch_values}.items()
         return {
             "format": FORMAT,
