@@ -277,15 +277,12 @@ def ranking_areas(score: Tensor, positive: Tensor, weight: Tensor | None = None)
     for number in range(len(limits), -1, -1):
         part = slice(None) if parts is None else parts == number
         values, order = score[part].sort(descending=True)
-        hits = positive[part][order]
-        kinds = (hits, ~hits)
-        if weight is not None:
-            kinds = (hits * weight[order], ~hits * weight[order])
+        hits, each = positive[part][order], 1 if weight is None else weight[order]
         last_of_equal = torch.cat([values.diff() != 0, hits.new_ones(min(1, len(values)))])
         # The sums down to each threshold, after those down to the part before.
         true, false = (
-            torch.cat([sums[-1:], sums[-1] + kind.cumsum(0)[last_of_equal].to(SUM_DTYPE)])
-            for sums, kind in zip((true, false), kinds, strict=True)
+            torch.cat([sums[-1:], sums[-1] + (kind * each).cumsum(0)[last_of_equal].to(SUM_DTYPE)])
+            for sums, kind in ((true, hits), (false, ~hits))
         )
         gained = true.diff()
         area = area + (false.diff() * (true[1:] - gained / 2)).sum()
