@@ -15,9 +15,9 @@ is one epoch. The epochs of tiny take a fraction of a second, so its turn is fou
 one does not count, because a process is slow after it has waited. The ratio is the time of the
 plain loop just before and just after, divided by the contender's own time: the median over all
 turns except the first of each round. The time before the first step is shown separately, including
-compilation, which Keras does in its first epoch. A round starts all processes anew. With
---accelerator gpu all contenders except scikit-learn train on a GPU; the plain loops keep all rows
-there.
+compilation, which Keras does in its first epoch. A round starts all processes anew. The CPU
+seconds and page faults of an epoch depend less on other load. With --accelerator gpu all contenders
+except scikit-learn train on a GPU; the plain loops keep all rows there.
 
 test: a million rows through ``test``, from the first batch to the predictions file, compared
 with plain loops that compute the same metrics.
@@ -178,31 +178,64 @@ class Race(NamedTuple):
     """The speed of one contender in one round."""
 
     start: float  # seconds before the first step
-    seconds: list[float]  # seconds per epoch, for each turn
+    turns: "list[Cost]"  # cost of an epoch, for each turn
     accuracy: float  # best validation accuracy of an epoch
+
+    @property
+    def seconds(self) -> list[float]:
+        return [cost.seconds for cost in self.turns]
+
+
+class Cost(NamedTuple):
+    """What a process has used so far, or in a time."""
+
+    seconds: float  # of the clock
+    cpu: float  # seconds of the CPU, of all threads
+    faults: float  # page faults
+
+    @classmethod
+    def now(cls) -> "Cost":
+        usage = resource.getrusage(resource.RUSAGE_SELF)
+        return cls(time.perf_counter(), usage.ru_utime + usage.ru_stime, usage.ru_minflt)
+
+    def since(self, begin: "Cost") -> "Cost":
+        return Cost(*(b - a for a, b in zip(begin, self, strict=True)))
+
+    def of_epoch(self, epochs: int) -> "Cost":
+        return Cost(*(value / epochs for value in self))
 
 
 class Turns:
     """The contender's end of a connection that decides when it may train.
 
-    It sends the seconds of the last turn and waits for the message that starts the next one.
+    It sends the cost of the last turn and waits for the message that starts the next one.
+    Meanwhile ``time.monotonic`` stands still. Otherwise, what a program does every ten seconds or
+    once a minute would count several times as often as in a training without pauses.
     """
 
     def __init__(self, connection: Connection, length: int) -> None:
         self.connection, self.length = connection, length
         self.epoch = 0
-        self.begin = time.perf_counter()
+        self.begin = Cost.now()
+        self.waited, clock = 0.0, time.monotonic
+        time.monotonic = lambda: clock() - self.waited
 
     def wait(self) -> None:
         """Wait for the next turn. Call it before each epoch."""
         position = self.epoch % self.length
         if position == 0:
-            self.connection.send(time.perf_counter() - self.begin)
+            self.send_cost()
+            begin = time.perf_counter()
             self.connection.recv()
+            self.waited += time.perf_counter() - begin
         # In a turn of several epochs the first one does not count.
         if position < 2:
-            self.begin = time.perf_counter()
+            self.begin = Cost.now()
         self.epoch += 1
+
+    def send_cost(self) -> None:
+        # A plain tuple, because this module has another name in the process of a contender.
+        self.connection.send(tuple(Cost.now().since(self.begin)))
 
 
 def arrays(work: Work, test: int = 0) -> dict[str, np.ndarray[Any, Any]]:
@@ -469,7 +502,7 @@ def run_contender(train: Contender, work: Work, folder: Path, connection: Connec
     with silence():
         turns = Turns(connection, work.epochs_per_turn)
         accuracy = train(work, folder, turns)
-    connection.send(time.perf_counter() - turns.begin)
+    turns.send_cost()
     connection.recv()
     connection.send(accuracy)
 
@@ -506,7 +539,7 @@ def run_round(work: Work, folder: Path, contenders: dict[str, Contender]) -> dic
     spawn = multiprocessing.get_context("spawn")
     connections, workers = {}, []
     starts: dict[str, float] = {}
-    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    costs: dict[str, list[Cost]] = {name: [] for name in contenders}
     accuracies = {}
     try:
         for name, train in contenders.items():
@@ -515,11 +548,12 @@ def run_round(work: Work, folder: Path, contenders: dict[str, Contender]) -> dic
             workers.append(spawn.Process(target=run_contender, args=arguments))
             workers[-1].start()
             other_end.close()
-            starts[name] = connections[name].recv()
+            starts[name] = Cost(*connections[name].recv()).seconds
         for _ in range(work.turns):
             for name, connection in connections.items():
                 connection.send(None)
-                seconds[name].append(connection.recv() / max(1, work.epochs_per_turn - 1))
+                cost = Cost(*connection.recv())
+                costs[name].append(cost.of_epoch(max(1, work.epochs_per_turn - 1)))
         for name, connection in connections.items():
             connection.send(None)
             accuracies[name] = connection.recv()
@@ -529,7 +563,7 @@ def run_round(work: Work, folder: Path, contenders: dict[str, Contender]) -> dic
         raise
     for worker in workers:
         worker.join()
-    return {name: Race(starts[name], seconds[name], accuracies[name]) for name in contenders}
+    return {name: Race(starts[name], costs[name], accuracies[name]) for name in contenders}
 
 
 def alternate(contenders: dict[str, Callable[[], Result]], rounds: int) -> dict[str, list[Result]]:
@@ -818,6 +852,7 @@ def summarize_training(
 ) -> dict[str, Any]:
     loop = next(iter(races.values()))
     columns = ["rows per second", "ratio", "quartiles of the turns", "rounds"]
+    columns += ["CPU seconds of an epoch", "page faults"]
     table = Table("contender", *columns, "seconds before the first step", "accuracy")
     summary = {}
     for name, rounds in races.items():
@@ -830,17 +865,22 @@ def summarize_training(
         start = statistics.median(race.start for race in rounds)
         accuracy = statistics.median(race.accuracy for race in rounds)
         by_round = [statistics.median(turns) for turns in ratios]
+        costs = [cost for race in rounds for cost in race.turns[1:]]
+        cpu = statistics.median(cost.cpu for cost in costs)
+        faults = statistics.median(cost.faults for cost in costs)
         table.add_row(
             name,
             f"{rate:,.0f}",
             f"{ratio:.2f}",
             f"{low:.2f} to {high:.2f}",
             " ".join(f"{value:.2f}" for value in by_round),
+            f"{cpu:.3f}",
+            f"{faults:,.0f}",
             f"{start:.1f}",
             f"{accuracy:.3f}",
         )
         summary[name] = {"rate": rate, "ratio": ratio, "rounds": by_round}
-        summary[name] |= {"start": start, "accuracy": accuracy}
+        summary[name] |= {"cpu": cpu, "faults": faults, "start": start, "accuracy": accuracy}
     console.print(title)
     console.print(table)
     check_accuracy(summary)

@@ -258,27 +258,29 @@ def ranking_areas(score: Tensor, positive: Tensor, weight: Tensor | None = None)
         positive: whether a row is positive [rows], bool; ``weight`` [rows] for each.
     """
     positive, count = positive.bool(), len(score)
-    found = positive.sum() if weight is None else (positive * weight).sum()
-    if not 0 < found < (count if weight is None else weight.sum()):
+    found = positive if weight is None else positive * weight
+    if not 0 < found.sum().item() < (count if weight is None else weight.sum().item()):
         return torch.full((2,), torch.nan, dtype=SUM_DTYPE, device=score.device)
     # Sorting takes several times the memory of the scores, so they are sorted in parts of about
     # 64 * 4096 rows, the highest first. With weights or NaN the bits depend on the order of rows.
-    is_one_part = weight is not None or score.isnan().any()
+    is_one_part = weight is not None or count <= 64 * 4096 or bool(score.isnan().any())
     sample = score[:0] if is_one_part else score[::4096]
     # No number is beyond NaN, the limit at both ends.
     limits = [torch.nan, *sample.sort().values[64::64].tolist(), torch.nan]
     area = precision = torch.zeros((), dtype=SUM_DTYPE, device=score.device)
     true = false = area.new_zeros(1)
     for low, high in zip(limits[-2::-1], limits[:0:-1], strict=True):
-        part = (score <= low).logical_or_(score > high).logical_not_()
+        part: Any = slice(None)
+        if not is_one_part:
+            part = (score <= low).logical_or_(score > high).logical_not_()
         values, order = score[part].sort(descending=True)
-        rows, each = positive[part][order], 1 if weight is None else weight[order]
-        last_of_equal = torch.cat([values.diff() != 0, part.new_ones(min(1, len(values)))])
+        hits, each = positive[part][order], 1 if weight is None else weight[order]
+        last_of_equal = torch.cat([values.diff() != 0, hits.new_ones(min(1, len(values)))])
         del part, values, order
         # The sums down to each threshold, after those down to the part before.
         true, false = (
             torch.cat([sums[-1:], sums[-1] + (kind * each).cumsum(0)[last_of_equal].to(SUM_DTYPE)])
-            for sums, kind in ((true, rows), (false, ~rows))
+            for sums, kind in ((true, hits), (false, ~hits))
         )
         gained = true.diff()
         area = area + (false.diff() * (true[1:] - gained / 2)).sum()

@@ -224,7 +224,9 @@ class SchemaModule(LightningModule, ABC):
         # Callbacks read the metrics in `on_train_epoch_end`, which is called before the model's.
         steps = self.trainer.max_steps
         if self.trainer.is_last_batch or 0 < steps <= self.trainer.global_step:
-            self._train_values = self.compute_metrics(self._metrics_of("train"))
+            values = self.compute_metrics(self._metrics_of("train"))
+            # Training logs nothing of single classes, and a checkpoint need not hold it.
+            self._train_values = {name: v for name, v in values.items() if "/" not in name}
             self._log_epoch("train", self._train_values)
             self._train_is_logged = True
 

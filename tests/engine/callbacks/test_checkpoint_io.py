@@ -2,7 +2,7 @@
 
 import random
 import zipfile
-from collections import Counter
+from collections import Counter, OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +153,36 @@ def test_other_files_are_written_with_last_or_when_they_are_read(work: Path) -> 
     assert (torch.load(own / "previous.ckpt")["a"], torch.load(own / "last.ckpt")["a"]) == (2, 3)
     io.save_checkpoint({"a": 4}, own / "best.ckpt")
     assert io.load_checkpoint(own / "best.ckpt")["a"] == 4
+
+
+@pytest.mark.parametrize("copies", [True, False])
+def test_training_does_not_change_a_checkpoint_that_is_held_in_memory(
+    copies: bool, work: Path
+) -> None:
+    io, best = DurableCheckpointIO(work, copies), work / "best.ckpt"
+    weight = torch.zeros(2, requires_grad=True)
+    checkpoint = {
+        "state_dict": OrderedDict(weight=weight.detach(), tied=weight.detach()),
+        "callbacks": {"Mine": {"values": [1, 2], "count": weight.detach()[:1]}},
+        "config": {"lr": 0.1},
+        "schema": None,
+    }
+    io.save_checkpoint(checkpoint, best)
+    checkpoint["callbacks"]["Mine"]["values"].append(3)
+    weight.data.fill_(5)
+    io.write_pending()
+    saved = read_checkpoint(best)
+    assert saved["callbacks"]["Mine"]["values"] == [1, 2]
+    assert saved["config"] == {"lr": 0.1}
+    tensors = *saved["state_dict"].values(), saved["callbacks"]["Mine"]["count"]
+    assert [tensor.tolist() for tensor in tensors] == [[0, 0], [0, 0], [0]]
+    # Tied weights stay tied, so that the file does not hold them twice.
+    assert len({tensor.untyped_storage().data_ptr() for tensor in tensors}) == 1
+    # torch cannot copy the results of operations.
+    checkpoint["callbacks"]["Mine"]["count"] = 2 * weight
+    io.save_checkpoint(checkpoint, best)
+    io.write_pending()
+    assert read_checkpoint(best)["callbacks"]["Mine"]["count"].tolist() == [10, 10]
 
 
 NUMPY_SCHEDULE = """

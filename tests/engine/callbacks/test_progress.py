@@ -1,12 +1,15 @@
 """What training shows in a terminal: a bar of one line, and the parameters of the model."""
 
 import re
+import threading
 from typing import Any
 
 import pytest
 from lightning.pytorch import LightningModule, Trainer
+from rich.live import Live
 from torch import nn
 
+from proj.engine.callbacks import progress
 from proj.engine.callbacks.progress import ParameterSummary, fitting_metrics
 from proj.engine.cli import main
 
@@ -41,6 +44,29 @@ def test_the_bar_takes_one_line_of_80_columns(
     bars = [line.rstrip() for line in lines if line.startswith("Epoch")]
     assert max(map(len, bars)) <= 80
     assert re.search(r"6/6 .* loss: [\d.]+ val/loss: [\d.]+ val/f1: [\d.]+", bars[-1])
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_the_bar_is_drawn_during_training_on_a_terminal_only(
+    terminal: bool, experiment: Any, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """Into a file, rich prints the end of the bar, whatever was drawn before."""
+    if terminal:
+        for name in ("TTY_COMPATIBLE", "TTY_INTERACTIVE"):
+            monkeypatch.setenv(name, "1")
+    monkeypatch.setattr(progress, "REFRESHES_PER_SECOND", 200)
+    drawn, refresh = [], Live.refresh
+
+    def counted(live: Live) -> None:
+        drawn.append(threading.current_thread() is not threading.main_thread())
+        refresh(live)
+
+    monkeypatch.setattr(Live, "refresh", counted)
+    flags = ["--trainer.max_epochs", "5", "--model.steps_per_execution", "1"]
+    assert main(["fit", "--config", str(experiment("binary")), "--name", "run", *flags]) == 0
+    assert any(drawn) == terminal
+    out = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", capsys.readouterr().out)
+    assert re.search(r"Epoch 4/4 .* 6/6 .* loss: ", out)
 
 
 def test_the_summary_has_the_parameters_and_no_operations(capsys: Any) -> None:

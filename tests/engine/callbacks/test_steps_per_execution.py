@@ -206,14 +206,34 @@ def test_processes_measure_equally_many_steps(monkeypatch: pytest.MonkeyPatch) -
         return (torch.zeros(()),) * 3
 
     monkeypatch.setattr(steps_per_execution, "eager_step", step)
-    monkeypatch.setattr(steps_per_execution, "_example_batch", lambda *_: None)
-    model, data = SimpleNamespace(compiled_step=None), SimpleNamespace(augment_batch=lambda b: b)
+    model = SimpleNamespace(compiled_step=None, split_metrics=[])
+    data = SimpleNamespace(augment_batch=lambda batch: batch)
     for seconds, count in ((1.0, 1), (0.001, steps_per_execution.TIMINGS)):
         steps.clear()
         first = lambda trainer, own, seconds=seconds: [seconds]  # noqa: E731
         monkeypatch.setattr(steps_per_execution, "from_first", first)
-        measured = steps_per_execution._step_seconds(None, cast(Any, model), cast(Any, data))
+        trainer: Any = SimpleNamespace(datamodule=data)
+        measured = steps_per_execution._step_seconds(trainer, cast(Any, model), cast(Any, None))
         assert (measured, len(steps)) == (seconds, count)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "batch_bytes", "steps"),
+    [
+        (1e-6, 1000, 512),
+        (0.003, 1000, 128),
+        (0.05, 1000, 8),
+        (0.5, 1000, 1),
+        (5.0, 1000, 1),
+        (0.003, 40_000_000, 3),
+        (0.003, 500_000_000, 1),
+    ],
+)
+def test_executions_take_less_than_half_a_second_and_128_megabytes(
+    seconds: float, batch_bytes: int, steps: int
+) -> None:
+    assert steps_per_execution._steps_for(seconds, batch_bytes) == steps
+    assert steps == 1 or (steps * seconds < 0.6 and steps * batch_bytes <= 2**27)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from torch import Tensor
 from proj.engine import console
 from proj.engine.lightning_internals import end_bars_at_once
 
-REFRESHES_PER_SECOND = 10
+REFRESHES_PER_SECOND = 5
 BAR_WIDTH = 10
 # Columns of the terminal that the bar takes besides the description, the counts of batches and the
 # metrics: the bar, the time left, and the blanks between the columns.
@@ -26,9 +26,10 @@ FIXED_WIDTH = BAR_WIDTH + len("0:00:00") + 4
 class StepProgressBar(RichProgressBar):
     """Lightning's progress bar, counted in optimizer steps and with the loss of the last step.
 
-    It takes one line: metrics that do not fit into the terminal are not shown. It refreshes ten
+    It takes one line: metrics that do not fit into the terminal are not shown. It refreshes five
     times a second. A refresh after each batch, as in Lightning, would take a tenth of the time of a
-    tiny net.
+    tiny net. Where the output is no terminal, rich prints the end of the bar only, so the bar is
+    drawn then.
     """
 
     loss: Tensor | None = None
@@ -55,6 +56,11 @@ class StepProgressBar(RichProgressBar):
         batches = BatchesProcessedColumn(style=theme.batch_progress)
         return [description, bar, batches, TimeRemainingColumn(compact=True)]
 
+    def refresh(self, hard: bool = False) -> None:
+        screen = self.progress.console if self.progress is not None else None
+        if screen is not None and (screen.is_terminal or screen.is_jupyter):
+            super().refresh(hard)
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
@@ -72,8 +78,9 @@ class StepProgressBar(RichProgressBar):
             items = {"loss": self.loss.item(), **items}
         description = max(len(f"Epoch {trainer.current_epoch}/{trainer.max_epochs}"), 11)
         batches = 2 * len(f"{self.total_train_batches}") + 1
+        assert self.progress is not None
         return fitting_metrics(
-            items, console.Terminal().width - FIXED_WIDTH - description - batches
+            items, self.progress.console.width - FIXED_WIDTH - description - batches
         )
 
 

@@ -130,7 +130,8 @@ class ResumeCheckpoint(Checkpoint):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.trainer, self.model, self.max_steps = trainer, pl_module, trainer.max_steps
         if has_default_checkpoint_io(trainer):
-            set_checkpoint_io(trainer, DurableCheckpointIO(self.folder))
+            on_cpu = trainer.strategy.root_device.type == "cpu"
+            set_checkpoint_io(trainer, DurableCheckpointIO(self.folder, on_cpu))
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

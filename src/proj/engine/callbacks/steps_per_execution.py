@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import (
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from proj.data.base import DataModule
-from proj.data.loader import ArrayLoader, take
+from proj.data.loader import ArrayLoader, nbytes, take
 from proj.engine import console
 from proj.engine.callbacks.compiled_step import CompiledStep, NotCompiled
 from proj.engine.callbacks.gradient_average import GradientAverage
@@ -31,12 +31,14 @@ from proj.errors import UserError
 from proj.models.base import Model
 from proj.schema import Batch
 
-# Time of an execution in seconds: long enough that Lightning's work is one or two percent of it.
-EXECUTION_SECONDS = 0.05
+# Time of an execution in seconds: long enough that Lightning's work is less than one percent of it.
+EXECUTION_SECONDS = 0.4
 # Limit of the steps in an execution. More would leave too few points for the curves.
 MAX_STEPS = 512
-# The time of a step is the shortest of these measurements.
-TIMINGS = 4
+# Limit of the memory for the rows of an execution, which are copied out of the split at once.
+EXECUTION_BYTES = 2**27
+# The time of a step is the shortest of these measurements. Measuring ends early for a slow step.
+TIMINGS, MEASURING_SECONDS = 8, 0.1
 
 # Callbacks that change the parameters during training. A compiled step would not see the change.
 UNCOMPILED_CALLBACKS = (BaseFinetuning, ModelPruning)
@@ -107,7 +109,8 @@ class StepsPerExecution(Callback):
             elif isinstance(requested, int):
                 loader.steps = requested
             else:
-                loader.steps = _steps_for(_step_seconds(trainer, model, data))
+                batch = _example_batch(trainer, data)
+                loader.steps = _steps_for(_step_seconds(trainer, model, batch), nbytes(batch))
         last_batches = max(0, trainer.max_steps) % loader.batches
         while not _fits_max_steps(loader, last_batches):
             loader.steps -= 1
@@ -177,26 +180,28 @@ def _compile(trainer: Any, model: Model, data: DataModule) -> CompiledStep | Non
         return None
 
 
-def _step_seconds(trainer: Any, model: Model, data: DataModule) -> float:
+def _step_seconds(trainer: Any, model: Model, batch: Batch) -> float:
     """Return the time of a step without the optimizer, measured on a copy of the model."""
     if model.compiled_step is not None:
         return float(model.compiled_step.seconds)
-    seconds, twin, batch = math.inf, copy.deepcopy(model), _example_batch(trainer, data)
-    for _ in range(TIMINGS):
+    timings: list[float] = []
+    # The metrics are left as they are, and take most of the time of a copy.
+    twin = copy.deepcopy(model, {id(model.split_metrics): model.split_metrics})
+    while len(timings) < TIMINGS and sum(timings) < MEASURING_SECONDS:
         start = time.perf_counter()
-        _, loss, _ = eager_step(twin, data.augment_batch(batch))
+        _, loss, _ = eager_step(twin, trainer.datamodule.augment_batch(batch))
         loss.item()  # Wait for the device.
         # All processes make the same number of steps: synchronized batch normalization waits for
         # all of them.
-        seconds = min(seconds, *from_first(trainer, time.perf_counter() - start))
-        if seconds > EXECUTION_SECONDS:
-            break
-    return seconds
+        timings += from_first(trainer, time.perf_counter() - start)
+    return min(timings)
 
 
-def _steps_for(seconds: float) -> int:
-    """Return the number of steps that take ``EXECUTION_SECONDS``, given the time of one.
+def _steps_for(seconds: float, batch_bytes: int) -> int:
+    """Return the number of steps that take ``EXECUTION_SECONDS``, given time and memory of one.
 
-    It is a power of two, so that a repeated measurement usually gives the same number.
+    It is a power of two, so that a repeated measurement usually gives the same number, unless the
+    rows would take more than ``EXECUTION_BYTES``.
     """
-    return int(max(1, min(MAX_STEPS, 2 ** round(math.log2(EXECUTION_SECONDS / seconds)))))
+    steps = 2 ** round(math.log2(EXECUTION_SECONDS / seconds))
+    return int(max(1, min(MAX_STEPS, steps, EXECUTION_BYTES // batch_bytes)))
