@@ -270,9 +270,7 @@ def ranking_areas(score: Tensor, positive: Tensor, weight: Tensor | None = None)
     area = precision = torch.zeros((), dtype=SUM_DTYPE, device=score.device)
     true = false = area.new_zeros(1)
     for low, high in zip(limits[-2::-1], limits[:0:-1], strict=True):
-        part: Any = slice(None)
-        if not is_one_part:
-            part = (score <= low).logical_or_(score > high).logical_not_()
+        part: Any = slice(None) if is_one_part else ~((score <= low) | (score > high))
         values, order = score[part].sort(descending=True)
         hits, each = positive[part][order], 1 if weight is None else weight[order]
         last_of_equal = torch.cat([values.diff() != 0, hits.new_ones(min(1, len(values)))])

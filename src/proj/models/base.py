@@ -41,7 +41,7 @@ class Model(SchemaModule):
         compile: ``net`` compiles the net with ``torch.compile``. ``step`` compiles the whole
             optimizer step; that takes some ten seconds and pays for small nets in long runs.
         steps_per_execution: optimizer steps in one ``training_step``; auto chooses so many that
-            one call takes about 0.4 s. It changes the speed and nothing else.
+            one call takes about 0.2 s. It changes the speed and nothing else.
     """
 
     def __init__(

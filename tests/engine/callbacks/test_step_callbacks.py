@@ -123,9 +123,9 @@ def results(run: str) -> Any:
         state[which] = [averages, *(checkpoint.get(key) for key in KEYS)]
     events = EventAccumulator(str(folder))
     events.Reload()
-    # `StepLogger` logs the last step of an execution. It leaves the rates to a monitor.
+    # `StepLogger` logs the norm of an execution's last step, and the rates unless a monitor does.
     monitored = "LearningRateMonitor" in (folder / "config.yaml").read_text()
-    by_execution = ("train/loss_step", "gradient_norm", *([] if monitored else ["lr-Adam"]))
+    by_execution = ("gradient_norm", *([] if monitored else ["lr-Adam"]))
     tags = [tag for tag in events.Tags()["scalars"] if tag not in by_execution]
     return state, {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in tags}
 

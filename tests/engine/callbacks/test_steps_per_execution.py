@@ -57,11 +57,7 @@ def left_behind(name: str) -> Any:
         ]
     events = EventAccumulator(str(run))
     events.Reload()
-    tags = [
-        tag
-        for tag in events.Tags()["scalars"]
-        if tag.startswith(("train/", "val/", "epoch")) and tag != "train/loss_step"
-    ]
+    tags = [tag for tag in events.Tags()["scalars"] if tag.startswith(("train/", "val/", "epoch"))]
     return state, {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in tags}
 
 
@@ -221,15 +217,15 @@ def test_processes_measure_equally_many_steps(monkeypatch: pytest.MonkeyPatch) -
     ("seconds", "batch_bytes", "steps"),
     [
         (1e-6, 1000, 512),
-        (0.003, 1000, 128),
-        (0.05, 1000, 8),
+        (0.003, 1000, 64),
+        (0.05, 1000, 4),
         (0.5, 1000, 1),
         (5.0, 1000, 1),
         (0.003, 40_000_000, 3),
         (0.003, 500_000_000, 1),
     ],
 )
-def test_executions_take_less_than_half_a_second_and_128_megabytes(
+def test_executions_take_less_than_a_third_of_a_second_and_128_megabytes(
     seconds: float, batch_bytes: int, steps: int
 ) -> None:
     assert steps_per_execution._steps_for(seconds, batch_bytes) == steps

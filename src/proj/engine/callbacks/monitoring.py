@@ -25,6 +25,7 @@ from torch.optim import Optimizer
 from proj.data.base import DataModule
 from proj.data.loader import take
 from proj.engine.callbacks.best_checkpoint import BestCheckpoint
+from proj.engine.lightning_internals import skips_optimizer_steps
 from proj.engine.runs.contents import flatten_config
 from proj.engine.yaml_text import yaml_document
 from proj.models.base import Model
@@ -39,23 +40,32 @@ class StepLogger(Callback):
     """Log the loss of a step, its gradient norm before clipping, and the learning rates.
 
     A ``LearningRateMonitor`` logs the rates by the same names, so they are left to it.
-    Values are logged every ``log_every_n_steps`` optimizer steps. For an execution of several
-    steps, they are the values of the last step.
+    Values are logged every ``log_every_n_steps`` optimizer steps. In an execution of several steps,
+    the norm and the rates are those of its last step, and the losses are of the same steps as
+    without executions.
     """
 
     def __init__(self) -> None:
         # Number of intervals of `log_every_n_steps` steps up to the last logging.
         self.intervals_logged = -1
         self.pending: dict[str, Tensor | float] = {}
+        self.losses: list[tuple[int, Tensor]] = []  # to be logged, by number of the step
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.intervals_logged = (trainer.global_step - 1) // _log_interval(trainer)
+
+    def keep_loss(self, trainer: Trainer, loss: Tensor) -> None:
+        """Keep the loss of the step that is being made, if it is to be logged."""
+        intervals = trainer.global_step // _log_interval(trainer)
+        if trainer.loggers and intervals > self.intervals_logged:
+            self.intervals_logged = intervals
+            self.losses.append((trainer.global_step + 1, loss))
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
         due = trainer.global_step // _log_interval(trainer) > self.intervals_logged
-        if not trainer.loggers or not due:
+        if not trainer.loggers or not (due or self.losses) or skips_optimizer_steps(trainer):
             return
         gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
         has_monitor = any(isinstance(c, LearningRateMonitor) for c in cast(Any, trainer).callbacks)
@@ -71,13 +81,16 @@ class StepLogger(Callback):
     ) -> None:
         if not self.pending:
             return
-        self.intervals_logged = (trainer.global_step - 1) // _log_interval(trainer)
-        if isinstance(outputs, dict) and "loss" in outputs:
-            self.pending["train/loss_step"] = outputs["loss"]
-        values = {name: float(value) for name, value in self.pending.items()}
-        self.pending = {}
-        for logger in trainer.loggers:
-            logger.log_metrics(values, step=trainer.global_step)
+        intervals = (trainer.global_step - 1) // _log_interval(trainer)
+        is_due, self.intervals_logged = intervals > self.intervals_logged, intervals
+        if is_due and isinstance(outputs, dict) and "loss" in outputs:
+            self.losses.append((trainer.global_step, outputs["loss"]))
+        logged = [(step, {"train/loss_step": loss}) for step, loss in self.losses]
+        for step, values in [*logged, (trainer.global_step, self.pending)]:
+            numbers = {name: float(value) for name, value in values.items()}
+            for logger in trainer.loggers:
+                logger.log_metrics(numbers, step=step)
+        self.pending, self.losses = {}, []
 
 
 def _log_interval(trainer: Any) -> int:

@@ -70,7 +70,7 @@ def run_execution(model: Any, execution: Execution, average: GradientAverage) ->
         if callbacks is not None and not is_last:
             for scheduler in step_schedulers:
                 scheduler.step()
-            callbacks.after_step(batch)
+            callbacks.after_step(batch, loss.detach())
         outputs.append(output.detach())
         losses.append(loss if is_last else loss.detach())
         weights.append(weight)

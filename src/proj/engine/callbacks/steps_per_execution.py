@@ -32,7 +32,7 @@ from proj.models.base import Model
 from proj.schema import Batch
 
 # Time of an execution in seconds: long enough that Lightning's work is less than one percent of it.
-EXECUTION_SECONDS = 0.4
+EXECUTION_SECONDS = 0.2
 # Limit of the steps in an execution. More would leave too few points for the curves.
 MAX_STEPS = 512
 # Limit of the memory for the rows of an execution, which are copied out of the split at once.
