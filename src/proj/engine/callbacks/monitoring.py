@@ -85,8 +85,10 @@ class StepLogger(Callback):
         is_due, self.intervals_logged = intervals > self.intervals_logged, intervals
         if is_due and isinstance(outputs, dict) and "loss" in outputs:
             self.losses.append((trainer.global_step, outputs["loss"]))
-        logged = [(step, {"train/loss_step": loss}) for step, loss in self.losses]
-        for step, values in [*logged, (trainer.global_step, self.pending)]:
+        points: list[tuple[int, dict[str, Tensor | float]]] = [
+            (step, {"train/loss_step": loss}) for step, loss in self.losses
+        ]
+        for step, values in [*points, (trainer.global_step, self.pending)]:
             numbers = {name: float(value) for name, value in values.items()}
             for logger in trainer.loggers:
                 logger.log_metrics(numbers, step=step)
