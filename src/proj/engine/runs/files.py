@@ -71,8 +71,10 @@ def atomic_write(path: Path, fill: Callable[[IO[bytes]], Any], backup: str | Non
             path.replace(path.with_name(backup))
         temporary.replace(path)
     finally:
-        file.close()
-        temporary.unlink(missing_ok=True)
+        try:
+            file.close()  # It writes what is left, which fails again on a full disk.
+        finally:
+            temporary.unlink(missing_ok=True)
     # The new names are durable only after the folder is flushed, too.
     if os.name == "posix":
         folder = os.open(path.parent, os.O_RDONLY)
