@@ -120,6 +120,14 @@ def test_deployed_models_clip(
     check_style()
 
 
+def test_baselines_end_at_the_limits(experiment: Callable[..., Path], cli: Cli) -> None:
+    train(experiment, cli, "regression", "a")
+    cli("baseline", "--run", "a")
+    for name in ("a_linear", "a_hist_gradient_boosting"):
+        table = pl.read_parquet(f"lightning_logs/{name}/test/predictions.parquet")
+        assert table["prediction"].max() == 980
+
+
 def test_init_names_the_limits(work: Path, cli: Cli) -> None:
     y = WAITS.clip(0.5, 2)
     pl.DataFrame({"x": RNG.normal(size=500), "wait": y}).write_csv("waits.csv")

@@ -270,7 +270,7 @@ def check_targets(y: Any, schema: Schema) -> Tensor:
         change = "; return y.long() from the data set, without a second axis" if is_classes else ""
         raise UserError(f"expected {kind} for the task {schema.task}, got {_form(y)}{change}.")
     if is_classes:
-        return y
+        return y.long()  # Splits of arrays hold class numbers in a byte each.
     numbers = y[:, None] if y.ndim == 1 else y.flatten(1)
     if numbers.shape[1] != schema.num_outputs:
         raise UserError(

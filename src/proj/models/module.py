@@ -1,6 +1,5 @@
 """What a model is built from when the data are known, and its metrics over an epoch."""
 
-import re
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -251,9 +250,7 @@ class SchemaModule(LightningModule, ABC):
             if not (within_fit and "/" in name)
         }
         headline = (f"{split}/loss", self.monitor.replace("val/", f"{split}/"))
-        # The values are equal on all processes already. Lightning would advise to reduce them.
-        names = "|".join(re.escape(repr(name)) for name in values)
-        warnings.filterwarnings("ignore", rf"It is recommended to use `self\.log\(({names}),")
+        # The values are equal on all processes already.
         per_epoch: Any = {"on_step": False, "on_epoch": True, "reduce_fx": "max"}
         is_logged = False if within_fit else None
         for name, value in values.items():

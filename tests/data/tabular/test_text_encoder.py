@@ -336,6 +336,17 @@ def test_a_stated_text_without_frequent_words_has_a_score(work: Path) -> None:
     assert score_of(data)[1].name == "code.score yes by Letters"
     with pytest.raises(UserError, match="expected text with a word that is in 5"):
         ready("t.csv", columns={"code": "text"})
+    # Of equally long codes the length is no input. The scores may be the only ones.
+    pl.DataFrame({"code": [text[:20] for text in texts], "y": labels}).write_csv("same.csv")
+    data = ready("same.csv", columns={"code": "text"}, text_encoder=Letters())
+    assert data.schema is not None
+    names = ["code.score yes", "code.score yes by Letters"]
+    assert [column.name for column in data.schema.columns] == names
+    noise = {"code": [text[:20] for text in texts], "size": draw.random(150)}
+    noise["y"] = draw.permutation(labels)
+    pl.DataFrame(noise).write_csv("noise.csv")
+    findings = ready("noise.csv", columns={"code": "text"}, text_encoder=Letters()).findings
+    assert any("code" in str(f) and "no score predicts" in str(f) for f in findings)
 
 
 # model2vec

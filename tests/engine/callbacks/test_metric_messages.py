@@ -15,8 +15,17 @@ from conftest import Cli, make_arrays
 from engine.callbacks import metric_shards
 from engine.faults.test_processes import TWO, free_port, torchrun
 from metrics.test_metrics import expected
+from proj.engine.callbacks import process_messages
 from proj.engine.runs.checkpoint_file import read_checkpoint
 from proj.metrics.stage import StageMetrics
+
+
+def test_tensors_of_any_form_are_sent() -> None:
+    """A column of the predictions is a state whose numbers are no neighbours in memory."""
+    table = torch.arange(12.0).view(3, 4)
+    sent = [table[:, 1], table.T, torch.tensor(2), table[:0], table > 5]
+    received = process_messages._unpack(process_messages._pack(sent, torch.device("cpu")))
+    assert all(torch.equal(a, b) for a, b in zip(sent, received, strict=True))
 
 
 @pytest.mark.long

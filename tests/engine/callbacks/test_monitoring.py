@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import polars as pl
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -164,6 +165,18 @@ def test_a_resumed_run_logs_no_second_graph_and_a_new_run_its_own(
         RUN / "checkpoints" / "last.ckpt",
     )
     assert "aten::linear" in graph_of(RUN.with_name("version_1"))
+
+
+def test_a_step_is_one_row_of_other_loggers(experiment: Any, cli: Cli) -> None:
+    """The losses are of all steps, the gradient norms of the last step of each execution."""
+    logger = ["--trainer.logger", "CSVLogger", "--trainer.logger.save_dir", "csv"]
+    cli("fit", "--config", experiment(), "--model.steps_per_execution", "4", *logger)
+    (file,) = Path("csv").rglob("metrics.csv")
+    rows = pl.read_csv(file).filter(pl.col("train/loss_step").is_not_null())
+    assert rows["step"].to_list() == list(range(1, 13))
+    assert rows.filter(pl.col("gradient_norm").is_not_null())["step"].to_list() == [4, 6, 10, 12]
+    everything = pl.read_csv(file)["gradient_norm"]
+    assert everything.count() == 4
 
 
 def test_curves_of_a_run_resumed_within_a_second_keep_their_order(

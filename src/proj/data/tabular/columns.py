@@ -90,7 +90,8 @@ def fit_columns(
         reason = None if override else _why_useless(name, values, form)
         is_stated = override is not None and override.kind == "text"
         is_text = is_stated or (reason and is_free_text(values))
-        if is_text and (texts := _fit_text(name, values, outcomes, is_stated, has_encoder)):
+        texts = _fit_text(name, values, outcomes, is_stated, has_encoder) if is_text else []
+        if texts or (is_stated and has_encoder):
             columns += texts
             findings += [] if is_stated else [_text_finding(name, texts)]
             continue
@@ -152,7 +153,8 @@ def _fit_text(
     """Return an input for each of the most informative words of a text column, and for its length.
 
     The list is empty if no word is frequent enough. If data.columns states that the column is text,
-    an encoder needs no word: then only the length is an input, and without one UserError is raised.
+    an encoder needs no word: then at most the length is an input. Without an encoder, UserError is
+    raised.
     """
     if type_of(values.dtype) != "text":
         assert is_stated
@@ -169,7 +171,7 @@ def _fit_text(
         length = _fit_numbers(name, values, "text", "length", "")
         if len(length.edges) > 1 or (words and length.missing):
             columns.append(length)
-    if is_stated and not columns:
+    if is_stated and not columns and not has_encoder:
         raise UserError(
             f"data.columns: {name}: expected text with a word that is in {MIN_CATEGORY_ROWS} "
             "training rows, but not in all, got none; choose another kind, or drop."

@@ -77,8 +77,8 @@ class TablePlan:
         values = asdict(replace(self, text_encoder=None))
         if self.text_encoder is not None:
             values["text_encoder"] = self.text_encoder.cache_key
-        later = ("weight", "text_encoder")
-        return {name: v for name, v in values.items() if name not in later or v is not None}
+        optional = ("weight", "text_encoder")
+        return {name: v for name, v in values.items() if name not in optional or v is not None}
 
 
 def prepare_table(
@@ -484,15 +484,22 @@ def _fit_schema(
     columns, left_out, findings = fit_columns(
         sample, plan.columns, typed.readings, outcomes, encoder is not None
     )
-    if not columns:
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in left_out.items())
-        raise UserError(f"{source.file}: expected a column to learn from, got none: {reasons}.")
-    texts = list(dict.fromkeys(c.source for c in columns if c.kind in ("word", "length")))
+    stated = [name for name, override in plan.columns.items() if override.kind == "text"]
+    encoded = stated if encoder is not None else []
+    with_words = (c.source for c in columns if c.kind in ("word", "length"))
+    texts = list(dict.fromkeys((*with_words, *encoded)))
     groups = None if groups is None else groups[rows]
     scores = fit_scores(sample, texts, outcomes, groups, encoder)
     if encoder is not None and not texts:
         findings.append(_no_text_finding())
     columns = add_columns(columns, scores)
+    used = {column.source for column in columns}
+    useless = {name: "no score predicts the target" for name in encoded if name not in used}
+    findings += [_left_out_finding(*item) for item in useless.items()]
+    left_out |= useless
+    if not columns:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in left_out.items())
+        raise UserError(f"{source.file}: expected a column to learn from, got none: {reasons}.")
     schema = Schema(
         input_shape=(len(columns),),
         input_type="table",

@@ -42,7 +42,8 @@ class TextEncoder(ABC):
         By default they are those of the attribute ``path``, a file or a folder. Their content
         counts in ``identity``, and ``path`` itself does not.
         """
-        return _files_in(Path(getattr(self, "path", "")).expanduser())
+        path = getattr(self, "path", None)
+        return _files_in(Path(path).expanduser()) if path else []
 
     @cached_property
     def identity(self) -> str:
@@ -61,7 +62,7 @@ class TextEncoder(ABC):
             )
         values = {name: getattr(self, name) for name in names if name != "path"}
         content: list[str] = []
-        if "path" in names or type(self).files is not TextEncoder.files:
+        if getattr(self, "path", None) or type(self).files is not TextEncoder.files:
             files = self.files()
             if not files:
                 raise UserError(
@@ -149,10 +150,9 @@ def _files_in(path: Path) -> list[Path]:
     """Return a file, or the files of a folder and its subfolders without hidden ones."""
     if path.is_file():
         return [path]
-    found = sorted(path.rglob("*")) if path != Path() else []
     return [
         file
-        for file in found
+        for file in sorted(path.rglob("*"))
         if file.is_file() and not any(p.startswith(".") for p in file.relative_to(path).parts)
     ]
 

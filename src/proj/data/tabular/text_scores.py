@@ -122,12 +122,14 @@ def _fit_source(
 
 
 def add_columns(columns: tuple[Column, ...], scores: list[TextScore]) -> tuple[Column, ...]:
-    """Return the columns with the scores of a text before its words."""
+    """Return the columns with the scores of a text before its words, or at the end without any."""
     added: list[Column] = []
     for column in columns:
         if column.source not in {c.source for c in added}:
             added += [s.column for s in scores if s.column.source == column.source]
         added.append(column)
+    sources = {column.source for column in columns}
+    added += [score.column for score in scores if score.column.source not in sources]
     return tuple(added)
 
 

@@ -108,7 +108,9 @@ def fit_baseline(
     def predict(batch: Batch) -> Array:
         inputs = encode(features_of(batch, schema))
         with threadpool_limits(threads, "openmp"):
-            return _joined([one.predict(inputs) for one in fitted], schema)
+            output = _joined([one.predict(inputs) for one in fitted], schema)
+        # As the numbers of nets: see `Regressor`.
+        return output.clip(schema.target_low, schema.target_high) if schema.target_low else output
 
     settings = _joined_settings([one.settings for one in fitted])
     trees = [one.trees for one in fitted if one.trees is not None]

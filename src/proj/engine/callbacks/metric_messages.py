@@ -1,5 +1,7 @@
 """The metrics of a split over several processes, with two or three messages."""
 
+import re
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -32,8 +34,18 @@ def compute_together(metrics: StageMetrics) -> dict[str, Tensor]:
         for metric in shared:
             metric.dist_sync_fn = None
     first = gather_tensors(list(values.values()), device)[0]
+    _ignore_advice(list(values))
     # Copies, as torch saves no views of the same bytes with several dtypes.
     return {name: value.clone() for name, value in zip(values, first, strict=True)}
+
+
+def _ignore_advice(names: list[str]) -> None:
+    """Hide Lightning's advice to reduce these metrics, because all processes have their values."""
+    either = "|".join(map(re.escape, names))
+    message = rf"It is recommended to use `self\.log\('(train|val|test)/({either})',"
+    # Any call of `filterwarnings` lets Python show earlier warnings again.
+    if not any(entry[1] and entry[1].pattern == message for entry in warnings.filters):
+        warnings.filterwarnings("ignore", message)
 
 
 def _metrics_with_shared_states(metrics: StageMetrics) -> Iterator[Metric]:

@@ -85,10 +85,11 @@ class StepLogger(Callback):
         is_due, self.intervals_logged = intervals > self.intervals_logged, intervals
         if is_due and isinstance(outputs, dict) and "loss" in outputs:
             self.losses.append((trainer.global_step, outputs["loss"]))
-        points: list[tuple[int, dict[str, Tensor | float]]] = [
-            (step, {"train/loss_step": loss}) for step, loss in self.losses
-        ]
-        for step, values in [*points, (trainer.global_step, self.pending)]:
+        points: dict[int, dict[str, Any]] = {
+            step: {"train/loss_step": loss} for step, loss in self.losses
+        }
+        points[trainer.global_step] = self.pending | points.get(trainer.global_step, {})
+        for step, values in points.items():
             numbers = {name: float(value) for name, value in values.items()}
             for logger in trainer.loggers:
                 logger.log_metrics(numbers, step=step)
@@ -167,9 +168,10 @@ def _wait_for_a_later_name(folder: Path) -> None:
     the host, the process and a number. The number has no leading zeros, so of two files that one
     process makes in one second, number 10 sorts before number 9.
     """
-    seconds = [int(file.name.split(".")[3]) for file in folder.glob("events.out.tfevents.*")]
-    if seconds and max(seconds) == int(time.time()):
-        time.sleep(max(seconds) + 1 - time.time())
+    files = folder.glob("events.out.tfevents.[0-9]*.*")
+    last = max((int(file.name.split(".")[3]) for file in files), default=0)
+    if 0 < (wait := last + 1 - time.time()) <= 1:
+        time.sleep(wait)
 
 
 class TensorBoardSummary(Callback):

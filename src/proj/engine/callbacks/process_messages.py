@@ -76,7 +76,8 @@ def _pack(tensors: Sequence[Tensor], device: torch.device) -> Tensor:
     """
     kinds = [(str(tensor.dtype).removeprefix("torch."), tensor.shape) for tensor in tensors]
     header = torch.frombuffer(bytearray(json.dumps(kinds).encode()), dtype=torch.uint8)
-    values = [tensor.detach().to(device).reshape(-1).view(torch.uint8) for tensor in tensors]
+    flat = [tensor.detach().to(device).contiguous().reshape(-1) for tensor in tensors]
+    values = [tensor.view(torch.uint8) for tensor in flat]
     parts = [
         pad(part, (0, _padded(len(part)) - len(part))) for part in (header.to(device), *values)
     ]

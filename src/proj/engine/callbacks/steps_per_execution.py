@@ -31,7 +31,7 @@ from proj.errors import UserError
 from proj.models.base import Model
 from proj.schema import Batch
 
-# Time of an execution in seconds: long enough that Lightning's work is less than one percent of it.
+# Time of an execution in seconds: long enough that Lightning's work is one or two percent of it.
 EXECUTION_SECONDS = 0.2
 # Limit of the steps in an execution. More would leave too few points for the curves.
 MAX_STEPS = 512

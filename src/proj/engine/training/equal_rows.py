@@ -141,10 +141,10 @@ def _hash_chunks(arrays: list[Array], chunk: int = CHUNK) -> Iterator[Array]:
     size = max(1, chunk * rows // max(1, sum(array.nbytes for array in arrays)))
     for start in range(0, rows, size):
         parts = [array[start : start + size] for array in arrays]
-        flat = (np.ascontiguousarray(part.reshape(len(part), -1)) for part in parts)
         hashes = np.zeros(len(parts[0]), np.uint64)
-        for part in flat:
-            hashes += _hash_bytes(part.view(np.uint8))
+        for part in parts:
+            flat = np.ascontiguousarray(part.reshape(len(part), -1))
+            hashes += _hash_bytes(flat.view(np.uint8))
         yield hashes
 
 
