@@ -100,6 +100,7 @@ def test_predictions_and_metrics_are_those_of_clipped_numbers(
     assert metrics["rmse"]["value"] == pytest.approx(np.mean(errors), rel=1e-9)
 
 
+@pytest.mark.long
 def test_deployed_models_clip(
     experiment: Callable[..., Path], cli: Cli, capsys: pytest.CaptureFixture[str]
 ) -> None:
