@@ -342,8 +342,9 @@ def test_a_stated_text_without_frequent_words_has_a_score(work: Path) -> None:
     assert data.schema is not None
     names = ["code.score yes", "code.score yes by Letters"]
     assert [column.name for column in data.schema.columns] == names
-    noise = {"code": [text[:20] for text in texts], "size": draw.random(150)}
-    noise["y"] = draw.permutation(labels)
+    # Each text is in a row of either class.
+    noise = {"code": [text[:20] for text in texts] * 2, "size": draw.random(300)}
+    noise["y"] = ["yes"] * 150 + ["no"] * 150
     pl.DataFrame(noise).write_csv("noise.csv")
     findings = ready("noise.csv", columns={"code": "text"}, text_encoder=Letters()).findings
     assert any("code" in str(f) and "no score predicts" in str(f) for f in findings)
